@@ -1,0 +1,61 @@
+"""What every command shares: flags out of a dataclass, and errors in one line with an exit code.
+
+Exit codes: 0 done, 1 trouble with data, device or a run, 2 bad arguments, 130 stopped by Ctrl-C.
+"""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NoReturn, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+def parse(config: type[T], *, description: str, prog: str | None = None, args: Sequence[str] | None = None) -> T:
+    """An instance of the dataclass ``config`` from the command line (``args``, or else ``sys.argv``).
+
+    Whatever tyro or the dataclass itself (a ValueError) refuses is told in one line on stderr, exit 2.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(config, prog=prog, description=description, args=args)
+    except ValueError as error:
+        fail(str(error), 2)
+    except SystemExit as stop:
+        if stop.code in (None, 0):
+            raise
+        fail(_one_line(said.getvalue()), 2)
+
+
+def _one_line(boxed: str) -> str:
+    """The sentence inside the box that tyro draws, up to its first rule; the flags' help below it is left out."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ ") for line in boxed.splitlines()]
+    text: list[str] = []
+    for line in lines:
+        if line.startswith(("╰", "─")) and text:
+            break
+        if line and not line.startswith(("╭", "─")):
+            text.append(line)
+    return " ".join(text) or boxed.strip()
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say ``message`` in one line on stderr and exit."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def one_line_errors(*trouble: type[Exception]) -> Iterator[None]:
+    """Turn the exceptions of ``trouble`` into one line and exit 1, and Ctrl-C into exit 130."""
+    try:
+        yield
+    except trouble as error:
+        fail(str(error), 1)
+    except KeyboardInterrupt:
+        fail("stopped", 130)

@@ -1,0 +1,252 @@
+"""MNIST and its 28×28 relatives, from torchvision's folders to tensors on the device, and the shuffled mini-batches.
+
+MNIST itself is in the box (``bp_torch/mnist``): on first use it is unpacked into ``<directory>/MNIST/raw``, where
+``torchvision.datasets.MNIST`` reads it. The others torchvision downloads. Every file is checked before each use.
+Pixels stay the bytes that they are, 0..255; nothing here knows of a network.
+"""
+
+import hashlib
+import lzma
+from collections.abc import Iterator
+from importlib import resources
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+from torchvision import datasets
+
+from bp_torch.files import replace_file
+
+DatasetName = Literal["mnist", "fashion-mnist", "kmnist", "qmnist", "emnist-digits"]
+
+PIXELS = 28 * 28
+CLASSES = 10
+
+PIXEL_SCALE = 1 / 255
+"""Takes a pixel byte, 0..255, to an input of the network, 0..1."""
+
+
+class DataError(RuntimeError):
+    """The data cannot be had, or are not what they should be. The message names the file and the way out."""
+
+
+class Examples(NamedTuple):
+    """Images and what they show: ``x`` (N, 784) uint8 and ``labels`` (N,) int64 from 0 to 9, on one device."""
+
+    x: Tensor
+    labels: Tensor
+
+
+class Family(NamedTuple):
+    """Where torchvision keeps one data set: ``<directory>/<folder>/raw/<files>``, unpacked from ``archives``."""
+
+    loader: type[datasets.MNIST]
+    options: dict[str, Any]
+    files: tuple[str, ...]
+    archives: tuple[str, ...]
+
+    def raw(self, directory: Path) -> Path:
+        """The folder of the unpacked files."""
+        return directory / self.loader.__name__ / "raw"
+
+
+def _family(loader: type[datasets.MNIST], *files: str, archives: tuple[str, ...] = (), **options: Any) -> Family:
+    return Family(loader, options, files, archives or tuple(f"{name}.gz" for name in files))
+
+
+_MNIST_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+FAMILIES: dict[str, Family] = {
+    "mnist": _family(datasets.MNIST, *_MNIST_FILES),
+    "fashion-mnist": _family(datasets.FashionMNIST, *_MNIST_FILES),
+    "kmnist": _family(datasets.KMNIST, *_MNIST_FILES),
+    "qmnist": _family(
+        datasets.QMNIST,
+        "qmnist-train-images-idx3-ubyte",
+        "qmnist-train-labels-idx2-int",
+        "qmnist-test-images-idx3-ubyte",
+        "qmnist-test-labels-idx2-int",
+    ),
+    "emnist-digits": _family(
+        datasets.EMNIST,
+        "emnist-digits-train-images-idx3-ubyte",
+        "emnist-digits-train-labels-idx1-ubyte",
+        "emnist-digits-test-images-idx3-ubyte",
+        "emnist-digits-test-labels-idx1-ubyte",
+        archives=("gzip.zip",),
+        split="digits",
+    ),
+}
+
+MNIST_SHA256 = dict(
+    zip(
+        _MNIST_FILES,
+        (
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+        strict=True,
+    )
+)
+"""Of the four files of MNIST as published, unpacked."""
+
+CHECKSUMS = "SHA256SUMS"
+"""Beside the other families' files: their sums, as ``sha256sum -c`` reads them, written when first unpacked."""
+
+
+def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> tuple[Examples, Examples]:
+    """The training and the test set of ``dataset``, unpacked or downloaded into ``directory`` on first use.
+
+    Raises DataError when a file cannot be had, or is truncated or altered; it names the file and what to do.
+    """
+    family = FAMILIES[dataset]
+    raw = family.raw(directory)
+    if not _complete(dataset, raw):
+        try:
+            raw.mkdir(parents=True, exist_ok=True)
+            with FileLock(raw / ".lock"):  # of two processes that start at once, one unpacks
+                if not _complete(dataset, raw):
+                    _unpack_mnist(raw) if dataset == "mnist" else _download(family, directory)
+        except OSError as error:
+            raise DataError(f"cannot put {dataset} into {raw}: {error}; choose another --data-dir") from error
+    _verify(dataset, raw)
+    return _read(family, directory, train=True, device=device), _read(family, directory, train=False, device=device)
+
+
+def _complete(dataset: str, raw: Path) -> bool:
+    """Whether every file stands in its place, and, where unpacking is not ours, was whole when it was put there."""
+    marks = () if dataset == "mnist" else (CHECKSUMS,)
+    return all((raw / name).is_file() for name in (*FAMILIES[dataset].files, *marks))
+
+
+def _unpack_mnist(raw: Path) -> None:
+    """Unpack what is missing; what stands there already is left alone, to be checked like the rest."""
+    for name in _MNIST_FILES:
+        if not (raw / name).is_file():
+            packed = resources.files("bp_torch").joinpath("mnist", f"{name}.xz")
+            replace_file(raw / name, lzma.decompress(packed.read_bytes()))
+
+
+def _download(family: Family, directory: Path) -> None:
+    """Let torchvision fetch and unpack both sets, and write down the files' sums once each is seen to be whole."""
+    raw = family.raw(directory)
+    try:
+        for train in (True, False):
+            family.loader(str(directory), train=train, download=True, **family.options)
+    except (RuntimeError, OSError, AssertionError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise DataError(
+            f"torchvision could not download {family.loader.__name__} ({reason[0].strip()}): "
+            f"put {', '.join(family.archives)} into {raw}, as published, and start again"
+        ) from error
+    sums = []
+    for name in family.files:
+        _check_idx(raw / name)
+        sums.append(f"{_sha256(raw / name)}  {name}\n")
+    replace_file(raw / CHECKSUMS, "".join(sums).encode())
+
+
+def _verify(dataset: str, raw: Path) -> None:
+    """Raise DataError if a file is not what it was when it was published, or unpacked."""
+    sums = MNIST_SHA256
+    again = "from the package" if dataset == "mnist" else f"from {' and '.join(FAMILIES[dataset].archives)}"
+    if dataset != "mnist":
+        lines = (raw / CHECKSUMS).read_text().splitlines()
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        again += f", together with {CHECKSUMS}"
+    for name in FAMILIES[dataset].files:
+        if _sha256(raw / name) != sums.get(name):
+            raise DataError(f"{raw / name} is truncated or altered: delete it and it is unpacked again {again}")
+    processed = raw.parent / "processed"
+    if any(processed.glob("*.pt")):
+        raise DataError(
+            f"{processed} holds .pt files, which torchvision would read unchecked in place of {raw}: delete it"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_idx(path: Path) -> None:
+    """Raise DataError unless the file is as long as its IDX header says: 0, 0, type, rank, then 4 bytes a dimension."""
+    content = path.read_bytes()
+    item_size = {8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8}
+    rank = content[3] if len(content) > 3 else 0
+    shape = [int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(1, rank + 1)]
+    wanted = 4 + 4 * rank + prod(shape) * item_size.get(content[2], 0) if rank else 4
+    if not rank or len(content) != wanted:
+        raise DataError(f"{path} is truncated: it has {len(content)} bytes, wanted {wanted}; delete it and start again")
+
+
+def _read(family: Family, directory: Path, *, train: bool, device: torch.device | str) -> Examples:
+    data = family.loader(str(directory), train=train, **family.options)
+    images, labels = data.data, data.targets
+    if labels.ndim == 2:  # QMNIST: the digit, then who wrote it and where
+        labels = labels[:, 0]
+    if family.loader is datasets.EMNIST:  # stored on its side
+        images = images.transpose(1, 2)
+    if images.shape[1:] != (28, 28) or len(images) != len(labels) or not 0 <= labels.min() <= labels.max() < CLASSES:
+        raise DataError(f"{family.raw(directory)} does not hold 28×28 images with one label from 0 to 9 each")
+    return Examples(images.reshape(-1, PIXELS).to(device), labels.to(device))
+
+
+def one_hot(labels: Tensor, classes: int = CLASSES, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The wanted outputs y (B, classes) for ``labels`` (B,): 1 for the digit that it is, 0 for all others.
+
+    Raises ValueError for labels that are not whole numbers from 0 to classes − 1.
+    """
+    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are a (B,) tensor of integers, not {tuple(labels.shape)} of {labels.dtype}")
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    if len(wrong):
+        raise ValueError(f"label {wrong[0].item()} is not one of 0 to {classes - 1}")
+    y = torch.zeros(len(labels), classes, dtype=dtype, device=labels.device)
+    return y.scatter_(1, labels[:, None].long(), 1)
+
+
+def permutation(n: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
+    """The order (n,) of ``epoch``: drawn from (seed, epoch) alone, so it is the same in every process and resumed run."""
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n)).to(device)
+
+
+def first_shuffled(examples: Examples, n: int, seed: int) -> Examples:
+    """The first n of the shuffled examples. Epochs count from 1; this is the shuffle of epoch 0."""
+    chosen = permutation(len(examples.labels), seed, 0, examples.x.device)[:n]
+    return Examples(examples.x[chosen], examples.labels[chosen])
+
+
+class Minibatches:
+    """Cuts shuffled examples into mini-batches. The buffers are made once; each batch overwrites the one before."""
+
+    def __init__(self, examples: Examples, batch_size: int, dtype: torch.dtype) -> None:
+        """Make room for ``batch_size`` examples in ``dtype`` on the examples' device."""
+        self.images = examples.x
+        self.wanted = one_hot(examples.labels, dtype=dtype)
+        self.batch_size = batch_size
+        self._pixels = self.images.new_empty(batch_size, PIXELS)
+        self._x = self.wanted.new_empty(batch_size, PIXELS)
+        self._y = self.wanted.new_empty(batch_size, CLASSES)
+
+    def of(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """x (B, 784), still 0..255, and y (B, 10) of each mini-batch of the permutation; the last may be short."""
+        pixels, x, y = self._pixels, self._x, self._y
+        for chosen in order.split(self.batch_size):
+            if len(chosen) < self.batch_size:
+                pixels, x, y = (buffer[: len(chosen)] for buffer in (pixels, x, y))
+            # index_select into a buffer: indexing with [] is several times slower
+            torch.index_select(self.images, 0, chosen, out=pixels)
+            torch.index_select(self.wanted, 0, chosen, out=y)
+            yield x.copy_(pixels), y

@@ -1,0 +1,29 @@
+"""Files are replaced whole: whoever opens one finds the old content or the new, never a part of either."""
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write ``content`` beside ``path``, flush it to the disk, then put it in the place of ``path`` in one step.
+
+    Raises OSError, with ``path`` as it was, when the content cannot be written.
+    """
+    descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(beside).chmod(0o666 & ~_umask())  # mkstemp is for secrets: 0600
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask

@@ -1,0 +1,59 @@
+"""Stochastic gradient descent: the step down the flat vector, with the exact meaning of ``torch.optim.SGD``.
+
+Nothing here knows what the parameters are for, but for which of them are weights: those decay, biases do not.
+"""
+
+import torch
+from torch import Tensor
+
+from bp_torch.network import Network, layer_views
+
+
+class SGD:
+    """θ ← θ − η v, with v ← μ v + ∇C + λ θ (momentum μ, weight decay λ; v starts at zero).
+
+    Attributes:
+        learning_rate: η > 0.
+        momentum: μ, 0 ≤ μ < 1.
+        weight_decay: λ ≥ 0, on the weights, and on the biases too with ``decay_biases``.
+        velocity: v, (P,), or None where μ = λ = 0 and v is the gradient itself.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        learning_rate: float,
+        *,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        decay_biases: bool = False,
+    ) -> None:
+        """Descend on ``network.parameters``. Raises ValueError for a rate, momentum or decay out of its range."""
+        if not 0 < learning_rate < float("inf"):
+            raise ValueError(f"the learning rate is a positive number, not {learning_rate}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is at least 0 and below 1, not {momentum}")
+        if not 0 <= weight_decay < float("inf"):
+            raise ValueError(f"weight decay is zero or a positive number, not {weight_decay}")
+        self.parameters = network.parameters
+        self.learning_rate = learning_rate
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.velocity: Tensor | None = None
+        self._decaying: list[tuple[Tensor, Tensor]] = []  # (of v, of θ)
+        if momentum or weight_decay:
+            self.velocity = torch.zeros_like(self.parameters)
+            if decay_biases:
+                self._decaying = [(self.velocity, self.parameters)]
+            elif weight_decay:
+                velocities, _ = layer_views(self.velocity, network.sizes)
+                self._decaying = list(zip(velocities, network.weights, strict=True))
+
+    def step(self, gradient: Tensor) -> None:
+        """One step against ``gradient`` (P,), which is left as it is."""
+        direction = gradient
+        if self.velocity is not None:
+            direction = self.velocity.mul_(self.momentum).add_(gradient)
+            for velocity, parameters in self._decaying:
+                velocity.add_(parameters, alpha=self.weight_decay)
+        self.parameters.add_(direction, alpha=-self.learning_rate)
