@@ -218,7 +218,7 @@ def one_hot(labels: Tensor, classes: int = CLASSES, dtype: torch.dtype = torch.f
 
 
 def permutation(n: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
-    """The order (n,) of ``epoch``: drawn from (seed, epoch) alone, so it is the same in every process and resumed run."""
+    """The order (n,) of ``epoch``: drawn from (seed, epoch) alone, so the same in every process and resumed run."""
     return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n)).to(device)
 
 
