@@ -47,7 +47,9 @@ class Trace:
         self.weight_gradients, self.bias_gradients = layer_views(self.gradient, network.sizes)
 
     def first(self, n: int) -> "Trace":
-        """The trace of a shorter batch of ``n`` examples, in the same memory."""
+        """The trace of a shorter batch of ``n`` examples, in the same memory. Raises ValueError if n has no room."""
+        if n > len(self.z):
+            raise ValueError(f"the batch has {n} examples, the trace has room for {len(self.z)}")
         short = object.__new__(Trace)
         short.__dict__.update(self.__dict__)
         short.z = self.z[:n]
@@ -67,12 +69,15 @@ class Trace:
 def forward(network: Network, x: Tensor, trace: Trace | None = None) -> Trace:
     """a^l = φ(a^{l−1} W^lᵀ + b^l), layer after layer, for a batch x (B, n_0).
 
-    Returns the trace, whose ``activations[-1]`` are the outputs: ``trace`` refilled, or a new one where none is given.
-    Raises ValueError when x is not of the network's shape, dtype and device.
+    Returns the trace, whose ``activations[-1]`` are the outputs: ``trace`` refilled (its first B rows where it has room
+    for more), or a new one where none is given. Raises ValueError when x is not of the network's shape, dtype and
+    device, or has more rows than the trace.
     """
     check_batch("x", x, network, network.sizes[0])
     if trace is None:
         trace = Trace(network, len(x))
+    elif len(x) != len(trace.z):
+        trace = trace.first(len(x))
     trace.activations[0] = a = x.detach()
     scale = trace.x_scale
     last = network.depth - 1
@@ -86,7 +91,13 @@ def forward(network: Network, x: Tensor, trace: Trace | None = None) -> Trace:
 
 
 def costs(trace: Trace, y: Tensor, cost: str = "quadratic") -> Tensor:
-    """C_k of every example of the batch that went forward last, (B,). The batch's cost C is their mean."""
+    """C_k of every example of the batch that went forward last, (B,). The batch's cost C is their mean.
+
+    Raises ValueError for a y (B, n_L) of another shape, or an unknown cost.
+    """
+    check_cost(cost)
+    if y.shape != trace.z.shape:
+        raise ValueError(f"y has shape {tuple(y.shape)}, the outputs have {tuple(trace.z.shape)}")
     return COSTS[cost].per_example(trace.z, trace.activations[-1], y)
 
 
@@ -195,10 +206,10 @@ def check_batch(name: str, batch: Tensor, network: Network, width: int) -> None:
         raise ValueError(f"{name} is on {batch.device}, the network is on {network.device}")
 
 
-def check_cost(cost: str, output_activation: str) -> None:
-    """Raise ValueError unless ``cost`` is known and goes with the network's outputs."""
+def check_cost(cost: str, output_activation: str | None = None) -> None:
+    """Raise ValueError unless ``cost`` is known and goes with the output activation, where that is given."""
     if cost not in COSTS:
         raise ValueError(f"unknown cost {cost!r}: choose from {', '.join(COSTS)}")
     absorbs = COSTS[cost].absorbs
-    if absorbs is not None and absorbs != output_activation:
+    if absorbs and output_activation and absorbs != output_activation:
         raise ValueError(f"{cost} needs {absorbs} outputs, the network has {output_activation}")

@@ -29,7 +29,7 @@ def parse(config: type[T], *, description: str, prog: str | None = None, args: S
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        fail(_one_line(said.getvalue()), 2)
+        fail(re.sub(r"^Error parsing \w+: ", "", _one_line(said.getvalue())), 2)
 
 
 def _one_line(boxed: str) -> str:

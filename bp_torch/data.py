@@ -141,6 +141,9 @@ def _unpack_mnist(raw: Path) -> None:
 def _download(family: Family, directory: Path) -> None:
     """Let torchvision fetch and unpack both sets, and write down the files' sums once each is seen to be whole."""
     raw = family.raw(directory)
+    for name in family.files:  # what a person, or a process that died, has left there
+        if (raw / name).is_file():
+            _check_idx(raw / name)
     try:
         for train in (True, False):
             family.loader(str(directory), train=train, download=True, **family.options)

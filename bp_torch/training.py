@@ -187,7 +187,7 @@ def evaluate(network: Network, examples: Examples, cost: str, chunk: int = 1000)
     total = torch.zeros((), dtype=torch.float64, device=network.device)
     right = torch.zeros((), dtype=torch.int64, device=network.device)
     for x, labels in zip(examples.x.split(chunk), examples.labels.split(chunk), strict=True):
-        part = forward(network, x.to(network.dtype), trace.first(len(x)))
+        part = forward(network, x.to(network.dtype), trace)
         total += costs(part, one_hot(labels, dtype=network.dtype), cost).sum(dtype=torch.float64)
         right += (part.activations[-1].argmax(1) == labels).sum()
     return Score(total.item() / n, right.item() / n)
@@ -199,9 +199,7 @@ def walk(network: Network, sgd: SGD, batches: Minibatches, order: Tensor, trace:
     No mini-batch knows the true gradient, which needs every example; each points down well enough, and is quick.
     """
     for x, y in batches.of(order):
-        part = trace if len(x) == batches.batch_size else trace.first(len(x))
-        forward(network, x, part)
-        gradient = backward(network, part, y, cost)
+        gradient = backward(network, forward(network, x, trace), y, cost)
         sgd.step(gradient)
         yield gradient
 

@@ -1,0 +1,210 @@
+import gzip
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision import datasets
+
+from bp_torch import data
+from bp_torch.data import CHECKSUMS, DataError, Examples, Minibatches, first_shuffled, load, one_hot, permutation
+
+TWO = Path("MNIST/raw/t10k-labels-idx1-ubyte")
+
+
+def test_mnist_out_of_the_box_is_torchvisions(mnist: tuple[Examples, Examples], data_dir: Path) -> None:
+    for examples, train in zip(mnist, (True, False), strict=True):
+        theirs = datasets.MNIST(str(data_dir), train=train)
+        assert torch.equal(examples.x.view(-1, 28, 28), theirs.data)
+        assert torch.equal(examples.labels, theirs.targets)
+    assert [len(examples.labels) for examples in mnist] == [60_000, 10_000]
+    assert mnist[0].labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]  # as printed in every tutorial
+
+
+def test_what_is_there_already_is_used_and_not_written(data_dir: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for name in data.MNIST_SHA256:
+        (raw / name).symlink_to(data_dir / "MNIST/raw" / name)
+    raw.chmod(0o500)
+    load("mnist", tmp_path)
+    assert {path.name for path in raw.iterdir()} == set(data.MNIST_SHA256)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[:-1], lambda content: b"", lambda content: content[:99] + b"\7" + content[100:]],
+    ids=["truncated", "empty", "altered"],
+)
+def test_a_damaged_file_is_named_and_never_trained_on(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    load("mnist", tmp_path)
+    path = tmp_path / TWO
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte is truncated or altered: delete it"):
+        load("mnist", tmp_path)
+    path.unlink()
+    load("mnist", tmp_path)
+
+
+def test_torchvisions_old_cache_is_not_taken_in_place_of_the_files(tmp_path: Path) -> None:
+    load("mnist", tmp_path)
+    (tmp_path / "MNIST/processed").mkdir()
+    for name in ("training.pt", "test.pt"):
+        torch.save((torch.zeros(1, 28, 28, dtype=torch.uint8), torch.zeros(1)), tmp_path / "MNIST/processed" / name)
+    with pytest.raises(DataError, match=r"processed holds \.pt files"):
+        load("mnist", tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"cannot put mnist into .*file.*choose another --data-dir"):
+        load("mnist", tmp_path / "file")
+
+
+def test_two_processes_that_start_at_once_both_succeed(tmp_path: Path) -> None:
+    code = "from bp_torch.data import load; from pathlib import Path; print(len(load('mnist', Path('d'))[0].labels))"
+    environment = os.environ | {"PYTHONPATH": str(Path(data.__file__).parent.parent)}
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert [(process.communicate()[0], process.returncode) for process in both] == [("60000\n", 0)] * 2
+
+
+# ---- the other families, as torchvision would have downloaded them, in small ----
+
+
+def idx(array: torch.Tensor, kind: int) -> bytes:
+    return (
+        bytes([0, 0, kind, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape) + array.numpy().tobytes()
+    )
+
+
+def archives(dataset: str, images: torch.Tensor) -> dict[str, bytes]:
+    """Packed files of ``dataset`` with these images in both sets, labels 0, 1, 2, …"""
+    labels = torch.arange(len(images), dtype=torch.uint8)
+    extended = torch.zeros(len(images), 8, dtype=torch.int32)
+    extended[:, 0] = labels
+    packed = {}
+    for name in data.FAMILIES[dataset].files:
+        if "images" in name:
+            content = idx(images, 8)
+        elif name.endswith("idx2-int"):
+            content = bytes([0, 0, 12, 2]) + b"".join(n.to_bytes(4, "big") for n in extended.shape)
+            content += extended.numpy().byteswap().tobytes()
+        else:
+            content = idx(labels, 8)
+        packed[name] = gzip.compress(content)
+    return packed
+
+
+IMAGES = torch.arange(3 * 28 * 28).view(3, 28, 28).to(torch.uint8)
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Puts small archives of a family where a user would, and makes torchvision expect their MD5 sums."""
+
+    def put(dataset: str) -> Path:
+        family = data.FAMILIES[dataset]
+        raw = family.raw(tmp_path)
+        raw.mkdir(parents=True)
+        md5 = {}
+        for name, content in archives(dataset, IMAGES).items():
+            if dataset == "emnist-digits":  # torchvision unpacks gzip.zip, then the files in it
+                (raw / name).write_bytes(gzip.decompress(content))
+            else:
+                (raw / f"{name}.gz").write_bytes(content)
+                md5[f"{name}.gz"] = hashlib.md5(content).hexdigest()
+        resources = family.loader.resources
+        if isinstance(resources, dict):
+            changed = {k: [(u, md5.get(u.rsplit("/")[-1], m)) for u, m in v] for k, v in resources.items()}
+            monkeypatch.setattr(family.loader, "resources", changed)
+        elif dataset != "emnist-digits":
+            monkeypatch.setattr(family.loader, "resources", [(url, md5[url]) for url, _ in resources])
+        return raw
+
+    return put
+
+
+@pytest.mark.parametrize("dataset", [name for name in data.FAMILIES if name != "mnist"])
+def test_the_other_families_are_read_and_checked_ever_after(
+    dataset: str, published: Callable[[str], Path], tmp_path: Path
+) -> None:
+    raw = published(dataset)
+    upright = IMAGES.transpose(1, 2) if dataset == "emnist-digits" else IMAGES
+    for _ in range(2):
+        for examples in load(dataset, tmp_path):
+            assert torch.equal(examples.x.view(-1, 28, 28), upright)
+            assert examples.labels.tolist() == [0, 1, 2]
+    assert (raw / CHECKSUMS).read_text().count("\n") == 4
+    damaged = raw / data.FAMILIES[dataset].files[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
+    with pytest.raises(DataError, match=f"{damaged.name} is truncated or altered"):
+        load(dataset, tmp_path)
+
+
+def test_a_truncated_file_is_found_on_first_use_too(published: Callable[[str], Path], tmp_path: Path) -> None:
+    raw = published("emnist-digits")
+    path = raw / data.FAMILIES["emnist-digits"].files[0]
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DataError, match=rf"{path.name} is truncated: it has 2358 bytes, wanted 2368"):
+        load("emnist-digits", tmp_path)
+
+
+def test_a_download_that_fails_names_the_folder_and_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(DataError) as caught:
+        load("fashion-mnist", tmp_path)
+    assert f"into {tmp_path / 'FashionMNIST' / 'raw'}" in str(caught.value)
+    for name in data.FAMILIES["fashion-mnist"].archives:
+        assert name in str(caught.value)
+
+
+# ---- labels and mini-batches ----
+
+
+def test_one_hot_is_torchs() -> None:
+    labels = torch.tensor([3, 0, 9])
+    assert torch.equal(one_hot(labels), torch.nn.functional.one_hot(labels, 10).float())
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([1, 10]), "label 10 is not one of 0 to 9"),
+        (torch.tensor([-1]), "label -1 is not one of 0 to 9"),
+        (torch.tensor([1.0]), r"integers, not \(1,\) of torch.float32"),
+        (torch.tensor([[1]]), r"integers, not \(1, 1\) of torch.int64"),
+    ],
+)
+def test_labels_that_are_none_are_refused(labels: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        one_hot(labels)
+
+
+def test_the_order_of_an_epoch_hangs_on_seed_and_epoch_alone() -> None:
+    first = permutation(1000, seed=1, epoch=1)
+    assert torch.equal(first, permutation(1000, seed=1, epoch=1))
+    assert first.sort().values.tolist() == list(range(1000))
+    for seed, epoch in ((1, 2), (2, 1), (2**31, 1)):
+        assert not torch.equal(first, permutation(1000, seed, epoch))
+
+
+def test_minibatches_hold_every_example_once_the_short_one_last(mnist: tuple[Examples, Examples]) -> None:
+    examples = first_shuffled(mnist[1], 250, seed=0)
+    order = permutation(250, seed=0, epoch=1)
+    batches = [(x.clone(), y.clone()) for x, y in Minibatches(examples, 100, torch.float32).of(order)]
+    assert [len(x) for x, _ in batches] == [100, 100, 50]
+    assert torch.equal(torch.cat([x for x, _ in batches]), examples.x[order].float())
+    assert torch.equal(torch.cat([y for _, y in batches]), one_hot(examples.labels[order]))
+
+
+def test_the_first_so_many_are_of_the_shuffled_set(mnist: tuple[Examples, Examples]) -> None:
+    few, more = first_shuffled(mnist[0], 100, seed=3), first_shuffled(mnist[0], 200, seed=3)
+    assert torch.equal(few.x, more.x[:100]) and torch.equal(few.labels, more.labels[:100])
+    assert not torch.equal(few.labels, mnist[0].labels[:100])

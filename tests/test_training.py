@@ -1,0 +1,170 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bp_torch.backprop import Trace
+from bp_torch.data import PIXEL_SCALE, Examples, Minibatches, first_shuffled, one_hot, permutation
+from bp_torch.training import (
+    Config,
+    TrainingError,
+    choose_device,
+    default_run_name,
+    evaluate,
+    make_run_folder,
+    open_run,
+    train,
+    walk,
+)
+from tests.conftest import REFERENCE_COSTS, relative_error
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("cost", ["quadratic", "softmax-cross-entropy"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_ten_steps_are_those_of_sequential_autograd_and_torch_optim(
+    cost: Any, momentum: float, mnist: tuple[Examples, Examples]
+) -> None:
+    examples = first_shuffled(mnist[0], 950, seed=0)  # the tenth batch is short
+    config = Config(cost=cost, learning_rate=0.5, momentum=momentum, dtype="float64")
+    network = config.network(CPU)
+    model = network.to_sequential()
+    order = permutation(950, seed=0, epoch=1)
+
+    batches = Minibatches(examples, 100, torch.float64)
+    for _ in walk(network, config.descent(network), batches, order, Trace(network, 100, PIXEL_SCALE), cost):
+        pass
+
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.5, momentum=momentum)
+    for chosen in order.split(100):
+        outputs = model(examples.x[chosen].double() / 255)
+        optimiser.zero_grad()
+        REFERENCE_COSTS[cost](outputs, outputs, one_hot(examples.labels[chosen], dtype=torch.float64)).backward()
+        optimiser.step()
+    wanted = nn.utils.parameters_to_vector(model.parameters()).detach()
+    assert relative_error(network.parameters, wanted) <= 1e-13
+
+
+def test_evaluate_is_the_mean_over_all_examples(mnist: tuple[Examples, Examples]) -> None:
+    examples = first_shuffled(mnist[1], 1234, seed=0)
+    network = Config(dtype="float64", init="normal").network(CPU)
+    outputs = network.to_sequential()(examples.x.double() / 255).detach()
+    score = evaluate(network, examples, "quadratic", chunk=500)
+    wanted = REFERENCE_COSTS["quadratic"](outputs, outputs, one_hot(examples.labels, dtype=torch.float64))
+    assert score.cost == pytest.approx(wanted.item(), rel=1e-12)
+    assert score.accuracy == (outputs.argmax(1) == examples.labels).double().mean().item()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sizes": (784, 5)}, r"--sizes: wanted 784 \(pixels\) first, 10 \(digits\) last .*, got 784 5"),
+        ({"sizes": ()}, "--sizes: .*got none"),
+        ({"sizes": (784, 0, 10)}, "--sizes: .*got 784 0 10"),
+        ({"epochs": -1}, "--epochs: wanted 0 or more, got -1"),
+        ({"batch_size": 0}, "--batch-size: wanted 1 or more, got 0"),
+        ({"train_examples": 0}, "--train-examples: wanted 1 or more, got 0"),
+        ({"threads": 0}, "--threads: wanted 1 or more, got 0"),
+        ({"seed": -1}, "--seed: wanted 0 or more, got -1"),
+        ({"seed": 2**32}, r"--seed: wanted less than 2\^32, got 4294967296"),
+        ({"learning_rate": 0.0}, "learning rate is a positive number, not 0.0"),
+        ({"learning_rate_decay": 1.5}, "--learning-rate-decay: wanted above 0 and up to 1, got 1.5"),
+        ({"momentum": 1.0}, "momentum is at least 0 and below 1, not 1.0"),
+        ({"weight_decay": -0.1}, "weight decay is zero or a positive number, not -0.1"),
+        ({"cost": "binary-cross-entropy", "output_activation": "relu"}, "needs sigmoid outputs, the network has relu"),
+    ],
+)
+def test_a_config_that_no_run_can_have_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(**fields)
+
+
+def test_the_output_activation_is_the_costs_own_unless_chosen() -> None:
+    assert Config().outputs == "sigmoid"
+    assert Config(cost="softmax-cross-entropy").outputs == "identity"
+    assert Config(cost="softmax-cross-entropy", output_activation="tanh").outputs == "tanh"
+
+
+def test_a_config_travels_through_json() -> None:
+    config = Config(sizes=(784, 30, 10), data_dir=Path("d"), batch_size="full", train_examples=5)
+    assert Config.from_json(config.to_json()) == config
+    with pytest.raises(ValueError, match="not the config of a run"):
+        Config.from_json(json.dumps({"sizes": [784, 10]}))
+
+
+def test_a_run_is_named_by_what_differs() -> None:
+    assert default_run_name(Config(seed=1, cost="binary-cross-entropy")).endswith(
+        "_784-16-16-10_cost-binary-cross-entropy_seed-1"
+    )
+
+
+def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
+    config = Config(runs_dir=tmp_path, run_name="one")
+    make_run_folder(config)
+    with pytest.raises(TrainingError, match="one is there already: choose another --run-name"):
+        make_run_folder(config)
+
+
+def test_a_folder_without_a_trained_network_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"no trained network in .*nowhere .*train one with: python train\.py"):
+        open_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "toaster"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    with pytest.raises(TrainingError, match=f"no device '{device}' here"):
+        choose_device(device)
+
+
+def a_run(tmp_path: Path, data_dir: Path, name: str, **fields: Any) -> torch.Tensor:
+    config = Config(data_dir=data_dir, runs_dir=tmp_path, run_name=name, device="cpu", **fields)
+    folder = train(config)
+    assert open_run(folder)[0] == config
+    return open_run(folder)[1].parameters
+
+
+def test_one_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path, data_dir: Path) -> None:
+    first, again, other = (
+        a_run(tmp_path, data_dir, name, epochs=2, train_examples=1050, seed=seed)
+        for name, seed in (("first", 4), ("again", 4), ("other", 5))
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_full_is_true_gradient_descent(tmp_path: Path, data_dir: Path, mnist: tuple[Examples, Examples]) -> None:
+    fields: dict[str, Any] = {"train_examples": 500, "dtype": "float64", "learning_rate": 1.0}
+    ours = a_run(tmp_path, data_dir, "full", epochs=1, batch_size="full", **fields)
+    examples = first_shuffled(mnist[0], 500, seed=0)
+    model = Config(dtype="float64").network(CPU).to_sequential()
+    outputs = model(examples.x.double() / 255)
+    cost = REFERENCE_COSTS["quadratic"](outputs, outputs, one_hot(examples.labels, dtype=torch.float64))
+    gradient = nn.utils.parameters_to_vector(torch.autograd.grad(cost, list(model.parameters())))
+    wanted = nn.utils.parameters_to_vector(model.parameters()).detach() - gradient
+    assert relative_error(ours, wanted) <= 1e-14
+
+
+def test_a_cost_that_is_not_finite_stops_the_run(tmp_path: Path, data_dir: Path) -> None:
+    with pytest.raises(TrainingError, match=r"cost is nan.*try a smaller --learning-rate"):
+        a_run(
+            tmp_path,
+            data_dir,
+            "nan",
+            train_examples=500,
+            learning_rate=1e30,
+            activation="relu",
+            output_activation="relu",
+        )
+
+
+def test_the_defaults_reach_the_lessons_accuracy(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a_run(tmp_path, data_dir, "default", threads=1)
+    last = capsys.readouterr().out.splitlines()[-2].split()
+    assert int(last[0]) <= 20
+    assert float(last[4].rstrip("%")) >= 94.5
