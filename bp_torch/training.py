@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -59,8 +59,8 @@ class Config:
     """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in), biases zero; normal 1, biases as well."""
     learning_rate: float = 3.0
     """Length of a step in the first epoch, as a multiple of the gradient."""
-    learning_rate_decay: float = 0.93
-    """Factor on the learning rate after each epoch. 1 keeps it constant."""
+    learning_rate_decay: float = 0.1
+    """How the steps shorten: the learning rate of epoch e is divided by 1 + decay (e − 1). 0 keeps it constant."""
     batch_size: int | Literal["full"] = 100
     """Examples per step. full: all training examples in one step, true gradient descent."""
     epochs: int = 20
@@ -103,8 +103,8 @@ class Config:
                 raise ValueError(f"{_flag(name)}: wanted {least} or more, got {value}")
         if self.seed >= 2**32:
             raise ValueError(f"--seed: wanted less than 2^32, got {self.seed}")
-        if not 0 < self.learning_rate_decay <= 1:
-            raise ValueError(f"--learning-rate-decay: wanted above 0 and up to 1, got {self.learning_rate_decay}")
+        if not 0 <= self.learning_rate_decay < inf:
+            raise ValueError(f"--learning-rate-decay: wanted 0 or more, got {self.learning_rate_decay}")
         check_cost(self.cost, self.outputs)
         self.descent(Network((1, 1)))
 
@@ -233,7 +233,7 @@ def train(config: Config) -> Path:
     with tqdm(total=config.epochs * -(-n // batch_size), unit="step", leave=False, disable=None) as bar:
         for epoch in range(1, config.epochs + 1):
             start = time.perf_counter()
-            sgd.learning_rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
+            sgd.learning_rate = config.learning_rate / (1 + config.learning_rate_decay * (epoch - 1))
             for _ in walk(network, sgd, batches, permutation(n, config.seed, epoch, device), trace, config.cost):
                 bar.update()
             if device.type == "cuda":

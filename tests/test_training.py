@@ -72,7 +72,7 @@ def test_evaluate_is_the_mean_over_all_examples(mnist: tuple[Examples, Examples]
         ({"seed": -1}, "--seed: wanted 0 or more, got -1"),
         ({"seed": 2**32}, r"--seed: wanted less than 2\^32, got 4294967296"),
         ({"learning_rate": 0.0}, "learning rate is a positive number, not 0.0"),
-        ({"learning_rate_decay": 1.5}, "--learning-rate-decay: wanted above 0 and up to 1, got 1.5"),
+        ({"learning_rate_decay": -0.5}, "--learning-rate-decay: wanted 0 or more, got -0.5"),
         ({"momentum": 1.0}, "momentum is at least 0 and below 1, not 1.0"),
         ({"weight_decay": -0.1}, "weight decay is zero or a positive number, not -0.1"),
         ({"cost": "binary-cross-entropy", "output_activation": "relu"}, "needs sigmoid outputs, the network has relu"),
