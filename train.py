@@ -1,24 +1,39 @@
 """Train a network on handwritten digits by hand-written backpropagation.
 
     python train.py                                   784-16-16-10 sigmoids, mini-batches of 100
-    python train.py --sizes 784 100 10 --activation relu --init he --cost softmax-cross-entropy --learning-rate 0.3
+    python train.py --sizes 784 100 10 --cost binary-cross-entropy --learning-rate 0.5
     python train.py --batch-size full --epochs 200    true gradient descent
+    python train.py --resume runs/NAME                go on where the last checkpoint of a run stands
+    tensorboard --logdir runs                         look at what was learned, and how
 
 Where to read on: the loop is ``train`` in bp_torch/training.py, the four equations are in bp_torch/backprop.py.
 """
 
-from bp_torch.cli import one_line_errors, parse
+from bp_torch.checkpoint import CheckpointError
+from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.data import DataError
-from bp_torch.training import Config, TrainingError, train
+from bp_torch.training import Config, Stopped, TrainingError, read_config, train
+
+DESCRIPTION = "Train a network on handwritten digits by hand-written backpropagation."
 
 
 def main() -> None:
     """Read the flags, train, turn trouble into one line and an exit code."""
-    config = parse(
-        Config, prog="train.py", description="Train a network on handwritten digits by hand-written backpropagation."
-    )
-    with one_line_errors(TrainingError, DataError, OSError):
-        train(config)
+    config = parse(Config, prog="train.py", description=DESCRIPTION)
+    with one_line_errors(TrainingError, DataError, CheckpointError, OSError):
+        if config.resume:
+            was = read_config(config.resume)
+            typed = parse(
+                Config, prog="train.py", description=DESCRIPTION, default=was
+            )  # flags not typed are the run's
+            try:
+                config = was.resumed(typed)
+            except ValueError as error:
+                fail(str(error), 2)
+        try:
+            train(config)
+        except Stopped as stopped:
+            fail(str(stopped), stopped.code)
 
 
 if __name__ == "__main__":

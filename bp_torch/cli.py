@@ -15,15 +15,24 @@ import tyro
 T = TypeVar("T")
 
 
-def parse(config: type[T], *, description: str, prog: str | None = None, args: Sequence[str] | None = None) -> T:
+def parse(
+    config: type[T],
+    *,
+    description: str,
+    prog: str | None = None,
+    args: Sequence[str] | None = None,
+    default: T | None = None,
+) -> T:
     """An instance of the dataclass ``config`` from the command line (``args``, or else ``sys.argv``).
 
+    What is not typed is taken from ``default``, or else from the fields' own defaults.
     Whatever tyro or the dataclass itself (a ValueError) refuses is told in one line on stderr, exit 2.
     """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(config, prog=prog, description=description, args=args)
+            start = tyro.MISSING_NONPROP if default is None else default
+            return tyro.cli(config, prog=prog, description=description, args=args, default=start)
     except ValueError as error:
         fail(str(error), 2)
     except SystemExit as stop:

@@ -246,7 +246,7 @@ class Minibatches:
     def of(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """x (B, 784), still 0..255, and y (B, 10) of each mini-batch of the permutation; the last may be short."""
         pixels, x, y = self._pixels, self._x, self._y
-        for chosen in order.split(self.batch_size):
+        for chosen in order.split(self.batch_size) if len(order) else ():  # split would make one piece of nothing
             if len(chosen) < self.batch_size:
                 pixels, x, y = (buffer[: len(chosen)] for buffer in (pixels, x, y))
             # index_select into a buffer: indexing with [] is several times slower

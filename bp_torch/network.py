@@ -25,6 +25,9 @@ InitName = Literal["lecun", "normal", "he"]
 
 INITS: tuple[str, ...] = ("lecun", "normal", "he")
 
+METADATA = "network"
+"""The key in a file's metadata that holds what the tensors do not say."""
+
 MODULES: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "relu": nn.ReLU,
@@ -199,18 +202,21 @@ class Network:
     # ---- travelling to and from a file ----
 
     def save(self, path: Path | str) -> None:
-        """Write a ``.safetensors`` file: tensors W1, b1, W2, b2, …; sizes and activations in its metadata.
+        """Write a ``.safetensors`` file: tensors W1, b1, W2, b2, …; sizes and activations, as JSON, in its metadata.
+
+        Two networks that are equal give files that are equal, byte for byte.
 
         Raises OSError when it cannot be written; a file that stood there is then left as it was.
         """
         tensors = {f"W{n}": w.contiguous().clone() for n, w in enumerate(self.weights, 1)}
         tensors |= {f"b{n}": b.clone() for n, b in enumerate(self.biases, 1)}
-        metadata = {
-            "sizes": json.dumps(self.sizes),
+        about = {
+            "sizes": self.sizes,
             "activation": self.activation,
             "output_activation": self.output_activation,
         }
-        replace_file(Path(path), safetensors.torch.save(tensors, metadata))
+        # One entry, for the library writes several in an order that changes from run to run.
+        replace_file(Path(path), safetensors.torch.save(tensors, {METADATA: json.dumps(about)}))
 
     @classmethod
     def load(cls, path: Path | str, device: torch.device | str = "cpu") -> "Network":
@@ -222,13 +228,13 @@ class Network:
             raise FileNotFoundError(f"no file {path}")
         try:
             with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
-                metadata = file.metadata() or {}
-                sizes = _checked_sizes(json.loads(metadata["sizes"]))
+                about = json.loads((file.metadata() or {})[METADATA])
+                sizes = _checked_sizes(about["sizes"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             network = cls(
                 sizes,
-                activation=metadata["activation"],
-                output_activation=metadata["output_activation"],
+                activation=about["activation"],
+                output_activation=about["output_activation"],
                 dtype=tensors["W1"].dtype,
                 device=device,
             )

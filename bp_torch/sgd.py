@@ -51,9 +51,12 @@ class SGD:
 
     def step(self, gradient: Tensor) -> None:
         """One step against ``gradient`` (P,), which is left as it is."""
-        direction = gradient
         if self.velocity is not None:
-            direction = self.velocity.mul_(self.momentum).add_(gradient)
+            self.velocity.mul_(self.momentum).add_(gradient)
             for velocity, parameters in self._decaying:
                 velocity.add_(parameters, alpha=self.weight_decay)
-        self.parameters.add_(direction, alpha=-self.learning_rate)
+        self.parameters.add_(self.direction(gradient), alpha=-self.learning_rate)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """What the step with ``gradient`` went against, (P,): v."""
+        return gradient if self.velocity is None else self.velocity

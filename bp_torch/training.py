@@ -5,13 +5,17 @@ The mathematics is elsewhere: forward and backward in backprop.py, the step in s
 
 import dataclasses
 import json
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
-from math import inf, isfinite
+from math import ceil, inf, isfinite
 from pathlib import Path
-from typing import Literal, NamedTuple
+from types import FrameType
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +23,7 @@ from tqdm import tqdm
 
 from bp_torch.activations import ActivationName
 from bp_torch.backprop import Trace, backward, check_cost, costs, forward
+from bp_torch.checkpoint import BEST, CONFIG, LAST, State, make_folder
 from bp_torch.costs import CostName
 from bp_torch.data import (
     CLASSES,
@@ -34,13 +39,30 @@ from bp_torch.data import (
 )
 from bp_torch.files import replace_file
 from bp_torch.network import InitName, Network
+from bp_torch.runlog import RunLog
 from bp_torch.sgd import SGD
+
+SMALL = 2**23
+"""Multiplications in a step below which a second CPU thread costs more than it brings; measured, see the README."""
 
 DTypeName = Literal["float32", "float64", "bfloat16", "float16"]
 
 
 class TrainingError(RuntimeError):
     """The run cannot start or go on. The message says why, and what to try."""
+
+
+LEAST = {
+    "epochs": 0,
+    "seed": 0,
+    "batch_size": 1,
+    "train_examples": 1,
+    "threads": 1,
+    "checkpoint_every": 1,
+    "log_every": 1,
+    "histogram_every": 1,
+}
+"""Fields of a Config that are whole numbers, and the least that they can be."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +106,23 @@ class Config:
     dtype: DTypeName = "float32"
     """Type of every number in the network."""
     threads: int | None = None
-    """CPU threads. None: as many as torch takes."""
+    """CPU threads. None: one for a small network, where a second would only wait; else as many as torch takes."""
     runs_dir: Path = Path("runs")
     """Folder of the runs."""
     run_name: str | None = None
     """Name of this run's folder. None: date, time, sizes, and what differs from the defaults."""
+    resume: Path | None = None
+    """Folder of a run to go on with, just where its last checkpoint stands. Only --epochs may change, and only rise."""
+    checkpoint_every: int | None = None
+    """Save a checkpoint each so many steps as well. None: after each epoch only."""
+    log: bool = True
+    """Write what TensorBoard shows."""
+    log_every: int = 100
+    """Steps between two points of the training cost."""
+    histogram_every: int = 1
+    """Epochs between two histograms."""
+    log_embedding: bool = False
+    """At the end, add a PR curve for each digit and the last hidden layer's activations for the projector."""
 
     def __post_init__(self) -> None:
         """Refuse what no run can have."""
@@ -97,10 +131,10 @@ class Config:
                 f"--sizes: wanted {PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between, "
                 f"got {' '.join(map(str, self.sizes)) or 'none'}"
             )
-        for name, least in (("epochs", 0), ("train_examples", 1), ("threads", 1), ("seed", 0), ("batch_size", 1)):
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
-                raise ValueError(f"{_flag(name)}: wanted {least} or more, got {value}")
+                raise ValueError(f"{flag(name)}: wanted {least} or more, got {value}")
         if self.seed >= 2**32:
             raise ValueError(f"--seed: wanted less than 2^32, got {self.seed}")
         if not 0 <= self.learning_rate_decay < inf:
@@ -136,24 +170,60 @@ class Config:
             decay_biases=self.decay_biases,
         )
 
+    def hyperparameters(self, examples: int, batch_size: int) -> dict[str, str | float]:
+        """What shapes the trained network, numbers as numbers: the same keys and types for every run."""
+        return {
+            "sizes": "-".join(map(str, self.sizes)),
+            "activation": self.activation,
+            "output_activation": self.outputs,
+            "cost": self.cost,
+            "init": self.init,
+            "learning_rate": self.learning_rate,
+            "learning_rate_decay": self.learning_rate_decay,
+            "batch_size": batch_size,
+            "epochs": self.epochs,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "decay_biases": str(self.decay_biases),
+            "dataset": self.dataset,
+            "train_examples": examples,
+            "seed": self.seed,
+            "dtype": self.dtype,
+        }
+
     def to_json(self) -> str:
-        """Every field, as it would be typed."""
-        return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
+        """The config as a file."""
+        fields = dataclasses.asdict(self)
+        del fields["resume"]
+        return json.dumps(fields, indent=2, default=str) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "Config":
         """What ``to_json`` wrote. Raises ValueError for anything else."""
         try:
             fields = json.loads(text)
-            fields["sizes"] = tuple(fields["sizes"])
-            for path in ("data_dir", "runs_dir"):
-                fields[path] = Path(fields[path])
-            return cls(**fields)
+            paths = {name: Path(fields[name]) for name in ("data_dir", "runs_dir")}
+            return cls(**fields | paths | {"sizes": tuple(fields["sizes"])})
         except (TypeError, KeyError) as error:
             raise ValueError(f"not the config of a run: {error}") from error
 
+    def resumed(self, typed: "Config") -> "Config":
+        """This config, gone on with as ``typed``. Raises ValueError for a flag that differs, but for more epochs."""
+        for field in dataclasses.fields(self):
+            was, now = getattr(self, field.name), getattr(typed, field.name)
+            if field.name not in ("epochs", "resume") and was != now:
+                raise ValueError(
+                    f"{flag(field.name)} {now} differs from the run's {was}: only --epochs may change on resuming"
+                )
+        if typed.epochs < self.epochs:
+            raise ValueError(
+                f"--epochs {typed.epochs} is less than the run's {self.epochs}: on resuming it may only rise"
+            )
+        return typed
 
-def _flag(field: str) -> str:
+
+def flag(field: str) -> str:
+    """How ``field`` of a Config is typed."""
     return "--" + field.replace("_", "-")
 
 
@@ -170,6 +240,14 @@ def choose_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise TrainingError(f"no device {name!r} here ({str(error).splitlines()[0]}); try --device cpu") from error
     return device
+
+
+def set_threads(threads: int | None, work: int) -> None:
+    """Use ``threads`` CPU threads, or as many as ``work``, a step's multiplications, is worth."""
+    if threads is None and work < SMALL:
+        threads = 1
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 class Score(NamedTuple):
@@ -193,106 +271,301 @@ def evaluate(network: Network, examples: Examples, cost: str, chunk: int = 1000)
     return Score(total.item() / n, right.item() / n)
 
 
-def walk(network: Network, sgd: SGD, batches: Minibatches, order: Tensor, trace: Trace, cost: str) -> Iterator[Tensor]:
-    """Step down the cost once for each mini-batch of ``order``, and yield each gradient just after its step.
+def walk(
+    network: Network, sgd: SGD, batches: Minibatches, order: Tensor, trace: Trace, cost: str
+) -> Iterator[tuple[Trace, Tensor]]:
+    """Step down the cost once for each mini-batch of ``order``; after each step, yield what it saw and the wanted y.
 
     No mini-batch knows the true gradient, which needs every example; each points down well enough, and is quick.
     """
     for x, y in batches.of(order):
-        gradient = backward(network, forward(network, x, trace), y, cost)
-        sgd.step(gradient)
-        yield gradient
+        seen = forward(network, x, trace)
+        sgd.step(backward(network, seen, y, cost))
+        yield seen, y
+
+
+@dataclass
+class Run:
+    """A run in memory, and its folder. ``state.parameters`` are the network's own: the state is always that of now."""
+
+    config: Config
+    folder: Path
+    training: Examples
+    test: Examples
+    network: Network
+    sgd: SGD
+    batches: Minibatches
+    trace: Trace
+    state: State
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Mini-batches in an epoch, the short one included."""
+        return ceil(len(self.training.labels) / self.batches.batch_size)
+
+    def rest_of_epoch(self) -> Iterator[tuple[Trace, Tensor]]:
+        """Walk on from where the state stands to the end of its epoch."""
+        config, state, device = self.config, self.state, self.network.device
+        self.sgd.learning_rate = config.learning_rate / (1 + config.learning_rate_decay * (state.epoch - 1))
+        order = permutation(len(self.training.labels), config.seed, state.epoch, device)
+        order = order[state.steps * self.batches.batch_size :]
+        for seen, y in walk(self.network, self.sgd, self.batches, order, self.trace, config.cost):
+            state.steps += 1
+            state.step += 1
+            yield seen, y
+        state.epoch += 1
+        state.steps = 0
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint. Raises CheckpointError if it cannot be read or is not of this network."""
+        self.state.become(State.load(self.folder / LAST, like=self.state))
+
+
+def start_run(config: Config) -> Run:
+    """Load the data, make the network and a folder with a first checkpoint, or go back to the last one of ``resume``.
+
+    Raises TrainingError, DataError or CheckpointError, and then leaves no folder behind.
+    """
+    device = choose_device(config.device)
+    training, test = load(config.dataset, config.data_dir, device)
+    if config.train_examples is not None:
+        training = first_shuffled(training, config.train_examples, config.seed)
+    n = len(training.labels)
+    batch_size = n if config.batch_size == "full" else min(config.batch_size, n)
+    network = config.network(device)
+    set_threads(config.threads, batch_size * len(network.parameters))
+    sgd = config.descent(network)
+    run = Run(
+        config,
+        config.resume or config.runs_dir / (config.run_name or default_run_name(config)),
+        training,
+        test,
+        network,
+        sgd,
+        Minibatches(training, batch_size, network.dtype),
+        Trace(network, batch_size, PIXEL_SCALE),
+        State(network.parameters, sgd.velocity, torch.zeros(2, dtype=torch.float64, device=device)),
+    )
+    if config.resume is None:
+        make_folder(run.folder, config.to_json(), run.state)
+    else:
+        run.restore()
+        replace_file(run.folder / CONFIG, config.to_json().encode())
+    return run
 
 
 @torch.inference_mode()
 def train(config: Config) -> Path:
     """Train as ``config`` says, tell one line an epoch, save the network. Returns the run's folder.
 
-    Raises TrainingError or DataError when the run cannot start or go on, OSError when it cannot be saved.
+    Raises TrainingError, DataError or CheckpointError when the run cannot start or go on, OSError when it cannot be
+    saved, and Stopped, with a checkpoint saved, on SIGINT or SIGTERM.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = choose_device(config.device)
-    training, test = load(config.dataset, config.data_dir, device)
-    if config.train_examples is not None:
-        training = first_shuffled(training, config.train_examples, config.seed)
-    folder = make_run_folder(config)
-
-    n = len(training.labels)
-    batch_size = n if config.batch_size == "full" else min(config.batch_size, n)
-    network = config.network(device)
-    sgd = config.descent(network)
-    batches = Minibatches(training, batch_size, network.dtype)
-    trace = Trace(network, batch_size, PIXEL_SCALE)
+    run = start_run(config)
+    state, network = run.state, run.network
     print(
-        f"{'-'.join(map(str, config.sizes))}: {len(network.parameters):,} parameters, {n:,} training examples, "
-        f"batches of {batch_size:,}, on {device}"
-        + (f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else "")
+        f"{'-'.join(map(str, config.sizes))}: {len(network.parameters):,} parameters, {len(run.training.labels):,} "
+        f"training examples, batches of {run.batches.batch_size:,}, on {network.device}"
+        + (f" ({torch.get_num_threads()} threads)" if network.device.type == "cpu" else "")
     )
+    if config.resume:
+        print(
+            f"going on with {run.folder} at epoch {state.epoch}, step {state.steps} of {run.steps_per_epoch}"
+            if state.epoch <= config.epochs
+            else f"all {config.epochs} epochs of {run.folder} are done: raise --epochs to go on"
+        )
     print("epoch   train cost  accuracy    test cost  accuracy   examples/s   seconds")
-    with tqdm(total=config.epochs * -(-n // batch_size), unit="step", leave=False, disable=None) as bar:
-        for epoch in range(1, config.epochs + 1):
-            start = time.perf_counter()
-            sgd.learning_rate = config.learning_rate / (1 + config.learning_rate_decay * (epoch - 1))
-            for _ in walk(network, sgd, batches, permutation(n, config.seed, epoch, device), trace, config.cost):
-                bar.update()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds = time.perf_counter() - start
-            on_training, on_test = (evaluate(network, examples, config.cost) for examples in (training, test))
-            bar.write(
-                f"{epoch:5}   {on_training.cost:10.4f}  {on_training.accuracy:8.2%}   {on_test.cost:10.4f}  "
-                f"{on_test.accuracy:8.2%}   {n / seconds:10,.0f}   {seconds:7.2f}"
-            )
-            if not isfinite(on_training.cost):
-                raise TrainingError(
-                    f"the cost is {on_training.cost} after epoch {epoch}: try a smaller --learning-rate"
-                )
-    network.save(folder / NETWORK_FILE)
-    print(f"saved {folder / NETWORK_FILE}")
-    return folder
+    steps = config.epochs * run.steps_per_epoch
+    with (
+        closing(RunLog(run.folder, network, config.cost, config.log_every, state))
+        if config.log
+        else nullcontext() as log,
+        Signals() as signals,
+        tqdm(total=steps, initial=state.step, unit="step", leave=False, disable=None) as bar,
+    ):
+        if log:
+            log.begin(config.hyperparameters(len(run.training.labels), run.batches.batch_size), config.to_json())
+        while state.epoch <= config.epochs:
+            train_epoch(run, log, signals, bar)
+        network.save(run.folder / NETWORK_FILE)
+        if log:
+            log_results(run, log)
+    print(f"saved {run.folder / NETWORK_FILE}")
+    return run.folder
+
+
+def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any]") -> None:
+    """Walk to the end of the epoch, look how the network does, tell it, save a checkpoint."""
+    config, state, network = run.config, run.state, run.network
+    epoch, first_step, start = state.epoch, state.step, time.perf_counter()
+    for seen, y in run.rest_of_epoch():
+        bar.update()
+        if log and not log.step(state.step, seen, y, run.sgd):
+            raise diverged(run, log)
+        if config.checkpoint_every and state.step % config.checkpoint_every == 0:
+            save_checkpoint(run, log)
+        if signals.received:
+            save_checkpoint(run, log)
+            raise Stopped(signals.received, run.folder)
+    if network.device.type == "cuda":
+        torch.cuda.synchronize(network.device)
+    seconds = time.perf_counter() - start
+
+    on_training, on_test = (evaluate(network, examples, config.cost) for examples in (run.training, run.test))
+    rate = (state.step - first_step) * run.batches.batch_size / seconds
+    bar.write(
+        f"{epoch:5}   {on_training.cost:10.4f}  {on_training.accuracy:8.2%}   {on_test.cost:10.4f}  "
+        f"{on_test.accuracy:8.2%}   {rate:10,.0f}   {seconds:7.2f}"
+    )
+    if log:
+        log.epoch(
+            cost=on_test.cost,
+            accuracy_train=on_training.accuracy,
+            accuracy_test=on_test.accuracy,
+            examples_per_second=rate,
+            step=state.step,
+        )
+        if epoch % config.histogram_every == 0 and state.step > first_step:
+            log.histograms(run.trace, state.step)
+    if not isfinite(on_training.cost):
+        raise diverged(run, log)
+    better = on_test.accuracy > state.best_accuracy
+    state.best_accuracy = max(state.best_accuracy, on_test.accuracy)
+    save_checkpoint(run, log, also=[BEST] if better else [])
+
+
+def save_checkpoint(run: Run, log: RunLog | None, also: Sequence[str] = ()) -> None:
+    """Save the state as the run's last, once the log is on disk. Raises TrainingError if it is not finite."""
+    if not torch.isfinite(run.state.parameters).all():
+        raise diverged(run, log)
+    try:
+        if log:
+            log.flush()  # first: what a resumed run does not log again must be there
+        for name in (LAST, *also):
+            run.state.save(run.folder / name)
+    except OSError as error:
+        raise TrainingError(f"cannot save into {run.folder}: {error}; the checkpoint before is whole") from error
+
+
+def diverged(run: Run, log: RunLog | None) -> TrainingError:
+    """The error of a run whose cost is not finite, with the tensor that went first.
+
+    It is found by walking again from the last checkpoint. What can still be logged is logged.
+    """
+    if log:
+        skipped = log.histograms(run.trace, run.state.step)
+        if skipped:
+            print(f"{len(skipped)} histograms hold NaN or infinity and are not logged, such as {skipped[0]}")
+        log.flush()
+    last = run.folder / LAST
+    run.restore()
+    for seen, y in run.rest_of_epoch():
+        name = first_not_finite(run.network, seen, y, run.config.cost)
+        if name:
+            where = f"at step {run.state.step} (epoch {run.state.epoch}) {name} went first"
+            break
+    else:
+        where = "on examples that it was not trained on"
+    return TrainingError(
+        f"the cost is not finite: {where}; try a smaller --learning-rate or other initial values (--init); "
+        f"the last good checkpoint is {last}"
+    )
+
+
+def first_not_finite(network: Network, seen: Trace, y: Tensor, cost: str) -> str | None:
+    """Which tensor of a step holds NaN or ∞, the first in the order of their making; None if all are finite."""
+    layers = range(network.depth)
+    named = [
+        *((f"the activations of layer {n + 1}", seen.activations[n + 1]) for n in layers),
+        ("the cost, on finite activations,", costs(seen, y, cost)),
+        *((f"δ of layer {n + 1}", seen.deltas[n]) for n in reversed(layers)),
+        *((f"the weight gradient of layer {n + 1}", seen.weight_gradients[n]) for n in reversed(layers)),
+        *((f"the weights of layer {n + 1}, after the step,", network.weights[n]) for n in layers),
+    ]
+    return next((name for name, tensor in named if not torch.isfinite(tensor).all()), None)
+
+
+def log_results(run: Run, log: RunLog, most: int = 10_000) -> None:
+    """Log how the trained network does on the test set, and what it says of the first ``most`` test examples."""
+    score = evaluate(run.network, run.test, run.config.cost)
+    images, labels = run.test.x[:most].cpu(), run.test.labels[:most].cpu()
+    x = run.test.x[:most].to(run.network.dtype) * PIXEL_SCALE
+    *_, hidden, outputs = forward(run.network, x).activations
+    if run.config.cost == "softmax-cross-entropy":
+        outputs = torch.softmax(outputs, 1)
+    outputs = outputs.float().cpu()
+    results = {"test_accuracy": score.accuracy, "test_cost": score.cost}
+    log.end(results, images, labels, outputs, run.state.step)
+    if run.config.log_embedding:
+        log.embedding(images, labels, outputs, hidden.float().cpu(), run.state.step)
+
+
+class Stopped(Exception):  # noqa: N818 (nothing went wrong)
+    """The run was asked to stop, and its checkpoint is saved. ``code`` is the exit code, 128 + the signal's number."""
+
+    def __init__(self, received: int, folder: Path) -> None:
+        """By the signal ``received``."""
+        self.code = 128 + received
+        super().__init__(
+            f"stopped by {signal.Signals(received).name}, all is saved; go on with: python train.py --resume {folder}"
+        )
+
+
+class Signals:
+    """While entered, SIGINT and SIGTERM are noted in ``received`` and not obeyed; a second one is obeyed at once."""
+
+    received = 0
+
+    def __enter__(self) -> "Signals":
+        """Take over, where this is the main thread: no other may."""
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._give_back()
+
+    def _give_back(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *exception: object) -> None:
+        """Hand back what was there before."""
+        self._give_back()
 
 
 # ---- the run's folder ----
 
 NETWORK_FILE = "network.safetensors"
-CONFIG_FILE = "config.json"
-
-
-def make_run_folder(config: Config) -> Path:
-    """``<runs_dir>/<date-time>_<sizes>_<what differs>/`` and its config.json. Raises TrainingError if it is there."""
-    folder = config.runs_dir / (config.run_name or default_run_name(config))
-    try:
-        folder.mkdir(parents=True)
-        replace_file(folder / CONFIG_FILE, config.to_json().encode())
-    except FileExistsError as error:
-        raise TrainingError(f"{folder} is there already: choose another --run-name") from error
-    except OSError as error:
-        raise TrainingError(f"cannot make the run's folder {folder}: {error}") from error
-    return folder
 
 
 def default_run_name(config: Config) -> str:
     """Date, time, sizes, and each field that differs from its default: 2026-01-31_120000_784-16-16-10_seed-1."""
+    own = ("sizes", "data_dir", "runs_dir", "run_name", "threads", "device", "log", "log_every", "log_embedding")
     parts = [datetime.now().strftime("%Y-%m-%d_%H%M%S"), "-".join(map(str, config.sizes))]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value != field.default and field.name not in (
-            "sizes",
-            "data_dir",
-            "runs_dir",
-            "run_name",
-            "threads",
-            "device",
-        ):
+        if value != field.default and field.name not in own:
             parts.append(f"{field.name.replace('_', '-')}-{value}")
     return "_".join(parts)
 
 
+def read_config(folder: Path) -> Config:
+    """The config of the run in ``folder``. Raises TrainingError when there is none."""
+    try:
+        return Config.from_json((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"no run in {folder} ({error}); make one with: python train.py") from error
+
+
 def open_run(folder: Path, device: torch.device | str = "cpu") -> tuple[Config, Network]:
     """What a run was, and the network that it trained. Raises TrainingError when ``folder`` holds no finished run."""
+    config = read_config(folder)
     try:
-        config = Config.from_json((folder / CONFIG_FILE).read_text())
         return config, Network.load(folder / NETWORK_FILE, device)
     except (OSError, ValueError) as error:
-        raise TrainingError(f"no trained network in {folder} ({error}); train one with: python train.py") from error
+        raise TrainingError(
+            f"no trained network in {folder} ({error}); finish it with: python train.py --resume {folder}"
+        ) from error

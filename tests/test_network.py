@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,9 @@ def test_a_network_travels_to_a_file_and_back(tmp_path: Path) -> None:
     assert repr(back) == repr(network)
     assert torch.equal(back.parameters, network.parameters)
     assert [path.name for path in tmp_path.iterdir()] == ["n.safetensors"], "nothing is left beside it"
+    first = (tmp_path / "n.safetensors").read_bytes()
+    back.save(tmp_path / "n.safetensors")
+    assert (tmp_path / "n.safetensors").read_bytes() == first
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,14 +113,14 @@ def test_a_file_that_is_no_network_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"n\.safetensors holds no network"):
         Network.load(path)
     safetensors.torch.save_file({"w": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match="'sizes' is missing"):
+    with pytest.raises(ValueError, match="'network' is missing"):
         Network.load(path)
     Network((3, 2)).save(path)
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ValueError, match=r"n\.safetensors holds no network"):
         Network.load(path)
-    metadata = {"sizes": "[4, 2]", "activation": "sigmoid", "output_activation": "sigmoid"}
-    safetensors.torch.save_file({"W1": torch.zeros(2, 3), "b1": torch.zeros(2)}, path, metadata)
+    about = {"sizes": [4, 2], "activation": "sigmoid", "output_activation": "sigmoid"}
+    safetensors.torch.save_file({"W1": torch.zeros(2, 3), "b1": torch.zeros(2)}, path, {"network": json.dumps(about)})
     with pytest.raises(ValueError, match=r"W1 is \(2, 3\), the sizes say \(2, 4\)"):
         Network.load(path)
 

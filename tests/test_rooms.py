@@ -16,6 +16,8 @@ ROOMS = [  # from the top; a room may import only from those below it
     "benchmark",
     "verify",
     "training",
+    "runlog",
+    "checkpoint",
     "backprop",
     "sgd",
     "network",

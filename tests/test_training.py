@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bp_torch.backprop import Trace
+from bp_torch.backprop import Trace, backward, forward
 from bp_torch.data import PIXEL_SCALE, Examples, Minibatches, first_shuffled, one_hot, permutation
 from bp_torch.training import (
     Config,
@@ -14,7 +14,7 @@ from bp_torch.training import (
     choose_device,
     default_run_name,
     evaluate,
-    make_run_folder,
+    first_not_finite,
     open_run,
     train,
     walk,
@@ -102,16 +102,15 @@ def test_a_run_is_named_by_what_differs() -> None:
     )
 
 
-def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
-    config = Config(runs_dir=tmp_path, run_name="one")
-    make_run_folder(config)
-    with pytest.raises(TrainingError, match="one is there already: choose another --run-name"):
-        make_run_folder(config)
-
-
 def test_a_folder_without_a_trained_network_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"no trained network in .*nowhere .*train one with: python train\.py"):
+    with pytest.raises(TrainingError, match=r"no run in .*nowhere .*make one with: python train\.py"):
         open_run(tmp_path / "nowhere")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").write_text(Config().to_json())
+    with pytest.raises(
+        TrainingError, match=r"no trained network in .*finish it with: python train\.py --resume .*begun"
+    ):
+        open_run(tmp_path / "begun")
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "toaster"])
@@ -148,17 +147,43 @@ def test_full_is_true_gradient_descent(tmp_path: Path, data_dir: Path, mnist: tu
     assert relative_error(ours, wanted) <= 1e-14
 
 
-def test_a_cost_that_is_not_finite_stops_the_run(tmp_path: Path, data_dir: Path) -> None:
-    with pytest.raises(TrainingError, match=r"cost is nan.*try a smaller --learning-rate"):
+@pytest.mark.parametrize("log", [False, True])
+def test_a_cost_that_is_not_finite_stops_the_run(
+    log: bool, tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = r"at step 2 \(epoch 1\) the activations of layer 2 went first"
+    with pytest.raises(TrainingError, match=rf"cost is not finite: {first}; try a smaller --learning-rate.*last\.pt"):
         a_run(
             tmp_path,
             data_dir,
-            "nan",
+            "diverging",
             train_examples=500,
-            learning_rate=1e30,
             activation="relu",
             output_activation="relu",
+            log=log,
+            log_every=2,
+            learning_rate=1e30,
         )
+    assert ("histograms hold NaN or infinity and are not logged" in capsys.readouterr().out) == log
+    kept = torch.load(tmp_path / "diverging" / "last.pt", weights_only=True)
+    assert kept["parameters"].isfinite().all()
+
+
+def test_the_tensor_that_went_first_is_named_in_the_order_of_computing() -> None:
+    network = Config().network(CPU)
+    x, y = torch.rand(5, 784), one_hot(torch.arange(5))
+    seen = forward(network, x)
+    backward(network, seen, y)
+    assert first_not_finite(network, seen, y, "quadratic") is None
+    for tensor, name in (  # each goes before the ones above it
+        (network.weights[0], "the weights of layer 1, after the step,"),
+        (seen.weight_gradients[1], "the weight gradient of layer 2"),
+        (seen.deltas[0], "δ of layer 1"),
+        (seen.deltas[2], "δ of layer 3"),
+        (seen.activations[2], "the activations of layer 2"),
+    ):
+        tensor[0, 0] = torch.inf
+        assert first_not_finite(network, seen, y, "quadratic") == name
 
 
 def test_the_defaults_reach_the_lessons_accuracy(

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from bp_torch.checkpoint import CONFIG, LAST, CheckpointError, State, make_folder
+
+
+def a_state(n: int = 6, velocity: bool = True, dtype: torch.dtype = torch.float32) -> State:
+    numbers = torch.arange(n, dtype=dtype)
+    return State(
+        numbers, numbers * 2 if velocity else None, torch.tensor([3.0, 4.0], dtype=torch.float64), 2, 7, 607, 0.9
+    )
+
+
+def test_a_state_is_restored_exactly_into_the_tensors_that_are_held(tmp_path: Path) -> None:
+    a_state().save(tmp_path / LAST)
+    now = State(torch.zeros(6), torch.zeros(6), torch.zeros(2, dtype=torch.float64))
+    held = now.parameters
+    now.become(State.load(tmp_path / LAST, like=now))
+    assert (now.epoch, now.steps, now.step, now.best_accuracy) == (2, 7, 607, 0.9)
+    assert now.parameters is held and held.tolist() == [0, 1, 2, 3, 4, 5]
+    assert now.velocity is not None and now.velocity.tolist() == [0, 2, 4, 6, 8, 10]
+    assert now.running.tolist() == [3, 4]
+
+
+def test_a_checkpoint_is_a_plain_dict(tmp_path: Path) -> None:
+    a_state().save(tmp_path / LAST)
+    assert type(torch.load(tmp_path / LAST, weights_only=True)) is dict
+
+
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    path = tmp_path / LAST
+    with pytest.raises(CheckpointError, match=r"cannot read .*last\.pt: No such file"):
+        State.load(path, like=a_state())
+    a_state().save(path)
+    whole = path.read_bytes()
+    middle = whole.index(torch.arange(6.0).numpy().tobytes()) + 4
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    for damaged in (b"", b"something else", whole[: len(whole) // 2], whole[:-30], flipped):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"last\.pt is no checkpoint, or a damaged one"):
+            State.load(path, like=a_state())
+    for foreign in ({"weights": torch.zeros(2)}, [1, 2], torch.zeros(3)):
+        torch.save(foreign, path)
+        with pytest.raises(CheckpointError, match=r"last\.pt is no checkpoint, or a damaged one"):
+            State.load(path, like=a_state())
+
+
+@pytest.mark.parametrize(
+    ("like", "message"),
+    [
+        (a_state(7), r"its parameters are 6 of torch\.float32, wanted 7 of torch\.float32"),
+        (a_state(dtype=torch.float64), r"its parameters are 6 of torch\.float32, wanted 6 of torch\.float64"),
+        (a_state(velocity=False), r"its velocity are 6 of torch\.float32, wanted none"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_refused(like: State, message: str, tmp_path: Path) -> None:
+    a_state().save(tmp_path / LAST)
+    with pytest.raises(CheckpointError, match=f"is of another network: {message}"):
+        State.load(tmp_path / LAST, like=like)
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(CheckpointError, match=r"cannot make the run's folder .*one: .*No space left"):
+            make_folder(tmp_path / "one", "{}", a_state())
+    assert list(tmp_path.iterdir()) == []
+    make_folder(tmp_path / "one", "{}", a_state())
+    assert {path.name for path in tmp_path.rglob("*")} == {"one", CONFIG, LAST}
+    with pytest.raises(
+        CheckpointError, match="one is there already: choose another --run-name, or go on with --resume"
+    ):
+        make_folder(tmp_path / "one", "{}", a_state())

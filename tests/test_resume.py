@@ -1,0 +1,193 @@
+"""Runs survive: whatever stops them, they go on to the same weights, bit for bit."""
+
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from bp_torch.checkpoint import BEST, LAST, CheckpointError
+from bp_torch.network import Network
+from bp_torch.training import Config, Signals, Stopped, TrainingError, open_run, read_config, train
+
+FORK = multiprocessing.get_context("fork")  # the child starts with torch loaded
+
+
+@pytest.fixture
+def config(tmp_path: Path, data_dir: Path) -> Config:
+    """A short run with all that must survive: momentum, a short last batch, checkpoints inside an epoch."""
+    return Config(
+        epochs=30,
+        train_examples=1950,
+        momentum=0.9,
+        learning_rate=0.3,
+        checkpoint_every=7,
+        log_every=3,
+        device="cpu",
+        threads=1,
+        data_dir=data_dir,
+        runs_dir=tmp_path,
+    )
+
+
+def weights(config: Config, name: str) -> torch.Tensor:
+    return Network.load(config.runs_dir / name / "network.safetensors").parameters
+
+
+def resumed(config: Config, name: str) -> Config:
+    return replace(config, run_name=name, resume=config.runs_dir / name)
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "examples_per_second"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def test_kill_9_at_twenty_random_instants_changes_nothing(config: Config) -> None:
+    train(replace(config, run_name="whole"))
+    instants = random.Random(0)
+    folder = config.runs_dir / "killed"
+    kills = 0
+    while kills < 20:
+        again = resumed(config, "killed") if folder.exists() else replace(config, run_name="killed")
+        child = FORK.Process(target=train, args=(again,))
+        child.start()
+        child.join(instants.uniform(0.1, 0.5))
+        assert child.pid is not None
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+            kills += 1
+        child.join()
+        if child.exitcode == 0:  # done before the kill: begin anew with the rest of the kills
+            assert torch.equal(weights(config, "killed"), weights(config, "whole"))
+            folder.rename(folder.with_name(f"done-{kills}"))
+    train(resumed(config, "killed") if folder.exists() else replace(config, run_name="killed"))
+    assert torch.equal(weights(config, "killed"), weights(config, "whole"))
+    assert curves(folder) == curves(config.runs_dir / "whole"), "one unbroken curve"
+
+
+def test_fewer_epochs_and_then_the_rest_are_all_of_them(config: Config) -> None:
+    train(replace(config, epochs=5, run_name="whole"))
+    train(replace(config, epochs=2, run_name="part"))
+    train(replace(resumed(config, "part"), epochs=5))
+    assert torch.equal(weights(config, "part"), weights(config, "whole"))
+    assert read_config(config.runs_dir / "part").epochs == 5
+    assert curves(config.runs_dir / "part")["cost/train"] == curves(config.runs_dir / "whole")["cost/train"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(
+    number: signal.Signals, code: int, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(config, epochs=3)
+    train(replace(short, run_name="whole"))
+
+    def signalled(self: Signals) -> Signals:
+        signals = enter(self)
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        return signals
+
+    enter = Signals.__enter__
+    monkeypatch.setattr(Signals, "__enter__", signalled)
+    monkeypatch.setattr("bp_torch.training.tqdm.update", lambda self: time.sleep(0.003))
+    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
+    try:
+        with pytest.raises(Stopped, match=rf"stopped by {number.name}, all is saved; .*--resume .*stopped") as stopped:
+            train(replace(short, run_name="stopped"))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert stopped.value.code == code
+    monkeypatch.undo()
+    train(resumed(short, "stopped"))
+    assert torch.equal(weights(config, "stopped"), weights(config, "whole"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ({"seed": 9}, "--seed 9 differs from the run's 0: only --epochs may change"),
+        ({"momentum": 0.0}, "--momentum 0.0 differs from the run's 0.9"),
+        ({"epochs": 3}, "--epochs 3 is less than the run's 30"),
+    ],
+)
+def test_a_flag_that_differs_is_named(config: Config, typed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.resumed(replace(config, **typed))
+
+
+def test_a_damaged_checkpoint_is_named_and_left(config: Config) -> None:
+    train(replace(config, epochs=1, run_name="one"))
+    path = config.runs_dir / "one" / LAST
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=r"one/last\.pt is no checkpoint, or a damaged one"):
+        train(resumed(replace(config, epochs=2), "one"))
+    assert len(path.read_bytes()) == 1000
+
+
+def test_the_best_checkpoint_is_that_of_the_best_epoch(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    train(replace(config, run_name="one"))
+    accuracies = [accuracy for _, accuracy in curves(config.runs_dir / "one")["accuracy/test"]]
+    best = torch.load(config.runs_dir / "one" / BEST, weights_only=True)
+    assert best["best_accuracy"] == pytest.approx(max(accuracies), rel=1e-6)
+    assert best["epoch"] == accuracies.index(max(accuracies)) + 2, "it stands before the next epoch"
+
+
+def write_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+
+
+def disk_is_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill the small file system that ``folder`` stands on."""
+    with pytest.raises(OSError, match="No space left"), (folder.parent / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A file system of 1 MB, where this machine lets us make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a file system here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def check_full(
+    config: Config, fill: Callable[[Path, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = replace(config, epochs=2, run_name="one")
+    train(first)
+    kept = (config.runs_dir / "one" / LAST).read_bytes()
+    fill(config.runs_dir / "one", monkeypatch)
+    with pytest.raises((TrainingError, OSError), match=r"No space left on device"):
+        train(replace(resumed(config, "one"), epochs=4))
+    assert (config.runs_dir / "one" / LAST).read_bytes() == kept
+    assert open_run(config.runs_dir / "one")[1].sizes == (784, 16, 16, 10)
+    assert not list((config.runs_dir / "one").glob(".*")), "nothing half written is left"
+
+
+def test_a_write_that_fails_leaves_the_older_checkpoint(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_full(config, write_fails, monkeypatch)
+
+
+def test_a_full_disk_leaves_the_older_checkpoint(
+    config: Config, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_full(replace(config, runs_dir=small_disk), disk_is_full, monkeypatch)
