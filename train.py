@@ -4,6 +4,7 @@
     python train.py --sizes 784 100 10 --cost binary-cross-entropy --learning-rate 0.5
     python train.py --batch-size full --epochs 200    true gradient descent
     python train.py --resume runs/NAME                go on where the last checkpoint of a run stands
+    torchrun --nproc-per-node 2 train.py              two processes, the same network
     tensorboard --logdir runs                         look at what was learned, and how
 
 Where to read on: the loop is ``train`` in bp_torch/training.py, the four equations are in bp_torch/backprop.py.
@@ -12,6 +13,7 @@ Where to read on: the loop is ``train`` in bp_torch/training.py, the four equati
 from bp_torch.checkpoint import CheckpointError
 from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.data import DataError
+from bp_torch.distributed import DistributedError
 from bp_torch.training import Config, Stopped, TrainingError, read_config, train
 
 DESCRIPTION = "Train a network on handwritten digits by hand-written backpropagation."
@@ -20,7 +22,7 @@ DESCRIPTION = "Train a network on handwritten digits by hand-written backpropaga
 def main() -> None:
     """Read the flags, train, turn trouble into one line and an exit code."""
     config = parse(Config, prog="train.py", description=DESCRIPTION)
-    with one_line_errors(TrainingError, DataError, CheckpointError, OSError):
+    with one_line_errors(TrainingError, DataError, CheckpointError, DistributedError, OSError):
         if config.resume:
             was = read_config(config.resume)
             typed = parse(

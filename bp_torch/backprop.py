@@ -25,8 +25,12 @@ class Trace:
         activations: [a^0, …, a^L], each (B, n_l); a^0 is the batch itself and None before the first ``forward``.
         z: z^L, (B, n_L), the last layer's weighted sums; the costs need them.
         deltas: [δ^1, …, δ^L], each (B, n_l).
+        transposed: [δ^1ᵀ, …, δ^Lᵀ], each (n_l, B), views of them.
+        share: 1/B, (): what one example counts in the mean. A tensor, so that a product with it allocates nothing.
         phi: [φ of layer 1, …, φ of layer L].
         gradient: ∇C, (P,), in the order of θ.
+        sums: [∇C, Σ_k C_k, B], (P + 2,): what adds up over the shares of a batch; ``gradient`` is a view into it. The
+            last two are for whoever wants them to write.
         weight_gradients, bias_gradients: ∂C/∂W^l and ∂C/∂b^l, views into ``gradient``.
         x_scale: the network sees x_scale · x. Pixels can so stay 0..255 in the batch, and the factor 1/255 rides along
             in the two products that touch them. ``activations[0]`` is not yet scaled.
@@ -41,9 +45,13 @@ class Trace:
         self.z = new(batch_size, n_out[-1])
         self.activations: list[Tensor] = [new(0, network.sizes[0]), *(new(batch_size, n) for n in n_out)]
         self.deltas = [new(batch_size, n) for n in n_out]
+        self.transposed = [delta.T for delta in self.deltas]
+        self.share = new(())
+        self.examples = 0  # what ``share`` is one of
         scratch = new(batch_size * max(n_out))
         self._slopes = [scratch[: batch_size * n].view(batch_size, n) for n in n_out]  # one memory for all layers
-        self.gradient = torch.zeros_like(network.parameters)
+        self.sums = torch.zeros(len(network.parameters) + 2, dtype=network.dtype, device=network.device)
+        self.gradient = self.sums[:-2]
         self.weight_gradients, self.bias_gradients = layer_views(self.gradient, network.sizes)
 
     def first(self, n: int) -> "Trace":
@@ -55,6 +63,8 @@ class Trace:
         short.z = self.z[:n]
         short.activations = [a[:n] for a in self.activations]
         short.deltas = [delta[:n] for delta in self.deltas]
+        short.transposed = [delta.T for delta in short.deltas]
+        short.share = self.share.clone()
         short._slopes = [slope[:n] for slope in self._slopes]
         return short
 
@@ -75,16 +85,16 @@ def forward(network: Network, x: Tensor, trace: Trace | None = None) -> Trace:
     """
     check_batch("x", x, network, network.sizes[0])
     if trace is None:
-        trace = Trace(network, len(x))
-    elif len(x) != len(trace.z):
-        trace = trace.first(len(x))
+        trace = Trace(network, x.shape[0])
+    elif x.shape[0] != trace.z.shape[0]:
+        trace = trace.first(x.shape[0])
     trace.activations[0] = a = x.detach()
     scale = trace.x_scale
     last = network.depth - 1
-    for layer, (w, b) in enumerate(zip(network.weights, network.biases, strict=True)):
+    for layer, (w_transposed, b) in enumerate(zip(network.transposed, network.biases, strict=True)):
         out = trace.activations[layer + 1]
         z = trace.z if layer == last else out  # hidden layers: φ works in place, for φ′ needs only a
-        torch.addmm(b, a, w.T, alpha=scale, out=z)  # (B, n_out)
+        torch.addmm(b, a, w_transposed, alpha=scale, out=z)  # (B, n_out)
         a = trace.phi[layer].function(z, out)
         scale = 1.0
     return trace
@@ -104,13 +114,13 @@ def costs(trace: Trace, y: Tensor, cost: str = "quadratic") -> Tensor:
 # ---- backward ----
 
 
-def output_delta(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, examples: int, out: Tensor) -> Tensor:
+def output_delta(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, share: Tensor, out: Tensor) -> Tensor:
     """BP1: δ^L = ∂C/∂a^L ⊙ φ′(z^L), (B, n_L), with the slope φ′(z^L).
 
-    How far off each output is says how much it should change; an example's wish counts one in ``examples``. This is the
-    one place where the mean over the batch is taken.
+    How far off each output is says how much it should change; an example's wish counts for a ``share``, 1/B. This is
+    the one place where the mean over the batch is taken.
     """
-    delta = cost.error(a, y, out).mul_(1 / examples)
+    delta = cost.error(a, y, out).mul_(share)
     return delta if cost.absorbs else delta.mul_(slope)
 
 
@@ -136,12 +146,13 @@ def bias_gradient(delta: Tensor, out: Tensor) -> Tensor:
     return torch.sum(delta, 0, out=out)
 
 
-def weight_gradient(delta: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
-    """BP4: ∂C/∂W^l = Σ_k δ^l_k a^{l−1}_kᵀ, (n_l, n_{l−1}): the second way, in proportion to the activation before it.
+def weight_gradient(delta_transposed: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
+    """BP4: ∂C/∂W^l = δ^lᵀ a^{l−1}, (n_l, n_{l−1}): the second way, in proportion to the activation before the weight.
 
-    The brighter the neuron in front, the more its weight can do. ``scale`` is ``x_scale`` in layer 1, else 1.
+    The brighter the neuron in front, the more its weight can do. The product sums over the examples. ``scale`` is
+    ``x_scale`` in layer 1, else 1.
     """
-    return torch.addmm(out, delta.T, a, beta=0, alpha=scale, out=out)
+    return torch.addmm(out, delta_transposed, a, beta=0, alpha=scale, out=out)
 
 
 def backward(network: Network, trace: Trace, y: Tensor, cost: str = "quadratic", examples: int | None = None) -> Tensor:
@@ -153,21 +164,24 @@ def backward(network: Network, trace: Trace, y: Tensor, cost: str = "quadratic",
     that does not go with the output activation.
     """
     check_batch("y", y, network, network.sizes[-1])
-    if len(y) != len(trace.z):
+    if y.shape[0] != trace.z.shape[0]:
         raise ValueError(f"y has {len(y)} rows, the batch that went forward has {len(trace.z)}")
-    examples = len(y) if examples is None else examples
+    examples = y.shape[0] if examples is None else examples
     if examples < 1:
         raise ValueError("the mean over an empty batch is not defined: wanted at least one example")
+    if examples != trace.examples:
+        trace.share.fill_(1 / examples)
+        trace.examples = examples
     check_cost(cost, network.output_activation)
 
     last = network.depth - 1
     delta = output_delta(
-        COSTS[cost], trace.activations[-1], y, trace.slope(last), examples, out=trace.deltas[last]
+        COSTS[cost], trace.activations[-1], y, trace.slope(last), trace.share, out=trace.deltas[last]
     )  # BP1
     for layer in range(last, -1, -1):
         a, w, scale = trace.activations[layer], network.weights[layer], 1.0 if layer else trace.x_scale
         bias_gradient(delta, out=trace.bias_gradients[layer])  # BP3
-        weight_gradient(delta, a, scale, out=trace.weight_gradients[layer])  # BP4
+        weight_gradient(trace.transposed[layer], a, scale, out=trace.weight_gradients[layer])  # BP4
         if layer > 0:
             delta = hidden_delta(delta, w, trace.slope(layer - 1), out=trace.deltas[layer - 1])  # BP2
     return trace.gradient

@@ -19,9 +19,12 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
 
+from bp_torch.distributed import World
 from bp_torch.files import replace_file
 
 DatasetName = Literal["mnist", "fashion-mnist", "kmnist", "qmnist", "emnist-digits"]
+
+ALONE = World()
 
 PIXELS = 28 * 28
 CLASSES = 10
@@ -237,19 +240,26 @@ class Minibatches:
     def __init__(self, examples: Examples, batch_size: int, dtype: torch.dtype) -> None:
         """Make room for ``batch_size`` examples in ``dtype`` on the examples' device."""
         self.images = examples.x
-        self.wanted = one_hot(examples.labels, dtype=dtype)
+        self.labels = examples.labels
+        self.wanted = one_hot(torch.arange(CLASSES, device=self.labels.device), dtype=dtype)  # y of each label
         self.batch_size = batch_size
         self._pixels = self.images.new_empty(batch_size, PIXELS)
         self._x = self.wanted.new_empty(batch_size, PIXELS)
+        self._labels = self.labels.new_empty(batch_size)
         self._y = self.wanted.new_empty(batch_size, CLASSES)
 
-    def of(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """x (B, 784), still 0..255, and y (B, 10) of each mini-batch of the permutation; the last may be short."""
-        pixels, x, y = self._pixels, self._x, self._y
-        for chosen in order.split(self.batch_size) if len(order) else ():  # split would make one piece of nothing
-            if len(chosen) < self.batch_size:
-                pixels, x, y = (buffer[: len(chosen)] for buffer in (pixels, x, y))
+    def of(self, order: Tensor, world: World = ALONE) -> Iterator[tuple[Tensor, Tensor, int]]:
+        """x (B, 784), still 0..255, and y (B, 10) of each mini-batch of the permutation; the last may be short.
+
+        In a world of several processes they are this one's share. The third is the size of the whole mini-batch.
+        """
+        buffers = pixels, labels, x, y = self._pixels, self._labels, self._x, self._y
+        for whole in order.split(self.batch_size) if len(order) else ():  # split would make one piece of nothing
+            chosen = world.share(whole)
+            if chosen.shape[0] != x.shape[0]:
+                pixels, labels, x, y = (buffer[: chosen.shape[0]] for buffer in buffers)
             # index_select into a buffer: indexing with [] is several times slower
             torch.index_select(self.images, 0, chosen, out=pixels)
-            torch.index_select(self.wanted, 0, chosen, out=y)
-            yield x.copy_(pixels), y
+            torch.index_select(self.labels, 0, chosen, out=labels)
+            torch.index_select(self.wanted, 0, labels, out=y)
+            yield x.copy_(pixels), y, whole.shape[0]

@@ -62,6 +62,7 @@ class Network:
         parameters: θ, (P,).
         weights: [W^1, …, W^L], each (n_out, n_in), views into ``parameters``.
         biases: [b^1, …, b^L], each (n_out,), views into ``parameters``.
+        transposed: [W^1ᵀ, …, W^Lᵀ], each (n_in, n_out), views as well. Making one costs as much as a small product.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Network:
         self.output_activation = output_activation
         self.parameters = torch.empty(parameter_count(self.sizes), dtype=dtype, device=device)
         self.weights, self.biases = layer_views(self.parameters, self.sizes)
+        self.transposed = [w.T for w in self.weights]
         self.initialise(init, seed)
 
     @property

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from bp_torch.backprop import Trace, costs
+from bp_torch.backprop import Trace
 from bp_torch.checkpoint import State
 from bp_torch.network import Network, layer_views
 from bp_torch.sgd import SGD
@@ -46,14 +46,13 @@ MAPS = 64
 class RunLog:
     """The event file of one run, in the run's own folder."""
 
-    def __init__(self, folder: Path, network: Network, cost: str, every: int, state: State) -> None:
+    def __init__(self, folder: Path, network: Network, every: int, state: State) -> None:
         """Open it where ``state`` stands: what an earlier process logged beyond that step is purged."""
         earlier = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]  # made in that second
         if earlier:  # TensorBoard reads files in the order of their seconds: this one must come last
             time.sleep(max(0.0, max(earlier) + 1 - time.time()))
         self.writer = SummaryWriter(str(folder), purge_step=state.step + 1 if earlier else None)
         self.network = network
-        self.cost = cost
         self.every = every
         self.running = state.running  # it is saved and restored with the state
         self._file: FileWriter = (
@@ -76,10 +75,12 @@ class RunLog:
         for name, text in texts.items():
             self.writer.add_text(f"run/{name}", f"```\n{text}\n```")
 
-    def step(self, step: int, trace: Trace, y: Tensor, sgd: SGD) -> bool:
-        """Take in one step, and at the end of an interval write it out. Returns whether its cost was finite."""
-        self.running[0] += costs(trace, y, self.cost).sum()
-        self.running[1] += len(y)
+    def step(self, step: int, trace: Trace, sgd: SGD) -> bool:
+        """Take in one step, whose ``trace.sums`` are complete, and at the end of an interval write it out.
+
+        Returns whether the interval's cost was finite.
+        """
+        self.running += trace.sums[-2:]
         if step % self.every:
             return True
         names = ["cost/train", "gradient_norm"]

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from math import ceil, inf, isfinite
@@ -26,6 +26,7 @@ from bp_torch.backprop import Trace, backward, check_cost, costs, forward
 from bp_torch.checkpoint import BEST, CONFIG, LAST, State, make_folder
 from bp_torch.costs import CostName
 from bp_torch.data import (
+    ALONE,
     CLASSES,
     PIXEL_SCALE,
     PIXELS,
@@ -37,10 +38,14 @@ from bp_torch.data import (
     one_hot,
     permutation,
 )
+from bp_torch.distributed import World, joined, local_device
 from bp_torch.files import replace_file
 from bp_torch.network import InitName, Network
 from bp_torch.runlog import RunLog
 from bp_torch.sgd import SGD
+
+ASK_EVERY = 16
+"""Steps after which several processes ask each other whether one of them is to stop."""
 
 SMALL = 2**23
 """Multiplications in a step below which a second CPU thread costs more than it brings; measured, see the README."""
@@ -258,29 +263,44 @@ class Score(NamedTuple):
 
 
 @torch.inference_mode()
-def evaluate(network: Network, examples: Examples, cost: str, chunk: int = 1000) -> Score:
-    """Cost and accuracy over all ``examples``, ``chunk`` of them at a time."""
-    n = len(examples.labels)
-    trace = Trace(network, min(chunk, n), PIXEL_SCALE)
-    total = torch.zeros((), dtype=torch.float64, device=network.device)
-    right = torch.zeros((), dtype=torch.int64, device=network.device)
-    for x, labels in zip(examples.x.split(chunk), examples.labels.split(chunk), strict=True):
-        part = forward(network, x.to(network.dtype), trace)
-        total += costs(part, one_hot(labels, dtype=network.dtype), cost).sum(dtype=torch.float64)
-        right += (part.activations[-1].argmax(1) == labels).sum()
-    return Score(total.item() / n, right.item() / n)
+def evaluate(network: Network, examples: Examples, cost: str, world: World = ALONE, chunk: int = 1000) -> Score:
+    """Cost and accuracy over all ``examples``, ``chunk`` of them at a time, each process its share."""
+    trace = Trace(network, min(chunk, len(examples.labels)), PIXEL_SCALE)
+    sums = torch.zeros(2, dtype=torch.float64, device=network.device)  # of the costs, of the right answers
+    for x, labels in zip(*(world.share(part).split(chunk) for part in examples), strict=True):
+        seen = forward(network, x.to(network.dtype), trace)
+        sums[0] += costs(seen, one_hot(labels, dtype=network.dtype), cost).sum(dtype=torch.float64)
+        sums[1] += (seen.activations[-1].argmax(1) == labels).sum()
+    world.sum(sums)
+    cost_sum, right = sums.tolist()
+    return Score(cost_sum / len(examples.labels), right / len(examples.labels))
 
 
 def walk(
-    network: Network, sgd: SGD, batches: Minibatches, order: Tensor, trace: Trace, cost: str
+    network: Network,
+    sgd: SGD,
+    batches: Minibatches,
+    order: Tensor,
+    trace: Trace,
+    cost: str,
+    *,
+    with_cost: bool = False,
+    world: World = ALONE,
 ) -> Iterator[tuple[Trace, Tensor]]:
     """Step down the cost once for each mini-batch of ``order``; after each step, yield what it saw and the wanted y.
 
-    No mini-batch knows the true gradient, which needs every example; each points down well enough, and is quick.
+    No mini-batch knows the true gradient, which needs every example; each points down well enough, and is quick. In a
+    world of several processes each walks with its share of the mini-batch, and one sum makes the shares whole:
+    ``trace.sums`` holds the gradient and, ``with_cost``, the cost and the number of examples.
     """
-    for x, y in batches.of(order):
+    for x, y, examples in batches.of(order, world):
         seen = forward(network, x, trace)
-        sgd.step(backward(network, seen, y, cost))
+        backward(network, seen, y, cost, examples)
+        if with_cost:
+            seen.sums[-2] = costs(seen, y, cost).sum()
+            seen.sums[-1] = len(y)
+        world.sum(seen.sums)
+        sgd.step(seen.gradient)
         yield seen, y
 
 
@@ -297,6 +317,7 @@ class Run:
     batches: Minibatches
     trace: Trace
     state: State
+    world: World
 
     @property
     def steps_per_epoch(self) -> int:
@@ -309,7 +330,16 @@ class Run:
         self.sgd.learning_rate = config.learning_rate / (1 + config.learning_rate_decay * (state.epoch - 1))
         order = permutation(len(self.training.labels), config.seed, state.epoch, device)
         order = order[state.steps * self.batches.batch_size :]
-        for seen, y in walk(self.network, self.sgd, self.batches, order, self.trace, config.cost):
+        for seen, y in walk(
+            self.network,
+            self.sgd,
+            self.batches,
+            order,
+            self.trace,
+            config.cost,
+            with_cost=config.log,
+            world=self.world,
+        ):
             state.steps += 1
             state.step += 1
             yield seen, y
@@ -320,13 +350,17 @@ class Run:
         """Go back to the last checkpoint. Raises CheckpointError if it cannot be read or is not of this network."""
         self.state.become(State.load(self.folder / LAST, like=self.state))
 
+    def alone(self) -> "Run":
+        """This run as one process that takes whole mini-batches."""
+        trace = Trace(self.network, self.batches.batch_size, PIXEL_SCALE)
+        return dataclasses.replace(self, world=ALONE, trace=trace)
 
-def start_run(config: Config) -> Run:
+
+def start_run(config: Config, device: torch.device, world: World) -> Run:
     """Load the data, make the network and a folder with a first checkpoint, or go back to the last one of ``resume``.
 
     Raises TrainingError, DataError or CheckpointError, and then leaves no folder behind.
     """
-    device = choose_device(config.device)
     training, test = load(config.dataset, config.data_dir, device)
     if config.train_examples is not None:
         training = first_shuffled(training, config.train_examples, config.seed)
@@ -343,14 +377,17 @@ def start_run(config: Config) -> Run:
         network,
         sgd,
         Minibatches(training, batch_size, network.dtype),
-        Trace(network, batch_size, PIXEL_SCALE),
+        Trace(network, ceil(batch_size / world.size), PIXEL_SCALE),
         State(network.parameters, sgd.velocity, torch.zeros(2, dtype=torch.float64, device=device)),
+        world,
     )
-    if config.resume is None:
-        make_folder(run.folder, config.to_json(), run.state)
-    else:
+    if config.resume:
         run.restore()
+    if world.is_first and config.resume:
         replace_file(run.folder / CONFIG, config.to_json().encode())
+    elif world.is_first:
+        make_folder(run.folder, config.to_json(), run.state)
+    world.same([tensor for tensor in (run.state.parameters, run.state.velocity) if tensor is not None])
     return run
 
 
@@ -361,62 +398,88 @@ def train(config: Config) -> Path:
     Raises TrainingError, DataError or CheckpointError when the run cannot start or go on, OSError when it cannot be
     saved, and Stopped, with a checkpoint saved, on SIGINT or SIGTERM.
     """
-    run = start_run(config)
-    state, network = run.state, run.network
-    print(
+    device = choose_device(local_device(config.device))
+    with joined(device) as world:
+        return _train(start_run(config, device, world))
+
+
+def _train(run: Run) -> Path:
+    config, state, network, world = run.config, run.state, run.network, run.world
+    tell = print if world.is_first else _nothing
+    tell(
         f"{'-'.join(map(str, config.sizes))}: {len(network.parameters):,} parameters, {len(run.training.labels):,} "
         f"training examples, batches of {run.batches.batch_size:,}, on {network.device}"
         + (f" ({torch.get_num_threads()} threads)" if network.device.type == "cpu" else "")
+        + (f", in {world.size} processes" if world.size > 1 else "")
     )
     if config.resume:
-        print(
+        tell(
             f"going on with {run.folder} at epoch {state.epoch}, step {state.steps} of {run.steps_per_epoch}"
             if state.epoch <= config.epochs
             else f"all {config.epochs} epochs of {run.folder} are done: raise --epochs to go on"
         )
-    print("epoch   train cost  accuracy    test cost  accuracy   examples/s   seconds")
+    tell("epoch   train cost  accuracy    test cost  accuracy   examples/s   seconds")
     steps = config.epochs * run.steps_per_epoch
+    quiet = None if world.is_first else True  # None: where stderr is no terminal
     with (
-        closing(RunLog(run.folder, network, config.cost, config.log_every, state))
-        if config.log
-        else nullcontext() as log,
+        open_log(run) as log,
         Signals() as signals,
-        tqdm(total=steps, initial=state.step, unit="step", leave=False, disable=None) as bar,
+        tqdm(total=steps, initial=state.step, unit="step", leave=False, disable=quiet) as bar,
     ):
         if log:
             log.begin(config.hyperparameters(len(run.training.labels), run.batches.batch_size), config.to_json())
         while state.epoch <= config.epochs:
             train_epoch(run, log, signals, bar)
-        network.save(run.folder / NETWORK_FILE)
+        if world.is_first:
+            network.save(run.folder / NETWORK_FILE)
         if log:
             log_results(run, log)
-    print(f"saved {run.folder / NETWORK_FILE}")
+    tell(f"saved {run.folder / NETWORK_FILE}")
     return run.folder
+
+
+def _nothing(line: str) -> None:
+    """What a process that is not the first prints."""
+
+
+@contextmanager
+def open_log(run: Run) -> Iterator[RunLog | None]:
+    """The run's log, in the first process, unless it is not wanted."""
+    if not (run.config.log and run.world.is_first):
+        yield None
+        return
+    with closing(RunLog(run.folder, run.network, run.config.log_every, run.state)) as log:
+        yield log
 
 
 def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any]") -> None:
     """Walk to the end of the epoch, look how the network does, tell it, save a checkpoint."""
     config, state, network = run.config, run.state, run.network
     epoch, first_step, start = state.epoch, state.step, time.perf_counter()
-    for seen, y in run.rest_of_epoch():
+    for seen, _ in run.rest_of_epoch():
         bar.update()
-        if log and not log.step(state.step, seen, y, run.sgd):
+        if log and not log.step(state.step, seen, run.sgd):
             raise diverged(run, log)
-        if config.checkpoint_every and state.step % config.checkpoint_every == 0:
+        if state.steps == run.steps_per_epoch:
+            continue  # the epoch's own checkpoint comes below, after what it logs: neither is there without the other
+        stop = signals.asked(state.step, run.world, network.device)
+        if stop or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
             save_checkpoint(run, log)
-        if signals.received:
-            save_checkpoint(run, log)
-            raise Stopped(signals.received, run.folder)
+        if stop:
+            raise Stopped(signals.received or signal.SIGTERM, run.folder)
     if network.device.type == "cuda":
         torch.cuda.synchronize(network.device)
     seconds = time.perf_counter() - start
 
-    on_training, on_test = (evaluate(network, examples, config.cost) for examples in (run.training, run.test))
-    rate = (state.step - first_step) * run.batches.batch_size / seconds
-    bar.write(
-        f"{epoch:5}   {on_training.cost:10.4f}  {on_training.accuracy:8.2%}   {on_test.cost:10.4f}  "
-        f"{on_test.accuracy:8.2%}   {rate:10,.0f}   {seconds:7.2f}"
+    on_training, on_test = (
+        evaluate(network, examples, config.cost, run.world) for examples in (run.training, run.test)
     )
+    rate = (state.step - first_step) * run.batches.batch_size / seconds
+    if run.world.is_first:
+        bar.write(
+            f"{epoch:5}   {on_training.cost:10.4f}  {on_training.accuracy:8.2%}   {on_test.cost:10.4f}  "
+            f"{on_test.accuracy:8.2%}   {rate:10,.0f}   {seconds:7.2f}"
+        )
     if log:
         log.epoch(
             cost=on_test.cost,
@@ -432,16 +495,20 @@ def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any
     better = on_test.accuracy > state.best_accuracy
     state.best_accuracy = max(state.best_accuracy, on_test.accuracy)
     save_checkpoint(run, log, also=[BEST] if better else [])
+    if signals.asked(0, run.world, network.device):
+        raise Stopped(signals.received or signal.SIGTERM, run.folder)
 
 
 def save_checkpoint(run: Run, log: RunLog | None, also: Sequence[str] = ()) -> None:
     """Save the state as the run's last, once the log is on disk. Raises TrainingError if it is not finite."""
     if not torch.isfinite(run.state.parameters).all():
         raise diverged(run, log)
+    if not run.world.is_first:
+        return
     try:
         if log:
             log.flush()  # first: what a resumed run does not log again must be there
-        for name in (LAST, *also):
+        for name in (*also, LAST):  # last: it says that the others are there
             run.state.save(run.folder / name)
     except OSError as error:
         raise TrainingError(f"cannot save into {run.folder}: {error}; the checkpoint before is whole") from error
@@ -457,7 +524,7 @@ def diverged(run: Run, log: RunLog | None) -> TrainingError:
         if skipped:
             print(f"{len(skipped)} histograms hold NaN or infinity and are not logged, such as {skipped[0]}")
         log.flush()
-    last = run.folder / LAST
+    run = run.alone()
     run.restore()
     for seen, y in run.rest_of_epoch():
         name = first_not_finite(run.network, seen, y, run.config.cost)
@@ -468,7 +535,7 @@ def diverged(run: Run, log: RunLog | None) -> TrainingError:
         where = "on examples that it was not trained on"
     return TrainingError(
         f"the cost is not finite: {where}; try a smaller --learning-rate or other initial values (--init); "
-        f"the last good checkpoint is {last}"
+        f"the last good checkpoint is {run.folder / LAST}"
     )
 
 
@@ -515,6 +582,12 @@ class Signals:
     """While entered, SIGINT and SIGTERM are noted in ``received`` and not obeyed; a second one is obeyed at once."""
 
     received = 0
+
+    def asked(self, step: int, world: World, device: torch.device) -> bool:
+        """Whether to stop after ``step``. Several processes ask each other now and then, to stop at the same step."""
+        if world.size == 1:
+            return bool(self.received)
+        return step % ASK_EVERY == 0 and world.any(bool(self.received), device)
 
     def __enter__(self) -> "Signals":
         """Take over, where this is the main thread: no other may."""

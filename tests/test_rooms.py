@@ -24,6 +24,7 @@ ROOMS = [  # from the top; a room may import only from those below it
     "costs",
     "activations",
     "data",
+    "distributed",
     "files",
     "cli",
 ]

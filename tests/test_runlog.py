@@ -105,20 +105,22 @@ def one_step(network: Network, mnist: tuple[Examples, Examples]) -> tuple[Trace,
     y = one_hot(examples.labels, dtype=network.dtype)
     trace = forward(network, examples.x.to(network.dtype) * PIXEL_SCALE)
     backward(network, trace, y)
+    trace.sums[-2] = costs(trace, y).sum()
+    trace.sums[-1] = len(y)
     return trace, y
 
 
 def test_the_points_of_a_curve_are_means_over_their_interval(tmp_path: Path, mnist: tuple[Examples, Examples]) -> None:
     network = Network(dtype=torch.float64)
     sgd = SGD(network, 0.5, momentum=0.9)
-    log = RunLog(tmp_path, network, "quadratic", 2, State(network.parameters, sgd.velocity, torch.zeros(2).double()))
+    log = RunLog(tmp_path, network, 2, State(network.parameters, sgd.velocity, torch.zeros(2).double()))
     seen = []
     for step in (1, 2):
         trace, y = one_step(network, mnist)
         seen.append(costs(trace, y).mean().item())
         before = network.weights[1].clone()
         sgd.step(trace.gradient)
-        assert log.step(step, trace, y, sgd)
+        assert log.step(step, trace, sgd)
     ratio = (network.weights[1] - before).norm() / network.weights[1].norm()
     log.close()
     events = read(tmp_path)
@@ -130,13 +132,13 @@ def test_the_points_of_a_curve_are_means_over_their_interval(tmp_path: Path, mni
 
 def test_tensors_with_nan_are_skipped_and_named(tmp_path: Path, mnist: tuple[Examples, Examples]) -> None:
     network = Network()
-    log = RunLog(tmp_path, network, "quadratic", 1, State(network.parameters, None, torch.zeros(2).double()))
-    trace, y = one_step(network, mnist)
+    log = RunLog(tmp_path, network, 1, State(network.parameters, None, torch.zeros(2).double()))
+    trace, _ = one_step(network, mnist)
     network.weights[1][0, 0] = torch.nan
     trace.deltas[2][0, 0] = torch.inf
     assert log.histograms(trace, 1) == ["weights/layer_2", "deltas/layer_3"]
-    trace.activations[-1].fill_(torch.nan)
-    assert not log.step(1, trace, y, SGD(network, 1.0)), "a cost that is not finite is told"
+    trace.sums[-2] = torch.nan
+    assert not log.step(1, trace, SGD(network, 1.0)), "a cost that is not finite is told"
     log.close()
     assert len(read(tmp_path).Tags()["histograms"]) == 6 * 3 - 2
 
