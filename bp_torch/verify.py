@@ -72,6 +72,7 @@ class Agreement:
         largest: the largest absolute difference of one entry, and ``where`` that entry is.
         cosine: between the two, 1 where they point the same way.
         compared, set_aside: how many entries; those set aside straddle a kink, or the witness is not finite there.
+        blurred: whether the error is above the tolerance: if they agree, then because rounding reaches as far.
     """
 
     witness: str
@@ -82,6 +83,7 @@ class Agreement:
     cosine: float
     compared: int
     set_aside: int = 0
+    blurred: bool = False
 
     @property
     def ok(self) -> bool:
@@ -120,7 +122,7 @@ class Row:
         errors = [self.agreements.get(w) for w in WITNESSES]
         worst = self.worst
         return [
-            *(f"{a.relative_error:.1e}" if a else "-" for a in errors),
+            *(f"{a.relative_error:.1e}{BLURRED if a.ok and a.blurred else ''}" if a else "-" for a in errors),
             f"{worst.largest:.1e}" if worst else "-",
             str(list(worst.where)) if worst else "-",
             f"{worst.cosine:.6f}" if worst else "-",
@@ -130,6 +132,7 @@ class Row:
 
 WITNESSES = ("autograd", "float64", "central")
 COLUMNS = [*WITNESSES, "largest", "where", "cosine", "bits"]
+BLURRED = "~"
 
 
 @dataclass(frozen=True)
@@ -200,7 +203,7 @@ class Report:
                 f"central differences: {compared:,} of {_count(entries, 'entry', 'entries')}, "
                 f"{self.set_aside} set aside that straddle a kink"
             )
-        return lines + [f"note: {note}" for note in self.notes]
+        return [*lines, *_blurred_line(self.rows), *(f"note: {note}" for note in self.notes)]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain numbers and words; what is not finite is None, which JSON can hold."""
@@ -227,6 +230,7 @@ class Report:
                             "cosine": _finite(a.cosine),
                             "compared": a.compared,
                             "set_aside": a.set_aside,
+                            "within_rounding_only": a.ok and a.blurred,
                         }
                         for a in row.agreements.values()
                     },
@@ -242,6 +246,12 @@ class Report:
 
 def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
+
+
+def _blurred_line(rows: Iterable[Row]) -> list[str]:
+    """What ``BLURRED`` means, if a row has it."""
+    seen = any(a.ok and a.blurred for row in rows for a in row.agreements.values())
+    return [f"{BLURRED}: above that, but no further than rounding alone reaches here"] if seen else []
 
 
 def _short(dtype: torch.dtype) -> str:
@@ -484,7 +494,7 @@ def _hand(call: Callable[[Tensors], Any], tensors: Tensors, witnesses: "Witnesse
     """Call the gradient, call it at other inputs, call it again: the third answer must be the first."""
 
     def answer(at: Tensors) -> tuple[Tensors, Tensors]:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             raw = _given(call(at), list(tensors))
             return raw, _copies(raw)
 
@@ -670,8 +680,8 @@ class Witnesses:
         value, self.same = _autograd(function, inputs)
         if not value.isfinite():
             raise ValueError(f"the function is {value.item()} at these inputs")
-        with torch.inference_mode(False), torch.no_grad():
-            again = function(_copies(inputs)).reshape(())
+        with torch.inference_mode(False), torch.enable_grad():
+            again = function(_copies(inputs)).detach().reshape(())
         if (again - value).abs() > self.base * value.abs() + self.smallest:
             raise ValueError(
                 f"the function gives {value.item()} and then {again.item()} for the same inputs: draw what is random "
@@ -755,7 +765,7 @@ class Witnesses:
         flat = entries.view(-1)
         negligible = 0.1 * max(self.base, math.sqrt(EPS)) * self.size(name) / math.sqrt(flat.numel())
         found = []
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             middle = float(self.function(inputs).item())
             for i in chosen.tolist():
                 x = flat[i].item()
@@ -903,6 +913,7 @@ def _agreement(
     if not math.isfinite(error):
         return Agreement(witness, math.inf, math.inf, math.inf, where, 0.0, len(ours), set_aside)
     allowed = base * size + doubt + witnesses.smallest * math.sqrt(len(ours))
+    blurred = error > base * size
     if error > allowed:
         allowed += witnesses.slack(name, witness)
     return Agreement(
@@ -914,6 +925,7 @@ def _agreement(
         _cosine(ours, theirs),
         len(ours),
         set_aside,
+        blurred,
     )
 
 
@@ -1028,7 +1040,7 @@ def _diagnose(
         text for factor, text in _named_factors(witnesses.inputs, batch_size) if explains(factor * right, ours=there)
     ]
     if named:
-        return ", or ".join(named)
+        return " Or ".join(named)
     if truth.entries is not None:
         return _unnamed_factor(there, right, explains)
     for text, expected in hypotheses(name, given) if hypotheses else ():
@@ -1563,6 +1575,7 @@ def _conclusions(cases: list[Case], rows: list[tuple[Case, Row]], options: Optio
         + f" on {network.device}, batches of {', '.join(map(str, options.batch_sizes))}",
         f"{', '.join(WITNESSES)}: ‖gradient − witness‖ / ‖witness‖, "
         f"allowed {', '.join(f'{limit} in {name}' for name, limit in allowed.items())}",
+        *_blurred_line(row for _, row in rows),
         f"central differences of {_count(sum(a.compared for a in central), 'entry', 'entries')}, "
         f"{sum(a.set_aside for a in central)} set aside that straddle a kink; "
         f"{sum(row.bitwise_equal for _, row in rows) / len(rows):.0%} of tensors equal autograd's bit for bit",
