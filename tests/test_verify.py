@@ -1,0 +1,746 @@
+"""A right gradient passes, a wrong one is caught and named, whoever wrote it; and nothing right is called wrong."""
+
+import contextlib
+import io
+import json
+import math
+import random
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bp_torch import backprop, verify
+from bp_torch.backprop import Trace, backward, forward
+from bp_torch.costs import Cost
+from bp_torch.network import Network, layer_views
+from bp_torch.training import Config, train
+from bp_torch.verify import check, check_layer, check_own, check_step
+
+DTYPES = [torch.float32, torch.float64]
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+# ---- backwards from elsewhere ----
+
+
+def batch_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    mean, var = x.mean(0), x.var(0, unbiased=False)
+    return (x - mean) / torch.sqrt(var + 1e-5) * gamma + beta
+
+
+def batch_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    *,
+    centred: bool = True,
+    scaled: bool = True,
+    summed: bool = True,
+    projected: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    std = torch.sqrt(x.var(0, unbiased=False) + 1e-5)
+    xhat = (x - x.mean(0)) / std
+    dxhat = dy * gamma if scaled else dy
+    dx = dxhat - (dxhat.mean(0) if centred else 0) - (xhat * (dxhat * xhat).mean(0) if projected else 0)
+    return dx / std, (dy * xhat).sum(0), dy.sum(0) if summed else dy
+
+
+def layer_norm(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+    return functional.layer_norm(x, (x.shape[-1],), gamma, beta)
+
+
+def layer_norm_backward(
+    dy: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, *, scaled: bool = True, inverse: bool = True
+) -> tuple[Tensor, ...]:
+    std = torch.sqrt(x.var(1, unbiased=False, keepdim=True) + 1e-5)
+    xhat = (x - x.mean(1, keepdim=True)) / std
+    dxhat = dy * gamma if scaled else dy
+    dx = dxhat - dxhat.mean(1, keepdim=True) - xhat * (dxhat * xhat).mean(1, keepdim=True)
+    return dx / std if inverse else dx, (dy * xhat).sum(0), dy.sum(0)
+
+
+def softmax_backward(dy: Tensor, x: Tensor, *, coupled: bool = True) -> Tensor:
+    p = torch.softmax(x, -1)
+    return p * (dy - (dy * p).sum(-1, keepdim=True) if coupled else dy)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor) -> Tensor:
+    scores = q @ (k + key_bias).mT / math.sqrt(q.shape[-1])
+    return torch.softmax(scores.masked_fill(causal(len(q)), -math.inf), -1) @ v
+
+
+def causal(n: int) -> Tensor:
+    return torch.ones(n, n, dtype=torch.bool).triu(1)
+
+
+def attention_backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, key_bias: Tensor, *, scaled: bool = True, swapped: bool = False
+) -> tuple[Tensor, ...]:
+    scale = 1 / math.sqrt(q.shape[-1])
+    p = torch.softmax((q @ (k + key_bias).mT * scale).masked_fill(causal(len(q)), -math.inf), -1)
+    dp = dy @ v.mT
+    ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * (scale if scaled else 1)
+    dq, dk = ds @ (k + key_bias), ds.mT @ q
+    return dk if swapped else dq, dq if swapped else dk, p.mT @ dy, dk.sum(0)
+
+
+def relu_backward(dy: Tensor, x: Tensor, *, masked: bool = True) -> Tensor:
+    return dy * (x > 0) if masked else dy
+
+
+LAYERS: dict[str, tuple[Callable[..., Any], Callable[..., Any], list[tuple[int, ...]]]] = {
+    "batch norm": (batch_norm, batch_norm_backward, [(12, 5), (5,), (5,)]),
+    "layer norm": (layer_norm, layer_norm_backward, [(12, 5), (5,), (5,)]),
+    "softmax": (lambda x: torch.softmax(x, -1), softmax_backward, [(7, 9)]),
+    "attention": (attention, attention_backward, [(6, 4), (6, 4), (6, 4), (4,)]),
+    "relu": (torch.relu, relu_backward, [(7, 9)]),
+}
+
+
+def layer_inputs(name: str, dtype: torch.dtype) -> list[Tensor]:
+    return [randn(*shape, seed=i, dtype=dtype) for i, shape in enumerate(LAYERS[name][2])]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", LAYERS)
+def test_right_backwards_from_elsewhere_pass(name: str, dtype: torch.dtype) -> None:
+    layer, layer_backward, _ = LAYERS[name]
+    report = check_layer(layer, layer_inputs(name, dtype), layer_backward)
+    report.assert_ok()
+    assert all(set(row.agreements) == set(verify.WITNESSES) for row in report.rows)
+    assert "right" in str(report)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("name", "fault", "wrong", "said"),
+    [
+        ("batch norm", {"centred": False}, ["x"], "the same all along dimension 0"),
+        ("batch norm", {"scaled": False}, ["x"], "the factor gamma is missing"),
+        ("batch norm", {"summed": False}, ["beta"], "not summed over dimension 0"),
+        ("batch norm", {"projected": False}, ["x"], None),
+        ("layer norm", {"scaled": False}, ["x"], None),
+        ("layer norm", {"inverse": False}, ["x"], "a factor that is the same all along dimension 1"),
+        ("softmax", {"coupled": False}, ["x"], None),
+        ("attention", {"scaled": False}, ["q", "k", "key_bias"], "off by exactly a factor of 2"),
+        ("attention", {"swapped": True}, ["q", "k"], "is the gradient of"),
+        ("relu", {"masked": False}, ["x"], "a mask is missing?"),
+    ],
+)
+def test_wrong_backwards_from_elsewhere_are_caught_and_named(
+    name: str, fault: dict[str, bool], wrong: list[str], said: str | None, dtype: torch.dtype
+) -> None:
+    layer, layer_backward, _ = LAYERS[name]
+    names = ["x"] if len(LAYERS[name][2]) == 1 else None
+    report = check_layer(
+        layer, layer_inputs(name, dtype), lambda *t: layer_backward(*t, **fault), names=names, coordinates=80
+    )
+    surely = [row.name for row in report.rows if not row.ok]
+    assert set(surely) - {"key_bias"} == set(wrong) - {"key_bias"}  # that one's gradient is zero but for rounding
+    if said is None:
+        assert report.diagnoses == {}
+    else:
+        assert any(said in text for text in report.diagnoses), report
+
+
+def test_a_gradient_that_is_zero_but_for_rounding_passes_and_the_report_says_so() -> None:
+    layer, layer_backward, _ = LAYERS["attention"]
+    report = check_layer(layer, layer_inputs("attention", torch.float32), layer_backward)
+    bias = next(row for row in report.rows if row.name == "key_bias")
+    assert bias.ok and bias.agreements["autograd"].relative_error > 1e-2
+    assert any("key_bias" in note and "rounding" in note for note in report.notes)
+
+
+class Cube(torch.autograd.Function):
+    factor = 3.0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, *dy: Tensor) -> Tensor:
+        x: Tensor = ctx.saved_tensors[0]
+        return dy[0] * Cube.factor * x**2
+
+
+def test_a_custom_autograd_function_is_judged_by_differences_or_by_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = randn(4, 3)
+
+    def custom(x: Tensor) -> Tensor:
+        out: Tensor = Cube.apply(x).sum()
+        return out
+
+    alone = check(custom, x)
+    beside = check(custom, x, reference=lambda x: (x**3).sum())
+    assert alone.ok and list(alone.rows[0].agreements) == ["central"]
+    assert beside.ok and set(beside.rows[0].agreements) == set(verify.WITNESSES)
+    monkeypatch.setattr(Cube, "factor", 2.0)
+    for report in (check(custom, x), check(custom, x, reference=lambda x: (x**3).sum())):
+        assert not report.ok and "0.666667" in next(iter(report.diagnoses))
+    itself = check(custom, x, lambda x: 2 * x**2)  # autograd is then the very backward that is checked
+    assert not itself.ok and itself.rows[0].agreements["autograd"].ok
+    assert any("Give a reference" in note for note in itself.notes)
+
+
+# ---- the shapes that an error has ----
+
+W = randn(5, 5, seed=1)
+X = randn(8, 5, seed=2)
+
+
+def square(x: Tensor, w: Tensor) -> Tensor:
+    return ((x @ w.to(x.dtype).T) ** 2).sum() / len(x)
+
+
+def square_gradient(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    z = x @ w.T
+    return 2 * z @ w / len(x), 2 * z.T @ x / len(x)
+
+
+def one_row_off(g: Tensor) -> Tensor:
+    g = g.clone()
+    g[3] += 1
+    return g
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda g: g * 8, "off by exactly the batch size: the mean over the batch is missing?"),
+        (lambda g: g / 8, "one over the batch size"),
+        (lambda g: -g, "the sign is wrong"),
+        (lambda g: -8 * g, "the batch size, and the sign is wrong"),
+        (lambda g: g * 2, "a factor of 2"),
+        (lambda g: g / 2, "a factor of ½"),
+        (lambda g: g * 5, "off by exactly 5, the length of dimension 1 of x"),
+        (lambda g: g * math.sqrt(5), "off by exactly √5"),
+        (lambda g: g * 1.2345, "off by one factor throughout, 1.2345"),
+        (lambda g: g.T, "is transposed"),
+        (lambda g: g.reshape(-1), "the right numbers in another shape"),
+        (lambda g: g * 0, "is zero throughout"),
+        (lambda g: g * (torch.arange(5) != 2), "is zero in 5 entries where it should not be"),
+        (lambda g: g + 0.125, "the same all along dimension 0"),
+        (one_row_off, "is wrong only at index 3 of dimension 0"),
+        (lambda g: g + 0.1 * randn(5, 5, seed=9).to(g.dtype), None),
+        (lambda g: g * (1 + 0.01 * randn(5, 5, seed=9).to(g.dtype)), None),
+    ],
+)
+def test_an_error_that_has_a_shape_is_named_and_no_other(
+    spoil: Callable[[Tensor], Tensor], said: str | None, dtype: torch.dtype
+) -> None:
+    def gradient(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        dx, dw = square_gradient(x, w)
+        return dx, spoil(dw)
+
+    report = check(square, [X.to(dtype), W.to(dtype)], gradient)
+    assert [row.name for row in report.rows if not row.ok] == ["w"]
+    assert [said in text for text in report.diagnoses] == [True] if said else report.diagnoses == {}
+    with pytest.raises(AssertionError, match="1 of 2 gradients wrong"):
+        report.assert_ok()
+
+
+def test_what_holds_for_every_gradient_is_said_once() -> None:
+    report = check(square, [X, W], lambda x, w: tuple(8 * g for g in square_gradient(x, w)))
+    assert report.diagnosis_lines() == [
+        "every gradient: off by exactly the batch size: the mean over the batch is missing?"
+    ]
+
+
+def test_when_two_slips_would_make_the_same_factor_both_are_said() -> None:
+    report = check(square, [X[:2], W], lambda x, w: tuple(2 * g for g in square_gradient(x, w)))
+    (text,) = report.diagnoses
+    assert "the batch size" in text and "a factor of 2" in text
+
+
+class Stale:
+    """Answers with the gradient of the call before."""
+
+    kept: tuple[Tensor, Tensor] | None = None
+
+    def __call__(self, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        now = square_gradient(x, w)
+        before, self.kept = self.kept or now, now
+        return before
+
+
+class Accumulating:
+    """Adds to its buffers and never clears them."""
+
+    def __init__(self) -> None:
+        self.buffers = torch.zeros_like(X), torch.zeros_like(W)
+
+    def __call__(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        return tuple(buffer.add_(g) for buffer, g in zip(self.buffers, square_gradient(x, w), strict=True))
+
+
+class Lending:
+    """Is right, and hands out the same memory every time."""
+
+    def __init__(self) -> None:
+        self.buffers = torch.zeros_like(X), torch.zeros_like(W)
+
+    def __call__(self, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        return tuple(buffer.copy_(g) for buffer, g in zip(self.buffers, square_gradient(x, w), strict=True))
+
+
+def test_what_is_kept_from_one_call_to_the_next_is_found() -> None:
+    stale, accumulating, lending = (check(square, [X, W], kind()) for kind in (Stale, Accumulating, Lending))
+    assert stale.diagnoses == {"is the gradient at the inputs of the call before: a stale buffer": ["x", "w"]}
+    assert accumulating.diagnoses == {"adds to what the calls before left: its buffer is not cleared": ["x", "w"]}
+    assert not stale.ok and not accumulating.ok and lending.ok
+    assert any("same memory" in note for note in lending.notes)
+
+
+def test_a_gradient_that_changes_its_inputs_is_wrong() -> None:
+    def gradient(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        found = square_gradient(x, w)
+        x.zero_()
+        return found
+
+    report = check(square, [X, W], gradient)
+    assert not report.ok and "changes its input x in place" in str(report)
+    assert X.any()
+
+
+# ---- kinks, zeros, saturation, what is not finite ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("near", [0.0, 1e-9, -1e-7, 1e-6])
+def test_a_kink_is_set_aside_and_counted_and_a_wrong_entry_is_not(near: float, dtype: torch.dtype) -> None:
+    x = torch.tensor([0.5, near, -0.5, 1.0], dtype=dtype)
+    slope = torch.tensor([2.0, 3.0, 4.0, 5.0], dtype=dtype)
+
+    def function(x: Tensor) -> Tensor:
+        return (torch.relu(x) * slope.to(x.dtype)).sum()
+
+    right = slope * (x > 0)
+    report = check(function, x, right)
+    report.assert_ok()
+    assert report.set_aside == 1 and "1 set aside that straddle a kink" in str(report)
+    for i in (0, 1, 3):
+        wrong = right.clone()
+        wrong[i] += 0.01
+        spoiled = check(function, x, wrong)
+        assert not spoiled.ok and spoiled.set_aside == 1
+        assert spoiled.rows[0].agreements["autograd"].where == (i,)
+        assert spoiled.rows[0].agreements["central"].ok == (i == 1)
+
+
+def test_kinks_on_both_sides_that_cancel_in_the_values_are_found_by_the_slope() -> None:
+    x = torch.zeros(1, dtype=torch.float64)
+
+    def odd(x: Tensor) -> Tensor:  # is x itself, but autograd takes 0 for the slope of both ReLUs at 0
+        return (torch.relu(x) - torch.relu(-x)).sum()
+
+    report = check(odd, x, torch.zeros(1, dtype=torch.float64))
+    assert report.ok and report.set_aside == 1
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e-6, 1e6, 1e200])
+def test_a_gradient_may_be_tiny_or_huge(scale: float) -> None:
+    def function(x: Tensor) -> Tensor:
+        return torch.sin(x).sum() * scale
+
+    x = randn(6)
+    assert check(function, x, lambda x: torch.cos(x) * scale).ok
+    assert not check(function, x, lambda x: torch.cos(x) * scale * 1.01).ok
+
+
+def test_a_gradient_that_is_zero_passes_as_zero_only() -> None:
+    x = -randn(6).abs() - 0.1
+
+    def function(x: Tensor) -> Tensor:
+        return torch.relu(x).sum()
+
+    assert check(function, x, torch.zeros_like).ok
+    assert not check(function, x, torch.ones_like).ok
+
+
+def test_nan_and_wrong_shapes_are_rows_that_fail() -> None:
+    dx, dw = square_gradient(X, W)
+    dx[2, 1] = math.nan
+    report = check(square, [X, W], [dx, dw[:4]])
+    assert "x: holds 1 entry that is not finite, the first at [2, 1]" in str(report)
+    assert "w: has the shape [4, 5], wanted [5, 5]" in str(report)
+    assert json.loads(report.to_json())["tensors"][0]["witnesses"]["autograd"]["relative_error"] is None
+
+
+def test_a_gradient_that_is_not_given_is_not_judged() -> None:
+    report = check(square, {"x": X, "w": W}, lambda x, w: {"w": square_gradient(x, w)[1]})
+    assert report.ok and [row.name for row in report.rows] == ["w"]
+    assert [row.name for row in check(square, [X, W], (None, square_gradient(X, W)[1])).rows] == ["w"]
+
+
+def test_bits_are_compared_as_bits() -> None:
+    def double(x: Tensor) -> Tensor:
+        return (2 * x).sum()
+
+    assert check(double, X, torch.full_like(X, 2)).rows[0].bitwise_equal
+    assert not check(double, X, torch.full_like(X, 2 + 1e-15)).rows[0].bitwise_equal
+
+
+def test_a_function_that_does_not_compute_in_float64_is_judged_by_autograd_alone_and_the_report_says_so() -> None:
+    w = W.float()
+    report = check(lambda x: ((x @ w.T) ** 2).sum(), X.float(), lambda x: 2 * x @ w.T @ w)
+    assert report.ok and list(report.rows[0].agreements) == ["autograd"]
+    assert any("not heard" in note for note in report.notes)
+    assert not check(lambda x: ((x @ w.T) ** 2).sum(), X.float(), lambda x: x @ w.T @ w).ok
+
+
+def test_an_explicit_tolerance_is_kept() -> None:
+    dx, dw = square_gradient(X.float(), W.float())
+    wrong = dx * (1 + 1e-3)
+    assert not check(square, [X.float(), W.float()], [wrong, dw]).ok
+    assert check(square, [X.float(), W.float()], [wrong, dw], tolerance=1e-2).ok
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "gradient", "error", "said"),
+    [
+        (lambda x: x * 2, X, X, ValueError, r"gives torch.float64 of shape \(8, 5\), wanted a floating scalar"),
+        (lambda x: 1.0, X, X, TypeError, "gives a float"),
+        (lambda x: x.detach().sum(), X, X, ValueError, "does not depend on x"),
+        (lambda x: x.sum(), torch.arange(3), X, TypeError, "input x is torch.int64, which has no gradient"),
+        (lambda x: x.sum(), X > 0, X, TypeError, "input x is torch.bool"),
+        (lambda x: x.sum(), X.to(torch.complex128), X, TypeError, "complex128"),
+        (lambda x: x.sum(), torch.tensor([1.0, math.nan]), X, ValueError, r"input x holds 1 entry .* first at \[1\]"),
+        (lambda x: x.sum(), torch.tensor([1.0, math.inf]), X, ValueError, "not finite"),
+        (lambda x: x.sum(), torch.zeros(0), X, ValueError, "input x is empty"),
+        (lambda x: x.log().sum(), torch.zeros(2), X, ValueError, "the function is -inf"),
+        (lambda x: (x * torch.rand(())).sum(), X, X, ValueError, "for the same inputs"),
+        (lambda: torch.zeros(()), [], [], ValueError, "no inputs"),
+        (lambda x: x.sum(), [3.0], X, TypeError, "input x is a float, wanted a tensor"),
+        (square, [X, W], [X], ValueError, "there are 1 gradients for 2 inputs x, w"),
+        (square, [X, W], {"x": X, "v": W}, ValueError, "a gradient is called v, the inputs are x, w"),
+        (square, [X, W], [None, None], ValueError, "no gradient to check"),
+        (square, [X, W], ["x", W], TypeError, "the gradient of x is a str"),
+    ],
+)
+def test_bad_input_is_refused_with_a_clear_error(
+    function: Callable[..., Any], inputs: Any, gradient: Any, error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said) as caught:
+        check(function, inputs, gradient)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_report_prints_its_numbers_and_goes_to_json() -> None:
+    report = check(square, [X, W], square_gradient)
+    as_dict = json.loads(report.to_json())
+    assert as_dict["ok"] and [tensor["name"] for tensor in as_dict["tensors"]] == ["x", "w"]
+    assert set(as_dict["tensors"][0]["witnesses"]) == set(verify.WITNESSES)
+    text = str(report)
+    assert "2 gradients right" in text and "allowed 3.7e-11" in text and "65 of 65 entries" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_the_tolerance_is_what_the_docstring_says() -> None:
+    for dtype, written in (
+        ("float64", "3.7e-11"),
+        ("float32", "2.4e-05"),
+        ("float16", "9.8e-03"),
+        ("bfloat16", "3.9e-02"),
+    ):
+        assert f"{verify.tolerance_of(getattr(torch, dtype)):.1e}" == written
+        assert written in (verify.__doc__ or "")
+
+
+# ---- this project's own backward ----
+
+COMBINATIONS = verify.combinations()
+
+
+def a_batch(network: Network, n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    x = torch.rand(n, network.sizes[0], generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    y = torch.eye(network.sizes[-1], dtype=network.dtype)[torch.arange(n) % network.sizes[-1]]
+    return x.to(network.dtype), y
+
+
+def a_random_network(seed: int) -> tuple[Network, Tensor, Tensor, str]:
+    """Sizes, depth, activations, cost, batch, dtype and what is extreme about it are all drawn from ``seed``."""
+    draw = random.Random(seed)
+    hidden, output, cost = draw.choice(COMBINATIONS)
+    sizes = [draw.choice([1, 2, 3, 5, 8, 16, 16, 33]) for _ in range(draw.randint(2, 5))]
+    network = Network(
+        sizes,
+        activation=hidden,
+        output_activation=output,
+        init=draw.choice(["lecun", "he", "normal"]),
+        seed=seed,
+        dtype=draw.choice(DTYPES),
+    )
+    x, y = a_batch(network, draw.choice([1, 2, 3, 7, 20, 100]), seed)
+    match draw.choice(["plain", "saturated", "zeros", "dead", "tiny"]):
+        case "saturated":
+            x = x * draw.choice([10, 43, 100, 300])
+            network.parameters.mul_(draw.choice([1, 5]))
+        case "zeros":  # z = 0 exactly, in the middle of a ReLU's kink
+            x[::2] = 0
+            for b in network.biases:
+                b.zero_()
+        case "dead":
+            for w in network.weights[:-1]:
+                w[::2] = 0
+            for b in network.biases:
+                b.zero_()
+        case "tiny":  # every kink within a step
+            network.parameters.mul_(1e-6)
+    return network, x, y, cost
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_there_is_no_false_alarm_over_200_random_networks(part: int) -> None:
+    for seed in range(50 * part, 50 * (part + 1)):
+        network, x, y, cost = a_random_network(seed)
+        report = check_own(network, x, y, cost, coordinates=5, seed=seed)
+        assert report.ok, f"seed {seed}: {network}, {len(x)} examples, {cost}\n{report}"
+        assert report.diagnoses == {}
+
+
+_output_delta, _desires, _input_gradient = backprop.output_delta, backprop.desires, backprop.input_gradient
+
+
+def sum_not_mean(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, examples: int, out: Tensor) -> Tensor:
+    return _output_delta(cost, a, y, slope, 1, out)
+
+
+def two_lost(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, examples: int, out: Tensor) -> Tensor:
+    return _output_delta(cost, a, y, slope, examples, out).mul_(0.5)
+
+
+def sign_lost(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, examples: int, out: Tensor) -> Tensor:
+    return _output_delta(cost, a, y, slope, examples, out).neg_()
+
+
+def no_output_slope(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, examples: int, out: Tensor) -> Tensor:
+    return cost.error(a, y, out).mul_(1 / examples)
+
+
+def no_hidden_slope(delta: Tensor, w: Tensor, slope: Tensor, out: Tensor) -> Tensor:
+    return _desires(delta, w, out)
+
+
+def weight_transposed(delta: Tensor, w: Tensor, out: Tensor | None = None) -> Tensor:
+    return _desires(delta, w.T.contiguous() if w.shape[0] == w.shape[1] else w, out)
+
+
+def first_example_only(delta: Tensor, out: Tensor) -> Tensor:
+    return out.copy_(delta[0])
+
+
+def bias_kept(delta: Tensor, out: Tensor) -> Tensor:
+    return out.add_(delta.sum(0))
+
+
+def gradient_transposed(delta: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
+    g = (delta.T @ a) * scale
+    return out.copy_(g.T if g.shape[0] == g.shape[1] else g)
+
+
+def not_scaled(delta: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
+    return torch.mm(delta.T, a, out=out)
+
+
+def last_example_lost(delta: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
+    return out.copy_((delta[:-1].T @ a[:-1]) * scale)
+
+
+class StaleWeights:
+    """Gives out each weight gradient one call late."""
+
+    def __init__(self) -> None:
+        self.kept: dict[torch.Size, Tensor] = {}
+
+    def __call__(self, delta: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
+        now = (delta.T @ a) * scale
+        before = self.kept.get(out.shape, now)
+        self.kept[out.shape] = now
+        return out.copy_(before)
+
+
+FAULTS: list[tuple[str, Callable[..., Any], str, str | None]] = [
+    ("output_delta", sum_not_mean, "δ3", "off by exactly the batch size: the mean over the batch is missing?"),
+    ("output_delta", two_lost, "δ3", "off by exactly a factor of ½"),
+    ("output_delta", sign_lost, "δ3", "the sign is wrong"),
+    ("output_delta", no_output_slope, "δ3", "the slope φ′(z) is missing (output_delta, BP1)"),
+    ("hidden_delta", no_hidden_slope, "δ2", "the slope φ′(z) is missing (hidden_delta, BP2)"),
+    ("desires", weight_transposed, "δ1", "W is transposed (desires, BP2)"),
+    ("bias_gradient", first_example_only, "b2", "not summed over the batch (bias_gradient, BP3)"),
+    ("bias_gradient", bias_kept, "b2", "its buffer is not cleared"),
+    ("weight_gradient", gradient_transposed, "W2", "is transposed"),
+    ("weight_gradient", not_scaled, "W1", "the inputs are not scaled"),
+    ("weight_gradient", StaleWeights(), "W2", "a stale buffer"),
+    ("weight_gradient", last_example_lost, "W2", None),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh"])
+@pytest.mark.parametrize(("target", "fault", "tensor", "said"), FAULTS)
+def test_every_planted_fault_is_caught_and_named(
+    target: str,
+    fault: Callable[..., Any],
+    tensor: str,
+    said: str | None,
+    activation: str,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = Network((20, 16, 16, 10), activation=activation, seed=1, dtype=dtype)
+    x, y = a_batch(network, 7)
+    check_own(network, x, y, "quadratic", coordinates=5).assert_ok()
+    monkeypatch.setattr(backprop, target, fault)
+    report = check_own(network, x, y, "quadratic", coordinates=5)
+    assert not report.ok
+    named = [text for text, names in report.diagnoses.items() if tensor in names]
+    assert [said in text for text in named] == [True] if said else named == [], report
+    followers = next((names for text, names in report.diagnoses.items() if text.startswith("right for")), [])
+    assert tensor not in followers
+
+
+def test_what_only_follows_from_a_fault_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network((20, 16, 16, 10), seed=1)
+    monkeypatch.setattr(backprop, "desires", weight_transposed)
+    report = check_own(network, *a_batch(network, 7), "quadratic", coordinates=0)
+    assert report.diagnoses == {
+        "W is transposed (desires, BP2)": ["δ1"],
+        "right for the δ that it was given, which is wrong": ["b1", "W1", "x"],
+    }
+
+
+# ---- a step of training ----
+
+
+def step_report(network: Network, spoil: float = 1.0) -> verify.Report:
+    x, y = a_batch(network, 10)
+    pixels = (x * 255).round()
+    trace = forward(network, pixels, Trace(network, 10, 1 / 255))
+    gradient = backward(network, trace, y).clone()
+    layer_views(gradient, network.sizes)[0][0].mul_(spoil)
+    before = network.parameters.clone(), gradient.clone()
+    report = check_step(network, pixels, y, "quadratic", 1 / 255, gradient)
+    assert torch.equal(network.parameters, before[0]) and torch.equal(gradient, before[1])
+    return report
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_step_of_training_is_checked_also_under_inference_mode(dtype: torch.dtype) -> None:
+    with torch.inference_mode():
+        network = Network((20, 16, 10), dtype=dtype)
+        report = step_report(network)
+        report.assert_ok()
+        assert [row.name for row in report.rows] == ["W1", "b1", "W2", "b2"]
+        wrong = step_report(network, spoil=1.001)
+        assert [row.name for row in wrong.rows if not row.ok] == ["W1"]
+
+
+# ---- the command ----
+
+
+def run(arguments: str, *more: str) -> tuple[str, int]:
+    """What ``python -m bp_torch verify`` prints, and its exit code."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            verify.main([*arguments.split(), *more])
+        except SystemExit as stop:
+            return out.getvalue(), int(stop.code or 0)
+    return out.getvalue(), 0
+
+
+@pytest.fixture
+def digits(data_dir: Path) -> tuple[str, ...]:
+    return ("--data-dir", str(data_dir), "--device", "cpu")
+
+
+def test_the_command_shows_each_combination_once(digits: tuple[str, ...]) -> None:
+    text, code = run("--depths 2 --batch-sizes 1 7 --dtypes float32 --coordinates 0", *digits)
+    lines = [line for line in text.splitlines() if line.startswith("ok ")]
+    assert code == 0 and len(lines) == len(COMBINATIONS) == 36
+    assert "504 gradients of 72 networks right" in text
+    assert max(map(len, text.splitlines())) <= 125
+
+
+def test_the_command_shows_everything_when_asked(digits: tuple[str, ...]) -> None:
+    text, code = run("--depths 1 2 --batch-sizes 2 --dtypes float64 --verbose", *digits)
+    assert code == 0 and sum(line.startswith("ok ") for line in text.splitlines()) == 36 * (4 + 7)
+    as_json, code = run("--depths 1 --batch-sizes 2 --dtypes float64 --json", *digits)
+    found = json.loads(as_json)
+    assert code == 0 and found["ok"] and len(found["networks"]) == 36
+    assert {tensor["name"] for tensor in found["networks"][0]["tensors"]} == {"W1", "b1", "δ1", "x"}
+
+
+def test_the_command_exits_1_and_names_what_is_wrong(digits: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backprop, "output_delta", sum_not_mean)
+    text, code = run("--depths 2 --batch-sizes 7 --dtypes float32 --coordinates 0", *digits)
+    assert code == 1 and "252 of 252 gradients wrong" in text
+    assert "off by exactly the batch size: the mean over the batch is missing? (36 networks)" in text
+
+
+def test_the_command_verifies_a_trained_network(
+    digits: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data_dir = Path(digits[1])
+    folder = train(
+        Config(runs_dir=tmp_path, data_dir=data_dir, epochs=1, train_examples=500, device="cpu", activation="relu")
+    )
+    text, code = run("", "--run", str(folder), "--device", "cpu")
+    assert code == 0 and "784-16-16-10" in text and "80 gradients of 8 networks right" in text
+    assert sum(line.startswith("ok ") for line in text.splitlines()) == 10
+    capsys.readouterr()
+    assert run("", "--run", str(tmp_path / "nowhere"))[1] == 1
+    assert "no trained network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--depths 0", "--depths: wanted 1 or more, got 0"),
+        ("--batch-sizes 0", "--batch-sizes: wanted 1 or more"),
+        ("--tolerance 2", "--tolerance: wanted a relative error"),
+        ("--dtypes float8", "float8"),
+        ("--colour", "--colour"),
+    ],
+)
+def test_bad_arguments_are_told_in_one_line(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments)[1] == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+# ---- the README ----
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+@pytest.fixture
+def section() -> Iterator[str]:
+    yield README.split("## Verify a backward")[1].split("\n## ")[0]
+
+
+def test_the_readme_shows_the_report_that_its_example_prints(section: str) -> None:
+    code, shown = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", section, re.DOTALL).groups()  # type: ignore[union-attr]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(code, {})
+    assert out.getvalue() == shown
+    assert "the mean over the batch is missing?" in shown
+
+
+def test_the_readme_states_the_tolerances(section: str) -> None:
+    for name in ("float64", "float32", "float16", "bfloat16"):
+        assert f"{verify.tolerance_of(getattr(torch, name)):.1e} in {name}" in " ".join(section.split())
