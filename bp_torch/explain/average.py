@@ -25,14 +25,16 @@ from bp_torch.explain.subject import Options as CommonOptions
 from bp_torch.explain.subject import Subject, UsageError, check_least, chunks, inputs_and_wanted, whole_gradient
 from bp_torch.network import Network, layer_views
 
+MADE_BY = ("backprop.per_example_gradients", "backprop.backward")
+
 IDEA = (
     "Each image asks for its own change of every weight and bias, and images disagree, often about the sign. Write the "
     "wishes down side by side, one column an image, and average each row over all of them: most of what was asked for "
     "cancels, and what remains is the negative gradient of the whole cost, exactly."
 )
 
-CHUNK = 250
-"""Examples whose gradients are kept at once: 26 MB of float64 for 13,002 parameters."""
+KEPT = 3_000_000
+"""Components of gradients that are kept at once, 24 MB of float64: 230 examples of 13,002 parameters."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Average(NamedTuple):
         return (self.wishes.average - self.at_once).abs().max().item()
 
 
-def every_wish(network: Network, examples: Examples, cost: str, chunk: int = CHUNK) -> Iterator[Tensor]:
+def every_wish(network: Network, examples: Examples, cost: str, chunk: int) -> Iterator[Tensor]:
     """−∂C_k/∂θ of all examples, (chunk, P) at a time."""
     for x, y in chunks(examples, network.dtype, chunk):
         yield per_example_gradients(network, x, y, cost).neg_()
@@ -137,10 +139,13 @@ def explain(subject: Subject, options: Options) -> Average:
     network, cost, training = subject.exact, subject.config.cost, subject.training
     n = len(training.labels)
     if options.first + options.columns > n:
-        raise UsageError(f"--first: wanted 0 to {n - options.columns:,} for {options.columns} columns, got {options.first}")
+        raise UsageError(
+            f"--first: wanted 0 to {n - options.columns:,} for {options.columns} columns, got {options.first}"
+        )
     at_once = -whole_gradient(network, training, cost, chunk=n)
-    parts = every_wish(network, training, cost)
-    wishes = add_up(iter(tqdm(parts, desc="every wish", total=ceil(n / CHUNK), leave=False, disable=None)), n)
+    chunk = max(1, KEPT // len(at_once))
+    parts = every_wish(network, training, cost, chunk)
+    wishes = add_up(iter(tqdm(parts, desc="every wish", total=ceil(n / chunk), leave=False, disable=None)), n)
     x, y = inputs_and_wanted(training, slice(options.first, options.first + options.columns), network.dtype)
     rows = telling_rows(at_once, network.sizes)
     cells = -per_example_gradients(network, x, y, cost)[:, rows].T
@@ -151,14 +156,22 @@ def finding(result: Average) -> str:
     """What the numbers say."""
     agreement = result.wishes.agreement.nanmedian().item()
     return (
-        f"Averaged over {result.examples:,} examples {result.wishes.cancelled:.0%} of what they ask for cancels; the rest "
-        f"is −∇C. On a typical parameter {agreement:.0%} of those with a say agree with the average"
+        f"Averaged over {result.examples:,} examples {result.wishes.cancelled:.0%} of what they ask for cancels; the "
+        f"rest is −∇C. On a typical parameter {agreement:.0%} of those with a say agree with the average"
     )
 
 
 def table(result: Average) -> str:
     """Parameters as rows, examples as columns, the average over all, and −∇C beside it."""
-    header = ["−∂C_k/∂θ", *(f"a {label}" for label in result.labels), "", "average of all", "−∇C at once", "agree", "deviation"]
+    header = [
+        "−∂C_k/∂θ",
+        *(f"a {label}" for label in result.labels),
+        "",
+        "average of all",
+        "−∇C at once",
+        "agree",
+        "deviation",
+    ]
     rows = []
     for i, cells in zip(result.rows, result.cells.tolist(), strict=True):
         wishes = result.wishes
@@ -174,9 +187,9 @@ def table(result: Average) -> str:
             ]
         )
     return (
-        f"What each of {result.examples:,} training examples wants. {result.caption}.\n\n{style.text_table(header, rows)}\n\n"
-        f"Over all {len(result.at_once):,} parameters the average of the wishes and −∇C computed at once differ by "
-        f"{result.error:.1e} at most.\n{finding(result)}."
+        f"What each of {result.examples:,} training examples wants. "
+        f"{result.caption}.\n\n{style.text_table(header, rows)}\n\nOver all {len(result.at_once):,} parameters the "
+        f"average of the wishes and −∇C computed at once differ by {result.error:.1e} at most."
     )
 
 
@@ -184,9 +197,9 @@ def table(result: Average) -> str:
 def figure(result: Average) -> Figure:
     """The table as colours and numbers under the examples' images, and how much the examples disagree."""
     note = (
-        f"Each column is one training example, each row one weight or bias: blue asks to raise it, orange to lower it, on a "
-        f"logarithmic scale. The last column is the average over all {result.examples:,} examples; over all parameters it "
-        f"differs from −∇C computed at once by {number(result.error, 1)} at most. {result.caption}."
+        "Each column is one training example, each row one weight or bias: blue asks to raise it, orange to lower "
+        f"it, on a logarithmic scale. The last column is the average over all {result.examples:,} examples; over all "
+        f"parameters it differs from −∇C computed at once by {number(result.error, 1)} at most. {result.caption}."
     )
     cell, left = 0.42, 4.35
     columns, rows = len(result.labels), len(result.rows)
@@ -197,15 +210,17 @@ def figure(result: Average) -> Figure:
     limit = max(result.cells.abs().max().item(), average.abs().max().item()) or 1.0
     norm = SymLogNorm(linthresh=limit * 1e-5, vmin=-limit, vmax=limit)
     size = min(width, 0.75) - 0.06
-    for i, (image, label) in enumerate(zip(result.images, result.labels, strict=True)):
+    for i, image in enumerate(result.images):
         style.digit(page.axes(left + width * (i + 0.5) - size / 2, 0.75 - size, size, size), image)
     page.text(left + 6.15 + 0.68, 0.35, "average\nover all", ha="center", weight="bold", size=9)
     for start, wide, values in ((left, 6.15, result.cells), (left + 6.15 + 0.18, 1.0, average[:, None])):
         axes = page.axes(start, 0.8, wide, height)
         axes.imshow(style.array(values), cmap=style.DIVERGING, norm=norm, aspect="auto")
         style.bare(axes)
-        for (i, j), value in zip(((i, j) for i in range(rows) for j in range(values.shape[1])), values.flatten().tolist(), strict=True):
-            dark = abs(float(norm(value)) - 0.5) > 0.28
+        for (i, j), value in zip(
+            ((i, j) for i in range(rows) for j in range(values.shape[1])), values.flatten().tolist(), strict=True
+        ):
+            dark = abs(float(norm(value)) - 0.5) > 0.22
             axes.text(j, i, number(value, 2), ha="center", va="center", size=8, color="white" if dark else style.INK)
         if start == left:
             names = [parameter_name(result.sizes, i) for i in result.rows]
@@ -227,9 +242,20 @@ def _disagreement(page: style.Page, top: float, result: Average) -> None:
         edges = torch.linspace(finite.min().item(), finite.quantile(0.999).item() + 1e-9, 41) if bins is None else bins
         for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
             every = torch.cat([w.flatten(), b])
-            counted, colour = style.array(every[every.isfinite()]), style.LAYER_COLOURS[layer % len(style.LAYER_COLOURS)]
-            axes.hist(counted, style.array(edges), density=True, histtype="stepfilled", alpha=0.2, color=colour)
-            axes.hist(counted, style.array(edges), density=True, histtype="step", linewidth=1.6, color=colour, label=f"layer {layer + 1}")
+            counted, colour = (
+                style.array(every[every.isfinite()]),
+                style.LAYER_COLOURS[layer % len(style.LAYER_COLOURS)],
+            )
+            axes.hist(counted, edges.tolist(), density=True, histtype="stepfilled", alpha=0.2, color=colour)
+            axes.hist(
+                counted,
+                edges.tolist(),
+                density=True,
+                histtype="step",
+                linewidth=1.6,
+                color=colour,
+                label=f"layer {layer + 1}",
+            )
         axes.set(ylabel="share of the parameters", yticks=[])
     agreement.axvline(50, color=style.INK, linewidth=1, linestyle=":")
     agreement.set_xlabel("% of the examples with a say (50: the toss of a coin)")

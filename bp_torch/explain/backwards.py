@@ -6,18 +6,18 @@ The rows are ``backprop.desires`` of one neuron at a time; their sum is ``desire
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from bp_torch.backprop import Trace, desires, input_gradient
 from bp_torch.explain import style
-from bp_torch.explain.style import number
 from bp_torch.explain.subject import Example, ExampleOptions, Subject, choose_example, look
 from bp_torch.network import Network
+
+MADE_BY = ("backprop.desires", "backprop.hidden_delta", "backprop.input_gradient")
 
 IDEA = (
     "No layer can set the activations of the one before it, but each of its neurons has a view on what they should "
@@ -115,7 +115,9 @@ def table(result: Backwards) -> str:
         ]
         rows += [["sum of the rows", "", "", *cells(step.rows.sum(0))], ["−∂C/∂a", "", "", *cells(step.total)]]
         parts.append(style.text_table(header, rows))
-        parts.append(f"The sum of the {neurons} rows and −∂C/∂a of layer {step.layer - 1} differ by {step.error:.1e} at most.")
+        parts.append(
+            f"The sum of the {neurons} rows and −∂C/∂a of layer {step.layer - 1} differ by {step.error:.1e} at most."
+        )
     return "\n\n".join(parts)
 
 

@@ -7,6 +7,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import nan
 from typing import NamedTuple
 
@@ -22,10 +23,12 @@ from bp_torch.explain.subject import Options as CommonOptions
 from bp_torch.explain.subject import Subject, UsageError, each_cost, whole_gradient
 from bp_torch.network import Network, layer_views, parameter_count
 
+MADE_BY = ("backprop.forward", "backprop.costs", "backprop.backward")
+
 IDEA = (
-    "A direction in a space of thousands of dimensions cannot be pictured, but it can be read one number at a time. The "
-    "size of each component says how strongly the cost answers to that one weight or bias: where one component is so "
-    "many times another, the same small push at the first moves the cost that many times as much."
+    "A direction in a space of thousands of dimensions cannot be pictured, but it can be read one number at a time. "
+    "The size of each component says how strongly the cost answers to that one weight or bias: where one component "
+    "is so many times another, the same small push at the first moves the cost that many times as much."
 )
 
 
@@ -47,7 +50,7 @@ class Options(CommonOptions):
 class Wiggle(NamedTuple):
     """One parameter moved: C(θ + h e) − C(θ), C(θ − h e) − C(θ), and what the gradient foretells for +h."""
 
-    index: int
+    place: int
     up: float
     down: float
     foretold: float
@@ -100,11 +103,13 @@ def parameter_name(sizes: tuple[int, ...], index: int) -> str:
     """
     if not 0 <= index < parameter_count(sizes):
         raise ValueError(f"no parameter {index} among {parameter_count(sizes):,}")
-    for layer, (n_in, n_out) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
+    for layer, (n_in, n_out) in enumerate(pairwise(sizes), 1):
         to = "{} of layer " + str(layer)
         if index < n_in * n_out:
             j, k = divmod(index, n_in)
-            source = f"pixel ({k // 28}, {k % 28})" if layer == 1 and n_in == 784 else f"neuron {k} of layer {layer - 1}"
+            source = (
+                f"pixel ({k // 28}, {k % 28})" if layer == 1 and n_in == 784 else f"neuron {k} of layer {layer - 1}"
+            )
             return f"weight from {source} to neuron {to.format(j)}"
         index -= n_in * n_out
         if index < n_out:
@@ -185,7 +190,7 @@ def table(result: Gradient) -> str:
         first = result.wiggles[0].change
         rows = [
             [
-                parameter_name(result.sizes, w.index),
+                parameter_name(result.sizes, w.place),
                 f"{w.foretold:+.4e}",
                 f"{w.change:+.4e}",
                 f"{abs(w.change / w.foretold - 1):.1e}",
@@ -204,8 +209,8 @@ def figure(result: Gradient) -> Figure:
     """The vector as a map, layer by layer; its components in order of size; and the wiggles."""
     silent = len(result.gradient) - len(result.order)
     note = (
-        f"All {len(result.gradient):,} components of ∇C over the training examples; {silent:,} of them are exactly zero. "
-        f"Drawn is −∂C/∂θ: a blue weight or bias should go up, an orange one down, and a pale one hardly matters. "
+        f"All {len(result.gradient):,} components of ∇C over the training examples; {silent:,} of them are exactly "
+        "zero. Drawn is −∂C/∂θ: a blue weight or bias should go up, an orange one down, and a pale one hardly matters. "
         f"{result.caption}."
     )
     weights, biases = layer_views(-result.gradient, result.sizes)
@@ -255,7 +260,9 @@ def _ranks(page: style.Page, top: float, result: Gradient) -> None:
     for rank, align, side, colour in ((1, "left", 1, style.RAISE), (len(sizes), "right", -1, style.LOWER)):
         size, name = sizes[rank - 1].item(), parameter_name(result.sizes, int(result.order[rank - 1]))
         axes.plot([rank], [size], "o", color=colour, markersize=8)
-        axes.annotate(f"{number(size, 2)}\n{name}", (rank, size), (9 * side, 5), textcoords="offset points", ha=align, size=9)
+        axes.annotate(
+            f"{number(size, 2)}\n{name}", (rank, size), (9 * side, 5), textcoords="offset points", ha=align, size=9
+        )
     axes.set_ylim(sizes[-1].item() / 10, 30 * (sizes[0] / sizes[-1]).item() ** 0.1 * sizes[0].item())
     axes.set(xlabel="rank", ylabel="|∂C/∂θ|")
     axes.grid(axis="y")

@@ -21,10 +21,12 @@ from bp_torch.explain.style import number
 from bp_torch.explain.subject import Example, ExampleOptions, Subject, UsageError, choose_example, look
 from bp_torch.network import Network
 
+MADE_BY = ("backprop.weight_gradient", "backprop.desires")
+
 IDEA = (
-    "A weight is strengthened most where a bright neuron meets one that is wanted brighter, which recalls Hebb's rule for "
-    "real neurons: those that fire together get wired together. The likeness is loose. The exact rule has a third "
-    "factor, the slope φ′ of the receiving neuron, and where that is nearly zero a strong wish moves nothing."
+    "A weight is strengthened most where a bright neuron meets one that is wanted brighter, which recalls Hebb's "
+    "rule for real neurons: those that fire together get wired together. The likeness is loose. The exact rule has a "
+    "third factor, the slope φ′ of the receiving neuron, and where that is nearly zero a strong wish moves nothing."
 )
 
 
@@ -33,7 +35,7 @@ class Options(ExampleOptions):
     """The example, and the layer whose weights are looked at."""
 
     layer: int | None = None
-    """The layer, counted from 1. None: the last."""
+    """The layer, counted from 1. None: the last hidden one, whose slopes differ most."""
 
 
 class Hebbian(NamedTuple):
@@ -87,7 +89,7 @@ def hebbian(network: Network, trace: Trace, y: Tensor, cost: str, layer: int) ->
 def explain(subject: Subject, options: Options) -> Hebbian:
     """The weight nudges for the example and the layer that ``options`` name."""
     network, cost = subject.exact, subject.config.cost
-    layer = network.depth if options.layer is None else options.layer
+    layer = max(network.depth - 1, 1) if options.layer is None else options.layer
     if not 1 <= layer <= network.depth:
         raise UsageError(f"--layer: wanted 1 to {network.depth}, got {layer}")
     example = choose_example(subject, options)
@@ -101,11 +103,15 @@ def finding(result: Hebbian) -> str:
     if together.std() == 0 or nudges.std() == 0:
         return f"This {result.example.label} asks nothing of the weights of layer {result.layer}"
     likeness = torch.corrcoef(torch.stack([together, nudges]))[0, 1].item()
+    start = f"Firing together wires together, to a correlation of {number(likeness)}"
+    if result.slope.min() == result.slope.max():
+        return f"{start}: no neuron of layer {result.layer} holds its wish back, for all have the same φ′"
     blocked = int(result.wanted.abs().mul(1 - result.passed).argmax())
+    way = "up" if result.wanted[blocked] > 0 else "down"
     return (
-        f"Fire together, wire together: right to a correlation of {number(likeness, 2)}, and exact once φ′ is in; "
-        f"neuron {blocked} is wanted {number(abs(result.wanted[blocked].item()), 2)} {'up' if result.wanted[blocked] > 0 else 'down'}, "
-        f"but its φ′ of {number(result.slope[blocked].item(), 2)} holds it back"
+        f"{start}, and exactly once φ′ is in: neuron {blocked} is wanted {way} by "
+        f"{number(abs(result.wanted[blocked].item()), 2)}, but its φ′ lets "
+        f"{number(100 * result.slope[blocked].item(), 2)}% of that pass"
     )
 
 
@@ -114,8 +120,16 @@ def table(result: Hebbian) -> str:
     neurons = style.text_table(
         [f"layer {result.layer}", "wanted, −∂C/∂a", "φ′", "wanted × φ′", "largest nudge of a weight"],
         [
-            [f"neuron {j}", f"{want:+.4e}", f"{slope:.4e}", f"{want * slope:+.4e}", f"{row[row.abs().argmax()].item():+.4e}"]
-            for j, (want, slope, row) in enumerate(zip(result.wanted.tolist(), result.slope.tolist(), result.nudges, strict=True))
+            [
+                f"neuron {j}",
+                f"{want:+.4e}",
+                f"{slope:.4e}",
+                f"{want * slope:+.4e}",
+                f"{row[row.abs().argmax()].item():+.4e}",
+            ]
+            for j, (want, slope, row) in enumerate(
+                zip(result.wanted.tolist(), result.slope.tolist(), result.nudges, strict=True)
+            )
         ],
     )
     pairs = []
@@ -126,8 +140,9 @@ def table(result: Hebbian) -> str:
     strongest = style.text_table(["the strongest nudges", "a before", "wanted", "φ′", "−∂C/∂W"], pairs)
     error = (result.exact - result.nudges).abs().max().item()
     return (
-        f"What {result.example.name} wants of the weights of layer {result.layer}. {result.caption}.\n\n{neurons}\n\n{strongest}\n\n"
-        f"activation × wanted × φ′ and −∂C/∂W differ by {error:.1e} at most."
+        f"What {result.example.name} wants of the weights of layer {result.layer}. "
+        f"{result.caption}.\n\n{neurons}\n\n{strongest}\n\nactivation × wanted × φ′ and −∂C/∂W differ by {error:.1e} "
+        "at most."
     )
 
 
@@ -135,8 +150,9 @@ def table(result: Hebbian) -> str:
 def figure(result: Hebbian) -> Figure:
     """The nudges between their two factors, and the scatters without φ′ and with it."""
     note = (
-        f"The example is {result.example.name}. Top: the nudge of every weight of layer {result.layer}, under the activations it comes from "
-        f"and beside the wishes and slopes it goes to. Bottom: each dot is a weight. {result.caption}."
+        f"The example is {result.example.name}. Top: the nudge of every weight of layer {result.layer}, under the "
+        "activations it comes from and beside the wishes and slopes it goes to. Bottom: each dot is a weight. "
+        f"{result.caption}."
     )
     page = style.Page(8.9, finding(result), note)
     style.digit(page.axes(style.MARGIN, 0.55, 1.9, 1.9, f"The example: {result.example.label}"), result.example.x)
@@ -187,9 +203,17 @@ def _product(page: style.Page, result: Hebbian) -> None:
 def _scatter(axes: Axes, x: Tensor, result: Hebbian, label: str) -> None:
     """The nudges against ``x``, a dot a weight, dark where φ′ is small."""
     slopes = result.slope[:, None].expand_as(x)
-    drawn = axes.scatter(style.array(x), style.array(result.nudges), c=style.array(slopes), cmap=style.SEQUENTIAL, s=26, linewidth=0.4, edgecolor="white")
+    drawn = axes.scatter(
+        style.array(x),
+        style.array(result.nudges),
+        c=style.array(slopes),
+        cmap=style.SEQUENTIAL,
+        s=26,
+        linewidth=0.4,
+        edgecolor="white",
+    )
     axes.axhline(0, color=style.FAINT, linewidth=0.8, zorder=0)
     axes.axvline(0, color=style.FAINT, linewidth=0.8, zorder=0)
     axes.set(xlabel=label, ylabel="nudge of the weight, −∂C/∂W")
     bar = axes.figure.colorbar(drawn, ax=axes, label="φ′ of the neuron", pad=0.02, aspect=30)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)

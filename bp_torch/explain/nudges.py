@@ -22,6 +22,8 @@ from bp_torch.explain.style import number
 from bp_torch.explain.subject import Example, ExampleOptions, Subject, choose_example, look
 from bp_torch.network import Network
 
+MADE_BY = ("backprop.output_delta", "backprop.bias_gradient", "backprop.weight_gradient", "backprop.desires")
+
 IDEA = (
     "One image wants one output up and nine down, each the more the further it is from where it belongs. An output can "
     "be moved in three ways. Its bias counts in full. A weight counts as much as the activation that comes through it, "
@@ -137,7 +139,8 @@ def finding(result: Nudges) -> str:
     rise = "up" if wanted[label] > 0 else "down"
     return (
         f"This {label} wants output {label} {rise} by {number(abs(wanted[label].item()), 2)} and output {down} down by "
-        f"{number(-wanted[down].item(), 2)}, its two loudest wishes; the best lever on output {result.avenues.neuron} is {best}"
+        f"{number(-wanted[down].item(), 2)}, its two loudest wishes; the best lever on output "
+        f"{result.avenues.neuron} is {best}"
     )
 
 
@@ -163,9 +166,9 @@ def table(result: Nudges) -> str:
 def figure(result: Nudges) -> Figure:
     """The image, the outputs with arrows as long as their nudges, and one output's three ways, ranked."""
     note = (
-        f"The example is {result.example.name}. Blue raises, orange lowers; an arrow is as long as the nudge, minus the "
-        f"derivative of the cost by the output's {result.of}. Below, the ways to move output {result.avenues.neuron}: each bar is "
-        f"minus the derivative of the cost, all on one scale. {result.caption}."
+        f"The example is {result.example.name}. Blue raises, orange lowers; an arrow is as long as the nudge, minus "
+        f"the derivative of the cost by the output's {result.of}. Below, the ways to move output "
+        f"{result.avenues.neuron}: each bar is minus the derivative of the cost, all on one scale. {result.caption}."
     )
     page = style.Page(8.3, finding(result), note)
     style.digit(page.axes(style.MARGIN, 0.55, 2.9, 2.9, f"The example: {result.example.label}"), result.example.x)
@@ -182,7 +185,15 @@ def _outputs(page: style.Page, result: Nudges) -> None:
     dots.hlines(places, 0, result.outputs.tolist(), color=style.FAINT, linewidth=2, zorder=1)
     dots.plot(result.outputs.tolist(), places, "o", color=style.INK, markersize=7, label="is")
     if result.outputs.min() >= 0 and result.outputs.max() <= 1:
-        dots.plot(result.example.y[0].tolist(), places, "o", color="none", markeredgecolor=style.SOFT, markersize=11, label="wanted")
+        dots.plot(
+            result.example.y[0].tolist(),
+            places,
+            "o",
+            color="none",
+            markeredgecolor=style.SOFT,
+            markersize=11,
+            label="wanted",
+        )
         dots.set_xlim(-0.07, 1.07)
     dots.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, handletextpad=0.2)
     arrows = page.axes(7.75, 0.55, 3.9, 3.35, "What the example wants of it")
@@ -200,7 +211,7 @@ def _outputs(page: style.Page, result: Nudges) -> None:
 
 
 def _arrow(axes: Axes, place: int, nudge: float, small: float) -> None:
-    """An arrow from zero to ``nudge`` with its number, or a dot for one below ``small``, that has no room for a head."""
+    """An arrow from zero to ``nudge`` with its number, or a dot below ``small``, where a head has no room."""
     colour, side = (style.RAISE, 1) if nudge >= 0 else (style.LOWER, -1)
     if abs(nudge) < small:
         axes.plot(nudge, place, "o", color=colour, markersize=3.5)
@@ -221,13 +232,26 @@ def _arrow(axes: Axes, place: int, nudge: float, small: float) -> None:
 
 def _ways(page: style.Page, ways: Avenues) -> None:
     """Three panels with one scale: the bias, the weights, the activations before, each its eight largest."""
-    weights, activations = (nudges.abs().sort(descending=True, stable=True).indices[:8].tolist() for nudges in (ways.weights, ways.activations))
+    weights, activations = (
+        nudges.abs().sort(descending=True, stable=True).indices[:8].tolist()
+        for nudges in (ways.weights, ways.activations)
+    )
     panels = [
         (1.05, 1.7, "1. Its bias", "∂b, in full", {"bias": ways.bias}),
-        (4.35, 2.7, "2. Its weights", "∂W, in proportion to a before it",
-            {f"from {k}  (a = {number(ways.before[k].item(), 2)})": ways.weights[k].item() for k in weights}),
-        (8.95, 2.7, "3. The activations before it", "∂a, in proportion to W",
-            {f"of {k}  (W = {number(ways.w[k].item(), 2)})": ways.activations[k].item() for k in activations}),
+        (
+            4.35,
+            2.7,
+            "2. Its weights",
+            "∂W, in proportion to a before it",
+            {f"from {k}  (a = {number(ways.before[k].item(), 2)})": ways.weights[k].item() for k in weights},
+        ),
+        (
+            8.95,
+            2.7,
+            "3. The activations before it",
+            "∂a, in proportion to W",
+            {f"of {k}  (W = {number(ways.w[k].item(), 2)})": ways.activations[k].item() for k in activations},
+        ),
     ]
     limit = 1.1 * max(abs(nudge) for *_, bars in panels for nudge in bars.values()) or 1.0
     for left, width, title, by, bars in panels:

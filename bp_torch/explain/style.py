@@ -1,12 +1,13 @@
 """How every picture looks: one width, one type, one pair of colours, and a title that says what was found.
 
-Blue raises and orange lowers, here and everywhere; both stay apart for colour-blind eyes. Nothing here knows of networks.
+Blue raises and orange lowers, here and everywhere; colour-blind eyes tell them apart. Nothing here knows of networks.
 """
 
 import io
 import textwrap
 from math import floor, isfinite, log10
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
@@ -15,6 +16,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from torch import Tensor
+
+from bp_torch.explain.subject import UsageError
 
 WIDTH = 12.0  # inches
 MARGIN = 0.35
@@ -26,7 +29,9 @@ INK = "#1b2430"
 SOFT = "#68727f"
 FAINT = "#d9dee5"
 
-DIVERGING = LinearSegmentedColormap.from_list("nudges", ["#7a2e00", LOWER, "#f3a35c", "#f7f7f5", "#6fb0e0", RAISE, "#06304f"])
+DIVERGING = LinearSegmentedColormap.from_list(
+    "nudges", ["#7a2e00", LOWER, "#f3a35c", "#f7f7f5", "#6fb0e0", RAISE, "#06304f"]
+)
 SEQUENTIAL = "cividis"
 LAYER_COLOURS = ("#0b62a8", "#d4570b", "#3a9e8f", "#8a5aa8", "#b08900", "#5b6570")
 
@@ -97,15 +102,24 @@ class Page:
     def colourbar(self, image: AxesImage, left: float, top: float, height: float, label: str) -> None:
         """The scale of ``image``, standing."""
         bar = self.figure.colorbar(image, cax=self.axes(left, top, 0.12, height), label=label)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.ax.locator_params(nbins=7)
 
 
-def png(figure: Figure, suffix: str = ".png") -> bytes:
+KINDS = (".png", ".svg", ".pdf")
+
+
+def check_kind(path: Path) -> None:
+    """Raise UsageError unless a picture can be written to ``path``."""
+    if path.suffix not in KINDS:
+        raise UsageError(f"--out: wanted a file ending in {', '.join(KINDS)}, got {path}")
+
+
+def content(figure: Figure, kind: str = ".png") -> bytes:
     """The figure as the content of a file of this kind."""
-    content = io.BytesIO()
-    figure.savefig(content, format=suffix.removeprefix("."), metadata=None if suffix == ".png" else {})
-    return content.getvalue()
+    written = io.BytesIO()
+    figure.savefig(written, format=kind.removeprefix("."))
+    return written.getvalue()
 
 
 # ---- pieces ----
@@ -134,11 +148,16 @@ def outline(axes: Axes, pixels: Tensor) -> None:
     axes.contour(array(pixels.reshape(28, 28)), levels=[0.5], colors=INK, linewidths=0.9)
 
 
-def diverging(axes: Axes, values: Tensor, limit: float, aspect: str = "equal") -> AxesImage:
+def diverging(axes: Axes, values: Tensor, limit: float, aspect: Literal["equal", "auto"] = "equal") -> AxesImage:
     """A map of signed values with zero in the middle of the scale, −limit to limit."""
     limit = limit or 1.0
     return axes.imshow(
-        array(values), cmap=DIVERGING, vmin=-limit, vmax=limit, aspect=aspect, interpolation="nearest"  # type: ignore[arg-type]
+        array(values),
+        cmap=DIVERGING,
+        vmin=-limit,
+        vmax=limit,
+        aspect=aspect,
+        interpolation="nearest",
     )
 
 
@@ -194,7 +213,10 @@ def text_table(header: list[str], rows: list[list[str]]) -> str:
     """Columns in line: the first to the left, all others to the right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = [
-        "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
         for row in (header, *rows)
     ]
     return "\n".join(line.rstrip() for line in lines)

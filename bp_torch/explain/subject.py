@@ -4,7 +4,7 @@ Every number about a network is computed from a float64 copy of it. Nothing here
 ``whole_gradient``, which only adds up what backprop.py gives for one chunk of the examples after another.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -55,7 +55,7 @@ class ExampleOptions(Options):
     digit: int | None = None
     """Take an example of this digit. None: of a 2, or of any where --index is given."""
     index: int | None = None
-    """Which one, counted from 0: of the digit's examples with --digit, else of all. None: the one that asks for most."""
+    """Which one, from 0: of the digit's examples with --digit, else of all. None: the one that asks for most."""
 
     def __post_init__(self) -> None:
         """Refuse a digit that is none."""
@@ -151,12 +151,12 @@ class Example(NamedTuple):
     x: Tensor
     y: Tensor
     label: int
-    index: int
+    place: int
 
     @property
     def name(self) -> str:
         """As titles call it: "a 2 (training example 5)"."""
-        return f"{'an' if self.label == 8 else 'a'} {self.label} (training example {self.index:,})"
+        return f"{'an' if self.label == 8 else 'a'} {self.label} (training example {self.place:,})"
 
 
 def choose_example(subject: Subject, options: ExampleOptions) -> Example:
@@ -229,7 +229,7 @@ def each_cost(network: Network, examples: Examples, cost: str) -> Tensor:
 # ---- training, as a run does it ----
 
 
-def walk_down(config: Config, network: Network, examples: Examples, what: str) -> Iterator[int]:
+def walk_down(config: Config, network: Network, examples: Examples, what: str) -> Generator[int, None, None]:
     """Train ``network`` on ``examples`` as ``config`` says, and yield the number of steps after each one.
 
     The shuffles and learning rates are those of ``training.train``, and the steps are ``training.walk``'s.
