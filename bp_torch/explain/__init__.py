@@ -130,6 +130,13 @@ class AllOptions:
     """Folder of the data sets. None: the run's own."""
     device: str = "cpu"
     """auto, cpu, cuda or cuda:N. The CPU suffices; float64 is needed."""
+    threads: int = 1
+    """CPU threads. Small networks are quickest on one."""
+
+    def __post_init__(self) -> None:
+        """Refuse no threads at all."""
+        if self.threads < 1:
+            raise ValueError(f"--threads: wanted 1 or more, got {self.threads}")
 
 
 def show_all(options: AllOptions) -> None:

@@ -48,6 +48,7 @@ class Options(CommonOptions):
 
     def __post_init__(self) -> None:
         """Refuse columns that are none."""
+        super().__post_init__()
         check_least(first=(self.first, 0), columns=(self.columns, 1))
         if self.columns > 10:
             raise ValueError(f"--columns: wanted 10 or less, got {self.columns}")

@@ -63,6 +63,7 @@ class Options(CommonOptions):
 
     def __post_init__(self) -> None:
         """Refuse walks without a step."""
+        super().__post_init__()
         check_least(
             full_steps=(self.full_steps, 1),
             mini_steps=(self.mini_steps, 1),

@@ -43,6 +43,7 @@ class Options(CommonOptions):
 
     def __post_init__(self) -> None:
         """Refuse a wiggle that is none."""
+        super().__post_init__()
         if not 0 < self.step < 1:
             raise ValueError(f"--step: wanted above 0 and below 1, got {self.step}")
 

@@ -54,6 +54,7 @@ class Options(CommonOptions):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be walked or drawn."""
+        super().__post_init__()
         check_least(
             directions=(self.directions, 1), seed=(self.seed, 0), epochs=(1 if self.epochs is None else self.epochs, 0)
         )
@@ -198,9 +199,7 @@ def finding(result: Minimum) -> str:
     if down or share > SETTLED:
         verdict = f"down the gradient the cost can still fall by {number(100 * share, 2)}%: still sliding"
     else:
-        verdict = (
-            f"down the gradient the cost falls by {number(100 * share, 2)}% at most: a minimum, as far as one sees"
-        )
+        verdict = f"down the gradient the cost falls by {number(100 * share, 2)}% at most: a minimum, as far as seen"
     slope = f"The slope is {number(result.slope, 2)}"
     if len(result.course) > 1:
         slope += f", from {number(result.course[0].slope, 2)} at the start"

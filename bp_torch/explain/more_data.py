@@ -44,6 +44,7 @@ class Options(CommonOptions):
 
     def __post_init__(self) -> None:
         """Refuse no training at all."""
+        super().__post_init__()
         check_least(epochs=(self.epochs, 1), seeds=(self.seeds, 1))
 
 
@@ -73,7 +74,7 @@ class MoreData(NamedTuple):
 
 
 def schedule(config: Config, count: int, n: int) -> Config:
-    """``config`` for ``count`` of ``n`` examples: as many seen in all, at learning rates that fall as over all of them."""
+    """``config`` for ``count`` of ``n`` examples: as many seen in all, at learning rates that fall alike."""
     if config.batch_size != "full":
         config = dataclasses.replace(config, batch_size=min(config.batch_size, count))
     return dataclasses.replace(

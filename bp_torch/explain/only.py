@@ -43,6 +43,7 @@ class Options(CommonOptions):
 
     def __post_init__(self) -> None:
         """Refuse a digit that is none, and no steps at all."""
+        super().__post_init__()
         check_digit(self.digit)
         check_least(steps=(self.steps, 1))
 

@@ -46,6 +46,12 @@ class Options:
     """Folder of the data sets. None: the run's own."""
     device: str = "cpu"
     """auto, cpu, cuda or cuda:N. The CPU suffices; float64 is needed."""
+    threads: int = 1
+    """CPU threads. Small networks are quickest on one."""
+
+    def __post_init__(self) -> None:
+        """Refuse no threads at all."""
+        check_least(threads=(self.threads, 1))
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class ExampleOptions(Options):
 
     def __post_init__(self) -> None:
         """Refuse a digit that is none."""
+        super().__post_init__()
         check_digit(self.digit)
 
 
@@ -115,6 +122,7 @@ def open_subject(options: Options) -> Subject:
     Raises UsageError for a run that is not there, TrainingError for one that cannot be read or a device that is not
     there, DataError for data that cannot be had.
     """
+    torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     if device.type == "mps":
         raise UsageError("mps computes no float64: take --device cpu")
