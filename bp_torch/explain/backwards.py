@@ -145,11 +145,11 @@ def _table_of_desires(page: style.Page, left: float, width: float, step: Step, o
     before = f"layer {step.layer - 1}"
     neurons = range(len(step.wishes))
     limit = max(step.rows.abs().max().item(), step.total.abs().max().item())
-    bars = page.axes(left + 0.55, 0.5, 0.2 * width, 3.3, "Its own wish, −δ")
+    bars = page.axes(left + 0.55, 0.5, 0.2 * width, 3.3, "Its own wish")
     bars.barh(neurons, step.wishes.tolist(), color=style.sign_colours(step.wishes), height=0.7)
     bars.axvline(0, color=style.SOFT, linewidth=0.8)
     reach = 1.15 * step.wishes.abs().max().item() or 1.0
-    bars.set(ylim=(len(neurons) - 0.5, -0.5), xlim=(-reach, reach), ylabel=who)
+    bars.set(ylim=(len(neurons) - 0.5, -0.5), xlim=(-reach, reach), xlabel="−δ", ylabel=who)
     bars.locator_params(axis="x", nbins=3)
     map_left, map_width = left + 0.55 + 0.2 * width + 0.18, 0.8 * width - 0.55 - 0.18 - 1.0
     rows = page.axes(map_left, 0.5, map_width, 3.3, f"What each asks of {before}")

@@ -194,7 +194,7 @@ def _product(page: style.Page, result: Hebbian) -> None:
         if title == "Wanted":
             axes.axvline(0, color=style.SOFT, linewidth=0.8)
             reach = 1.1 * values.abs().max().item() or 1.0
-            axes.set(xlim=(-reach, reach), ylabel=f"to neuron of layer {result.layer}")
+            axes.set(xlim=(-reach, reach), xlabel="−∂C/∂a", ylabel=f"to neuron of layer {result.layer}")
         else:
             axes.set_yticks([])
     page.colourbar(drawn, 11.15, top, height, "nudge, −∂C/∂W")

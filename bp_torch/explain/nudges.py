@@ -195,7 +195,7 @@ def _outputs(page: style.Page, result: Nudges) -> None:
             label="wanted",
         )
         dots.set_xlim(-0.07, 1.07)
-    dots.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, handletextpad=0.2)
+    dots.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, handletextpad=0.2)
     arrows = page.axes(7.75, 0.55, 3.9, 3.35, "What the example wants of it")
     reach = 1.5 * result.nudges.abs().max().item() or 1.0
     for j, nudge in zip(places, result.nudges.tolist(), strict=True):
@@ -203,11 +203,11 @@ def _outputs(page: style.Page, result: Nudges) -> None:
     arrows.axvline(0, color=style.SOFT, linewidth=0.8)
     arrows.set_xlim(-reach, reach)
     arrows.set_xlabel(f"nudge of the {result.of}")
-    dots.set_xlabel("")
+    dots.set_xlabel("output")
     for axes in (dots, arrows):
         axes.set(ylim=(len(places) - 0.5, -0.5), yticks=places)
         axes.axhspan(label - 0.5, label + 0.5, color="#eef3f8", zorder=0, linewidth=0)
-    dots.set_ylabel("output")
+    dots.set_ylabel("output neuron")
 
 
 def _arrow(axes: Axes, place: int, nudge: float, small: float) -> None:
