@@ -321,7 +321,7 @@ def _surface(page: style.Page, result: Descent) -> None:
     costs = style.array(surface.costs)
     levels = np.geomspace(max(costs.min(), 1e-6), max(costs.max(), costs.min() * 1.001, 2e-6), 14)
     u, v = style.array(surface.u), style.array(surface.v)
-    drawn = axes.contourf(u, v, costs, levels=levels, cmap=style.SEQUENTIAL, alpha=0.8, extend="both")
+    drawn = axes.contourf(u, v, costs, levels=levels, cmap=style.SEQUENTIAL, alpha=0.6, extend="both")
     axes.contour(u, v, costs, levels=levels, colors="white", linewidths=0.7)
     outline = [Stroke(linewidth=3.6, foreground="white"), Normal()]
     for path, colour in zip(result.paths, COLOURS, strict=True):

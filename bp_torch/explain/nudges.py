@@ -195,7 +195,7 @@ def _outputs(page: style.Page, result: Nudges) -> None:
             label="wanted",
         )
         dots.set_xlim(-0.07, 1.07)
-    dots.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, handletextpad=0.2)
+        dots.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, handletextpad=0.2)
     arrows = page.axes(7.75, 0.55, 3.9, 3.35, "What the example wants of it")
     reach = 1.5 * result.nudges.abs().max().item() or 1.0
     for j, nudge in zip(places, result.nudges.tolist(), strict=True):
