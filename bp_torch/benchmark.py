@@ -8,8 +8,11 @@
 Every contender does the same work: the same start, the same batches in the same order, the same cost, plain SGD,
 float32, the shuffle and the gathering of the batches included. First each runs one epoch, and must end where ours ends
 (``TOLERANCE``); only then are they timed, in turns, so that whatever else the machine does falls on all alike. Told is
-the median of the turns. A contender that needs longer than two ``TURN``s for an epoch runs only the first part of it in a
-turn, and its time is scaled up.
+the median of the turns. A contender that needs more than two ``TURN``s for an epoch runs only the first part of it in
+a turn, and its time is scaled up.
+
+The autograd contenders are written as their documentation has them. Two of them have a quicker, less usual form:
+``index_select`` for ``x[chosen]`` in memory, and a ``BatchSampler`` that lets the DataLoader index whole batches.
 
 The floor is what no implementation can do without: per batch, gather the pixels as bytes, turn them into floats, and
 multiply the large matrices. A layer's products (a Wᵀ forward; δᵀ a and, but for the first layer, δ W backward) count as
@@ -29,7 +32,6 @@ import json
 import logging
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections import deque
@@ -648,8 +650,7 @@ def main(arguments: list[str]) -> None:
     )
     wanted = dict.fromkeys(THREAD_VARIABLES, str(options.threads))
     if not wanted.items() <= os.environ.items():
-        again = [sys.executable, "-m", "bp_torch", "benchmark", *arguments]
-        sys.exit(subprocess.run(again, env=os.environ | wanted).returncode)
+        os.execve(sys.executable, [sys.executable, "-m", "bp_torch", "benchmark", *arguments], os.environ | wanted)
     with one_line_errors(BenchmarkError, TrainingError, DataError, OSError):
         torch.set_num_threads(options.threads)
         device = choose_device(options.device)
