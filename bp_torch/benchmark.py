@@ -23,6 +23,19 @@ On the CPU one thread is the default: on small layers a second one mostly waits,
 not of scheduling. NumPy's library reads its number of threads once, when it is loaded, so the command starts itself
 anew with that number in the environment.
 
+What was tried on ours at 784-16-16-10, batches of 100, and what it took off an epoch of 102 ms (one thread of an AMD
+EPYC, torch 2.15, 2026-11-23; least of 25 turns, each row on top of the ones above it that were kept):
+
+    x.shape[0] for len(x) in the step                            3.4 %
+    checking a batch only when it is another tensor              1.4 %
+    W^lᵀ and δ^lᵀ as views made once, not in every step          4.7 %
+    no multiplication by a Python number (it makes a tensor)     3.5 %
+    φ′ of all layers in one call, over one block of activations  2 %
+    Σ_k δ_k as a product with ones                               1.4 %, and 3 to 100 times the rounding error
+    gathering ten batches at once                                4 %, none of it on a busy machine
+    gathering the whole epoch at once                            3 %, and the pixels are in memory twice
+    feature-major buffers, (n, B)                                0 %
+
 This file may use autograd: it is the contender. What it times of ours is ``training.walk``, the loop of train.py.
 """
 
@@ -45,7 +58,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
@@ -587,21 +600,23 @@ COLOURS = {OURS: "#0072B2", FLOOR: "#999999"}
 
 def finding(m: Measurement) -> str:
     """What the measurement says, in a line."""
-    ours = m.seconds(OURS)
-    return (
-        f"{'-'.join(map(str, m.sizes))}: autograd in memory takes {m.seconds(PLAIN) / ours:.1f} times as long as ours"
-    )
+    sizes = "-".join(map(str, m.sizes))
+    ratio = m.seconds(PLAIN) / m.seconds(OURS)
+    return f"{sizes}, batch {m.batch_size:,}: in-memory autograd takes {ratio:.1f} times as long as ours"
 
 
 def picture(measurements: list[Measurement], where: dict[str, str | int]) -> bytes:
-    """Horizontal bars on a log scale, one panel a measurement, as a PNG."""
-    bars = sum(len(m.results) for m in measurements)
-    figure = Figure(figsize=(9, 1.1 * len(measurements) + 0.36 * bars + 0.4), layout="constrained")
-    panels = figure.subplots(
-        len(measurements), squeeze=False, gridspec_kw={"height_ratios": [len(m.results) + 1.5 for m in measurements]}
-    )
-    for axes, m in zip(panels[:, 0], measurements, strict=True):
+    """Horizontal bars on one log scale, a panel for each measurement, as a PNG."""
+    bars = [len(m.results) for m in measurements]
+    figure = Figure(figsize=(9, 0.36 * sum(bars) + 0.7 * len(bars) + 0.8), layout="constrained")
+    panels = figure.subplots(len(bars), sharex=True, squeeze=False, height_ratios=bars)[:, 0]
+    for axes, m in zip(panels, measurements, strict=True):
         draw(axes, m)
+    times = [1e3 * r.seconds for m in measurements for r in m.results if r.seconds is not None]
+    panels[-1].set_xlim(min(times) / 2, max(times) * 5)  # room for the labels behind the bars
+    panels[-1].set_xlabel(
+        f"milliseconds for an epoch of {measurements[0].examples:,} examples, log scale; × is to ours"
+    )
     versions = ", ".join(f"{name} {where[name]}" for name in ("python", "torch", "numpy"))
     threads = f"{where['threads']} thread" + ("s" if where["threads"] != 1 else "")
     figure.supxlabel(f"{where['cpu']}, {threads}, device {where['device']}, {versions}", fontsize=8, color="#555555")
@@ -612,18 +627,14 @@ def picture(measurements: list[Measurement], where: dict[str, str | int]) -> byt
 
 def draw(axes: Axes, m: Measurement) -> None:
     """One panel: the time of an epoch, and beside each bar its ratio to ours."""
-    ran = sorted((r for r in m.results if r.seconds is not None), key=lambda r: r.seconds or 0.0)
-    ours = m.seconds(OURS)
-    milliseconds = [1e3 * (r.seconds or 0.0) for r in ran]
-    bars = axes.barh([r.name for r in ran], milliseconds, color=[COLOURS.get(r.name, "#E69F00") for r in ran])
-    ratios = [f" {t:,.0f} ms, {t / (1e3 * ours):.2g}×" for t in milliseconds]
-    axes.bar_label(bars, ratios, fontsize=9)
+    times = {r.name: 1e3 * r.seconds for r in m.results if r.seconds is not None}
+    names = sorted(times, key=lambda name: -times[name])  # the slowest at the bottom
+    bars = axes.barh(names, [times[name] for name in names], color=[COLOURS.get(name, "#E69F00") for name in names])
+    axes.bar_label(bars, [f" {times[name]:,.0f} ms, {times[name] / times[OURS]:.2f}×" for name in names], fontsize=9)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set_xlim(min(milliseconds) / 2, max(milliseconds) * 2.5)
-    axes.invert_yaxis()
-    axes.set_title(finding(m), loc="left", fontweight="bold")
-    axes.set_xlabel(f"milliseconds for {m.examples:,} examples in batches of {m.batch_size:,}, log scale; × is to ours")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_title(finding(m), loc="left", fontsize=10, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
 
 
