@@ -196,6 +196,10 @@ class Config:
             "dtype": self.dtype,
         }
 
+    def rate_in(self, epoch: int) -> float:
+        """The learning rate of ``epoch``, which counts from 1."""
+        return self.learning_rate / (1 + self.learning_rate_decay * (epoch - 1))
+
     def to_json(self) -> str:
         """The config as a file."""
         fields = dataclasses.asdict(self)
@@ -327,7 +331,7 @@ class Run:
     def rest_of_epoch(self) -> Iterator[tuple[Trace, Tensor]]:
         """Walk on from where the state stands to the end of its epoch."""
         config, state, device = self.config, self.state, self.network.device
-        self.sgd.learning_rate = config.learning_rate / (1 + config.learning_rate_decay * (state.epoch - 1))
+        self.sgd.learning_rate = config.rate_in(state.epoch)
         order = permutation(len(self.training.labels), config.seed, state.epoch, device)
         order = order[state.steps * self.batches.batch_size :]
         for seen, y in walk(

@@ -146,7 +146,7 @@ def take_path(name: str, config: Config, network: Network, examples: Examples, s
     measured = first_shuffled(examples, MEASURED, config.seed)
     n = len(examples.labels)
     batch_size = n if config.batch_size == "full" else min(config.batch_size, n)
-    config = dataclasses.replace(config, learning_rate_decay=1.0, epochs=-(-steps * batch_size // n) + 1)
+    config = dataclasses.replace(config, learning_rate_decay=0.0, epochs=-(-steps * batch_size // n) + 1)
     walk = walk_down(config, network, examples, name)
     places, points, seconds, spent, step = [0], [network.parameters.clone()], [0.0], 0.0, 0
     while step < steps:

@@ -249,7 +249,7 @@ def walk_down(config: Config, network: Network, examples: Examples, what: str) -
     steps = 0
     with tqdm(total=config.epochs * ceil(n / batch_size), desc=what, unit="step", leave=False, disable=None) as bar:
         for epoch in range(1, config.epochs + 1):
-            sgd.learning_rate = config.learning_rate * config.learning_rate_decay ** (epoch - 1)
+            sgd.learning_rate = config.rate_in(epoch)
             order = permutation(n, config.seed, epoch, network.device)
             for _ in walk(network, sgd, batches, order, trace, config.cost):
                 steps += 1
