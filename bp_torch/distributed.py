@@ -93,9 +93,10 @@ def local_device(name: str) -> str:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def joined(device: torch.device, store: str = "env://") -> Iterator[World]:
     """The world that torchrun has made, joined for as long as the context lasts; a world of one without torchrun.
 
+    ``store`` is where the processes find each other, a URL as ``torch.distributed`` takes it.
     Raises DistributedError when the others do not come.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -105,8 +106,10 @@ def joined(device: torch.device) -> Iterator[World]:
     with _loss_told():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        rank = int(os.environ["RANK"])
+        dist.init_process_group(backend, store, timeout=PATIENCE, rank=rank, world_size=size)
     try:
-        yield World(dist.get_rank(), size)
+        yield World(rank, size)
     finally:
         dist.destroy_process_group()

@@ -396,14 +396,15 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
 
 
 @torch.inference_mode()
-def train(config: Config) -> Path:
+def train(config: Config, store: str = "env://") -> Path:
     """Train as ``config`` says, tell one line an epoch, save the network. Returns the run's folder.
 
+    Started by torchrun, this is one process of several, which meet at ``store``.
     Raises TrainingError, DataError or CheckpointError when the run cannot start or go on, OSError when it cannot be
     saved, and Stopped, with a checkpoint saved, on SIGINT or SIGTERM.
     """
     device = choose_device(local_device(config.device))
-    with joined(device) as world:
+    with joined(device, store) as world:
         return _train(start_run(config, device, world))
 
 

@@ -1,0 +1,176 @@
+"""Two and three processes make the network that one would have made, and none waits for a dead one."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+import torch
+
+from bp_torch import backprop, training
+from bp_torch.checkpoint import LAST
+from bp_torch.cli import one_line_errors
+from bp_torch.distributed import DistributedError, World, joined, local_device
+from bp_torch.network import Network
+from bp_torch.training import Config, Stopped, start_run, train
+from tests.conftest import relative_error
+
+FORK = multiprocessing.get_context("fork")  # the child starts with torch loaded
+
+
+@pytest.fixture
+def config(tmp_path: Path, data_dir: Path) -> Config:
+    """Fifty steps in float64, batches that neither two nor three divide, and a short last one."""
+    return Config(
+        epochs=2,
+        train_examples=2401,
+        batch_size=97,
+        learning_rate=1.0,
+        momentum=0.5,
+        weight_decay=1e-4,
+        dtype="float64",
+        device="cpu",
+        threads=1,
+        data_dir=data_dir,
+        runs_dir=tmp_path,
+    )
+
+
+def start(size: int, store: Path, work: Callable[[str], object]) -> list[BaseProcess]:
+    """``size`` processes that each do ``work`` with the store's address, as torchrun would have started them."""
+
+    def child(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+        with one_line_errors(DistributedError):
+            try:
+                work(f"file://{store}")
+            except Stopped as stopped:
+                os._exit(stopped.code)
+
+    processes: list[BaseProcess] = [FORK.Process(target=child, args=(rank,)) for rank in range(size)]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def codes(processes: list[BaseProcess], patience: float = 60) -> list[int | None]:
+    for process in processes:
+        process.join(patience)
+    return [process.exitcode for process in processes]
+
+
+def weights(config: Config, name: str) -> torch.Tensor:
+    return Network.load(config.runs_dir / name / "network.safetensors").parameters
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_any_number_of_processes_makes_the_same_network(config: Config, size: int, tmp_path: Path) -> None:
+    train(replace(config, run_name="alone"))
+    together = start(size, tmp_path / "store", lambda store: train(replace(config, run_name="together"), store))
+    assert codes(together) == [0] * size
+    assert relative_error(weights(config, "together"), weights(config, "alone")) <= 1e-12
+    assert len(list((tmp_path / "together").glob("events.*"))) == 1
+
+
+def test_shares_may_be_empty(config: Config, tmp_path: Path) -> None:
+    few = replace(config, train_examples=41, batch_size=2, epochs=3)  # of each two, one of three gets none
+    train(replace(few, run_name="alone"))
+    together = start(3, tmp_path / "store", lambda store: train(replace(few, run_name="together"), store))
+    assert codes(together) == [0] * 3
+    assert relative_error(weights(config, "together"), weights(config, "alone")) <= 1e-12
+
+
+def test_a_run_goes_on_with_another_number_of_processes(config: Config, tmp_path: Path) -> None:
+    train(replace(config, run_name="alone", epochs=3))
+    first = start(3, tmp_path / "one", lambda store: train(replace(config, run_name="moved", epochs=1), store))
+    assert codes(first) == [0] * 3
+    rest = replace(config, run_name="moved", epochs=3, resume=tmp_path / "moved")
+    assert codes(start(2, tmp_path / "two", lambda store: train(rest, store))) == [0] * 2
+    assert relative_error(weights(config, "moved"), weights(config, "alone")) <= 1e-12
+
+
+def wait_for(path: Path, patience: float = 30) -> None:
+    end = time.monotonic() + patience
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_process_that_dies_ends_the_run_at_once(config: Config, dead: int, tmp_path: Path) -> None:
+    endless = replace(config, run_name="dying", epochs=10_000)
+    processes = start(2, tmp_path / "store", lambda store: train(endless, store))
+    wait_for(tmp_path / "dying" / "best.pt")
+    pid = processes[dead].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    before = time.monotonic()
+    ended = codes(processes)
+    assert time.monotonic() - before < 60
+    assert ended[dead] == -signal.SIGKILL
+    assert ended[1 - dead] == 1, "the other says so and exits"
+    torch.load(tmp_path / "dying" / LAST, weights_only=True)
+
+
+def test_a_signal_to_one_stops_all_at_the_same_step(config: Config, tmp_path: Path) -> None:
+    long = replace(config, run_name="stopped", epochs=300)
+    processes = start(2, tmp_path / "store", lambda store: train(long, store))
+    wait_for(tmp_path / "stopped" / "best.pt")
+    pid = processes[1].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGTERM)
+    assert codes(processes) == [143, 143]
+    state = torch.load(tmp_path / "stopped" / LAST, weights_only=True)
+    alone = start_run(replace(long, run_name="alone"), torch.device("cpu"), World())
+    while alone.state.step < state["step"]:
+        for _ in islice(alone.rest_of_epoch(), state["step"] - alone.state.step):
+            pass
+    assert relative_error(state["parameters"], alone.state.parameters) <= 1e-12
+
+
+def test_shares_are_all_of_the_whole() -> None:
+    whole = torch.arange(100)
+    for size in (1, 2, 3, 7, 101):
+        shares = [World(rank, size).share(whole) for rank in range(size)]
+        assert torch.equal(torch.cat(shares), whole)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_without_torchrun_there_is_a_world_of_one() -> None:
+    with joined(torch.device("cpu")) as world:
+        assert world == World(0, 1)
+        assert world.any(True, torch.device("cpu"))
+
+
+def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [local_device(name) for name in ("cpu", "cuda", "auto")] == ["cpu", "cuda:1", "cuda:1"]
+    with pytest.raises(DistributedError, match="--device cuda:0 would be shared by 2 processes: wanted --device cuda"):
+        local_device("cuda:0")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(DistributedError, match="2 processes on this machine, but 1 GPUs"):
+        local_device("cuda")
+
+
+def test_a_mean_of_means_would_be_caught(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault: each process averages over its own share, and the sums are halved."""
+    train(replace(config, run_name="alone"))
+    right = backprop.backward
+
+    def own_mean(*arguments: object) -> torch.Tensor:
+        *rest, _ = arguments
+        return right(*rest).div_(2)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "backward", own_mean)
+    together = start(2, tmp_path / "store", lambda store: train(replace(config, run_name="wrong"), store))
+    assert codes(together) == [0, 0]
+    assert relative_error(weights(config, "wrong"), weights(config, "alone")) > 1e-6
