@@ -29,8 +29,8 @@ class Trace:
         share: 1/B, (): what one example counts in the mean. A tensor, so that a product with it allocates nothing.
         phi: [φ of layer 1, …, φ of layer L].
         gradient: ∇C, (P,), in the order of θ.
-        sums: [∇C, Σ_k C_k, B], (P + 2,): what adds up over the shares of a batch; ``gradient`` is a view into it. The
-            last two are for whoever wants them to write.
+        sums: [∇C, Σ_k C_k, B], (P + 2,): what adds up over the shares of a batch. ``gradient`` and ``tally`` are views.
+        tally: [Σ_k C_k, B], (2,), written by ``tally_up``.
         weight_gradients, bias_gradients: ∂C/∂W^l and ∂C/∂b^l, views into ``gradient``.
         x_scale: the network sees x_scale · x. Pixels can so stay 0..255 in the batch, and the factor 1/255 rides along
             in the two products that touch them. ``activations[0]`` is not yet scaled.
@@ -51,7 +51,8 @@ class Trace:
         scratch = new(batch_size * max(n_out))
         self._slopes = [scratch[: batch_size * n].view(batch_size, n) for n in n_out]  # one memory for all layers
         self.sums = torch.zeros(len(network.parameters) + 2, dtype=network.dtype, device=network.device)
-        self.gradient = self.sums[:-2]
+        self.gradient, self.tally = self.sums[:-2], self.sums[-2:]
+        self._cost_sum, self._count = self.tally
         self.weight_gradients, self.bias_gradients = layer_views(self.gradient, network.sizes)
 
     def first(self, n: int) -> "Trace":
@@ -67,6 +68,11 @@ class Trace:
         short.share = self.share.clone()
         short._slopes = [slope[:n] for slope in self._slopes]
         return short
+
+    def tally_up(self, costs: Tensor) -> None:
+        """Note what the examples of the batch cost, (B,), and how many they are."""
+        torch.sum(costs, 0, out=self._cost_sum)
+        self._count.fill_(costs.shape[0])
 
     def slope(self, layer: int) -> Tensor:
         """φ′(z^l), (B, n_l), of ``layer`` (an index into ``deltas``), good until the next slope is asked for."""

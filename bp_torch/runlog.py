@@ -76,11 +76,11 @@ class RunLog:
             self.writer.add_text(f"run/{name}", f"```\n{text}\n```")
 
     def step(self, step: int, trace: Trace, sgd: SGD) -> bool:
-        """Take in one step, whose ``trace.sums`` are complete, and at the end of an interval write it out.
+        """Take in one step, whose ``trace.tally`` is written, and at the end of an interval write it out.
 
         Returns whether the interval's cost was finite.
         """
-        self.running += trace.sums[-2:]
+        self.running.add_(trace.tally)
         if step % self.every:
             return True
         names = ["cost/train", "gradient_norm"]
@@ -130,6 +130,8 @@ class RunLog:
 
     def _histogram(self, tag: str, tensor: Tensor, step: int) -> bool:
         """Counted on the device: only the counts travel, not the tensor."""
+        if not tensor.numel():  # the share of a process may be empty
+            return True
         values = tensor.float()
         low, high, total, squares = torch.stack(
             [values.min(), values.max(), values.sum(), values.square().sum()]

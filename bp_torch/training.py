@@ -266,13 +266,18 @@ class Score(NamedTuple):
     accuracy: float
 
 
+def look(network: Network, examples: Examples, chunk: int = 1000) -> Iterator[tuple[Trace, Tensor]]:
+    """What the network makes of ``examples``, ``chunk`` at a time, and their labels; the trace is overwritten."""
+    trace = Trace(network, min(chunk, len(examples.labels)), PIXEL_SCALE)
+    for x, labels in zip(examples.x.split(chunk), examples.labels.split(chunk), strict=True):
+        yield forward(network, x.to(network.dtype), trace), labels
+
+
 @torch.inference_mode()
 def evaluate(network: Network, examples: Examples, cost: str, world: World = ALONE, chunk: int = 1000) -> Score:
-    """Cost and accuracy over all ``examples``, ``chunk`` of them at a time, each process its share."""
-    trace = Trace(network, min(chunk, len(examples.labels)), PIXEL_SCALE)
+    """Cost and accuracy over all ``examples``, ``chunk`` at a time, each process its share."""
     sums = torch.zeros(2, dtype=torch.float64, device=network.device)  # of the costs, of the right answers
-    for x, labels in zip(*(world.share(part).split(chunk) for part in examples), strict=True):
-        seen = forward(network, x.to(network.dtype), trace)
+    for seen, labels in look(network, Examples(*map(world.share, examples)), chunk):
         sums[0] += costs(seen, one_hot(labels, dtype=network.dtype), cost).sum(dtype=torch.float64)
         sums[1] += (seen.activations[-1].argmax(1) == labels).sum()
     world.sum(sums)
@@ -295,14 +300,13 @@ def walk(
 
     No mini-batch knows the true gradient, which needs every example; each points down well enough, and is quick. In a
     world of several processes each walks with its share of the mini-batch, and one sum makes the shares whole:
-    ``trace.sums`` holds the gradient and, ``with_cost``, the cost and the number of examples.
+    ``trace.sums`` then hold the gradient and, ``with_cost``, the cost and the number of examples.
     """
     for x, y, examples in batches.of(order, world):
         seen = forward(network, x, trace)
         backward(network, seen, y, cost, examples)
         if with_cost:
-            seen.sums[-2] = costs(seen, y, cost).sum()
-            seen.sums[-1] = len(y)
+            seen.tally_up(costs(seen, y, cost))
         world.sum(seen.sums)
         sgd.step(seen.gradient)
         yield seen, y
@@ -423,7 +427,8 @@ def _train(run: Run) -> Path:
             if state.epoch <= config.epochs
             else f"all {config.epochs} epochs of {run.folder} are done: raise --epochs to go on"
         )
-    tell("epoch   train cost  accuracy    test cost  accuracy   examples/s   seconds")
+    if state.epoch <= config.epochs:
+        tell("epoch   train cost  accuracy    test cost  accuracy   examples/s   seconds")
     steps = config.epochs * run.steps_per_epoch
     quiet = None if world.is_first else True  # None: where stderr is no terminal
     with (
@@ -433,12 +438,13 @@ def _train(run: Run) -> Path:
     ):
         if log:
             log.begin(config.hyperparameters(len(run.training.labels), run.batches.batch_size), config.to_json())
+        score = None
         while state.epoch <= config.epochs:
-            train_epoch(run, log, signals, bar)
+            score = train_epoch(run, log, signals, bar)
         if world.is_first:
             network.save(run.folder / NETWORK_FILE)
         if log:
-            log_results(run, log)
+            log_results(run, log, score or evaluate(network, run.test, config.cost))
     tell(f"saved {run.folder / NETWORK_FILE}")
     return run.folder
 
@@ -457,15 +463,16 @@ def open_log(run: Run) -> Iterator[RunLog | None]:
         yield log
 
 
-def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any]") -> None:
-    """Walk to the end of the epoch, look how the network does, tell it, save a checkpoint."""
+def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any]") -> Score:
+    """Walk to the end of the epoch, look how the network does, tell it, save a checkpoint. Returns the test score."""
     config, state, network = run.config, run.state, run.network
-    epoch, first_step, start = state.epoch, state.step, time.perf_counter()
+    epoch, first_step, steps, start = state.epoch, state.step, run.steps_per_epoch, time.perf_counter()
+    seen = None
     for seen, _ in run.rest_of_epoch():
         bar.update()
         if log and not log.step(state.step, seen, run.sgd):
             raise diverged(run, log)
-        if state.steps == run.steps_per_epoch:
+        if state.steps == steps:
             continue  # the epoch's own checkpoint comes below, after what it logs: neither is there without the other
         stop = signals.asked(state.step, run.world, network.device)
         if stop or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
@@ -493,8 +500,8 @@ def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any
             examples_per_second=rate,
             step=state.step,
         )
-        if epoch % config.histogram_every == 0 and state.step > first_step:
-            log.histograms(run.trace, state.step)
+        if epoch % config.histogram_every == 0 and seen:
+            log.histograms(seen, state.step)
     if not isfinite(on_training.cost):
         raise diverged(run, log)
     better = on_test.accuracy > state.best_accuracy
@@ -502,6 +509,7 @@ def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any
     save_checkpoint(run, log, also=[BEST] if better else [])
     if signals.asked(0, run.world, network.device):
         raise Stopped(signals.received or signal.SIGTERM, run.folder)
+    return on_test
 
 
 def save_checkpoint(run: Run, log: RunLog | None, also: Sequence[str] = ()) -> None:
@@ -557,19 +565,18 @@ def first_not_finite(network: Network, seen: Trace, y: Tensor, cost: str) -> str
     return next((name for name, tensor in named if not torch.isfinite(tensor).all()), None)
 
 
-def log_results(run: Run, log: RunLog, most: int = 10_000) -> None:
-    """Log how the trained network does on the test set, and what it says of the first ``most`` test examples."""
-    score = evaluate(run.network, run.test, run.config.cost)
-    images, labels = run.test.x[:most].cpu(), run.test.labels[:most].cpu()
-    x = run.test.x[:most].to(run.network.dtype) * PIXEL_SCALE
-    *_, hidden, outputs = forward(run.network, x).activations
+def log_results(run: Run, log: RunLog, score: Score, most: int = 10_000) -> None:
+    """Log the ``score`` on the test set, and what the network says of the first ``most`` test examples."""
+    examples = Examples(run.test.x[:most], run.test.labels[:most])
+    last_two = [[a.clone() for a in seen.activations[-2:]] for seen, _ in look(run.network, examples)]
+    hidden, outputs = (torch.cat(chunks).float().cpu() for chunks in zip(*last_two, strict=True))
     if run.config.cost == "softmax-cross-entropy":
         outputs = torch.softmax(outputs, 1)
-    outputs = outputs.float().cpu()
+    images, labels = (tensor.cpu() for tensor in examples)
     results = {"test_accuracy": score.accuracy, "test_cost": score.cost}
     log.end(results, images, labels, outputs, run.state.step)
     if run.config.log_embedding:
-        log.embedding(images, labels, outputs, hidden.float().cpu(), run.state.step)
+        log.embedding(images, labels, outputs, hidden, run.state.step)
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)

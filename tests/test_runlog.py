@@ -105,8 +105,7 @@ def one_step(network: Network, mnist: tuple[Examples, Examples]) -> tuple[Trace,
     y = one_hot(examples.labels, dtype=network.dtype)
     trace = forward(network, examples.x.to(network.dtype) * PIXEL_SCALE)
     backward(network, trace, y)
-    trace.sums[-2] = costs(trace, y).sum()
-    trace.sums[-1] = len(y)
+    trace.tally_up(costs(trace, y))
     return trace, y
 
 
@@ -137,7 +136,7 @@ def test_tensors_with_nan_are_skipped_and_named(tmp_path: Path, mnist: tuple[Exa
     network.weights[1][0, 0] = torch.nan
     trace.deltas[2][0, 0] = torch.inf
     assert log.histograms(trace, 1) == ["weights/layer_2", "deltas/layer_3"]
-    trace.sums[-2] = torch.nan
+    trace.tally[0] = torch.nan
     assert not log.step(1, trace, SGD(network, 1.0)), "a cost that is not finite is told"
     log.close()
     assert len(read(tmp_path).Tags()["histograms"]) == 6 * 3 - 2
