@@ -14,7 +14,8 @@ from bp_torch.checkpoint import CheckpointError
 from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.data import DataError
 from bp_torch.distributed import DistributedError
-from bp_torch.training import Config, Stopped, TrainingError, read_config, train
+from bp_torch.training import Config, Stopped, TrainingError, WrongGradientError, read_config, train
+from bp_torch.verify import check_step
 
 DESCRIPTION = "Train a network on handwritten digits by hand-written backpropagation."
 
@@ -33,9 +34,12 @@ def main() -> None:
             except ValueError as error:
                 fail(str(error), 2)
         try:
-            train(config)
+            train(config, check=check_step)
         except Stopped as stopped:
             fail(str(stopped), stopped.code)
+        except WrongGradientError as wrong:
+            print(wrong.verdict)
+            fail(str(wrong), 1)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from math import ceil, inf, isfinite
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -57,6 +57,27 @@ class TrainingError(RuntimeError):
     """The run cannot start or go on. The message says why, and what to try."""
 
 
+class Verdict(Protocol):
+    """What a check of a gradient says: whether it is right, and, printed, where and how it is wrong."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the gradient is right."""
+
+
+CheckStep = Callable[[Network, Tensor, Tensor, str, float, Tensor], Verdict]
+"""Judges the gradient (P,) of a mini-batch: check(network, x, y, cost, x_scale, gradient), before the step is made."""
+
+
+class WrongGradientError(RuntimeError):
+    """The live gradient disagrees with its check; ``verdict`` is the report."""
+
+    def __init__(self, verdict: Verdict, step: int, epoch: int) -> None:
+        """At ``step`` of ``epoch``, which was not made."""
+        self.verdict = verdict
+        super().__init__(f"the hand-written gradient of step {step} (epoch {epoch}) disagrees with autograd, see above")
+
+
 LEAST = {
     "epochs": 0,
     "seed": 0,
@@ -64,6 +85,7 @@ LEAST = {
     "train_examples": 1,
     "threads": 1,
     "checkpoint_every": 1,
+    "verify_every": 1,
     "log_every": 1,
     "histogram_every": 1,
 }
@@ -120,6 +142,8 @@ class Config:
     """Folder of a run to go on with, just where its last checkpoint stands. Only --epochs may change, and only rise."""
     checkpoint_every: int | None = None
     """Save a checkpoint each so many steps as well. None: after each epoch only."""
+    verify_every: int | None = None
+    """Hold the live gradient against autograd each so many steps, and stop with a report where they disagree."""
     log: bool = True
     """Write what TensorBoard shows."""
     log_every: int = 100
@@ -295,16 +319,20 @@ def walk(
     *,
     with_cost: bool = False,
     world: World = ALONE,
+    inspect: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> Iterator[tuple[Trace, Tensor]]:
     """Step down the cost once for each mini-batch of ``order``; after each step, yield what it saw and the wanted y.
 
     No mini-batch knows the true gradient, which needs every example; each points down well enough, and is quick. In a
     world of several processes each walks with its share of the mini-batch, and one sum makes the shares whole:
-    ``trace.sums`` then hold the gradient and, ``with_cost``, the cost and the number of examples.
+    ``trace.sums`` then hold the gradient and, ``with_cost``, the cost and the number of examples. ``inspect`` is shown
+    x, y and the gradient of each before the step.
     """
     for x, y, examples in batches.of(order, world):
         seen = forward(network, x, trace)
         backward(network, seen, y, cost, examples)
+        if inspect:
+            inspect(x, y, seen.gradient)
         if with_cost:
             seen.tally_up(costs(seen, y, cost))
         world.sum(seen.sums)
@@ -326,6 +354,7 @@ class Run:
     trace: Trace
     state: State
     world: World
+    check: CheckStep | None = None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -347,12 +376,24 @@ class Run:
             config.cost,
             with_cost=config.log,
             world=self.world,
+            inspect=self._verify if config.verify_every else None,
         ):
             state.steps += 1
             state.step += 1
             yield seen, y
         state.epoch += 1
         state.steps = 0
+
+    def _verify(self, x: Tensor, y: Tensor, gradient: Tensor) -> None:
+        """Every so many steps, hold the gradient of the coming one against the check."""
+        config, step = self.config, self.state.step + 1
+        if self.check and config.verify_every and step % config.verify_every == 0:
+            try:
+                verdict = self.check(self.network, x, y, config.cost, PIXEL_SCALE, gradient)
+            except ValueError as error:  # parameters or cost are not finite
+                raise TrainingError(f"cannot verify step {step}: {error}; try a smaller --learning-rate") from error
+            if not verdict.ok:
+                raise WrongGradientError(verdict, step, self.state.epoch)
 
     def restore(self) -> None:
         """Go back to the last checkpoint. Raises CheckpointError if it cannot be read or is not of this network."""
@@ -361,14 +402,16 @@ class Run:
     def alone(self) -> "Run":
         """This run as one process that takes whole mini-batches."""
         trace = Trace(self.network, self.batches.batch_size, PIXEL_SCALE)
-        return dataclasses.replace(self, world=ALONE, trace=trace)
+        return dataclasses.replace(self, world=ALONE, trace=trace, check=None)
 
 
-def start_run(config: Config, device: torch.device, world: World) -> Run:
+def start_run(config: Config, device: torch.device, world: World, check: CheckStep | None = None) -> Run:
     """Load the data, make the network and a folder with a first checkpoint, or go back to the last one of ``resume``.
 
     Raises TrainingError, DataError or CheckpointError, and then leaves no folder behind.
     """
+    if config.verify_every and world.size > 1:
+        raise TrainingError("--verify-every looks at the gradient of one process: start train.py without torchrun")
     training, test = load(config.dataset, config.data_dir, device)
     if config.train_examples is not None:
         training = first_shuffled(training, config.train_examples, config.seed)
@@ -388,6 +431,7 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
         Trace(network, ceil(batch_size / world.size), PIXEL_SCALE),
         State(network.parameters, sgd.velocity, torch.zeros(2, dtype=torch.float64, device=device)),
         world,
+        check,
     )
     if config.resume:
         run.restore()
@@ -400,16 +444,17 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
 
 
 @torch.inference_mode()
-def train(config: Config, store: str = "env://") -> Path:
+def train(config: Config, store: str = "env://", check: CheckStep | None = None) -> Path:
     """Train as ``config`` says, tell one line an epoch, save the network. Returns the run's folder.
 
-    Started by torchrun, this is one process of several, which meet at ``store``.
+    Started by torchrun, this is one process of several, which meet at ``store``. ``check`` judges the gradient each
+    ``verify_every`` steps; WrongGradientError is raised when it finds it wrong.
     Raises TrainingError, DataError or CheckpointError when the run cannot start or go on, OSError when it cannot be
     saved, and Stopped, with a checkpoint saved, on SIGINT or SIGTERM.
     """
     device = choose_device(local_device(config.device))
     with joined(device, store) as world:
-        return _train(start_run(config, device, world))
+        return _train(start_run(config, device, world, check))
 
 
 def _train(run: Run) -> Path:

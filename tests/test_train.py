@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bp_torch import backprop
 from bp_torch.network import Network
 from bp_torch.training import Config
 from train import main
@@ -71,6 +72,23 @@ def test_every_mistake_has_its_line_and_exit_code(
     (line,) = said.err.splitlines()
     assert (stop.value.code, said.out) == (code, "")
     assert line.startswith("error: ") and message in line
+
+
+def test_a_wrong_gradient_stops_the_run_with_a_report(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "--verify-every 3 --epochs 1 --train-examples 1000 --device cpu"
+    arguments = ["train.py", *flags.split(), "--data-dir", str(data_dir), "--runs-dir", str(tmp_path), "--run-name"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "right"])
+    main()
+    monkeypatch.setattr(sys, "argv", [*arguments, "wrong"])
+    monkeypatch.setattr(backprop, "bias_gradient", lambda delta, out: out.copy_(delta[0]))
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capsys.readouterr()
+    assert stop.value.code == 1
+    assert said.err == ("error: the hand-written gradient of step 3 (epoch 1) disagrees with autograd, see above\n")
+    assert "b1" in said.out and (tmp_path / "wrong/last.pt").is_file()
 
 
 def test_help_tells_every_flag(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
