@@ -29,6 +29,9 @@ def parse(
     Whatever tyro or the dataclass itself (a ValueError) refuses is told in one line on stderr, exit 2.
     """
     said = io.StringIO()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without √ or δ shows ? instead
+            stream.reconfigure(errors="replace")
     try:
         with contextlib.redirect_stderr(said):
             start = tyro.MISSING_NONPROP if default is None else default
@@ -42,15 +45,16 @@ def parse(
 
 
 def _one_line(boxed: str) -> str:
-    """The sentence inside the box that tyro draws, up to its first rule; the flags' help below it is left out."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip("│ ") for line in boxed.splitlines()]
-    text: list[str] = []
-    for line in lines:
-        if line.startswith(("╰", "─")) and text:
-            break
-        if line and not line.startswith(("╭", "─")):
-            text.append(line)
-    return " ".join(text) or boxed.strip()
+    """The sentence inside the box that tyro draws, from its title to its first rule; the flags' help comes below."""
+    parts: list[list[str]] = [[]]
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", boxed).splitlines():
+        if re.search(
+            "─{2,}|-{4,}", line
+        ):  # the box's top, with the title in it, or a rule; plain where it must be ASCII
+            parts.append([])
+        else:
+            parts[-1].append(line.strip("│ "))
+    return " ".join(filter(None, parts[1])) if len(parts) > 1 else boxed
 
 
 def fail(message: str, code: int) -> NoReturn:
