@@ -74,13 +74,13 @@ class MoreData(NamedTuple):
 
 
 def schedule(config: Config, count: int, n: int) -> Config:
-    """``config`` for ``count`` of ``n`` examples: as many seen in all, at learning rates that fall alike."""
+    """``config`` for ``count`` of ``n`` examples: as many seen in all, at rates that fall alike with each one."""
     if config.batch_size != "full":
         config = dataclasses.replace(config, batch_size=min(config.batch_size, count))
     return dataclasses.replace(
         config,
         epochs=max(1, round(config.epochs * n / count)),
-        learning_rate_decay=config.learning_rate_decay ** (count / n),
+        learning_rate_decay=config.learning_rate_decay * count / n,
     )
 
 
