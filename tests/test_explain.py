@@ -478,10 +478,13 @@ def test_all_of_them_make_a_page(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(explain, "IDEAS", {name: explain.IDEAS[name] for name in ("backwards", "hebbian")})
-    explain.main(["all", "--run", str(run), "--out", str(tmp_path)])
+    before = set(run.iterdir())
+    explain.main(["all", "--run", str(run), "--out", str(tmp_path), "--log"])
+    (events,) = set(run.iterdir()) - before
     page = (tmp_path / "index.html").read_text()
     for name in ("backwards", "hebbian"):
         assert (tmp_path / f"{name}.png").is_file() and f'<img src="{name}.png"' in page
+        assert f"explain/{name}".encode() in events.read_bytes()
     assert backwards.IDEA.split(",")[0] in page and "sum of the rows" in page
 
 
