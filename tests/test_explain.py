@@ -391,11 +391,11 @@ def test_other_networks_draw_as_well(subject: Subject, name: str, sizes: tuple[i
     figure = idea.figure(result)
     figure.set_dpi(30)
     figure.canvas.draw()
-    assert "untrained" in idea.table(result)
+    assert "Untrained" in idea.table(result)
 
 
 def test_zero_is_in_the_middle_of_a_diverging_scale() -> None:
-    page = style.Page(1.0, "a finding", "a note")
+    page = style.Page(1.0, "a finding", "a note", "a network")
     drawn = style.diverging(page.axes(0, 0, 1, 1), torch.tensor([[-1.0, 3.0]]), 3.0)
     assert drawn.get_clim() == (-3.0, 3.0) and style.DIVERGING(0.5)[:3] == pytest.approx((0.97, 0.97, 0.96), abs=0.01)
 
@@ -438,7 +438,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["nudges", "--index", "2000", "--run", "RUN"], "--index: wanted 0 to 1999, got 2000"),
         (["backwards", "--digit", "2", "--index", "-1", "--run", "RUN"], "--index: wanted 0 to"),
         (["hebbian", "--layer", "4", "--run", "RUN"], "--layer: wanted 1 to 3, got 4"),
-        (["average", "--first", "1995", "--run", "RUN"], "--first: wanted 0 to 1,992"),
+        (["average", "--first", "1996", "--run", "RUN"], "--first: wanted 0 to 1,994"),
         (["gradient", "--run", "no/such/run"], "no trained network in no/such/run; train one with: python train.py"),
         (["gradient"], "no run in runs/ holds a trained network; train one with: python train.py"),
         (["gradient", "--run", "RUN", "--out", "picture.bmp"], "--out: wanted a file ending in .png"),

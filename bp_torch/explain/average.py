@@ -43,7 +43,7 @@ class Options(CommonOptions):
 
     first: int = 0
     """The first training example that gets a column."""
-    columns: int = 8
+    columns: int = 6
     """How many examples get one, from 1 to 10."""
 
     def __post_init__(self) -> None:
@@ -168,7 +168,7 @@ def table(result: Average) -> str:
         "−∂C_k/∂θ",
         *(f"a {label}" for label in result.labels),
         "",
-        "average of all",
+        "average",
         "−∇C at once",
         "agree",
         "deviation",
@@ -179,16 +179,16 @@ def table(result: Average) -> str:
         rows.append(
             [
                 parameter_name(result.sizes, i),
-                *(f"{cell:+.1e}" for cell in cells),
+                *(f"{cell:+.1e}" if cell else "0" for cell in cells),
                 "…",
-                f"{wishes.average[i].item():+.6e}",
-                f"{result.at_once[i].item():+.6e}",
+                f"{wishes.average[i].item():+.5e}",
+                f"{result.at_once[i].item():+.5e}",
                 f"{wishes.agreement[i].item():.0%}",
                 f"{wishes.deviation[i].item():.1e}",
             ]
         )
     return (
-        f"What each of {result.examples:,} training examples wants. "
+        f"What each of {result.examples:,} training examples wants, and their average. "
         f"{result.caption}.\n\n{style.text_table(header, rows)}\n\nOver all {len(result.at_once):,} parameters the "
         f"average of the wishes and −∇C computed at once differ by {result.error:.1e} at most."
     )
@@ -200,13 +200,13 @@ def figure(result: Average) -> Figure:
     note = (
         "Each column is one training example, each row one weight or bias: blue asks to raise it, orange to lower "
         f"it, on a logarithmic scale. The last column is the average over all {result.examples:,} examples; over all "
-        f"parameters it differs from −∇C computed at once by {number(result.error, 1)} at most. {result.caption}."
+        f"parameters it differs from −∇C computed at once by {number(result.error, 1)} at most."
     )
     cell, left = 0.42, 4.35
     columns, rows = len(result.labels), len(result.rows)
     width = 6.15 / columns
     height = rows * cell
-    page = style.Page(5.3 + height, finding(result), note)
+    page = style.Page(5.0 + height, finding(result), note, result.caption)
     average = result.wishes.average[result.rows]
     limit = max(result.cells.abs().max().item(), average.abs().max().item()) or 1.0
     norm = SymLogNorm(linthresh=limit * 1e-5, vmin=-limit, vmax=limit)
@@ -227,7 +227,7 @@ def figure(result: Average) -> Figure:
             names = [parameter_name(result.sizes, i) for i in result.rows]
             axes.set_yticks(range(rows), names, fontsize=8.5)
             axes.tick_params(axis="y", length=0)
-    _disagreement(page, 1.8 + height, result)
+    _disagreement(page, 1.5 + height, result)
     return page.figure
 
 

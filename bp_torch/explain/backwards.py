@@ -127,11 +127,10 @@ def figure(result: Backwards) -> Figure:
     *tables, last = result.steps
     note = (
         f"The example is {result.example.name}. Blue asks for more, orange for less. A row is what one neuron alone "
-        f"would change, in proportion to its weights and to its own wish; the framed row is their sum, −∂C/∂a. "
-        f"{result.caption}."
+        f"would change, in proportion to its weights and to its own wish; the framed row is their sum, −∂C/∂a."
     )
     top = 5.0 if tables else 0.0
-    page = style.Page(top + 4.1, finding(result), note)
+    page = style.Page(top + 3.8, finding(result), note, result.caption)
     width = (style.WIDTH - 2 * style.MARGIN) / max(len(tables), 1)
     for i, step in enumerate(tables):
         _table_of_desires(page, style.MARGIN + i * width, width, step, step.layer == len(result.steps))
@@ -143,14 +142,10 @@ def _table_of_desires(page: style.Page, left: float, width: float, step: Step, o
     """Own wishes as bars, rows as colours, and the sum of the rows below, from ``left`` on."""
     who = "output" if outputs else f"neuron of layer {step.layer}"
     before = f"layer {step.layer - 1}"
-    neurons = range(len(step.wishes))
     limit = max(step.rows.abs().max().item(), step.total.abs().max().item())
     bars = page.axes(left + 0.55, 0.5, 0.2 * width, 3.3, "Its own wish")
-    bars.barh(neurons, step.wishes.tolist(), color=style.sign_colours(step.wishes), height=0.7)
-    bars.axvline(0, color=style.SOFT, linewidth=0.8)
-    reach = 1.15 * step.wishes.abs().max().item() or 1.0
-    bars.set(ylim=(len(neurons) - 0.5, -0.5), xlim=(-reach, reach), xlabel="−δ", ylabel=who)
-    bars.locator_params(axis="x", nbins=3)
+    style.signed_bars(bars, step.wishes)
+    bars.set(xlabel="−δ", ylabel=who)
     map_left, map_width = left + 0.55 + 0.2 * width + 0.18, 0.8 * width - 0.55 - 0.18 - 1.0
     rows = page.axes(map_left, 0.5, map_width, 3.3, f"What each asks of {before}")
     total = page.axes(map_left, 3.92, map_width, 0.33)
@@ -162,8 +157,6 @@ def _table_of_desires(page: style.Page, left: float, width: float, step: Step, o
         spine.set(color=style.INK, linewidth=1.2)
     total.set_xlabel(f"neuron of {before}")
     page.text(map_left + map_width + 0.12, 4.01, "the sum", weight="bold")
-    if len(neurons) <= 20:
-        bars.set_yticks(neurons)
     if len(step.total) <= 20:
         total.set_xticks(range(len(step.total)))
         total.tick_params(labelsize=8)
@@ -172,18 +165,20 @@ def _table_of_desires(page: style.Page, left: float, width: float, step: Step, o
 
 def _pixels(page: style.Page, top: float, example: Example, step: Step, outputs: bool) -> None:
     """The example, what the loudest neurons of layer 1 want of the pixels, and the sum over all neurons."""
-    shown = style.strongest(step.rows.norm(dim=1), 8)
-    limit = max(step.rows.abs().max().item(), step.total.abs().max().item())
+    peaks = step.rows.abs().amax(1)
+    shown = peaks.sort(descending=True, stable=True).indices[:8].tolist()
     style.digit(page.axes(style.MARGIN, top + 0.75, 2.4, 2.4, f"The example: {example.label}"), example.x)
     few = f"each of the {len(shown)}" if len(shown) == len(step.rows) else f"each of the {len(shown)} loudest"
     neurons = "outputs" if outputs else "neurons of layer 1"
-    page.text(3.25, top + 0.1, f"What {few} {neurons} asks of the pixels", weight="bold", size=11)
+    asks = f"What {few} {neurons} asks of the pixels (its number: ± at full colour)"
+    page.text(3.25, top + 0.1, asks, weight="bold", size=11)
     maps = [page.axes(3.25 + i % 4 * 1.13, top + 0.75 + i // 4 * 1.4, 1.03, 1.03) for i in range(len(shown))]
     maps.append(page.axes(8.15, top + 0.75, 2.5, 2.5, "The sum, at the pixels"))
     for axes, values in zip(maps, [*step.rows[shown], step.total], strict=True):
-        drawn = style.diverging(axes, values.reshape(28, 28), limit)
+        drawn = style.diverging(axes, values.reshape(28, 28), values.abs().max().item())
         style.outline(axes, example.x)
         style.bare(axes)
     for axes, neuron in zip(maps, shown, strict=False):
-        axes.set_title(f"neuron {neuron}", fontsize=9, fontweight="normal", pad=4)
+        peak = style.number(peaks[neuron].item(), 2)
+        axes.set_title(f"{neuron}: ±{peak}", fontsize=9, fontweight="normal", pad=4)
     page.colourbar(drawn, 10.8, top + 0.75, 2.5, "wanted change of the pixel")

@@ -153,10 +153,9 @@ def figure(result: MoreData) -> Figure:
     seeds = len({one.seed for one in result.learned})
     note = (
         f"Lines are means over {seeds} seeds, bands reach from the lowest to the highest, dots are single networks. "
-        "All of them look at equally many images; the fewer there are, the more often they come back. "
-        f"{result.caption}."
+        "All of them look at equally many images; the fewer there are, the more often they come back."
     )
-    page = style.Page(7.3, finding(result), note)
+    page = style.Page(7.3, finding(result), note, result.caption)
     for left, of, scale, label in ((1.0, "accuracy", 100.0, "% right"), (6.95, "cost", 1.0, "cost")):
         axes = page.axes(left, 0.5, 4.7, 3.6, "Right answers" if of == "accuracy" else "Cost")
         for which, colour, style_of_line in (("training", style.LOWER, "--"), ("test", style.RAISE, "-")):
@@ -170,6 +169,7 @@ def figure(result: MoreData) -> Figure:
             for count, each in zip(counts, values, strict=True):
                 axes.plot([count] * len(each), each, "o", color=colour, markersize=4)
         axes.set(xscale="log", xlabel="training examples", ylabel=label)
+        style.plain(axes.xaxis)
         axes.grid()
     axes.set_ylim(bottom=0)
     axes.legend()
@@ -177,7 +177,7 @@ def figure(result: MoreData) -> Figure:
     page.text(
         style.MARGIN + 0.65,
         4.85,
-        f"All that the first network ever sees: {len(result.images)} examples",
+        f"{len(result.images)} examples are all that the first network ever sees",
         weight="bold",
         size=11,
     )

@@ -69,10 +69,10 @@ class ExampleOptions(Options):
         check_digit(self.digit)
 
 
-def check_digit(digit: int | None) -> None:
+def check_digit(digit: int | None, flag: str = "--digit") -> None:
     """Raise ValueError for a ``digit`` that is not one of 0 to 9."""
     if digit is not None and not 0 <= digit < CLASSES:
-        raise ValueError(f"--digit: wanted 0 to {CLASSES - 1}, got {digit}")
+        raise ValueError(f"{flag}: wanted 0 to {CLASSES - 1}, got {digit}")
 
 
 def check_least(**flags: tuple[int, int]) -> None:
@@ -111,7 +111,7 @@ class Subject(NamedTuple):
     @property
     def caption(self) -> str:
         """Which network this is, for below a title."""
-        name = f"run {self.folder.name}" if self.trained else "untrained"
+        name = f"Run {self.folder.name}" if self.trained else "Untrained"
         sizes = "-".join(map(str, self.config.sizes))
         return f"{name}: {sizes}, {self.config.activation}, {self.config.cost} cost, {self.config.dataset}"
 
