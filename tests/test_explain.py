@@ -18,9 +18,9 @@ from bp_torch.data import PIXEL_SCALE, Examples, one_hot
 from bp_torch.explain import average, backwards, descent, gradient, hebbian, minimum, more_data, nudges, only, style
 from bp_torch.explain.page import Section, html
 from bp_torch.explain.subject import (
+    CommonOptions,
     Example,
     ExampleOptions,
-    Options,
     Subject,
     UsageError,
     choose_example,
@@ -61,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
 @pytest.fixture(scope="session")
 def subject(run: Path) -> Subject:
     """The trained network, with fewer test images."""
-    whole = open_subject(Options(run=run))
+    whole = open_subject(CommonOptions(run=run))
     return whole._replace(test=Examples(whole.test.x[:500], whole.test.labels[:500]))
 
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.data import DataError
-from bp_torch.explain.subject import Options, UsageError, open_subject
+from bp_torch.explain.subject import CommonOptions, UsageError, open_subject
 from bp_torch.files import replace_file
 from bp_torch.runlog import add_figures
 from bp_torch.training import TrainingError
@@ -94,7 +94,7 @@ def show(name: str, options: Any) -> None:
 
 
 @dataclass(frozen=True)
-class AllOptions(Options):
+class AllOptions(CommonOptions):
     """The flags of ``explain all``."""
 
     out: Path | None = None

@@ -21,8 +21,15 @@ from bp_torch.data import Examples
 from bp_torch.explain import style
 from bp_torch.explain.gradient import parameter_name
 from bp_torch.explain.style import number
-from bp_torch.explain.subject import Options as CommonOptions
-from bp_torch.explain.subject import Subject, UsageError, check_least, chunks, inputs_and_wanted, whole_gradient
+from bp_torch.explain.subject import (
+    CommonOptions,
+    Subject,
+    UsageError,
+    check_least,
+    chunks,
+    inputs_and_wanted,
+    whole_gradient,
+)
 from bp_torch.network import Network, layer_views
 
 MADE_BY = ("backprop.per_example_gradients", "backprop.backward")
@@ -237,24 +244,22 @@ def _disagreement(page: style.Page, top: float, result: Average) -> None:
     scatter = page.axes(6.95, top, 4.7, 2.7, "How far the wishes scatter")
     wishes = result.wishes
     noise = (wishes.deviation / wishes.average.abs()).log10()
-    for axes, values, bins in ((agreement, 100 * wishes.agreement, torch.linspace(0, 100, 41)), (scatter, noise, None)):
-        weights, biases = layer_views(values, result.sizes)
-        finite = values[values.isfinite()]
-        edges = torch.linspace(finite.min().item(), finite.quantile(0.999).item() + 1e-9, 41) if bins is None else bins
-        for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
-            every = torch.cat([w.flatten(), b])
-            counted, colour = (
-                style.array(every[every.isfinite()]),
-                style.LAYER_COLOURS[layer % len(style.LAYER_COLOURS)],
-            )
-            axes.hist(counted, edges.tolist(), density=True, histtype="stepfilled", alpha=0.2, color=colour)
+    widest = noise[noise.isfinite()].quantile(0.999).item()
+    for axes, values, low, high in (
+        (agreement, 100 * wishes.agreement, 0.0, 100.0),
+        (scatter, noise, noise[noise.isfinite()].min().item(), widest + 1e-9),
+    ):
+        for layer, parts in enumerate(zip(*layer_views(values, result.sizes), strict=True)):
+            every = torch.cat([part.flatten() for part in parts])
+            colour = style.LAYER_COLOURS[layer % len(style.LAYER_COLOURS)]
             axes.hist(
-                counted,
-                edges.tolist(),
+                style.array(every[every.isfinite()]),
+                torch.linspace(low, high, 41).tolist(),
                 density=True,
-                histtype="step",
+                histtype="stepfilled",
+                facecolor=(colour, 0.2),
+                edgecolor=colour,
                 linewidth=1.6,
-                color=colour,
                 label=f"layer {layer + 1}",
             )
         axes.set(ylabel="share of the parameters", yticks=[])

@@ -5,7 +5,6 @@
 The rows are ``backprop.desires`` of one neuron at a time; their sum is ``desires`` of all, −∂C/∂a of the layer before.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,9 +29,7 @@ FULL_TABLE = 32
 """A layer of more neurons than this is printed by the length of its rows."""
 
 
-@dataclass(frozen=True)
-class Options(ExampleOptions):
-    """The example that is looked at."""
+Options = ExampleOptions
 
 
 class Step(NamedTuple):

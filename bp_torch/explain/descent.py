@@ -9,6 +9,7 @@ the angles are between a mini-batch's gradient and the true one.
 import dataclasses
 import time
 from dataclasses import dataclass
+from statistics import fmean as mean
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,7 @@ from bp_torch.backprop import backward, forward
 from bp_torch.data import Examples, first_shuffled
 from bp_torch.explain import style
 from bp_torch.explain.style import number
-from bp_torch.explain.subject import Options as CommonOptions
-from bp_torch.explain.subject import Subject, check_least, inputs_and_wanted, walk_down, whole_gradient
+from bp_torch.explain.subject import CommonOptions, Subject, check_least, inputs_and_wanted, walk_down, whole_gradient
 from bp_torch.network import Network
 from bp_torch.training import Config, evaluate
 
@@ -204,14 +204,14 @@ def angles_by_size(network: Network, examples: Examples, cost: str, seed: int) -
     """Between the gradients of random mini-batches and the true one, by batch size."""
     true, n = whole_gradient(network, examples, cost), len(examples.labels)
     generator = torch.Generator().manual_seed(seed)
-    found: dict[int, list[float]] = {}
-    for size in (1, 10, 100, 1_000, 10_000):
-        found[size] = []
-        for _ in range(10 if size == 10_000 else 30) if size < n else ():
-            chosen = torch.randint(n, (size,), generator=generator).to(examples.labels.device)
-            x, y = inputs_and_wanted(examples, chosen, network.dtype)
-            found[size].append(angle(backward(network, forward(network, x), y, cost), true))
-    return {size: angles for size, angles in found.items() if angles}
+
+    def draw(size: int) -> float:
+        chosen = torch.randint(n, (size,), generator=generator).to(examples.labels.device)
+        x, y = inputs_and_wanted(examples, chosen, network.dtype)
+        return angle(backward(network, forward(network, x), y, cost), true)
+
+    repeats = {1: 30, 10: 30, 100: 30, 1_000: 30, 10_000: 10}
+    return {size: [draw(size) for _ in range(times)] for size, times in repeats.items() if size < n}
 
 
 def explain(subject: Subject, options: Options) -> Descent:
@@ -219,15 +219,13 @@ def explain(subject: Subject, options: Options) -> Descent:
     config, training, device = subject.config, subject.training, subject.network.device
     start = config.network(device)
     single_rate = options.single_learning_rate or config.learning_rate / 10
-    gaits: list[tuple[str, int | str, float, int]] = [
-        ("all examples", "full", config.learning_rate, options.full_steps),
-        (f"mini-batches of {options.mini_batch}", options.mini_batch, config.learning_rate, options.mini_steps),
-        ("single examples", 1, single_rate, options.single_steps),
+    change = dataclasses.replace
+    gaits = [
+        ("all examples", change(config, batch_size="full"), options.full_steps),
+        (f"mini-batches of {options.mini_batch}", change(config, batch_size=options.mini_batch), options.mini_steps),
+        ("single examples", change(config, batch_size=1, learning_rate=single_rate), options.single_steps),
     ]
-    paths = []
-    for name, batch_size, rate, steps in gaits:
-        gait = dataclasses.replace(config, batch_size=batch_size, learning_rate=rate)  # type: ignore[arg-type]
-        paths.append(take_path(name, gait, start.to(), training, steps))
+    paths = [take_path(name, gait, start.to(), training, steps) for name, gait, steps in gaits]
     plane = plane_through(torch.cat([path.points for path in paths]))
     places = torch.cat([plane.project(path.points) for path in paths]).cpu()
     measured = first_shuffled(training, MEASURED, config.seed)
@@ -251,7 +249,7 @@ def finding(result: Descent) -> str:
             f"What {full.steps[-1]} careful steps reach in {number(full.seconds[-1], 2)} s, {mini.name} reach in "
             f"{number(when, 2)} s"
         )
-    return f"{start}, though {where} {size:,} examples point {np.mean(by_size[size]):.0f}° off the true gradient"
+    return f"{start}, though {where} {size:,} examples point {mean(by_size[size]):.0f}° off the true gradient"
 
 
 def table(result: Descent) -> str:
@@ -275,7 +273,7 @@ def table(result: Descent) -> str:
     angles = style.text_table(
         ["angle to the true gradient", "batch size", "mean", "least", "most"],
         [
-            [where, f"{size:,}", f"{np.mean(found):.1f}°", f"{min(found):.1f}°", f"{max(found):.1f}°"]
+            [where, f"{size:,}", f"{mean(found):.1f}°", f"{min(found):.1f}°", f"{max(found):.1f}°"]
             for where, by_size in result.angles.items()
             for size, found in by_size.items()
         ],
@@ -358,7 +356,7 @@ def _angles(page: style.Page, result: Descent) -> None:
             )
         axes.plot(
             [size * shift for size in by_size],
-            [np.mean(found) for found in by_size.values()],
+            [mean(found) for found in by_size.values()],
             "o-",
             color=colour,
             linewidth=1.6,

@@ -19,8 +19,7 @@ from tqdm import tqdm
 from bp_torch.data import Examples
 from bp_torch.explain import style
 from bp_torch.explain.style import number, times
-from bp_torch.explain.subject import Options as CommonOptions
-from bp_torch.explain.subject import Subject, UsageError, each_cost, whole_gradient
+from bp_torch.explain.subject import CommonOptions, Subject, UsageError, each_cost, whole_gradient
 from bp_torch.network import Network, layer_views, parameter_count
 
 MADE_BY = ("backprop.forward", "backprop.costs", "backprop.backward")
@@ -214,7 +213,7 @@ def figure(result: Gradient) -> Figure:
         "zero. Drawn is −∂C/∂θ: a blue weight or bias should go up, an orange one down, and a pale one hardly matters."
     )
     weights, biases = layer_views(-result.gradient, result.sizes)
-    shown = style.strongest(weights[0].norm(dim=1), 16)
+    shown = sorted(weights[0].norm(dim=1).topk(min(16, len(weights[0]))).indices.tolist())
     lines = -(-len(shown) // 8)
     low = 0.55 + 1.38 * lines
     page = style.Page(low + 7.6, finding(result), note, result.caption)

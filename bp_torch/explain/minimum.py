@@ -21,8 +21,7 @@ from tqdm import tqdm
 from bp_torch.data import Examples, first_shuffled
 from bp_torch.explain import style
 from bp_torch.explain.style import number
-from bp_torch.explain.subject import Options as CommonOptions
-from bp_torch.explain.subject import Subject, check_least, each_cost, walk_down, whole_gradient
+from bp_torch.explain.subject import CommonOptions, Subject, check_least, each_cost, walk_down, whole_gradient
 from bp_torch.network import Network
 from bp_torch.training import Config, evaluate
 

@@ -8,6 +8,7 @@ differs. The loop is ``training.walk``, the score ``training.evaluate``.
 
 import dataclasses
 from dataclasses import dataclass
+from statistics import fmean as mean
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,7 @@ from tqdm import tqdm
 
 from bp_torch.data import PIXEL_SCALE, Examples, first_shuffled
 from bp_torch.explain import style
-from bp_torch.explain.subject import Options as CommonOptions
-from bp_torch.explain.subject import Subject, check_least, walk_down
+from bp_torch.explain.subject import CommonOptions, Subject, check_least, walk_down
 from bp_torch.training import Config, Score, evaluate
 
 MADE_BY = ("training.walk", "training.evaluate")
@@ -105,11 +105,6 @@ def explain(subject: Subject, options: Options) -> MoreData:
         learned.append(learn(config, subject.training, subject.test, count))
     images = first_shuffled(subject.training, counts[0], subject.config.seed).x.double() * PIXEL_SCALE
     return MoreData(learned, images, subject.caption)
-
-
-def mean(values: list[float]) -> float:
-    """Their average."""
-    return sum(values) / len(values)
 
 
 def finding(result: MoreData) -> str:

@@ -18,8 +18,7 @@ from torch import Tensor
 from bp_torch.backprop import forward
 from bp_torch.data import CLASSES, PIXEL_SCALE, Examples
 from bp_torch.explain import style
-from bp_torch.explain.subject import Options as CommonOptions
-from bp_torch.explain.subject import Subject, UsageError, check_digit, check_least, walk_down
+from bp_torch.explain.subject import CommonOptions, Subject, UsageError, check_digit, check_least, walk_down
 from bp_torch.network import Network
 from bp_torch.training import Config
 

@@ -245,11 +245,6 @@ def times(ratio: float) -> str:
     return f"{number(ratio, 2)} times"
 
 
-def strongest(sizes: Tensor, most: int) -> list[int]:
-    """Places of the ``most`` largest of ``sizes`` (n,), in their own order; all of them where there are not more."""
-    return sorted(sizes.topk(min(most, len(sizes))).indices.tolist())
-
-
 def text_table(header: list[str], rows: list[list[str]]) -> str:
     """Columns in line: the first to the left, all others to the right."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]

@@ -31,7 +31,7 @@ class UsageError(Exception):
 
 
 @dataclass(frozen=True)
-class Options:
+class CommonOptions:
     """The flags of every idea."""
 
     run: Path | None = None
@@ -55,7 +55,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class ExampleOptions(Options):
+class ExampleOptions(CommonOptions):
     """The flags of the ideas that look at one training example."""
 
     digit: int | None = None
@@ -116,7 +116,7 @@ class Subject(NamedTuple):
         return f"{name}: {sizes}, {self.config.activation}, {self.config.cost} cost, {self.config.dataset}"
 
 
-def open_subject(options: Options) -> Subject:
+def open_subject(options: CommonOptions) -> Subject:
     """The run, network and data that ``options`` name.
 
     Raises UsageError for a run that is not there, TrainingError for one that cannot be read or a device that is not
