@@ -178,7 +178,7 @@ def table(result: Average) -> str:
         "average",
         "−∇C at once",
         "agree",
-        "deviation",
+        "std dev",
     ]
     rows = []
     for i, cells in zip(result.rows, result.cells.tolist(), strict=True):
@@ -188,8 +188,8 @@ def table(result: Average) -> str:
                 parameter_name(result.sizes, i),
                 *(f"{cell:+.1e}" if cell else "0" for cell in cells),
                 "…",
-                f"{wishes.average[i].item():+.5e}",
-                f"{result.at_once[i].item():+.5e}",
+                f"{wishes.average[i].item():+.4e}",
+                f"{result.at_once[i].item():+.4e}",
                 f"{wishes.agreement[i].item():.0%}",
                 f"{wishes.deviation[i].item():.1e}",
             ]

@@ -101,17 +101,19 @@ def table(result: Backwards) -> str:
         wish_unit, wish_power = style.unit(step.wishes)
         unit, power = style.unit(torch.cat([step.rows, step.total[None]]) if full else step.rows.norm(dim=1))
         columns = [f"{k}" for k in range(before)] if full else ["length"]
-        header = [f"layer {step.layer}", f"own wish{wish_power}", f"of layer {step.layer - 1}{power}:", *columns]
+        header = [f"layer {step.layer}", f"own wish{wish_power}", *columns]
 
         def cells(values: Tensor, unit: float = unit, full: bool = full) -> list[str]:
             return [f"{v / unit:+.3f}" for v in (values.tolist() if full else [values.norm().item()])]
 
         rows = [
-            [f"neuron {j}", f"{wish / wish_unit:+.3f}", "", *cells(row)]
+            [f"neuron {j}", f"{wish / wish_unit:+.3f}", *cells(row)]
             for j, (wish, row) in enumerate(zip(step.wishes.tolist(), step.rows, strict=True))
         ]
-        rows += [["sum of the rows", "", "", *cells(step.rows.sum(0))], ["−∂C/∂a", "", "", *cells(step.total)]]
-        parts.append(style.text_table(header, rows))
+        rows += [["sum of the rows", "", *cells(step.rows.sum(0))], ["−∂C/∂a", "", *cells(step.total)]]
+        asked = f"layer {step.layer - 1}" if step.layer > 1 else "the pixels"
+        length = "" if full else ", the length of each list"
+        parts.append(f"What layer {step.layer} asks of {asked}{length}{power}:\n\n{style.text_table(header, rows)}")
         parts.append(
             f"The sum of the {neurons} rows and −∂C/∂a of layer {step.layer - 1} differ by {step.error:.1e} at most."
         )

@@ -19,6 +19,7 @@ section { border-top: 1px solid var(--faint); margin-top: 64px; padding-top: 48p
 img { display: block; width: 100%; height: auto; margin: 24px 0; border: 1px solid var(--faint); border-radius: 6px; }
 pre { max-height: 420px; overflow: auto; margin: 0 0 16px; padding: 16px 20px; background: #f6f8fa; }
 pre, code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 12px; line-height: 1.5; }
+code { display: inline-block; }
 """
 
 
