@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from math import ceil, isfinite, sqrt
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ from bp_torch.backprop import Trace
 from bp_torch.checkpoint import State
 from bp_torch.network import Network, layer_views
 from bp_torch.sgd import SGD
+
+if TYPE_CHECKING:  # to train takes no matplotlib, and loading it takes a while
+    from matplotlib.figure import Figure
 
 LAYOUT = {
     "train and test": {
@@ -194,6 +198,13 @@ class RunLog:
     def close(self) -> None:
         """Flush and let go of the file."""
         self.writer.close()
+
+
+def add_figures(folder: Path, figures: "Mapping[str, Figure]") -> None:
+    """Put figures that explain a run beside its curves, ``{idea: figure}``, in one event file of their own."""
+    with SummaryWriter(str(folder)) as writer:
+        for idea, figure in figures.items():
+            writer.add_figure(f"explain/{idea}", figure)
 
 
 def _lines(values: Mapping[str, object]) -> str:

@@ -18,9 +18,9 @@ from bp_torch.data import PIXEL_SCALE, Examples, one_hot
 from bp_torch.explain import average, backwards, descent, gradient, hebbian, minimum, more_data, nudges, only, style
 from bp_torch.explain.page import Section, html
 from bp_torch.explain.subject import (
+    CommonOptions,
     Example,
     ExampleOptions,
-    Options,
     Subject,
     UsageError,
     choose_example,
@@ -52,11 +52,6 @@ QUICK: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
     """A network that was really trained, briefly."""
     runs = tmp_path_factory.mktemp("runs")
@@ -66,7 +61,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
 @pytest.fixture(scope="session")
 def subject(run: Path) -> Subject:
     """The trained network, with fewer test images."""
-    whole = open_subject(Options(run=run))
+    whole = open_subject(CommonOptions(run=run))
     return whole._replace(test=Examples(whole.test.x[:500], whole.test.labels[:500]))
 
 
@@ -287,20 +282,21 @@ def test_angles_are_angles_and_shrink_with_the_batch(subject: Subject) -> None:
 
 
 def test_a_path_is_the_walk_of_training(subject: Subject) -> None:
-    config = dataclasses.replace(subject.config, learning_rate_decay=1.0)
+    config = dataclasses.replace(subject.config, epochs=2, learning_rate_decay=1.0)
     network = config.network(torch.device("cpu"))
-    path = descent.take_path("", config, network.to(), subject.training, 20)
-    for _ in walk_down(dataclasses.replace(config, epochs=1), network, subject.training, ""):
+    path = descent.take_path("", config, network.to(), subject.training, 40)
+    for _ in walk_down(dataclasses.replace(config, learning_rate_decay=0.0), network, subject.training, ""):
         pass
-    assert path.steps[0] == 0 and path.steps[-1] == 20
-    assert torch.equal(path.points[-1], network.parameters)  # 2000 examples, 100 a step: one epoch is 20 steps
+    assert path.steps[0] == 0 and path.steps[-1] == 40
+    assert torch.equal(path.points[-1], network.parameters)  # 2000 examples, 100 a step: two epochs, at one rate
 
 
 def test_fewer_examples_are_seen_as_many_times_as_makes_up_for_it() -> None:
     config = Config(epochs=3, learning_rate_decay=0.9)
     fewer = more_data.schedule(config, 50, 2000)
     assert fewer.epochs * 50 == config.epochs * 2000 and fewer.batch_size == 50
-    assert fewer.learning_rate_decay**fewer.epochs == pytest.approx(config.learning_rate_decay**config.epochs)
+    for passes in range(4):  # over all examples; each is 40 over the fewer
+        assert fewer.rate_in(1 + 40 * passes) == pytest.approx(config.rate_in(1 + passes))
 
 
 def test_more_examples_teach_more(subject: Subject) -> None:
@@ -395,11 +391,11 @@ def test_other_networks_draw_as_well(subject: Subject, name: str, sizes: tuple[i
     figure = idea.figure(result)
     figure.set_dpi(30)
     figure.canvas.draw()
-    assert "untrained" in idea.table(result)
+    assert "Untrained" in idea.table(result)
 
 
 def test_zero_is_in_the_middle_of_a_diverging_scale() -> None:
-    page = style.Page(1.0, "a finding", "a note")
+    page = style.Page(1.0, "a finding", "a note", "a network")
     drawn = style.diverging(page.axes(0, 0, 1, 1), torch.tensor([[-1.0, 3.0]]), 3.0)
     assert drawn.get_clim() == (-3.0, 3.0) and style.DIVERGING(0.5)[:3] == pytest.approx((0.97, 0.97, 0.96), abs=0.01)
 
@@ -442,7 +438,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["nudges", "--index", "2000", "--run", "RUN"], "--index: wanted 0 to 1999, got 2000"),
         (["backwards", "--digit", "2", "--index", "-1", "--run", "RUN"], "--index: wanted 0 to"),
         (["hebbian", "--layer", "4", "--run", "RUN"], "--layer: wanted 1 to 3, got 4"),
-        (["average", "--first", "1995", "--run", "RUN"], "--first: wanted 0 to 1,992"),
+        (["average", "--first", "1996", "--run", "RUN"], "--first: wanted 0 to 1,994"),
         (["gradient", "--run", "no/such/run"], "no trained network in no/such/run; train one with: python train.py"),
         (["gradient"], "no run in runs/ holds a trained network; train one with: python train.py"),
         (["gradient", "--run", "RUN", "--out", "picture.bmp"], "--out: wanted a file ending in .png"),
@@ -475,18 +471,20 @@ def test_a_picture_is_written_and_logged(run: Path, tmp_path: Path, capsys: pyte
     said = capsys.readouterr().out
     assert "bang for the buck at output 2" in said and f"wrote {out}" in said
     assert out.read_bytes().startswith(b"\x89PNG")
-    (events,) = run.glob("events.out.tfevents.*")
-    assert b"explain/nudges" in events.read_bytes()
+    assert sum(b"explain/nudges" in events.read_bytes() for events in run.glob("events.out.tfevents.*")) == 1
 
 
 def test_all_of_them_make_a_page(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(explain, "IDEAS", {name: explain.IDEAS[name] for name in ("backwards", "hebbian")})
-    explain.main(["all", "--run", str(run), "--out", str(tmp_path)])
+    before = set(run.iterdir())
+    explain.main(["all", "--run", str(run), "--out", str(tmp_path), "--log"])
+    (events,) = set(run.iterdir()) - before
     page = (tmp_path / "index.html").read_text()
     for name in ("backwards", "hebbian"):
         assert (tmp_path / f"{name}.png").is_file() and f'<img src="{name}.png"' in page
+        assert f"explain/{name}".encode() in events.read_bytes()
     assert backwards.IDEA.split(",")[0] in page and "sum of the rows" in page
 
 

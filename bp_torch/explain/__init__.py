@@ -8,7 +8,6 @@ and its data, and calls backprop.py for all mathematics), ``finding`` (one sente
 loaded only when asked for. Nothing here computes.
 """
 
-import dataclasses
 import importlib
 import time
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from tqdm import tqdm
 
 from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.data import DataError
+from bp_torch.explain.subject import CommonOptions, UsageError, open_subject
 from bp_torch.files import replace_file
+from bp_torch.runlog import add_figures
 from bp_torch.training import TrainingError
 
 IDEAS = {
@@ -37,11 +38,13 @@ IDEAS = {
 ON_THE_PAGE: dict[str, dict[str, Any]] = {"gradient": {"wiggle": True}}
 """Flags that differ from an idea's defaults in ``explain all``."""
 
+EVERY_IDEA = "all of them, as one folder of pictures and a page, index.html"
+
 USAGE = (
     "usage: python -m bp_torch explain IDEA [OPTIONS]\n\n"
     "Show an idea on a trained network: numbers as a table, and a picture.\n\n"
-    + "\n".join(f"  {name:10} {says}" for name, says in IDEAS.items())
-    + "\n  all        all of them, as one folder of pictures and a page, index.html\n\n"
+    + "\n".join(f"  {name:10} {says}" for name, says in (IDEAS | {"all": EVERY_IDEA}).items())
+    + "\n\n"
     "Each has its own --help. The network is that of the newest run in runs/; make one with: python train.py"
 )
 
@@ -51,17 +54,19 @@ def main(arguments: list[str]) -> None:
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(USAGE)
-    elif name == "all":
-        _run(
-            show_all,
-            parse(AllOptions, prog="python -m bp_torch explain all", description=USAGE.splitlines()[2], args=rest),
-        )
-    elif name in IDEAS:
-        idea = load_idea(name)
-        options = parse(idea.Options, prog=f"python -m bp_torch explain {name}", description=idea.IDEA, args=rest)
-        _run(show, name, options)
-    else:
+        return
+    if name != "all" and name not in IDEAS:
         fail(f"unknown idea {name!r}: choose from {', '.join(IDEAS)}, all", 2)
+    kind, about = (AllOptions, EVERY_IDEA) if name == "all" else (load_idea(name).Options, load_idea(name).IDEA)
+    options = parse(kind, prog=f"python -m bp_torch explain {name}", description=about, args=rest)
+    with one_line_errors(TrainingError, DataError, OSError):
+        try:
+            if name == "all":
+                show_all(options)
+            else:
+                show(name, options)
+        except UsageError as error:
+            fail(str(error), 2)
 
 
 def load_idea(name: str) -> Any:
@@ -69,24 +74,9 @@ def load_idea(name: str) -> Any:
     return importlib.import_module(f"bp_torch.explain.{'more_data' if name == 'data' else name}")
 
 
-def _run(command: Any, *arguments: Any) -> None:
-    """Run ``command``; what the arguments got wrong ends in one line and exit 2, other trouble in exit 1."""
-    from bp_torch.explain.subject import UsageError
-
-    with one_line_errors(TrainingError, DataError, OSError):
-        try:
-            command(*arguments)
-        except UsageError as error:
-            fail(str(error), 2)
-
-
-# ---- one idea ----
-
-
 def show(name: str, options: Any) -> None:
     """Print the numbers of an idea and write its picture."""
     from bp_torch.explain.style import check_kind, content
-    from bp_torch.explain.subject import open_subject
 
     if options.out is not None:
         check_kind(options.out)
@@ -99,69 +89,39 @@ def show(name: str, options: Any) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, content(figure, out.suffix))
     if options.log:
-        log_picture(subject.folder, name, figure)
+        add_figures(subject.folder, {name: figure})
     print(f"wrote {out}")
 
 
-def log_picture(folder: Path, name: str, figure: Any) -> None:
-    """Put the picture of an idea into the TensorBoard of the run in ``folder``."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(folder) as writer:
-        writer.add_figure(f"explain/{name}", figure)
-
-
-# ---- all of them ----
-
-
 @dataclass(frozen=True)
-class AllOptions:
+class AllOptions(CommonOptions):
     """The flags of ``explain all``."""
 
-    run: Path | None = None
-    """Folder of the run whose network is explained. None: the newest in runs/."""
-    untrained: bool = False
-    """Explain a network fresh from its initial values, with all defaults, instead of a run's."""
     out: Path | None = None
     """Folder of the pictures and index.html. None: explained/ in the run's folder."""
-    log: bool = False
-    """Put the pictures into the run's TensorBoard as well."""
-    data_dir: Path | None = None
-    """Folder of the data sets. None: the run's own."""
-    device: str = "cpu"
-    """auto, cpu, cuda or cuda:N. The CPU suffices; float64 is needed."""
-    threads: int = 1
-    """CPU threads. Small networks are quickest on one."""
-
-    def __post_init__(self) -> None:
-        """Refuse no threads at all."""
-        if self.threads < 1:
-            raise ValueError(f"--threads: wanted 1 or more, got {self.threads}")
 
 
 def show_all(options: AllOptions) -> None:
     """Write every idea's picture, and the page that sets them beside what they show."""
     from bp_torch.explain.page import Section, html
     from bp_torch.explain.style import content
-    from bp_torch.explain.subject import open_subject
 
-    shared = dataclasses.asdict(options) | {"out": None}
-    subject = open_subject(load_idea("gradient").Options(**shared))
+    subject = open_subject(options)
     folder = options.out or subject.folder / "explained"
     folder.mkdir(parents=True, exist_ok=True)
-    sections = []
+    sections, figures = [], {}
     with tqdm(IDEAS, unit="idea", leave=False, disable=None) as bar:
         for name in bar:
             bar.set_description(name)
             start, idea = time.perf_counter(), load_idea(name)
-            result = idea.explain(subject, idea.Options(**shared, **ON_THE_PAGE.get(name, {})))
-            figure = idea.figure(result)
-            replace_file(folder / f"{name}.png", content(figure))
-            if options.log:
-                log_picture(subject.folder, name, figure)
+            result = idea.explain(subject, idea.Options(**ON_THE_PAGE.get(name, {})))
+            figures[name] = idea.figure(result)
+            replace_file(folder / f"{name}.png", content(figures[name]))
             sections.append(
                 Section(name, IDEAS[name], idea.IDEA, idea.finding(result), idea.table(result), idea.MADE_BY)
             )
             bar.write(f"{name:10} {time.perf_counter() - start:6.1f} s   {idea.finding(result)}")
     replace_file(folder / "index.html", html(subject.caption, sections).encode())
+    if options.log:
+        add_figures(subject.folder, figures)
     print(f"wrote {folder / 'index.html'}")

@@ -21,8 +21,15 @@ from bp_torch.data import Examples
 from bp_torch.explain import style
 from bp_torch.explain.gradient import parameter_name
 from bp_torch.explain.style import number
-from bp_torch.explain.subject import Options as CommonOptions
-from bp_torch.explain.subject import Subject, UsageError, check_least, chunks, inputs_and_wanted, whole_gradient
+from bp_torch.explain.subject import (
+    CommonOptions,
+    Subject,
+    UsageError,
+    check_least,
+    chunks,
+    inputs_and_wanted,
+    whole_gradient,
+)
 from bp_torch.network import Network, layer_views
 
 MADE_BY = ("backprop.per_example_gradients", "backprop.backward")
@@ -43,7 +50,7 @@ class Options(CommonOptions):
 
     first: int = 0
     """The first training example that gets a column."""
-    columns: int = 8
+    columns: int = 6
     """How many examples get one, from 1 to 10."""
 
     def __post_init__(self) -> None:
@@ -168,10 +175,10 @@ def table(result: Average) -> str:
         "−∂C_k/∂θ",
         *(f"a {label}" for label in result.labels),
         "",
-        "average of all",
+        "average",
         "−∇C at once",
         "agree",
-        "deviation",
+        "std dev",
     ]
     rows = []
     for i, cells in zip(result.rows, result.cells.tolist(), strict=True):
@@ -179,16 +186,16 @@ def table(result: Average) -> str:
         rows.append(
             [
                 parameter_name(result.sizes, i),
-                *(f"{cell:+.1e}" for cell in cells),
+                *(f"{cell:+.1e}" if cell else "0" for cell in cells),
                 "…",
-                f"{wishes.average[i].item():+.6e}",
-                f"{result.at_once[i].item():+.6e}",
+                f"{wishes.average[i].item():+.4e}",
+                f"{result.at_once[i].item():+.4e}",
                 f"{wishes.agreement[i].item():.0%}",
                 f"{wishes.deviation[i].item():.1e}",
             ]
         )
     return (
-        f"What each of {result.examples:,} training examples wants. "
+        f"What each of {result.examples:,} training examples wants, and their average. "
         f"{result.caption}.\n\n{style.text_table(header, rows)}\n\nOver all {len(result.at_once):,} parameters the "
         f"average of the wishes and −∇C computed at once differ by {result.error:.1e} at most."
     )
@@ -200,13 +207,13 @@ def figure(result: Average) -> Figure:
     note = (
         "Each column is one training example, each row one weight or bias: blue asks to raise it, orange to lower "
         f"it, on a logarithmic scale. The last column is the average over all {result.examples:,} examples; over all "
-        f"parameters it differs from −∇C computed at once by {number(result.error, 1)} at most. {result.caption}."
+        f"parameters it differs from −∇C computed at once by {number(result.error, 1)} at most."
     )
     cell, left = 0.42, 4.35
     columns, rows = len(result.labels), len(result.rows)
     width = 6.15 / columns
     height = rows * cell
-    page = style.Page(5.3 + height, finding(result), note)
+    page = style.Page(5.0 + height, finding(result), note, result.caption)
     average = result.wishes.average[result.rows]
     limit = max(result.cells.abs().max().item(), average.abs().max().item()) or 1.0
     norm = SymLogNorm(linthresh=limit * 1e-5, vmin=-limit, vmax=limit)
@@ -227,7 +234,7 @@ def figure(result: Average) -> Figure:
             names = [parameter_name(result.sizes, i) for i in result.rows]
             axes.set_yticks(range(rows), names, fontsize=8.5)
             axes.tick_params(axis="y", length=0)
-    _disagreement(page, 1.8 + height, result)
+    _disagreement(page, 1.5 + height, result)
     return page.figure
 
 
@@ -237,24 +244,22 @@ def _disagreement(page: style.Page, top: float, result: Average) -> None:
     scatter = page.axes(6.95, top, 4.7, 2.7, "How far the wishes scatter")
     wishes = result.wishes
     noise = (wishes.deviation / wishes.average.abs()).log10()
-    for axes, values, bins in ((agreement, 100 * wishes.agreement, torch.linspace(0, 100, 41)), (scatter, noise, None)):
-        weights, biases = layer_views(values, result.sizes)
-        finite = values[values.isfinite()]
-        edges = torch.linspace(finite.min().item(), finite.quantile(0.999).item() + 1e-9, 41) if bins is None else bins
-        for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
-            every = torch.cat([w.flatten(), b])
-            counted, colour = (
-                style.array(every[every.isfinite()]),
-                style.LAYER_COLOURS[layer % len(style.LAYER_COLOURS)],
-            )
-            axes.hist(counted, edges.tolist(), density=True, histtype="stepfilled", alpha=0.2, color=colour)
+    widest = noise[noise.isfinite()].quantile(0.999).item()
+    for axes, values, low, high in (
+        (agreement, 100 * wishes.agreement, 0.0, 100.0),
+        (scatter, noise, noise[noise.isfinite()].min().item(), widest + 1e-9),
+    ):
+        for layer, parts in enumerate(zip(*layer_views(values, result.sizes), strict=True)):
+            every = torch.cat([part.flatten() for part in parts])
+            colour = style.LAYER_COLOURS[layer % len(style.LAYER_COLOURS)]
             axes.hist(
-                counted,
-                edges.tolist(),
+                style.array(every[every.isfinite()]),
+                torch.linspace(low, high, 41).tolist(),
                 density=True,
-                histtype="step",
+                histtype="stepfilled",
+                facecolor=(colour, 0.2),
+                edgecolor=colour,
                 linewidth=1.6,
-                color=colour,
                 label=f"layer {layer + 1}",
             )
         axes.set(ylabel="share of the parameters", yticks=[])

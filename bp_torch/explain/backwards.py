@@ -5,7 +5,6 @@
 The rows are ``backprop.desires`` of one neuron at a time; their sum is ``desires`` of all, −∂C/∂a of the layer before.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -30,9 +29,7 @@ FULL_TABLE = 32
 """A layer of more neurons than this is printed by the length of its rows."""
 
 
-@dataclass(frozen=True)
-class Options(ExampleOptions):
-    """The example that is looked at."""
+Options = ExampleOptions
 
 
 class Step(NamedTuple):
@@ -104,17 +101,19 @@ def table(result: Backwards) -> str:
         wish_unit, wish_power = style.unit(step.wishes)
         unit, power = style.unit(torch.cat([step.rows, step.total[None]]) if full else step.rows.norm(dim=1))
         columns = [f"{k}" for k in range(before)] if full else ["length"]
-        header = [f"layer {step.layer}", f"own wish{wish_power}", f"of layer {step.layer - 1}{power}:", *columns]
+        header = [f"layer {step.layer}", f"own wish{wish_power}", *columns]
 
         def cells(values: Tensor, unit: float = unit, full: bool = full) -> list[str]:
             return [f"{v / unit:+.3f}" for v in (values.tolist() if full else [values.norm().item()])]
 
         rows = [
-            [f"neuron {j}", f"{wish / wish_unit:+.3f}", "", *cells(row)]
+            [f"neuron {j}", f"{wish / wish_unit:+.3f}", *cells(row)]
             for j, (wish, row) in enumerate(zip(step.wishes.tolist(), step.rows, strict=True))
         ]
-        rows += [["sum of the rows", "", "", *cells(step.rows.sum(0))], ["−∂C/∂a", "", "", *cells(step.total)]]
-        parts.append(style.text_table(header, rows))
+        rows += [["sum of the rows", "", *cells(step.rows.sum(0))], ["−∂C/∂a", "", *cells(step.total)]]
+        asked = f"layer {step.layer - 1}" if step.layer > 1 else "the pixels"
+        length = "" if full else ", the length of each list"
+        parts.append(f"What layer {step.layer} asks of {asked}{length}{power}:\n\n{style.text_table(header, rows)}")
         parts.append(
             f"The sum of the {neurons} rows and −∂C/∂a of layer {step.layer - 1} differ by {step.error:.1e} at most."
         )
@@ -127,11 +126,10 @@ def figure(result: Backwards) -> Figure:
     *tables, last = result.steps
     note = (
         f"The example is {result.example.name}. Blue asks for more, orange for less. A row is what one neuron alone "
-        f"would change, in proportion to its weights and to its own wish; the framed row is their sum, −∂C/∂a. "
-        f"{result.caption}."
+        f"would change, in proportion to its weights and to its own wish; the framed row is their sum, −∂C/∂a."
     )
     top = 5.0 if tables else 0.0
-    page = style.Page(top + 4.1, finding(result), note)
+    page = style.Page(top + 3.8, finding(result), note, result.caption)
     width = (style.WIDTH - 2 * style.MARGIN) / max(len(tables), 1)
     for i, step in enumerate(tables):
         _table_of_desires(page, style.MARGIN + i * width, width, step, step.layer == len(result.steps))
@@ -143,14 +141,10 @@ def _table_of_desires(page: style.Page, left: float, width: float, step: Step, o
     """Own wishes as bars, rows as colours, and the sum of the rows below, from ``left`` on."""
     who = "output" if outputs else f"neuron of layer {step.layer}"
     before = f"layer {step.layer - 1}"
-    neurons = range(len(step.wishes))
     limit = max(step.rows.abs().max().item(), step.total.abs().max().item())
     bars = page.axes(left + 0.55, 0.5, 0.2 * width, 3.3, "Its own wish")
-    bars.barh(neurons, step.wishes.tolist(), color=style.sign_colours(step.wishes), height=0.7)
-    bars.axvline(0, color=style.SOFT, linewidth=0.8)
-    reach = 1.15 * step.wishes.abs().max().item() or 1.0
-    bars.set(ylim=(len(neurons) - 0.5, -0.5), xlim=(-reach, reach), xlabel="−δ", ylabel=who)
-    bars.locator_params(axis="x", nbins=3)
+    style.signed_bars(bars, step.wishes)
+    bars.set(xlabel="−δ", ylabel=who)
     map_left, map_width = left + 0.55 + 0.2 * width + 0.18, 0.8 * width - 0.55 - 0.18 - 1.0
     rows = page.axes(map_left, 0.5, map_width, 3.3, f"What each asks of {before}")
     total = page.axes(map_left, 3.92, map_width, 0.33)
@@ -162,8 +156,6 @@ def _table_of_desires(page: style.Page, left: float, width: float, step: Step, o
         spine.set(color=style.INK, linewidth=1.2)
     total.set_xlabel(f"neuron of {before}")
     page.text(map_left + map_width + 0.12, 4.01, "the sum", weight="bold")
-    if len(neurons) <= 20:
-        bars.set_yticks(neurons)
     if len(step.total) <= 20:
         total.set_xticks(range(len(step.total)))
         total.tick_params(labelsize=8)
@@ -172,18 +164,20 @@ def _table_of_desires(page: style.Page, left: float, width: float, step: Step, o
 
 def _pixels(page: style.Page, top: float, example: Example, step: Step, outputs: bool) -> None:
     """The example, what the loudest neurons of layer 1 want of the pixels, and the sum over all neurons."""
-    shown = style.strongest(step.rows.norm(dim=1), 8)
-    limit = max(step.rows.abs().max().item(), step.total.abs().max().item())
+    peaks = step.rows.abs().amax(1)
+    shown = peaks.sort(descending=True, stable=True).indices[:8].tolist()
     style.digit(page.axes(style.MARGIN, top + 0.75, 2.4, 2.4, f"The example: {example.label}"), example.x)
     few = f"each of the {len(shown)}" if len(shown) == len(step.rows) else f"each of the {len(shown)} loudest"
     neurons = "outputs" if outputs else "neurons of layer 1"
-    page.text(3.25, top + 0.1, f"What {few} {neurons} asks of the pixels", weight="bold", size=11)
+    asks = f"What {few} {neurons} asks of the pixels (its number: ± at full colour)"
+    page.text(3.25, top + 0.1, asks, weight="bold", size=11)
     maps = [page.axes(3.25 + i % 4 * 1.13, top + 0.75 + i // 4 * 1.4, 1.03, 1.03) for i in range(len(shown))]
     maps.append(page.axes(8.15, top + 0.75, 2.5, 2.5, "The sum, at the pixels"))
     for axes, values in zip(maps, [*step.rows[shown], step.total], strict=True):
-        drawn = style.diverging(axes, values.reshape(28, 28), limit)
+        drawn = style.diverging(axes, values.reshape(28, 28), values.abs().max().item())
         style.outline(axes, example.x)
         style.bare(axes)
     for axes, neuron in zip(maps, shown, strict=False):
-        axes.set_title(f"neuron {neuron}", fontsize=9, fontweight="normal", pad=4)
+        peak = style.number(peaks[neuron].item(), 2)
+        axes.set_title(f"{neuron}: ±{peak}", fontsize=9, fontweight="normal", pad=4)
     page.colourbar(drawn, 10.8, top + 0.75, 2.5, "wanted change of the pixel")

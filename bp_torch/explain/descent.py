@@ -9,6 +9,7 @@ the angles are between a mini-batch's gradient and the true one.
 import dataclasses
 import time
 from dataclasses import dataclass
+from statistics import fmean as mean
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,7 @@ from bp_torch.backprop import backward, forward
 from bp_torch.data import Examples, first_shuffled
 from bp_torch.explain import style
 from bp_torch.explain.style import number
-from bp_torch.explain.subject import Options as CommonOptions
-from bp_torch.explain.subject import Subject, check_least, inputs_and_wanted, walk_down, whole_gradient
+from bp_torch.explain.subject import CommonOptions, Subject, check_least, inputs_and_wanted, walk_down, whole_gradient
 from bp_torch.network import Network
 from bp_torch.training import Config, evaluate
 
@@ -46,7 +46,7 @@ MEASURED = 5_000
 class Options(CommonOptions):
     """How far each of the three walks."""
 
-    full_steps: int = 60
+    full_steps: int = 200
     """Steps on all training examples."""
     mini_steps: int = 3_000
     """Steps on mini-batches."""
@@ -56,7 +56,7 @@ class Options(CommonOptions):
     """Examples in a mini-batch."""
     single_learning_rate: float | None = None
     """Learning rate on single examples. None: a tenth of the run's, which is too much for one example."""
-    grid: int = 25
+    grid: int = 33
     """Points of the surface along each side."""
     seed: int = 0
     """Seed of the mini-batches whose angles are measured."""
@@ -204,14 +204,14 @@ def angles_by_size(network: Network, examples: Examples, cost: str, seed: int) -
     """Between the gradients of random mini-batches and the true one, by batch size."""
     true, n = whole_gradient(network, examples, cost), len(examples.labels)
     generator = torch.Generator().manual_seed(seed)
-    found: dict[int, list[float]] = {}
-    for size in (1, 10, 100, 1_000, 10_000):
-        found[size] = []
-        for _ in range(10 if size == 10_000 else 30) if size < n else ():
-            chosen = torch.randint(n, (size,), generator=generator).to(examples.labels.device)
-            x, y = inputs_and_wanted(examples, chosen, network.dtype)
-            found[size].append(angle(backward(network, forward(network, x), y, cost), true))
-    return {size: angles for size, angles in found.items() if angles}
+
+    def draw(size: int) -> float:
+        chosen = torch.randint(n, (size,), generator=generator).to(examples.labels.device)
+        x, y = inputs_and_wanted(examples, chosen, network.dtype)
+        return angle(backward(network, forward(network, x), y, cost), true)
+
+    repeats = {1: 30, 10: 30, 100: 30, 1_000: 30, 10_000: 10}
+    return {size: [draw(size) for _ in range(times)] for size, times in repeats.items() if size < n}
 
 
 def explain(subject: Subject, options: Options) -> Descent:
@@ -219,15 +219,13 @@ def explain(subject: Subject, options: Options) -> Descent:
     config, training, device = subject.config, subject.training, subject.network.device
     start = config.network(device)
     single_rate = options.single_learning_rate or config.learning_rate / 10
-    gaits: list[tuple[str, int | str, float, int]] = [
-        ("all examples", "full", config.learning_rate, options.full_steps),
-        (f"mini-batches of {options.mini_batch}", options.mini_batch, config.learning_rate, options.mini_steps),
-        ("single examples", 1, single_rate, options.single_steps),
+    change = dataclasses.replace
+    gaits = [
+        ("all examples", change(config, batch_size="full"), options.full_steps),
+        (f"mini-batches of {options.mini_batch}", change(config, batch_size=options.mini_batch), options.mini_steps),
+        ("single examples", change(config, batch_size=1, learning_rate=single_rate), options.single_steps),
     ]
-    paths = []
-    for name, batch_size, rate, steps in gaits:
-        gait = dataclasses.replace(config, batch_size=batch_size, learning_rate=rate)  # type: ignore[arg-type]
-        paths.append(take_path(name, gait, start.to(), training, steps))
+    paths = [take_path(name, gait, start.to(), training, steps) for name, gait, steps in gaits]
     plane = plane_through(torch.cat([path.points for path in paths]))
     places = torch.cat([plane.project(path.points) for path in paths]).cpu()
     measured = first_shuffled(training, MEASURED, config.seed)
@@ -242,8 +240,8 @@ def finding(result: Descent) -> str:
     """What the numbers say."""
     full, mini, _ = result.paths
     when = next((t for t, cost in zip(mini.seconds, mini.costs, strict=True) if cost <= min(full.costs)), None)
-    size = min(result.angles["at the start"], key=lambda size: abs(size - mini.batch_size))
-    off = np.mean(result.angles["at the start"][size])
+    where, by_size = list(result.angles.items())[-1]
+    size = min(by_size, key=lambda size: abs(size - mini.batch_size))
     if when is None:
         start = f"{full.steps[-1]} careful steps bring the cost to {number(min(full.costs))}, further than {mini.name}"
     else:
@@ -251,7 +249,7 @@ def finding(result: Descent) -> str:
             f"What {full.steps[-1]} careful steps reach in {number(full.seconds[-1], 2)} s, {mini.name} reach in "
             f"{number(when, 2)} s"
         )
-    return f"{start}, though at the start {size} examples point {off:.0f}° away from the true gradient"
+    return f"{start}, though {where} {size:,} examples point {mean(by_size[size]):.0f}° off the true gradient"
 
 
 def table(result: Descent) -> str:
@@ -275,7 +273,7 @@ def table(result: Descent) -> str:
     angles = style.text_table(
         ["angle to the true gradient", "batch size", "mean", "least", "most"],
         [
-            [where, f"{size:,}", f"{np.mean(found):.1f}°", f"{min(found):.1f}°", f"{max(found):.1f}°"]
+            [where, f"{size:,}", f"{mean(found):.1f}°", f"{min(found):.1f}°", f"{max(found):.1f}°"]
             for where, by_size in result.angles.items()
             for size, found in by_size.items()
         ],
@@ -295,21 +293,20 @@ def figure(result: Descent) -> Figure:
     note = (
         f"Contours: the cost on {MEASURED:,} training examples, on the plane through the three paths; "
         f"{result.plane.explained:.0%} of the paths' variance lies in it, so they run a little above or below it. "
-        f"Times were measured on the machine that drew this. {result.caption}."
+        "Times were measured on the machine that drew this."
     )
-    page = style.Page(9.6, finding(result), note)
+    page = style.Page(9.6, finding(result), note, result.caption)
     _surface(page, result)
     seconds = page.axes(8.55, 0.5, 3.1, 2.2, "Cost against time")
     seen = page.axes(8.55, 3.55, 3.1, 2.2, "Cost against examples seen")
     for path, colour in zip(result.paths, COLOURS, strict=True):
         examples = [step * path.batch_size for step in path.steps]
-        seconds.plot(path.seconds, path.costs, color=colour, linewidth=1.8, label=path.name)
+        seconds.plot(path.seconds[1:], path.costs[1:], color=colour, linewidth=1.8)
         seen.plot(examples[1:], path.costs[1:], color=colour, linewidth=1.8)
-    seconds.set(xlabel="seconds", ylabel="cost")
-    seen.set(xscale="log", xlabel="examples", ylabel="cost")
-    for axes in (seconds, seen):
+    for axes, label in ((seconds, "seconds"), (seen, "examples")):
+        axes.set(xscale="log", xlabel=label, ylabel="cost", ylim=(0, None))
         axes.grid()
-        axes.set_ylim(bottom=0)
+    style.plain(seconds.xaxis)
     _angles(page, result)
     return page.figure
 
@@ -321,10 +318,10 @@ def _surface(page: style.Page, result: Descent) -> None:
     costs = style.array(surface.costs)
     levels = np.geomspace(max(costs.min(), 1e-6), max(costs.max(), costs.min() * 1.001, 2e-6), 14)
     u, v = style.array(surface.u), style.array(surface.v)
-    drawn = axes.contourf(u, v, costs, levels=levels, cmap=style.SEQUENTIAL, alpha=0.6, extend="both")
-    axes.contour(u, v, costs, levels=levels, colors="white", linewidths=0.7)
+    drawn = axes.contourf(u, v, costs, levels=levels, cmap=style.GROUND, extend="both")
+    axes.contour(u, v, costs, levels=levels, colors=style.SOFT, linewidths=0.5)
     outline = [Stroke(linewidth=3.6, foreground="white"), Normal()]
-    for path, colour in zip(result.paths, COLOURS, strict=True):
+    for i, (path, colour) in enumerate(zip(result.paths, COLOURS, strict=True)):
         places = style.array(result.plane.project(path.points))
         axes.plot(
             places[:, 0],
@@ -334,16 +331,15 @@ def _surface(page: style.Page, result: Descent) -> None:
             marker="o",
             markersize=2.6,
             path_effects=outline,
+            zorder=5 - i,  # the shortest on top
             label=f"{path.name}: {path.steps[-1]:,} steps",
         )
-        axes.plot(*places[-1], "o", color=colour, markersize=9, markeredgecolor="white")
-        if path is result.paths[-1]:
-            axes.plot(*places[0], "*", color=style.INK, markersize=17, markeredgecolor="white", label="start")
+        axes.plot(*places[-1], "o", color=colour, markersize=9, markeredgecolor="white", zorder=6)
+    axes.plot(*places[0], "*", color=style.INK, markersize=17, markeredgecolor="white", label="start", zorder=7)
     axes.set(xlabel="first direction through the paths", ylabel="second direction")
     axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="white")
-    bar = page.figure.colorbar(drawn, cax=page.axes(7.35, 0.5, 0.12, 5.25), format="%.2g")
-    bar.outline.set_visible(False)
-    bar.ax.set_title("cost", fontsize=9, fontweight="normal", loc="center")
+    page.colourbar(drawn, 7.35, 0.5, 5.25, "")
+    page.text(7.3, 0.25, "cost", size=9)
 
 
 def _angles(page: style.Page, result: Descent) -> None:
@@ -360,7 +356,7 @@ def _angles(page: style.Page, result: Descent) -> None:
             )
         axes.plot(
             [size * shift for size in by_size],
-            [np.mean(found) for found in by_size.values()],
+            [mean(found) for found in by_size.values()],
             "o-",
             color=colour,
             linewidth=1.6,
@@ -381,4 +377,5 @@ def _angles(page: style.Page, result: Descent) -> None:
         xscale="log", xlabel="examples in the mini-batch", ylabel="degrees", yticks=(0, 30, 60, 90, 120), ylim=(0, None)
     )
     axes.grid(axis="y")
+    style.plain(axes.xaxis)
     axes.legend()

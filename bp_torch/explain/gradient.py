@@ -19,8 +19,7 @@ from tqdm import tqdm
 from bp_torch.data import Examples
 from bp_torch.explain import style
 from bp_torch.explain.style import number, times
-from bp_torch.explain.subject import Options as CommonOptions
-from bp_torch.explain.subject import Subject, UsageError, each_cost, whole_gradient
+from bp_torch.explain.subject import CommonOptions, Subject, UsageError, each_cost, whole_gradient
 from bp_torch.network import Network, layer_views, parameter_count
 
 MADE_BY = ("backprop.forward", "backprop.costs", "backprop.backward")
@@ -163,10 +162,10 @@ def explain(subject: Subject, options: Options) -> Gradient:
 
 def finding(result: Gradient) -> str:
     """What the numbers say."""
+    most, least = (parameter_name(result.sizes, int(result.order[rank])) for rank in (0, -1))
     return (
-        f"The cost is {times(result.ratio)} more sensitive to the {parameter_name(result.sizes, int(result.order[0]))} "
-        f"than to the {parameter_name(result.sizes, int(result.order[-1]))}, "
-        f"{times(result.over_middle)} more than to a typical one"
+        f"A wiggle of the {most} changes the cost {times(result.over_middle)} as much as one of a typical parameter, "
+        f"and {times(result.ratio)} as much as one of the {least}"
     )
 
 
@@ -211,14 +210,13 @@ def figure(result: Gradient) -> Figure:
     silent = len(result.gradient) - len(result.order)
     note = (
         f"All {len(result.gradient):,} components of ∇C over the training examples; {silent:,} of them are exactly "
-        "zero. Drawn is −∂C/∂θ: a blue weight or bias should go up, an orange one down, and a pale one hardly matters. "
-        f"{result.caption}."
+        "zero. Drawn is −∂C/∂θ: a blue weight or bias should go up, an orange one down, and a pale one hardly matters."
     )
     weights, biases = layer_views(-result.gradient, result.sizes)
-    shown = style.strongest(weights[0].norm(dim=1), 16)
+    shown = sorted(weights[0].norm(dim=1).topk(min(16, len(weights[0]))).indices.tolist())
     lines = -(-len(shown) // 8)
     low = 0.55 + 1.38 * lines
-    page = style.Page(low + 7.6, finding(result), note)
+    page = style.Page(low + 7.6, finding(result), note, result.caption)
     limit = result.gradient.abs().quantile(0.995).item()
     all_of = "" if len(shown) == len(weights[0]) else f", the {len(shown)} neurons it matters most to"
     page.text(style.MARGIN, 0.12, f"Layer 1: from every pixel to each neuron{all_of}", weight="bold", size=11)
@@ -277,3 +275,17 @@ def _ranks(page: style.Page, top: float, result: Gradient) -> None:
         axes.set(xlabel="foretold change of the cost, h |∂C/∂θ|", ylabel="measured change")
         axes.grid()
         axes.legend(loc="upper left")
+        first, last = result.wiggles[0], result.wiggles[-1]
+        ratio = (
+            f"{times(abs(first.change / last.change))} as much as the least"
+            if last.change
+            else "and the least does not"
+        )
+        axes.text(
+            0.98,
+            0.04,
+            f"the most sensitive moves the cost\n{ratio},\nforetold: {times(result.ratio)}",
+            transform=axes.transAxes,
+            ha="right",
+            size=9,
+        )

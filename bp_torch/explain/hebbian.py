@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -151,16 +152,16 @@ def figure(result: Hebbian) -> Figure:
     """The nudges between their two factors, and the scatters without φ′ and with it."""
     note = (
         f"The example is {result.example.name}. Top: the nudge of every weight of layer {result.layer}, under the "
-        "activations it comes from and beside the wishes and slopes it goes to. Bottom: each dot is a weight. "
-        f"{result.caption}."
+        "activations it comes from and beside the wishes and slopes it goes to. Bottom: each dot is a weight."
     )
-    page = style.Page(8.9, finding(result), note)
+    page = style.Page(8.9, finding(result), note, result.caption)
     style.digit(page.axes(style.MARGIN, 0.55, 1.9, 1.9, f"The example: {result.example.label}"), result.example.x)
     _product(page, result)
-    loose = page.axes(1.05, 5.25, 4.6, 3.0, "Loosely: activation × wanted increase")
-    exact = page.axes(6.95, 5.25, 4.6, 3.0, "Exactly: activation × wanted increase × φ′")
+    loose = page.axes(1.05, 5.25, 4.3, 3.0, "Loosely: activation × wanted increase")
+    exact = page.axes(6.3, 5.25, 4.3, 3.0, "Exactly: activation × wanted increase × φ′")
     _scatter(loose, result.together, result, "activation × wanted")
-    _scatter(exact, result.exact, result, "activation × wanted × φ′")
+    drawn = _scatter(exact, result.exact, result, "activation × wanted × φ′")
+    page.colourbar(drawn, 10.8, 5.25, 3.0, "φ′ of the neuron that the weight leads to")
     low, high = exact.get_xlim()
     exact.plot([low, high], [low, high], color=style.SOFT, linewidth=0.9, zorder=0)
     return page.figure
@@ -182,25 +183,17 @@ def _product(page: style.Page, result: Hebbian) -> None:
     above.bar(range(before), style.array(result.before), width=0.8, color=style.SOFT)
     above.set(xlim=(-0.5, before - 0.5), xticks=[])
     above.locator_params(axis="y", nbins=3)
-    for start, wide, values, title, colours in (
-        (3.45, 1.35, result.wanted, "Wanted", style.sign_colours(result.wanted)),
-        (left + width + 0.12, 0.6, result.slope, "φ′", [style.SOFT] * neurons),
-    ):
-        axes = page.axes(start, top, wide, height)
-        axes.text(0, 1.02, title, transform=axes.transAxes, weight="bold", size=11)
-        axes.barh(range(neurons), style.array(values), color=colours, height=0.7)
-        axes.set(ylim=(neurons - 0.5, -0.5), yticks=range(neurons) if neurons <= 20 else [])
-        axes.locator_params(axis="x", nbins=3)
-        if title == "Wanted":
-            axes.axvline(0, color=style.SOFT, linewidth=0.8)
-            reach = 1.1 * values.abs().max().item() or 1.0
-            axes.set(xlim=(-reach, reach), xlabel="−∂C/∂a", ylabel=f"to neuron of layer {result.layer}")
-        else:
-            axes.set_yticks([])
+    wanted = page.axes(3.45, top, 1.35, height, "Wanted")
+    style.signed_bars(wanted, result.wanted)
+    wanted.set(xlabel="−∂C/∂a", ylabel=f"to neuron of layer {result.layer}")
+    slope = page.axes(left + width + 0.12, top, 0.6, height, "φ′")
+    slope.barh(range(neurons), style.array(result.slope), color=style.SOFT, height=0.68)
+    slope.set(ylim=(neurons - 0.5, -0.5), yticks=[], xlabel="slope")
+    slope.locator_params(axis="x", nbins=2)
     page.colourbar(drawn, 11.15, top, height, "nudge, −∂C/∂W")
 
 
-def _scatter(axes: Axes, x: Tensor, result: Hebbian, label: str) -> None:
+def _scatter(axes: Axes, x: Tensor, result: Hebbian, label: str) -> ScalarMappable:
     """The nudges against ``x``, a dot a weight, dark where φ′ is small."""
     slopes = result.slope[:, None].expand_as(x)
     drawn = axes.scatter(
@@ -215,5 +208,4 @@ def _scatter(axes: Axes, x: Tensor, result: Hebbian, label: str) -> None:
     axes.axhline(0, color=style.FAINT, linewidth=0.8, zorder=0)
     axes.axvline(0, color=style.FAINT, linewidth=0.8, zorder=0)
     axes.set(xlabel=label, ylabel="nudge of the weight, −∂C/∂W")
-    bar = axes.figure.colorbar(drawn, ax=axes, label="φ′ of the neuron", pad=0.02, aspect=30)
-    bar.outline.set_visible(False)
+    return drawn

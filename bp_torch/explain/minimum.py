@@ -21,8 +21,7 @@ from tqdm import tqdm
 from bp_torch.data import Examples, first_shuffled
 from bp_torch.explain import style
 from bp_torch.explain.style import number
-from bp_torch.explain.subject import Options as CommonOptions
-from bp_torch.explain.subject import Subject, check_least, each_cost, walk_down, whole_gradient
+from bp_torch.explain.subject import CommonOptions, Subject, check_least, each_cost, walk_down, whole_gradient
 from bp_torch.network import Network
 from bp_torch.training import Config, evaluate
 
@@ -236,9 +235,9 @@ def figure(result: Minimum) -> Figure:
     note = (
         "Above, after every epoch, over all training examples: the cost, and the length of the true gradient. "
         f"Below, the ground around the network, on {MEASURED:,} examples at most: the cost along lines through it, "
-        f"and the curvature of these lines. {result.caption}."
+        f"and the curvature of these lines."
     )
-    page = style.Page(8.0, finding(result), note)
+    page = style.Page(8.0, finding(result), note, result.caption)
     epochs = [place.epoch for place in result.course]
     for left, title, label, values in (
         (1.0, "The cost along the run", "cost", [place.cost for place in result.course]),
@@ -248,7 +247,8 @@ def figure(result: Minimum) -> Figure:
         axes.semilogy(epochs, values, "o-", color=style.RAISE, linewidth=1.8, markersize=4)
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid()
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        style.plain(axes.yaxis)
     lines = page.axes(1.0, 4.3, 4.7, 3.1, "The cost along lines through the end")
     for line in result.random:
         lines.plot(
@@ -272,28 +272,11 @@ def figure(result: Minimum) -> Figure:
 def _curvatures(axes: Axes, slices: list[Slice]) -> None:
     """A bar for every direction; zero is in the middle, for a minimum has all bars to the right of it."""
     values = torch.tensor([line.curvature for line in slices], dtype=torch.float64)
-    places = range(len(slices))
     largest, least = values.abs().max().item() or 1.0, values.abs().min().item() or 1.0
-    axes.barh(places, values.tolist(), color=style.sign_colours(values), height=0.65)
+    style.signed_bars(axes, values, [line.name for line in slices], 20 * largest)
     axes.set_xscale("symlog", linthresh=max(least, largest * 1e-6), linscale=0.6)
-    axes.set(
-        xlim=(-20 * largest, 20 * largest),
-        ylim=(len(slices) - 0.4, -0.6),
-        yticks=places,
-        yticklabels=[line.name for line in slices],
-    )
     axes.set_xticks([-largest, 0, largest], [f"−{number(largest, 2)}", "0", number(largest, 2)])
     axes.minorticks_off()
-    axes.axvline(0, color=style.SOFT, linewidth=0.8)
-    for place, value in zip(places, values.tolist(), strict=True):
-        side = 1 if value >= 0 else -1
-        axes.annotate(
-            number(value, 2),
-            (value, place),
-            (5 * side, 0),
-            textcoords="offset points",
-            ha="left" if side > 0 else "right",
-            va="center",
-            size=9,
-        )
+    for place, value in enumerate(values.tolist()):
+        style.beside(axes, value, place, number(value, 2))
     axes.set_xlabel("curvature, dᵀHd (logarithmic away from zero)")

@@ -8,6 +8,7 @@ differs. The loop is ``training.walk``, the score ``training.evaluate``.
 
 import dataclasses
 from dataclasses import dataclass
+from statistics import fmean as mean
 from typing import NamedTuple
 
 import torch
@@ -17,8 +18,7 @@ from tqdm import tqdm
 
 from bp_torch.data import PIXEL_SCALE, Examples, first_shuffled
 from bp_torch.explain import style
-from bp_torch.explain.subject import Options as CommonOptions
-from bp_torch.explain.subject import Subject, check_least, walk_down
+from bp_torch.explain.subject import CommonOptions, Subject, check_least, walk_down
 from bp_torch.training import Config, Score, evaluate
 
 MADE_BY = ("training.walk", "training.evaluate")
@@ -74,13 +74,13 @@ class MoreData(NamedTuple):
 
 
 def schedule(config: Config, count: int, n: int) -> Config:
-    """``config`` for ``count`` of ``n`` examples: as many seen in all, at learning rates that fall alike."""
+    """``config`` for ``count`` of ``n`` examples: as many seen in all, at rates that fall alike with each one."""
     if config.batch_size != "full":
         config = dataclasses.replace(config, batch_size=min(config.batch_size, count))
     return dataclasses.replace(
         config,
         epochs=max(1, round(config.epochs * n / count)),
-        learning_rate_decay=config.learning_rate_decay ** (count / n),
+        learning_rate_decay=config.learning_rate_decay * count / n,
     )
 
 
@@ -105,11 +105,6 @@ def explain(subject: Subject, options: Options) -> MoreData:
         learned.append(learn(config, subject.training, subject.test, count))
     images = first_shuffled(subject.training, counts[0], subject.config.seed).x.double() * PIXEL_SCALE
     return MoreData(learned, images, subject.caption)
-
-
-def mean(values: list[float]) -> float:
-    """Their average."""
-    return sum(values) / len(values)
 
 
 def finding(result: MoreData) -> str:
@@ -153,10 +148,9 @@ def figure(result: MoreData) -> Figure:
     seeds = len({one.seed for one in result.learned})
     note = (
         f"Lines are means over {seeds} seeds, bands reach from the lowest to the highest, dots are single networks. "
-        "All of them look at equally many images; the fewer there are, the more often they come back. "
-        f"{result.caption}."
+        "All of them look at equally many images; the fewer there are, the more often they come back."
     )
-    page = style.Page(7.3, finding(result), note)
+    page = style.Page(7.3, finding(result), note, result.caption)
     for left, of, scale, label in ((1.0, "accuracy", 100.0, "% right"), (6.95, "cost", 1.0, "cost")):
         axes = page.axes(left, 0.5, 4.7, 3.6, "Right answers" if of == "accuracy" else "Cost")
         for which, colour, style_of_line in (("training", style.LOWER, "--"), ("test", style.RAISE, "-")):
@@ -170,6 +164,7 @@ def figure(result: MoreData) -> Figure:
             for count, each in zip(counts, values, strict=True):
                 axes.plot([count] * len(each), each, "o", color=colour, markersize=4)
         axes.set(xscale="log", xlabel="training examples", ylabel=label)
+        style.plain(axes.xaxis)
         axes.grid()
     axes.set_ylim(bottom=0)
     axes.legend()
@@ -177,7 +172,7 @@ def figure(result: MoreData) -> Figure:
     page.text(
         style.MARGIN + 0.65,
         4.85,
-        f"All that the first network ever sees: {len(result.images)} examples",
+        f"{len(result.images)} examples are all that the first network ever sees",
         weight="bold",
         size=11,
     )

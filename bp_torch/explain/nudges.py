@@ -16,10 +16,9 @@ from torch import Tensor
 
 from bp_torch.backprop import Trace, desires
 from bp_torch.costs import COSTS
-from bp_torch.data import CLASSES
 from bp_torch.explain import style
 from bp_torch.explain.style import number
-from bp_torch.explain.subject import Example, ExampleOptions, Subject, choose_example, look
+from bp_torch.explain.subject import Example, ExampleOptions, Subject, check_digit, choose_example, look
 from bp_torch.network import Network
 
 MADE_BY = ("backprop.output_delta", "backprop.bias_gradient", "backprop.weight_gradient", "backprop.desires")
@@ -42,8 +41,7 @@ class Options(ExampleOptions):
     def __post_init__(self) -> None:
         """Refuse an output that is none."""
         super().__post_init__()
-        if self.neuron is not None and not 0 <= self.neuron < CLASSES:
-            raise ValueError(f"--neuron: wanted 0 to {CLASSES - 1}, got {self.neuron}")
+        check_digit(self.neuron, "--neuron")
 
 
 class Avenues(NamedTuple):
@@ -136,12 +134,15 @@ def finding(result: Nudges) -> str:
     others = [j for j in range(len(wanted)) if j != label]
     down = min(others, key=lambda j: wanted[j].item())
     best, _ = result.avenues.ranked()[0]
-    rise = "up" if wanted[label] > 0 else "down"
     return (
-        f"This {label} wants output {label} {rise} by {number(abs(wanted[label].item()), 2)} and output {down} down by "
-        f"{number(-wanted[down].item(), 2)}, its two loudest wishes; the best lever on output "
-        f"{result.avenues.neuron} is {best}"
+        f"This {label} nudges output {label} by {_signed(wanted[label].item())} and, of the others, output {down} "
+        f"most, by {_signed(wanted[down].item())}; the best lever on output {result.avenues.neuron} is {best}"
     )
+
+
+def _signed(nudge: float) -> str:
+    """A nudge with its sign, in two digits."""
+    return f"{'' if nudge < 0 else '+'}{number(nudge, 2)}"
 
 
 def table(result: Nudges) -> str:
@@ -167,10 +168,10 @@ def figure(result: Nudges) -> Figure:
     """The image, the outputs with arrows as long as their nudges, and one output's three ways, ranked."""
     note = (
         f"The example is {result.example.name}. Blue raises, orange lowers; an arrow is as long as the nudge, minus "
-        f"the derivative of the cost by the output's {result.of}. Below, the ways to move output "
-        f"{result.avenues.neuron}: each bar is minus the derivative of the cost, all on one scale. {result.caption}."
+        f"the derivative of the cost by the output's {result.of}. The bars below are minus the derivative of the cost "
+        "as well, all on one scale."
     )
-    page = style.Page(8.3, finding(result), note)
+    page = style.Page(8.7, finding(result), note, result.caption)
     style.digit(page.axes(style.MARGIN, 0.55, 2.9, 2.9, f"The example: {result.example.label}"), result.example.x)
     _outputs(page, result)
     _ways(page, result.avenues)
@@ -195,7 +196,7 @@ def _outputs(page: style.Page, result: Nudges) -> None:
             label="wanted",
         )
         dots.set_xlim(-0.07, 1.07)
-        dots.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, handletextpad=0.2)
+        dots.legend(loc="lower right", bbox_to_anchor=(1.06, 0.98), ncols=2, handletextpad=0.1, columnspacing=0.8)
     arrows = page.axes(7.75, 0.55, 3.9, 3.35, "What the example wants of it")
     reach = 1.5 * result.nudges.abs().max().item() or 1.0
     for j, nudge in zip(places, result.nudges.tolist(), strict=True):
@@ -212,22 +213,13 @@ def _outputs(page: style.Page, result: Nudges) -> None:
 
 def _arrow(axes: Axes, place: int, nudge: float, small: float) -> None:
     """An arrow from zero to ``nudge`` with its number, or a dot below ``small``, where a head has no room."""
-    colour, side = (style.RAISE, 1) if nudge >= 0 else (style.LOWER, -1)
+    colour = style.RAISE if nudge >= 0 else style.LOWER
     if abs(nudge) < small:
         axes.plot(nudge, place, "o", color=colour, markersize=3.5)
     else:
         head = {"arrowstyle": "-|>,head_width=.28,head_length=.5", "linewidth": 2.4, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", (nudge, place), (0, place), arrowprops={**head, "color": colour})
-    axes.annotate(
-        number(nudge, 2) if nudge < 0 else f"+{number(nudge, 2)}",
-        (nudge, place),
-        (6 * side, 0),
-        textcoords="offset points",
-        ha="left" if side > 0 else "right",
-        va="center",
-        size=9,
-        color=colour,
-    )
+    style.beside(axes, nudge, place, _signed(nudge), color=colour)
 
 
 def _ways(page: style.Page, ways: Avenues) -> None:
@@ -253,12 +245,9 @@ def _ways(page: style.Page, ways: Avenues) -> None:
             {f"of {k}  (W = {number(ways.w[k].item(), 2)})": ways.activations[k].item() for k in activations},
         ),
     ]
-    limit = 1.1 * max(abs(nudge) for *_, bars in panels for nudge in bars.values()) or 1.0
+    page.text(style.MARGIN, 4.75, f"Three ways to move output {ways.neuron}", weight="bold", size=13)
+    limit = 1.1 * max(abs(nudge) for *_, bars in panels for nudge in bars.values())
     for left, width, title, by, bars in panels:
-        axes = page.axes(left, 5.0, width, 0.31 * len(bars) + 0.1, title)
-        values = torch.tensor(list(bars.values()))
-        axes.barh(range(len(bars)), values.tolist(), color=style.sign_colours(values), height=0.66)
-        axes.axvline(0, color=style.SOFT, linewidth=0.8)
-        axes.set(yticks=range(len(bars)), yticklabels=list(bars), ylim=(len(bars) - 0.4, -0.6), xlim=(-limit, limit))
-        axes.locator_params(axis="x", nbins=4)
+        axes = page.axes(left, 5.5, width, 0.31 * len(bars) + 0.1, title)
+        style.signed_bars(axes, torch.tensor(list(bars.values())), list(bars), limit)
         axes.set_xlabel(f"nudge, −∂C/{by}")

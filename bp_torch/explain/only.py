@@ -18,8 +18,7 @@ from torch import Tensor
 from bp_torch.backprop import forward
 from bp_torch.data import CLASSES, PIXEL_SCALE, Examples
 from bp_torch.explain import style
-from bp_torch.explain.subject import Options as CommonOptions
-from bp_torch.explain.subject import Subject, UsageError, check_digit, check_least, walk_down
+from bp_torch.explain.subject import CommonOptions, Subject, UsageError, check_digit, check_least, walk_down
 from bp_torch.network import Network
 from bp_torch.training import Config
 
@@ -128,6 +127,13 @@ def milestones(steps: int) -> list[int]:
     return [0, *(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if step < steps), steps]
 
 
+def turning_points(share: Tensor) -> list[int]:
+    """Step 0, where ``share`` (steps + 1,) first has a quarter, half and three quarters of its rise, and the last."""
+    risen = share - share[0]
+    reached = [int((risen >= part * risen.max()).int().argmax()) for part in (0.25, 0.5, 0.75)]
+    return list(dict.fromkeys([0, *reached, len(share) - 1]))
+
+
 def table(result: Only) -> str:
     """Shares at some steps."""
     rows = [
@@ -150,12 +156,11 @@ def figure(result: Only) -> Figure:
     """What all test images are called, step by step, and ten of them with their names."""
     note = (
         f"Each step learns from {result.batch_size} images of a {result.digit} and from nothing else; after each, "
-        f"all test images are named. Blue: called {result.digit}. {result.caption}."
+        f"all test images are named. Blue: called {result.digit}."
     )
     steps = len(result.right) - 1
-    shown = milestones(steps)
-    shown = [0, *shown[-4:]] if len(shown) > 5 else shown
-    page = style.Page(5.0 + 0.95 * len(shown), finding(result), note)
+    shown = turning_points(result.shares[:, result.digit])
+    page = style.Page(5.0 + 0.95 * len(shown), finding(result), note, result.caption)
     axes = page.axes(1.05, 0.5, 10.0, 3.3, "What the test images are called")
     others = [j for j in range(CLASSES) if j != result.digit]
     order = [result.digit, *others]
@@ -170,14 +175,13 @@ def figure(result: Only) -> Figure:
     for colour, width in (("white", 4.5), (style.LOWER, 2.4)):
         axes.plot(range(steps + 1), 100 * style.array(result.right), color=colour, linewidth=width)
     axes.annotate(
-        "called right",
+        "called what they are",
         (steps, 100 * result.right[-1].item()),
-        (6, 0),
+        (-8, 6),
         textcoords="offset points",
-        color=style.LOWER,
-        va="center",
-        annotation_clip=False,
-        size=9,
+        color="white",
+        ha="right",
+        weight="bold",
     )
     edges = 100 * torch.cat([torch.zeros(1, dtype=torch.float64), result.shares[0, order].cumsum(0).cpu()])
     for j, low, high in zip(order, edges.tolist(), edges[1:].tolist(), strict=False):
@@ -192,8 +196,10 @@ def figure(result: Only) -> Figure:
             annotation_clip=False,
             color=style.RAISE if j == result.digit else style.SOFT,
         ) if high - low > 2 else None
-    axes.set(xlim=(0, steps), ylim=(0, 100), xlabel="step", ylabel="% of the test images", yticks=[])
-    axes.yaxis.labelpad = 22
+    axes.set(xlim=(0, steps), ylim=(0, 100), xlabel="step", ylabel="% of the test images")
+    axes.yaxis.tick_right()
+    axes.yaxis.set_label_position("right")
+    page.text(0.62, 2.15, "called", rotation=90, va="center", ha="right")
     top = 4.75
     page.text(style.MARGIN, top - 0.3, "Ten of them, and what they are called", weight="bold", size=11)
     for row, step in enumerate(shown):

@@ -8,9 +8,9 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; color: var(--ink); background: #fff; font: 17px/1.6 system-ui, "Helvetica Neue", Arial, sans-serif; }
 main { max-width: 1248px; margin: 0 auto; padding: 56px 24px 96px; }
-h1 { font-size: 40px; line-height: 1.15; margin: 0 0 12px; }
+h1 { font-size: clamp(28px, 7vw, 40px); line-height: 1.15; margin: 0 0 12px; }
 h2 { font-size: 28px; line-height: 1.2; margin: 0 0 4px; }
-p { max-width: 46em; margin: 0 0 16px; }
+p { max-width: 46em; margin: 0 0 16px; overflow-wrap: anywhere; }
 .soft { color: var(--soft); font-size: 15px; }
 nav { margin: 28px 0 0; display: flex; flex-wrap: wrap; gap: 8px 20px; }
 a { color: var(--blue); text-decoration: none; }
@@ -18,7 +18,8 @@ a:hover { text-decoration: underline; }
 section { border-top: 1px solid var(--faint); margin-top: 64px; padding-top: 48px; }
 img { display: block; width: 100%; height: auto; margin: 24px 0; border: 1px solid var(--faint); border-radius: 6px; }
 pre { max-height: 420px; overflow: auto; margin: 0 0 16px; padding: 16px 20px; background: #f6f8fa; }
-pre, code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 13px; line-height: 1.5; }
+pre, code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 12px; line-height: 1.5; }
+code { display: inline-block; }
 """
 
 

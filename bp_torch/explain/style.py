@@ -5,6 +5,7 @@ Blue raises and orange lowers, here and everywhere; colour-blind eyes tell them 
 
 import io
 import textwrap
+from collections.abc import Sequence
 from math import floor, isfinite, log10
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +13,13 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from torch import Tensor
 
 from bp_torch.explain.subject import UsageError
@@ -33,6 +38,7 @@ DIVERGING = LinearSegmentedColormap.from_list(
     "nudges", ["#7a2e00", LOWER, "#f3a35c", "#f7f7f5", "#6fb0e0", RAISE, "#06304f"]
 )
 SEQUENTIAL = "cividis"
+GROUND = LinearSegmentedColormap.from_list("ground", ["#ffffff", "#d9dee5", "#98a3b0"])
 LAYER_COLOURS = ("#0b62a8", "#d4570b", "#3a9e8f", "#8a5aa8", "#b08900", "#5b6570")
 
 styled = rc_context(
@@ -76,9 +82,9 @@ class Page:
         height: of the part below the head, in inches.
     """
 
-    def __init__(self, height: float, finding: str, note: str) -> None:
-        """An empty sheet, ``height`` inches below its head: the finding in bold, then the note, both wrapped."""
-        title, small = textwrap.wrap(finding, 88), textwrap.wrap(note, 148)
+    def __init__(self, height: float, finding: str, note: str, caption: str) -> None:
+        """An empty sheet, ``height`` inches below its head: the finding in bold, the note, and which network it is."""
+        title, small = textwrap.wrap(finding, 92), [*textwrap.wrap(note, 160), caption]
         head = 0.45 + 0.29 * len(title) + 0.2 * len(small)
         self.height, self._total = height, height + head
         self.figure = Figure(figsize=(WIDTH, self._total), dpi=DPI, facecolor="white")
@@ -99,11 +105,14 @@ class Page:
         y = (self.height - top) / self._total
         self.figure.text(left / WIDTH, y, text, **{"va": "top", "linespacing": 1.4, **options})
 
-    def colourbar(self, image: AxesImage, left: float, top: float, height: float, label: str) -> None:
-        """The scale of ``image``, standing."""
-        bar = self.figure.colorbar(image, cax=self.axes(left, top, 0.12, height), label=label)
+    def colourbar(self, drawn: ScalarMappable, left: float, top: float, height: float, label: str) -> None:
+        """The scale of what was ``drawn``, standing."""
+        bar = self.figure.colorbar(drawn, cax=self.axes(left, top, 0.12, height), label=label)
         bar.outline.set_visible(False)
-        bar.ax.locator_params(nbins=7)
+        if isinstance(drawn, ContourSet):
+            bar.ax.yaxis.set_major_formatter("{x:.2g}")
+        else:
+            bar.ax.locator_params(nbins=7)
 
 
 KINDS = (".png", ".svg", ".pdf")
@@ -161,9 +170,41 @@ def diverging(axes: Axes, values: Tensor, limit: float, aspect: Literal["equal",
     )
 
 
-def sign_colours(values: Tensor) -> list[str]:
-    """Blue for what is to be raised, orange for what is to be lowered."""
-    return [RAISE if value >= 0 else LOWER for value in values.tolist()]
+def signed_bars(axes: Axes, values: Tensor, names: Sequence[object] | None = None, limit: float = 0.0) -> None:
+    """A lying bar for each of ``values`` (n,), the first on top, blue above zero and orange below; zero in the middle.
+
+    The axis ends at ``limit``, or a little beyond the longest bar. Without ``names`` each is called by its number, as
+    far as there is room.
+    """
+    places = range(len(values))
+    limit = limit or 1.15 * values.abs().max().item() or 1.0
+    axes.barh(places, array(values), color=[RAISE if value >= 0 else LOWER for value in values.tolist()], height=0.68)
+    axes.axvline(0, color=SOFT, linewidth=0.8)
+    axes.set(xlim=(-limit, limit), ylim=(len(values) - 0.5, -0.5))
+    axes.locator_params(axis="x", nbins=3)
+    if names is not None or len(values) <= 20:
+        axes.set_yticks(places, [str(name) for name in names or places])
+
+
+def beside(axes: Axes, value: float, place: float, text: str, **options: Any) -> None:
+    """``text`` just beyond the end of a lying bar or arrow that goes from zero to ``value``."""
+    side = 1 if value >= 0 else -1
+    axes.annotate(
+        text,
+        (value, place),
+        (6 * side, 0),
+        textcoords="offset points",
+        ha="left" if side > 0 else "right",
+        va="center",
+        size=9,
+        **options,
+    )
+
+
+def plain(axis: Axis) -> None:
+    """Write a logarithmic scale as 0.1, 1, 10,000 and not as powers of ten."""
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}" if value < 1 else f"{value:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 # ---- numbers in words ----
@@ -202,11 +243,6 @@ def times(ratio: float) -> str:
         if ratio >= unit:
             return f"{number(ratio / unit, 2)}{word} times"
     return f"{number(ratio, 2)} times"
-
-
-def strongest(sizes: Tensor, most: int) -> list[int]:
-    """Places of the ``most`` largest of ``sizes`` (n,), in their own order; all of them where there are not more."""
-    return sorted(sizes.topk(min(most, len(sizes))).indices.tolist())
 
 
 def text_table(header: list[str], rows: list[list[str]]) -> str:

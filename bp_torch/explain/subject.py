@@ -31,7 +31,7 @@ class UsageError(Exception):
 
 
 @dataclass(frozen=True)
-class Options:
+class CommonOptions:
     """The flags of every idea."""
 
     run: Path | None = None
@@ -55,7 +55,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class ExampleOptions(Options):
+class ExampleOptions(CommonOptions):
     """The flags of the ideas that look at one training example."""
 
     digit: int | None = None
@@ -69,10 +69,10 @@ class ExampleOptions(Options):
         check_digit(self.digit)
 
 
-def check_digit(digit: int | None) -> None:
+def check_digit(digit: int | None, flag: str = "--digit") -> None:
     """Raise ValueError for a ``digit`` that is not one of 0 to 9."""
     if digit is not None and not 0 <= digit < CLASSES:
-        raise ValueError(f"--digit: wanted 0 to {CLASSES - 1}, got {digit}")
+        raise ValueError(f"{flag}: wanted 0 to {CLASSES - 1}, got {digit}")
 
 
 def check_least(**flags: tuple[int, int]) -> None:
@@ -111,12 +111,12 @@ class Subject(NamedTuple):
     @property
     def caption(self) -> str:
         """Which network this is, for below a title."""
-        name = f"run {self.folder.name}" if self.trained else "untrained"
+        name = f"Run {self.folder.name}" if self.trained else "Untrained"
         sizes = "-".join(map(str, self.config.sizes))
         return f"{name}: {sizes}, {self.config.activation}, {self.config.cost} cost, {self.config.dataset}"
 
 
-def open_subject(options: Options) -> Subject:
+def open_subject(options: CommonOptions) -> Subject:
     """The run, network and data that ``options`` name.
 
     Raises UsageError for a run that is not there, TrainingError for one that cannot be read or a device that is not
