@@ -514,20 +514,20 @@ def test_there_is_no_false_alarm_over_200_random_networks(part: int) -> None:
 _output_delta, _desires, _input_gradient = backprop.output_delta, backprop.desires, backprop.input_gradient
 
 
-def sum_not_mean(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, examples: int, out: Tensor) -> Tensor:
-    return _output_delta(cost, a, y, slope, 1, out)
+def sum_not_mean(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, share: Tensor, out: Tensor) -> Tensor:
+    return _output_delta(cost, a, y, slope, torch.ones_like(share), out)
 
 
-def two_lost(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, examples: int, out: Tensor) -> Tensor:
-    return _output_delta(cost, a, y, slope, examples, out).mul_(0.5)
+def two_lost(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, share: Tensor, out: Tensor) -> Tensor:
+    return _output_delta(cost, a, y, slope, share, out).mul_(0.5)
 
 
-def sign_lost(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, examples: int, out: Tensor) -> Tensor:
-    return _output_delta(cost, a, y, slope, examples, out).neg_()
+def sign_lost(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, share: Tensor, out: Tensor) -> Tensor:
+    return _output_delta(cost, a, y, slope, share, out).neg_()
 
 
-def no_output_slope(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, examples: int, out: Tensor) -> Tensor:
-    return cost.error(a, y, out).mul_(1 / examples)
+def no_output_slope(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, share: Tensor, out: Tensor) -> Tensor:
+    return cost.error(a, y, out).mul_(share)
 
 
 def no_hidden_slope(delta: Tensor, w: Tensor, slope: Tensor, out: Tensor) -> Tensor:
@@ -546,17 +546,17 @@ def bias_kept(delta: Tensor, out: Tensor) -> Tensor:
     return out.add_(delta.sum(0))
 
 
-def gradient_transposed(delta: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
-    g = (delta.T @ a) * scale
+def gradient_transposed(delta_transposed: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
+    g = (delta_transposed @ a) * scale
     return out.copy_(g.T if g.shape[0] == g.shape[1] else g)
 
 
-def not_scaled(delta: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
-    return torch.mm(delta.T, a, out=out)
+def not_scaled(delta_transposed: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
+    return torch.mm(delta_transposed, a, out=out)
 
 
-def last_example_lost(delta: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
-    return out.copy_((delta[:-1].T @ a[:-1]) * scale)
+def last_example_lost(delta_transposed: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
+    return out.copy_((delta_transposed[:, :-1] @ a[:-1]) * scale)
 
 
 class StaleWeights:
@@ -565,8 +565,8 @@ class StaleWeights:
     def __init__(self) -> None:
         self.kept: dict[torch.Size, Tensor] = {}
 
-    def __call__(self, delta: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
-        now = (delta.T @ a) * scale
+    def __call__(self, delta_transposed: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
+        now = (delta_transposed @ a) * scale
         before = self.kept.get(out.shape, now)
         self.kept[out.shape] = now
         return out.copy_(before)
@@ -703,7 +703,7 @@ def test_the_command_verifies_a_trained_network(
     assert sum(line.startswith("ok ") for line in text.splitlines()) == 10
     capsys.readouterr()
     assert run("", "--run", str(tmp_path / "nowhere"))[1] == 1
-    assert "no trained network" in capsys.readouterr().err
+    assert "no run in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
