@@ -377,7 +377,7 @@ def test_nan_and_wrong_shapes_are_rows_that_fail() -> None:
     report = check(square, [X, W], [dx, dw[:4]])
     assert "x: holds 1 entry that is not finite, the first at [2, 1]" in str(report)
     assert "w: has the shape [4, 5], wanted [5, 5]" in str(report)
-    assert json.loads(report.to_json())["tensors"][0]["witnesses"]["autograd"]["relative_error"] is None
+    assert json.loads(report.to_json())["rows"][0]["agreements"]["autograd"]["relative_error"] is None
 
 
 def test_a_gradient_that_is_not_given_is_not_judged() -> None:
@@ -442,10 +442,10 @@ def test_bad_input_is_refused_with_a_clear_error(
 def test_a_report_prints_its_numbers_and_goes_to_json() -> None:
     report = check(square, [X, W], square_gradient)
     as_dict = json.loads(report.to_json())
-    assert as_dict["ok"] and [tensor["name"] for tensor in as_dict["tensors"]] == ["x", "w"]
-    assert set(as_dict["tensors"][0]["witnesses"]) == set(verify.WITNESSES)
+    assert as_dict["ok"] and [row["name"] for row in as_dict["rows"]] == ["x", "w"]
+    assert set(as_dict["rows"][0]["agreements"]) == set(verify.WITNESSES)
     text = str(report)
-    assert "2 gradients right" in text and "allowed 3.7e-11" in text and "65 of 65 entries" in text
+    assert "2 gradients right" in text and "allowed: 3.7e-11" in text and "65 of 65 entries" in text
     assert max(map(len, text.splitlines())) <= 120
 
 
@@ -682,7 +682,13 @@ def test_the_command_shows_everything_when_asked(digits: tuple[str, ...]) -> Non
     as_json, code = run("--depths 1 --batch-sizes 2 --dtypes float64 --json", *digits)
     found = json.loads(as_json)
     assert code == 0 and found["ok"] and len(found["networks"]) == 36
-    assert {tensor["name"] for tensor in found["networks"][0]["tensors"]} == {"W1", "b1", "δ1", "x"}
+    assert {row["name"] for row in found["networks"][0]["rows"] if row["ok"]} == {"W1", "b1", "δ1", "x"}
+
+
+def test_the_table_fits_100_columns(digits: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backprop, "output_delta", sign_lost)
+    text, code = run("--depths 4 --batch-sizes 100", *digits)
+    assert code == 1 and "float64" in text and max(map(len, text.splitlines())) <= 100
 
 
 def test_the_command_exits_1_and_names_what_is_wrong(digits: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,10 +150,9 @@ def slips(network: Network, inputs: Tensors, y: Tensor, cost: str) -> Hypotheses
         if name == f"δ{network.depth}":
             yield from output_slips(reference, z[-1], a[-1], bool(COSTS[cost].absorbs))
         elif name[0] == "δ":
-            slope, slope_at_a, behind = (
-                _slope(reference.phi[i], at) for i, at in ((n - 1, z[n - 1]), (n - 1, a[n]), (n, z[n]))
-            )
-            yield from hidden_slips(deltas[n], t[f"W{n + 1}"], slope, slope_at_a, behind)
+            here, behind = reference.phi[n - 1], reference.phi[n]
+            slopes = _slope(here, z[n - 1]), _slope(here, a[n]), _slope(behind, z[n])
+            yield from hidden_slips(deltas[n], t[f"W{n + 1}"], *slopes)
         elif name[0] == "b":
             yield from bias_slips(deltas[n - 1])
         elif name[0] == "W":

@@ -138,7 +138,9 @@ class Claim:
         for name in (name for name, t in inputs.items() if first and not torch.equal(lent[name], t)):
             blamed = name if name in first else next(iter(first))
             claim.problems[blamed].append(f"the gradient function changes its input {name} in place")
-        elsewhere = _elsewhere(inputs, witnesses.seed)
+        generator = torch.Generator().manual_seed(witnesses.seed)
+        noise = {name: 0.1 * torch.randn(t.shape, generator=generator) for name, t in inputs.items()}
+        elsewhere = {name: t * (1 + noise[name].to(t.device, t.dtype)) for name, t in inputs.items()}
         try:
             second = copies(answer(elsewhere))
         except Exception:  # the other inputs may lie where the gradient is not defined: nothing is said then
@@ -155,12 +157,6 @@ class Claim:
                 if text := _memory(name, again[name], second[name], elsewhere, witnesses):
                     claim.diagnoses[name] = text
         return claim
-
-
-def _elsewhere(inputs: Tensors, seed: int) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    noise = {name: torch.randn(t.shape, generator=generator).to(t.device, t.dtype) for name, t in inputs.items()}
-    return {name: t * (1 + 0.1 * noise[name]) for name, t in inputs.items()}
 
 
 def _memory(name: str, again: Tensor, second: Tensor, elsewhere: Tensors, witnesses: Witnesses) -> str | None:
@@ -183,12 +179,15 @@ def _report(
 ) -> Report:
     found = [_row(name, given, claim, witnesses, coordinates) for name, given in claim.gradients.items()]
     rows = [row for row, _ in found]
-    wrong = [row.name for row in rows if not row.ok]
-    truths = {row.name: witnesses.truth(row.name, central) for row, central in found} if wrong else {}
     diagnoses: dict[str, list[str]] = defaultdict(list)
-    for name in wrong:
-        error = Error(name, claim.gradients, truths, witnesses, batch_size)
-        if text := claim.diagnoses.get(name) or diagnose(error, hypotheses):
+    truths: dict[str, Testimony] = {}
+    if not all(row.ok for row in rows):
+        truths = {row.name: truth for row, central in found if (truth := witnesses.truth(row.name, central))}
+    for name in (row.name for row in rows if not row.ok):
+        text = claim.diagnoses.get(name)
+        if not text and name in truths:
+            text = diagnose(Error(name, claim.gradients, truths, witnesses, batch_size), hypotheses)
+        if text:
             diagnoses[text].append(name)
     notes = [*witnesses.notes, *claim.notes, *_contradictions(rows, truths), *_unsure(rows, witnesses.base)]
     return Report(rows, dict(diagnoses), notes, witnesses.base)
@@ -233,7 +232,7 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.view(-1).view(torch.uint8), b.view(-1).view(torch.uint8))
 
 
-def _contradictions(rows: list[Row], truths: dict[str, Testimony | None]) -> list[str]:
+def _contradictions(rows: list[Row], truths: dict[str, Testimony]) -> list[str]:
     """Where central differences and autograd contradict each other, one of them is wrong whatever the gradient is."""
     wrong = [row for row in rows if (truth := truths.get(row.name)) and truth.witness == "central"]
     texts = {

@@ -5,8 +5,6 @@ To explain is to leave no more than rounding error. Where no hypothesis does, no
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,48 +17,28 @@ from bp_torch.verify.witnesses import Testimony, Witnesses
 Hypotheses = Callable[[str, Tensors], Iterable[tuple[str, Tensor]]]
 
 
-@dataclass(frozen=True)
 class Error:
-    """The gradient called ``name``, which is wrong, among all that were ``claimed``, beside what they should be."""
+    """A gradient that is wrong, beside what it should be; in float64 on the CPU.
 
-    name: str
-    claimed: Tensors
-    truths: dict[str, Testimony | None]
-    witnesses: Witnesses
-    batch_size: int
+    Attributes:
+        given: as it came, and ``shape`` the one that it should have.
+        truth: what it should be; ``truths`` and ``claimed`` are those of all gradients.
+        ours, right: given and truth in one shape: the whole, or (k,) the entries that are known. Without ``given`` in
+            the right shape there is no ``ours``.
+    """
 
-    @cached_property
-    def given(self) -> Tensor:
-        """As it came, in float64 on the CPU."""
-        return self.claimed[self.name].detach().cpu().double()
-
-    @property
-    def inputs(self) -> Tensors:
-        """What the gradients are of."""
-        return self.witnesses.inputs
-
-    @property
-    def shape(self) -> torch.Size:
-        """The one that it should have."""
-        return self.inputs[self.name].shape
-
-    @cached_property
-    def truth(self) -> Testimony:
-        """What it should be."""
-        truth = self.truths[self.name]
-        assert truth is not None
-        return truth
-
-    @cached_property
-    def right(self) -> Tensor:
-        """What it should be, in the right shape unless that is known of some entries only, (k,)."""
-        values = self.truth.values
-        return values if self.truth.entries is not None else values.reshape(self.shape)
-
-    @cached_property
-    def ours(self) -> Tensor:
-        """What it is, in the shape of ``right``."""
-        return self.given if self.truth.entries is None else self.truth.of(self.given.reshape(-1))
+    def __init__(
+        self, name: str, claimed: Tensors, truths: dict[str, Testimony], witnesses: Witnesses, batch_size: int
+    ) -> None:
+        """Of the gradient called ``name``."""
+        self.name, self.claimed, self.truths, self.witnesses = name, claimed, truths, witnesses
+        self.inputs, self.batch_size, self.truth = witnesses.inputs, batch_size, truths[name]
+        self.shape = self.inputs[name].shape
+        self.given = claimed[name].detach().cpu().double()
+        self.partial = self.truth.entries is not None
+        self.right = self.truth.values if self.partial else self.truth.values.reshape(self.shape)
+        if self.given.shape == self.shape:
+            self.ours = self.truth.of(self.given.reshape(-1)).reshape(self.right.shape)
 
     def explained(self, ours: Tensor, expected: Tensor) -> bool:
         """Whether ``ours`` is what would be ``expected``, to rounding error."""
@@ -77,20 +55,19 @@ class Error:
 
 def diagnose(error: Error, more: Hypotheses | None = None) -> str | None:
     """What the first hypothesis that explains the error says; None where none does."""
-    if not error.truths[error.name] or not error.given.isfinite().all():
+    if not error.given.isfinite().all():
         return None
 
     def listed(error: Error) -> str | None:
         pairs = more(error.name, error.claimed) if more else ()
         return next((text for text, t in pairs if error.explained(error.ours, t.detach().cpu().double())), None)
 
-    partial = error.truth.entries is not None
     if error.given.shape != error.shape:
-        hypotheses = [] if partial else [another_shape, not_summed]
+        hypotheses = [] if error.partial else [another_shape, not_summed]
     elif not error.right.any():
         hypotheses = []
     else:
-        hypotheses = [zero_throughout, named_factor, *([one_factor] if partial else [listed, *STRUCTURES])]
+        hypotheses = [zero_throughout, named_factor, *([one_factor] if error.partial else [listed, *STRUCTURES])]
     return next((text for hypothesis in hypotheses if (text := hypothesis(error))), None)
 
 
@@ -177,8 +154,8 @@ def one_factor(error: Error) -> str | None:
 
 def of_another(error: Error) -> str | None:
     """Two gradients swapped."""
-    others = [(name, t) for name, t in error.truths.items() if name != error.name and t and t.entries is None]
-    same = [name for name, t in others if t and error.explained(error.ours.reshape(-1), t.values)]
+    others = [(name, t) for name, t in error.truths.items() if name != error.name and t.entries is None]
+    same = [name for name, t in others if error.explained(error.ours.reshape(-1), t.values)]
     return next((f"is the gradient of {name}" for name in same if error.inputs[name].shape == error.shape), None)
 
 

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bp_torch.verify.differences import EPS, central_difference
+from bp_torch.verify.differences import central_difference
 from bp_torch.verify.inputs import Tensors, copies
-from bp_torch.verify.report import Agreement
+from bp_torch.verify.report import CENTRAL, Agreement
 from bp_torch.verify.rounding import norm, rounding_noise
 
 NOISE_FACTOR = 4.0  # how many times further than rounding moves autograd a gradient may be off
@@ -159,7 +160,7 @@ class Witnesses:
             return None
         known, n = self.known(name), self.inputs64[name].numel()
         size = known.size if known else 0.0
-        negligible = 0.1 * max(self.base, math.sqrt(EPS)) * size / math.sqrt(n)
+        negligible = 0.1 * max(self.base, CENTRAL) * size / math.sqrt(n)
         try:
             found = self._differences(name, chosen.tolist(), self.inputs64, negligible)
         except Exception as error:  # a step may leave the region in which the function can be evaluated
@@ -172,7 +173,7 @@ class Witnesses:
             values,
             None if len(kept) == n else chosen[kept],
             max(norm(values), size * math.sqrt(len(kept) / n)),  # of so many entries, on average
-            max(self.base, math.sqrt(EPS)),
+            max(self.base, CENTRAL),
             math.hypot(*(d[1] for d in found if d)),
             len(found) - len(kept),
         )
@@ -246,8 +247,8 @@ class Witnesses:
         difference = (ours - said.values).abs_()
         error = norm(difference)
         worst = int(difference.nan_to_num_(math.inf).argmax())
-        place = torch.tensor(worst if said.entries is None else int(said.entries[worst]))
-        where = tuple(int(i) for i in torch.unravel_index(place, self.inputs[name].shape))
+        place = worst if said.entries is None else int(said.entries[worst])
+        where = tuple(int(i) for i in np.unravel_index(place, self.inputs[name].shape))
         if not math.isfinite(error):
             return Agreement(math.inf, math.inf, math.inf, where, 0.0, n, said.set_aside)
         allowed = said.base * said.size + said.doubt + self.smallest * math.sqrt(n)
