@@ -48,7 +48,12 @@ ASK_EVERY = 16
 """Steps after which several processes ask each other whether one of them is to stop."""
 
 SMALL = 2**23
-"""Multiplications in a step below which a second CPU thread costs more than it brings; measured, see the README."""
+"""Multiplications in a step below which a second CPU thread costs more than it brings.
+
+An epoch of 784-16-16-10 (1.3 million a step) took 88 ms with one thread and 101 ms with two on two idle cores of an AMD
+EPYC, and 40 times as long where another process had one of them; one of 784-512-512-10 in batches of 256 (171 million)
+took 2.3 s and 1.5 s. Torch 2.15, medians of five epochs in turns.
+"""
 
 DTypeName = Literal["float32", "float64", "bfloat16", "float16"]
 
