@@ -169,6 +169,8 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
                 raise ValueError(f"{flag(name)}: wanted {least} or more, got {value}")
+        if self.run_name is not None and (self.run_name in ("", "..") or Path(self.run_name).name != self.run_name):
+            raise ValueError(f"--run-name: wanted the name of one folder in --runs-dir, got {self.run_name!r}")
         if self.seed >= 2**32:
             raise ValueError(f"--seed: wanted less than 2^32, got {self.seed}")
         if not 0 <= self.learning_rate_decay < inf:
@@ -419,6 +421,10 @@ def start_run(config: Config, device: torch.device, world: World, check: CheckSt
         raise TrainingError("--verify-every looks at the gradient of one process: start train.py without torchrun")
     training, test = load(config.dataset, config.data_dir, device)
     if config.train_examples is not None:
+        if config.train_examples > len(training.labels):
+            raise TrainingError(
+                f"--train-examples: {config.dataset} has {len(training.labels):,}, got {config.train_examples:,}"
+            )
         training = first_shuffled(training, config.train_examples, config.seed)
     n = len(training.labels)
     batch_size = n if config.batch_size == "full" else min(config.batch_size, n)

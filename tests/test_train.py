@@ -52,6 +52,7 @@ def test_a_mistake_is_told_in_one_line_on_stderr(tmp_path: Path) -> None:
         (["--batch-size", "some"], 2, "--batch-size"),
         (["--cost", "linear"], 2, "--cost"),
         (["--momentum", "2"], 2, "momentum is at least 0 and below 1, not 2.0"),
+        (["--train-examples", "60001", "--data-dir", "DATA"], 1, "--train-examples: mnist has 60,000, got 60,001"),
         (["--device", "cuda:99"], 1, "no device 'cuda:99' here"),
         (["--data-dir", "/dev/null"], 1, "cannot put mnist into /dev/null/MNIST/raw"),
         (["--runs-dir", "/dev/null", "--data-dir", "DATA"], 1, "cannot make the run's folder /dev/null/"),
