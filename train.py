@@ -10,6 +10,8 @@
 Where to read on: the loop is ``train`` in bp_torch/training.py, the four equations are in bp_torch/backprop.py.
 """
 
+import torch
+
 from bp_torch.checkpoint import CheckpointError
 from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.data import DataError
@@ -23,7 +25,7 @@ DESCRIPTION = "Train a network on handwritten digits by hand-written backpropaga
 def main() -> None:
     """Read the flags, train, turn trouble into one line and an exit code."""
     config = parse(Config, prog="train.py", description=DESCRIPTION)
-    with one_line_errors(TrainingError, DataError, CheckpointError, DistributedError, OSError):
+    with one_line_errors(torch.OutOfMemoryError, TrainingError, DataError, CheckpointError, DistributedError, OSError):
         if config.resume:
             was = read_config(config.resume)
             typed = parse(

@@ -22,15 +22,15 @@ class Trace:
     """What a batch leaves behind on its way forward and back. Made once, a trace serves every batch of its size.
 
     Attributes:
-        activations: [a^0, …, a^L], each (B, n_l); a^0 is the batch itself and None before the first ``forward``.
+        activations: [a^0, …, a^L], each (B, n_l); a^0 is the batch itself, and empty before the first ``forward``.
         z: z^L, (B, n_L), the last layer's weighted sums; the costs need them.
         deltas: [δ^1, …, δ^L], each (B, n_l).
         transposed: [δ^1ᵀ, …, δ^Lᵀ], each (n_l, B), views of them.
         share: 1/B, (): what one example counts in the mean. A tensor, so that a product with it allocates nothing.
         phi: [φ of layer 1, …, φ of layer L].
         gradient: ∇C, (P,), in the order of θ.
-        sums: [∇C, Σ_k C_k, B], (P + 2,): what adds up over the shares of a batch. ``gradient`` and ``tally`` are views.
-        tally: [Σ_k C_k, B], (2,), written by ``tally_up``.
+        sums: [∇C, C, 1], (P + 2,): what adds up over the shares of a batch. ``gradient`` and ``tally`` are views.
+        tally: [C, 1], or a share's part of both, (2,), written by ``tally_up``.
         weight_gradients, bias_gradients: ∂C/∂W^l and ∂C/∂b^l, views into ``gradient``.
         x_scale: the network sees x_scale · x. Pixels can so stay 0..255 in the batch, and the factor 1/255 rides along
             in the two products that touch them. ``activations[0]`` is not yet scaled.
@@ -39,6 +39,7 @@ class Trace:
     def __init__(self, network: Network, batch_size: int, x_scale: float = 1.0) -> None:
         """Make the buffers for ``batch_size`` examples on the network's device, in its dtype."""
         new = network.parameters.new_empty
+        self.sizes = network.sizes
         n_out = network.sizes[1:]
         self.x_scale = x_scale
         self.phi = [ACTIVATIONS[network.activation_of(layer)] for layer in range(network.depth)]
@@ -52,7 +53,7 @@ class Trace:
         self._slopes = [scratch[: batch_size * n].view(batch_size, n) for n in n_out]  # one memory for all layers
         self.sums = torch.zeros(len(network.parameters) + 2, dtype=network.dtype, device=network.device)
         self.gradient, self.tally = self.sums[:-2], self.sums[-2:]
-        self._cost_sum, self._count = self.tally
+        self._cost, self._part = self.tally
         self.weight_gradients, self.bias_gradients = layer_views(self.gradient, network.sizes)
 
     def first(self, n: int) -> "Trace":
@@ -70,9 +71,13 @@ class Trace:
         return short
 
     def tally_up(self, costs: Tensor) -> None:
-        """Note what the examples of the batch cost, (B,), and how many they are."""
-        torch.sum(costs, 0, out=self._cost_sum)
-        self._count.fill_(costs.shape[0])
+        """Note what the examples cost, (B,), and what part of the batch they are; means, so that no dtype overflows."""
+        part = costs.shape[0] / self.examples
+        if part:
+            torch.mean(costs, 0, out=self._cost)
+        if part != 1:
+            self._cost.mul_(part)
+        self._part.fill_(part)
 
     def slope(self, layer: int) -> Tensor:
         """φ′(z^l), (B, n_l), of ``layer`` (an index into ``deltas``), good until the next slope is asked for."""
@@ -87,11 +92,13 @@ def forward(network: Network, x: Tensor, trace: Trace | None = None) -> Trace:
 
     Returns the trace, whose ``activations[-1]`` are the outputs: ``trace`` refilled (its first B rows where it has room
     for more), or a new one where none is given. Raises ValueError when x is not of the network's shape, dtype and
-    device, or has more rows than the trace.
+    device, or has more rows than the trace, or when the trace is of another network.
     """
     check_batch("x", x, network, network.sizes[0])
     if trace is None:
         trace = Trace(network, x.shape[0])
+    elif trace.sizes != network.sizes:
+        raise ValueError(f"the trace is of a network of sizes {trace.sizes}, this one is {network}")
     elif x.shape[0] != trace.z.shape[0]:
         trace = trace.first(x.shape[0])
     trace.activations[0] = a = x.detach()
@@ -181,9 +188,8 @@ def backward(network: Network, trace: Trace, y: Tensor, cost: str = "quadratic",
     check_cost(cost, network.output_activation)
 
     last = network.depth - 1
-    delta = output_delta(
-        COSTS[cost], trace.activations[-1], y, trace.slope(last), trace.share, out=trace.deltas[last]
-    )  # BP1
+    y, a = y.detach(), trace.activations[-1]
+    delta = output_delta(COSTS[cost], a, y, trace.slope(last), trace.share, out=trace.deltas[last])  # BP1
     for layer in range(last, -1, -1):
         a, w, scale = trace.activations[layer], network.weights[layer], 1.0 if layer else trace.x_scale
         bias_gradient(delta, out=trace.bias_gradients[layer])  # BP3
@@ -194,7 +200,10 @@ def backward(network: Network, trace: Trace, y: Tensor, cost: str = "quadratic",
 
 
 def input_gradient(network: Network, trace: Trace) -> Tensor:
-    """∂C/∂a^0, (B, n_0), after ``backward``: the wishes come out at the pixels, which no training moves."""
+    """∂C/∂a^0, (B, n_0), after ``backward``: the wishes come out at the pixels, which no training moves.
+
+    With an ``x_scale`` these are the scaled pixels, x_scale · x.
+    """
     return desires(trace.deltas[0], network.weights[0])
 
 
@@ -204,6 +213,8 @@ def per_example_gradients(network: Network, x: Tensor, y: Tensor, cost: str = "q
     BP3 and BP4 without the sum over examples. Raises ValueError as ``forward`` and ``backward`` do.
     """
     trace = forward(network, x)
+    if not x.shape[0]:
+        raise ValueError("an empty batch has no gradients: wanted at least one example")
     backward(network, trace, y, cost, examples=1)  # δ of each example's own cost
     gradients = network.parameters.new_empty(len(x), len(network.parameters))
     weights, biases = layer_views(gradients, network.sizes)

@@ -38,6 +38,7 @@ class State:
         steps: steps of that epoch already made.
         step: steps made in all.
         best_accuracy: the best on the test set so far, 0..1; −1 before the first.
+        network: sizes and activations, for a checkpoint of another network may have tensors of the same length.
     """
 
     parameters: Tensor
@@ -47,6 +48,7 @@ class State:
     steps: int = 0
     step: int = 0
     best_accuracy: float = -1.0
+    network: str = ""
 
     def save(self, path: Path) -> None:
         """Put this state in the place of ``path``. Raises OSError, with the old file as it was, when that fails."""
@@ -65,12 +67,16 @@ class State:
                 if parts.testzip():
                     raise zipfile.BadZipFile
             state = cls(**torch.load(path, map_location=like.parameters.device, weights_only=True))
+            if not all(type(n) is int and n >= 0 for n in (state.epoch, state.steps, state.step)):
+                raise ValueError
+            kinds = [(name, _kind(getattr(state, name)), _kind(getattr(like, name))) for name in TENSORS]
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
         except Exception as error:  # what bytes that are no checkpoint make of an unpickler is anyone's guess
             raise CheckpointError(f"{path} is no checkpoint, or a damaged one") from error
-        for name in TENSORS:
-            found, wanted = _kind(getattr(state, name)), _kind(getattr(like, name))
+        if state.network != like.network:
+            raise CheckpointError(f"{path} is of another network: {state.network}, wanted {like.network}")
+        for name, found, wanted in kinds:
             if found != wanted:
                 raise CheckpointError(f"{path} is of another network: its {name} are {found}, wanted {wanted}")
         return state
@@ -85,7 +91,7 @@ class State:
 
 
 def _kind(tensor: Tensor | None) -> str:
-    return "none" if tensor is None else f"{len(tensor):,} of {tensor.dtype}"
+    return "none" if tensor is None else f"{tuple(tensor.shape)} of {tensor.dtype}"
 
 
 def make_folder(folder: Path, config: str, state: State) -> None:

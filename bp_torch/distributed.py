@@ -70,6 +70,8 @@ class World:
 def _loss_told() -> Iterator[None]:
     try:
         yield
+    except DistributedError:
+        raise
     except RuntimeError as error:  # gloo and NCCL have no narrower class in common
         raise DistributedError(f"lost touch with another process ({str(error).splitlines()[0]})") from error
 
@@ -79,7 +81,7 @@ def local_device(name: str) -> str:
 
     Raises DistributedError when there are fewer GPUs than processes, or when all would share a numbered one.
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    processes = _number("LOCAL_WORLD_SIZE", 1)
     if processes == 1 or not (name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())):
         return name
     if ":" in name:
@@ -89,7 +91,16 @@ def local_device(name: str) -> str:
             f"{processes} processes on this machine, but {torch.cuda.device_count()} GPUs: "
             "start one process a GPU, or choose --device cpu"
         )
-    return f"cuda:{os.environ['LOCAL_RANK']}"
+    return f"cuda:{_number('LOCAL_RANK')}"
+
+
+def _number(variable: str, default: int | None = None) -> int:
+    """What torchrun has set ``variable`` to."""
+    value = os.environ.get(variable, default)
+    try:
+        return int(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise DistributedError(f"{variable} is {value!r} here: several processes need torchrun") from error
 
 
 @contextmanager
@@ -99,7 +110,7 @@ def joined(device: torch.device, store: str = "env://") -> Iterator[World]:
     ``store`` is where the processes find each other, a URL as ``torch.distributed`` takes it.
     Raises DistributedError when the others do not come.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    size = _number("WORLD_SIZE", 1)
     if size == 1:
         yield World()
         return
@@ -107,8 +118,11 @@ def joined(device: torch.device, store: str = "env://") -> Iterator[World]:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
-        rank = int(os.environ["RANK"])
-        dist.init_process_group(backend, store, timeout=PATIENCE, rank=rank, world_size=size)
+        rank = _number("RANK")
+        try:
+            dist.init_process_group(backend, store, timeout=PATIENCE, rank=rank, world_size=size)
+        except ValueError as error:
+            raise DistributedError(f"cannot meet the other processes: {error}") from error
     try:
         yield World(rank, size)
     finally:

@@ -244,10 +244,12 @@ class Network:
                 for name, view in ((f"W{n}", w), (f"b{n}", b)):
                     if tensors[name].shape != view.shape:
                         raise ValueError(f"{name} is {tuple(tensors[name].shape)}, the sizes say {tuple(view.shape)}")
+                    if tensors[name].dtype != network.dtype:
+                        raise ValueError(f"{name} is {tensors[name].dtype}, W1 is {network.dtype}")
                     view.copy_(tensors[name])
         except KeyError as error:
             raise ValueError(f"{path} holds no network: {error} is missing") from error
-        except (safetensors.SafetensorError, ValueError) as error:
+        except (safetensors.SafetensorError, ValueError, TypeError) as error:
             raise ValueError(f"{path} holds no network: {error}") from error
         return network
 

@@ -52,9 +52,9 @@ class RunLog:
 
     def __init__(self, folder: Path, network: Network, every: int, state: State) -> None:
         """Open it where ``state`` stands: what an earlier process logged beyond that step is purged."""
-        earlier = [int(path.name.split(".")[3]) for path in folder.glob("events.out.tfevents.*")]  # made in that second
-        if earlier:  # TensorBoard reads files in the order of their seconds: this one must come last
-            time.sleep(max(0.0, max(earlier) + 1 - time.time()))
+        earlier = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+        if str(int(time.time())) in earlier:  # TensorBoard reads files in the order of their seconds: come last
+            time.sleep(1 - time.time() % 1)
         self.writer = SummaryWriter(str(folder), purge_step=state.step + 1 if earlier else None)
         self.network = network
         self.every = every
@@ -84,7 +84,7 @@ class RunLog:
 
         Returns whether the interval's cost was finite.
         """
-        self.running.add_(trace.tally)
+        self.running.add_(trace.tally, alpha=trace.examples)
         if step % self.every:
             return True
         names = ["cost/train", "gradient_norm"]

@@ -50,7 +50,10 @@ class SGD:
                 self._decaying = list(zip(velocities, network.weights, strict=True))
 
     def step(self, gradient: Tensor) -> None:
-        """One step against ``gradient`` (P,), which is left as it is."""
+        """One step against ``gradient`` (P,), which is left as it is. Raises ValueError if it does not fit."""
+        if gradient.shape != self.parameters.shape or gradient.dtype != self.parameters.dtype:
+            wanted = f"{tuple(self.parameters.shape)} of {self.parameters.dtype}"
+            raise ValueError(f"the gradient is {tuple(gradient.shape)} of {gradient.dtype}, wanted {wanted}")
         if self.velocity is not None:
             self.velocity.mul_(self.momentum).add_(gradient)
             for velocity, parameters in self._decaying:

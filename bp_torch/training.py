@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from math import ceil, inf, isfinite
 from pathlib import Path
-from types import FrameType
-from typing import Any, Literal, NamedTuple, Protocol
+from types import FrameType, UnionType
+from typing import Any, Literal, NamedTuple, Protocol, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ from bp_torch.data import (
 )
 from bp_torch.distributed import World, joined, local_device
 from bp_torch.files import replace_file
-from bp_torch.network import InitName, Network
+from bp_torch.network import InitName, Network, parameter_count
 from bp_torch.runlog import RunLog
 from bp_torch.sgd import SGD
 
@@ -171,6 +172,10 @@ class Config:
                 raise ValueError(f"{flag(name)}: wanted {least} or more, got {value}")
         if self.run_name is not None and (self.run_name in ("", "..") or Path(self.run_name).name != self.run_name):
             raise ValueError(f"--run-name: wanted the name of one folder in --runs-dir, got {self.run_name!r}")
+        if self.threads is not None and self.threads > 4096:
+            raise ValueError(f"--threads: wanted 4096 or less, got {self.threads}")
+        if parameter_count(self.sizes) >= 2**40:
+            raise ValueError(f"--sizes: {parameter_count(self.sizes):,} parameters fit in no memory")
         if self.seed >= 2**32:
             raise ValueError(f"--seed: wanted less than 2^32, got {self.seed}")
         if not 0 <= self.learning_rate_decay < inf:
@@ -242,6 +247,10 @@ class Config:
         """What ``to_json`` wrote. Raises ValueError for anything else."""
         try:
             fields = json.loads(text)
+            hints = get_type_hints(cls)
+            for name in hints.keys() - {"resume"}:
+                if not _fits(fields[name], hints[name]):
+                    raise TypeError(f"{name} is {fields[name]!r}")
             paths = {name: Path(fields[name]) for name in ("data_dir", "runs_dir")}
             return cls(**fields | paths | {"sizes": tuple(fields["sizes"])})
         except (TypeError, KeyError) as error:
@@ -262,6 +271,17 @@ class Config:
         return typed
 
 
+def _fits(value: object, hint: Any) -> bool:
+    """Whether ``value``, out of a JSON file, is what the type ``hint`` of a field wants."""
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, list) and all(type(item) is int for item in value)
+    return type(value) in {Path: (str,), float: (float, int)}.get(hint, (hint,))
+
+
 def flag(field: str) -> str:
     """How ``field`` of a Config is typed."""
     return "--" + field.replace("_", "-")
@@ -276,6 +296,8 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError("wanted auto, cpu, cuda, cuda:N or mps")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise TrainingError(f"no device {name!r} here ({str(error).splitlines()[0]}); try --device cpu") from error
@@ -428,19 +450,27 @@ def start_run(config: Config, device: torch.device, world: World, check: CheckSt
         training = first_shuffled(training, config.train_examples, config.seed)
     n = len(training.labels)
     batch_size = n if config.batch_size == "full" else min(config.batch_size, n)
-    network = config.network(device)
+    try:
+        network = config.network(device)
+    except RuntimeError as error:  # the allocator's own words say how much was wanted
+        raise TrainingError(f"no room for this network on {device}: {str(error).splitlines()[0]}") from error
     set_threads(config.threads, batch_size * len(network.parameters))
     sgd = config.descent(network)
     run = Run(
         config,
-        config.resume or config.runs_dir / (config.run_name or default_run_name(config)),
+        config.resume or new_folder(config),
         training,
         test,
         network,
         sgd,
         Minibatches(training, batch_size, network.dtype),
         Trace(network, ceil(batch_size / world.size), PIXEL_SCALE),
-        State(network.parameters, sgd.velocity, torch.zeros(2, dtype=torch.float64, device=device)),
+        State(
+            network.parameters,
+            sgd.velocity,
+            torch.zeros(2, dtype=torch.float64, device=device),
+            network=f"{'-'.join(map(str, config.sizes))}, {config.activation}, {config.outputs}",
+        ),
         world,
         check,
     )
@@ -515,17 +545,19 @@ def open_log(run: Run) -> Iterator[RunLog | None]:
     if not (run.config.log and run.world.is_first):
         yield None
         return
-    with closing(RunLog(run.folder, run.network, run.config.log_every, run.state)) as log:
+    every = min(run.config.log_every, run.steps_per_epoch)  # a short epoch has its point too
+    with closing(RunLog(run.folder, run.network, every, run.state)) as log:
         yield log
 
 
 def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any]") -> Score:
     """Walk to the end of the epoch, look how the network does, tell it, save a checkpoint. Returns the test score."""
     config, state, network = run.config, run.state, run.network
-    epoch, first_step, steps, start = state.epoch, state.step, run.steps_per_epoch, time.perf_counter()
-    seen = None
+    epoch, steps, start = state.epoch, run.steps_per_epoch, time.perf_counter()
+    seen, examples = None, 0
     for seen, _ in run.rest_of_epoch():
         bar.update()
+        examples += seen.examples
         if log and not log.step(state.step, seen, run.sgd):
             raise diverged(run, log)
         if state.steps == steps:
@@ -542,7 +574,7 @@ def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any
     on_training, on_test = (
         evaluate(network, examples, config.cost, run.world) for examples in (run.training, run.test)
     )
-    rate = (state.step - first_step) * run.batches.batch_size / seconds
+    rate = examples / seconds
     if run.world.is_first:
         bar.write(
             f"{epoch:5}   {on_training.cost:10.4f}  {on_training.accuracy:8.2%}   {on_test.cost:10.4f}  "
@@ -588,6 +620,8 @@ def diverged(run: Run, log: RunLog | None) -> TrainingError:
 
     It is found by walking again from the last checkpoint. What can still be logged is logged.
     """
+    if not run.world.is_first:
+        return TrainingError("the cost is not finite: stopped with the first process, which says where")
     if log:
         skipped = log.histograms(run.trace, run.state.step)
         if skipped:
@@ -601,7 +635,7 @@ def diverged(run: Run, log: RunLog | None) -> TrainingError:
             where = f"at step {run.state.step} (epoch {run.state.epoch}) {name} went first"
             break
     else:
-        where = "on examples that it was not trained on"
+        where = "after the last epoch, though every step from the checkpoint before it was"
     return TrainingError(
         f"the cost is not finite: {where}; try a smaller --learning-rate or other initial values (--init); "
         f"the last good checkpoint is {run.folder / LAST}"
@@ -680,6 +714,16 @@ class Signals:
 # ---- the run's folder ----
 
 NETWORK_FILE = "network.safetensors"
+
+
+def new_folder(config: Config) -> Path:
+    """Where this run will live: under its own name, or the default one with a number where that is taken."""
+    folder = config.runs_dir / (config.run_name or default_run_name(config))
+    for again in count(2):
+        if config.run_name or not folder.exists():
+            return folder
+        folder = folder.with_name(f"{default_run_name(config)}_{again}")
+    raise AssertionError
 
 
 def default_run_name(config: Config) -> str:

@@ -177,6 +177,9 @@ def test_pixels_may_stay_bytes_when_the_trace_scales_them(tiny: Network) -> None
 def test_inputs_that_require_grad_are_taken_as_they_are(tiny: Network) -> None:
     x, _ = a_batch(tiny, 3)
     assert torch.equal(forward(tiny, x.requires_grad_()).activations[-1], forward(tiny, x.detach()).activations[-1])
+    y = torch.eye(3, dtype=torch.float64)
+    plain = backward(tiny, forward(tiny, x), y)
+    assert torch.equal(backward(tiny, forward(tiny, x), y.clone().requires_grad_()), plain)
 
 
 # ---- planted faults: every one must be caught by the comparison that the tests above rest on ----
@@ -267,11 +270,19 @@ def test_an_empty_batch_has_no_mean(tiny: Network) -> None:
     trace = forward(tiny, torch.zeros(0, 5, dtype=torch.float64))
     with pytest.raises(ValueError, match="mean over an empty batch"):
         backward(tiny, trace, torch.zeros(0, 3, dtype=torch.float64))
+    with pytest.raises(ValueError, match="an empty batch has no gradients"):
+        per_example_gradients(tiny, torch.zeros(0, 5, dtype=torch.float64), torch.zeros(0, 3, dtype=torch.float64))
 
 
 def test_a_batch_larger_than_the_trace_is_refused(tiny: Network) -> None:
     with pytest.raises(ValueError, match="the batch has 5 examples, the trace has room for 4"):
         forward(tiny, torch.zeros(5, 5, dtype=torch.float64), Trace(tiny, 4))
+
+
+def test_a_trace_of_another_network_is_refused(tiny: Network) -> None:
+    other = Trace(Network((5, 6, 3), dtype=torch.float64), 2)
+    with pytest.raises(ValueError, match=r"the trace is of a network of sizes \(5, 6, 3\), this one is Network\(5-4-3"):
+        forward(tiny, torch.zeros(2, 5, dtype=torch.float64), other)
 
 
 def test_costs_that_do_not_fit_are_refused(tiny: Network) -> None:

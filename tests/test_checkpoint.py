@@ -1,4 +1,6 @@
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -50,15 +52,30 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("like", "message"),
     [
-        (a_state(7), r"its parameters are 6 of torch\.float32, wanted 7 of torch\.float32"),
-        (a_state(dtype=torch.float64), r"its parameters are 6 of torch\.float32, wanted 6 of torch\.float64"),
-        (a_state(velocity=False), r"its velocity are 6 of torch\.float32, wanted none"),
+        (a_state(7), r"its parameters are \(6,\) of torch\.float32, wanted \(7,\)"),
+        (a_state(dtype=torch.float64), r"its parameters are \(6,\) of torch\.float32, wanted \(6,\) of torch\.float64"),
+        (a_state(velocity=False), r"its velocity are \(6,\) of torch\.float32, wanted none"),
     ],
 )
 def test_a_checkpoint_of_another_network_is_refused(like: State, message: str, tmp_path: Path) -> None:
     a_state().save(tmp_path / LAST)
     with pytest.raises(CheckpointError, match=f"is of another network: {message}"):
         State.load(tmp_path / LAST, like=like)
+
+
+def test_a_checkpoint_of_other_sizes_with_as_many_parameters_is_refused(tmp_path: Path) -> None:
+    replace(a_state(), network="784-20-30-10").save(tmp_path / LAST)
+    with pytest.raises(CheckpointError, match="is of another network: 784-20-30-10, wanted 784-30-20-10"):
+        State.load(tmp_path / LAST, like=replace(a_state(), network="784-30-20-10"))
+
+
+@pytest.mark.parametrize(
+    "field", [{"epoch": "2"}, {"steps": -1}, {"step": 1.5}, {"parameters": [1.0]}, {"running": torch.tensor(0.0)}]
+)
+def test_a_state_that_no_run_can_have_is_refused(field: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(asdict(a_state()) | field, tmp_path / LAST)
+    with pytest.raises(CheckpointError, match=r"last\.pt is "):
+        State.load(tmp_path / LAST, like=a_state())
 
 
 def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,8 @@ def test_any_number_of_processes_makes_the_same_network(config: Config, size: in
     assert codes(together) == [0] * size
     assert relative_error(weights(config, "together"), weights(config, "alone")) <= 1e-12
     assert len(list((tmp_path / "together").glob("events.*"))) == 1
+    scores = [torch.load(tmp_path / name / LAST, weights_only=True)["best_accuracy"] for name in ("alone", "together")]
+    assert scores[0] == scores[1] > 0, "the shares of the test set are added up too"
 
 
 def test_shares_may_be_empty(config: Config, tmp_path: Path) -> None:
@@ -146,6 +148,26 @@ def test_without_torchrun_there_is_a_world_of_one() -> None:
     with joined(torch.device("cpu")) as world:
         assert world == World(0, 1)
         assert world.any(True, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("size", ["2", "x"])
+def test_an_environment_that_torchrun_did_not_make_is_named(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(DistributedError, match="here: several processes need torchrun"), joined(torch.device("cpu")):
+        pass
+
+
+def test_all_start_from_the_first_ones_values(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(replace(config, run_name="alone"))
+
+    def other_start(store: str) -> None:
+        seed = config.seed + int(os.environ["RANK"])  # as if a machine drew other numbers from the same seed
+        right = Config.network
+        monkeypatch.setattr(Config, "network", lambda self, device: right(replace(self, seed=seed), device))
+        train(replace(config, run_name="together"), store)
+
+    assert codes(start(2, tmp_path / "store", other_start)) == [0, 0]
+    assert relative_error(weights(config, "together"), weights(config, "alone")) <= 1e-12
 
 
 def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

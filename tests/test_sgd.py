@@ -53,3 +53,9 @@ def test_fifty_steps_are_those_of_torch_optim(momentum: float, weight_decay: flo
 def test_values_out_of_range_are_refused(tiny: Network, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SGD(tiny, **arguments)
+
+
+@pytest.mark.parametrize("gradient", [torch.ones(1, dtype=torch.float64), torch.ones(39)])
+def test_a_gradient_that_does_not_fit_is_refused(tiny: Network, gradient: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"the gradient is \(\d+,\) of .*, wanted \(39,\) of torch\.float64"):
+        SGD(tiny, 1.0).step(gradient)

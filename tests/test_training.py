@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from bp_torch.backprop import Trace, backward, forward
@@ -15,6 +16,7 @@ from bp_torch.training import (
     default_run_name,
     evaluate,
     first_not_finite,
+    new_folder,
     open_run,
     train,
     walk,
@@ -97,6 +99,49 @@ def test_a_config_travels_through_json() -> None:
     assert Config.from_json(config.to_json()) == config
     with pytest.raises(ValueError, match="not the config of a run"):
         Config.from_json(json.dumps({"sizes": [784, 10]}))
+
+
+@pytest.mark.parametrize(
+    "damage", [{"batch_size": "foo"}, {"activation": "foo"}, {"epochs": "2"}, {"seed": 1.5}, {"sizes": 3}, {"log": 1}]
+)
+def test_a_damaged_config_is_refused(damage: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"not the config of a run: .*{next(iter(damage))}"):
+        Config.from_json(json.dumps(json.loads(Config().to_json()) | damage))
+
+
+def test_a_default_name_that_is_taken_gets_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bp_torch.training.default_run_name", lambda config: "now")
+    for name in ("now", "now_2", "now_3"):
+        folder = new_folder(Config(runs_dir=tmp_path))
+        assert folder == tmp_path / name
+        folder.mkdir()
+    assert new_folder(Config(runs_dir=tmp_path, run_name="now")) == tmp_path / "now"
+
+
+def test_a_network_too_large_for_memory_is_one_line(tmp_path: Path, data_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r"--sizes: .* parameters fit in no memory"):
+        Config(sizes=(784, 10**20, 10))
+    with pytest.raises(TrainingError, match="no room for this network on cpu"):
+        a_run(tmp_path, data_dir, "huge", sizes=(784, 10**9, 10))
+    assert not (tmp_path / "huge").exists()
+
+
+def test_a_full_batch_in_float16_has_a_finite_cost(tmp_path: Path, data_dir: Path) -> None:
+    fields: dict[str, Any] = {"epochs": 2, "batch_size": "full", "cost": "softmax-cross-entropy", "learning_rate": 0.1}
+    a_run(tmp_path, data_dir, "half", dtype="float16", log_every=1, **fields)  # Σ C_k is above 65,504
+    events = EventAccumulator(str(tmp_path / "half"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("cost/train")] == [pytest.approx(2.3, abs=0.1)] * 2
+
+
+def test_examples_a_second_counts_examples(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("bp_torch.training.time.perf_counter", lambda: next(clock))  # an epoch takes a second
+    a_run(tmp_path, data_dir, "short", epochs=1, train_examples=1001, batch_size=1000)
+    events = EventAccumulator(str(tmp_path / "short"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("examples_per_second")] == [1001]
+    assert [event.step for event in events.Scalars("cost/train")] == [2], "a short epoch has its point too"
 
 
 def test_a_run_is_named_by_what_differs() -> None:
