@@ -635,7 +635,7 @@ def diverged(run: Run, log: RunLog | None) -> TrainingError:
             where = f"at step {run.state.step} (epoch {run.state.epoch}) {name} went first"
             break
     else:
-        where = "after the last epoch, though every step from the checkpoint before it was"
+        where = "in the evaluation after the epoch, while all of its steps were finite"
     return TrainingError(
         f"the cost is not finite: {where}; try a smaller --learning-rate or other initial values (--init); "
         f"the last good checkpoint is {run.folder / LAST}"
