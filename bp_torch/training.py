@@ -524,13 +524,10 @@ def _train(run: Run) -> Path:
     ):
         if log:
             log.begin(config.hyperparameters(len(run.training.labels), run.batches.batch_size), config.to_json())
-        score = None
         while state.epoch <= config.epochs:
-            score = train_epoch(run, log, signals, bar)
+            train_epoch(run, log, signals, bar)
         if world.is_first:
             network.save(run.folder / NETWORK_FILE)
-        if log:
-            log_results(run, log, score or evaluate(network, run.test, config.cost))
     tell(f"saved {run.folder / NETWORK_FILE}")
     return run.folder
 
@@ -550,8 +547,8 @@ def open_log(run: Run) -> Iterator[RunLog | None]:
         yield log
 
 
-def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any]") -> Score:
-    """Walk to the end of the epoch, look how the network does, tell it, save a checkpoint. Returns the test score."""
+def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any]") -> None:
+    """Walk to the end of the epoch, look how the network does, tell it, save a checkpoint."""
     config, state, network = run.config, run.state, run.network
     epoch, steps, start = state.epoch, run.steps_per_epoch, time.perf_counter()
     seen, examples = None, 0
@@ -592,12 +589,13 @@ def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any
             log.histograms(seen, state.step)
     if not isfinite(on_training.cost):
         raise diverged(run, log)
+    if log and epoch == config.epochs:
+        log_results(run, log, on_test)
     better = on_test.accuracy > state.best_accuracy
     state.best_accuracy = max(state.best_accuracy, on_test.accuracy)
     save_checkpoint(run, log, also=[BEST] if better else [])
     if signals.asked(0, run.world, network.device):
         raise Stopped(signals.received or signal.SIGTERM, run.folder)
-    return on_test
 
 
 def save_checkpoint(run: Run, log: RunLog | None, also: Sequence[str] = ()) -> None:

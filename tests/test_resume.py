@@ -17,6 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bp_torch.checkpoint import BEST, LAST, CheckpointError
 from bp_torch.network import Network
+from bp_torch.runlog import RunLog
 from bp_torch.training import Config, Signals, Stopped, TrainingError, open_run, read_config, train
 
 FORK = multiprocessing.get_context("fork")  # the child starts with torch loaded
@@ -75,6 +76,24 @@ def test_kill_9_at_twenty_random_instants_changes_nothing(config: Config) -> Non
     train(resumed(config, "killed") if folder.exists() else replace(config, run_name="killed"))
     assert torch.equal(weights(config, "killed"), weights(config, "whole"))
     assert curves(folder) == curves(config.runs_dir / "whole"), "one unbroken curve"
+
+
+def test_dying_after_the_results_logs_none_of_them_twice(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    once = replace(config, epochs=2, run_name="died")
+
+    def dies(self: RunLog) -> None:
+        close(self)
+        raise RuntimeError("died with everything logged")
+
+    close = RunLog.close
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="died with everything logged"):
+        patch.setattr(RunLog, "close", dies)
+        train(once)
+    train(resumed(once, "died"))
+    for tag, points in curves(config.runs_dir / "died").items():
+        steps = [step for step, _ in points]
+        assert steps == sorted(set(steps)), tag
+    assert len(curves(config.runs_dir / "died")["final/test_accuracy"]) == 1
 
 
 def test_fewer_epochs_and_then_the_rest_are_all_of_them(config: Config) -> None:
