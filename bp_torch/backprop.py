@@ -10,6 +10,9 @@ cost of the batch. Lists over layers count from zero: ``weights[0]`` is W^1 and 
 Nothing here uses autograd, draws a random number or moves a weight.
 """
 
+from copy import copy
+from typing import Self, TypeVar, overload
+
 import torch
 from torch import Tensor
 
@@ -18,20 +21,13 @@ from bp_torch.costs import COSTS, Cost
 from bp_torch.network import Network, layer_views
 
 
-class Trace:
-    """What a batch leaves behind on its way forward and back. Made once, a trace serves every batch of its size.
+class ForwardTrace:
+    """What a batch leaves behind on its way forward. Made once, a trace serves every batch of its size.
 
     Attributes:
         activations: [a^0, …, a^L], each (B, n_l); a^0 is the batch itself, and empty before the first ``forward``.
         z: z^L, (B, n_L), the last layer's weighted sums; the costs need them.
-        deltas: [δ^1, …, δ^L], each (B, n_l).
-        transposed: [δ^1ᵀ, …, δ^Lᵀ], each (n_l, B), views of them.
-        share: 1/B, (): what one example counts in the mean. A tensor, so that a product with it allocates nothing.
         phi: [φ of layer 1, …, φ of layer L].
-        gradient: ∇C, (P,), in the order of θ.
-        sums: [∇C, C, 1], (P + 2,): what adds up over the shares of a batch. ``gradient`` and ``tally`` are views.
-        tally: [C, 1], or a share's part of both, (2,), written by ``tally_up``.
-        weight_gradients, bias_gradients: ∂C/∂W^l and ∂C/∂b^l, views into ``gradient``.
         x_scale: the network sees x_scale · x. Pixels can so stay 0..255 in the batch, and the factor 1/255 rides along
             in the two products that touch them. ``activations[0]`` is not yet scaled.
     """
@@ -40,11 +36,38 @@ class Trace:
         """Make the buffers for ``batch_size`` examples on the network's device, in its dtype."""
         new = network.parameters.new_empty
         self.sizes = network.sizes
-        n_out = network.sizes[1:]
         self.x_scale = x_scale
         self.phi = [ACTIVATIONS[network.activation_of(layer)] for layer in range(network.depth)]
-        self.z = new(batch_size, n_out[-1])
-        self.activations: list[Tensor] = [new(0, network.sizes[0]), *(new(batch_size, n) for n in n_out)]
+        self.z = new(batch_size, network.sizes[-1])
+        self.activations = [new(0, network.sizes[0]), *(new(batch_size, n) for n in network.sizes[1:])]
+
+    def first(self, n: int) -> Self:
+        """The trace of a shorter batch of ``n`` examples, in the same memory. Raises ValueError if n has no room."""
+        if n > len(self.z):
+            raise ValueError(f"the batch has {n} examples, the trace has room for {len(self.z)}")
+        short = copy(self)
+        short.z = self.z[:n]
+        short.activations = [a[:n] for a in self.activations]
+        return short
+
+
+class Trace(ForwardTrace):
+    """What a batch leaves behind on its way forward and back.
+
+    Attributes:
+        deltas: [δ^1, …, δ^L], each (B, n_l).
+        transposed: [δ^1ᵀ, …, δ^Lᵀ], each (n_l, B), views of them.
+        share: 1/B, (): what one example counts in the mean. A tensor, so that a product with it allocates nothing.
+        gradient: ∇C, (P,), in the order of θ.
+        sums: [∇C, C, 1], (P + 2,): what adds up over the shares of a batch. ``gradient`` and ``tally`` are views.
+        tally: [C, 1], or a share's part of both, (2,), written by ``tally_up``.
+        weight_gradients, bias_gradients: ∂C/∂W^l and ∂C/∂b^l, views into ``gradient``.
+    """
+
+    def __init__(self, network: Network, batch_size: int, x_scale: float = 1.0) -> None:
+        """Make the buffers for ``batch_size`` examples on the network's device, in its dtype."""
+        super().__init__(network, batch_size, x_scale)
+        new, n_out = network.parameters.new_empty, network.sizes[1:]
         self.deltas = [new(batch_size, n) for n in n_out]
         self.transposed = [delta.T for delta in self.deltas]
         self.share = new(())
@@ -56,14 +79,9 @@ class Trace:
         self._cost, self._part = self.tally
         self.weight_gradients, self.bias_gradients = layer_views(self.gradient, network.sizes)
 
-    def first(self, n: int) -> "Trace":
+    def first(self, n: int) -> Self:
         """The trace of a shorter batch of ``n`` examples, in the same memory. Raises ValueError if n has no room."""
-        if n > len(self.z):
-            raise ValueError(f"the batch has {n} examples, the trace has room for {len(self.z)}")
-        short = object.__new__(Trace)
-        short.__dict__.update(self.__dict__)
-        short.z = self.z[:n]
-        short.activations = [a[:n] for a in self.activations]
+        short = super().first(n)
         short.deltas = [delta[:n] for delta in self.deltas]
         short.transposed = [delta.T for delta in short.deltas]
         short.share = self.share.clone()
@@ -84,10 +102,21 @@ class Trace:
         return self.phi[layer].derivative(self.activations[layer + 1], self._slopes[layer])
 
 
+AnyTrace = TypeVar("AnyTrace", bound=ForwardTrace)
+
+
 # ---- forward ----
 
 
-def forward(network: Network, x: Tensor, trace: Trace | None = None) -> Trace:
+@overload
+def forward(network: Network, x: Tensor, trace: None = None) -> Trace: ...
+
+
+@overload
+def forward(network: Network, x: Tensor, trace: AnyTrace) -> AnyTrace: ...
+
+
+def forward(network: Network, x: Tensor, trace: ForwardTrace | None = None) -> ForwardTrace:
     """a^l = φ(a^{l−1} W^lᵀ + b^l), layer after layer, for a batch x (B, n_0).
 
     Returns the trace, whose ``activations[-1]`` are the outputs: ``trace`` refilled (its first B rows where it has room
@@ -113,7 +142,7 @@ def forward(network: Network, x: Tensor, trace: Trace | None = None) -> Trace:
     return trace
 
 
-def costs(trace: Trace, y: Tensor, cost: str = "quadratic") -> Tensor:
+def costs(trace: ForwardTrace, y: Tensor, cost: str = "quadratic") -> Tensor:
     """C_k of every example of the batch that went forward last, (B,). The batch's cost C is their mean.
 
     Raises ValueError for a y (B, n_L) of another shape, or an unknown cost.

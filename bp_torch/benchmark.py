@@ -36,7 +36,7 @@ kept:
     gathering ten batches at once                                3.6 %
     feature-major buffers, (n, B)                                nothing
 
-This file may use autograd: it is the contender. What it times of ours is ``training.walk``, the loop of train.py.
+This file may use autograd: it is the contender. What it times of ours is ``walk.Walk``, the loop of train.py.
 """
 
 import dataclasses
@@ -66,12 +66,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision import datasets
 from torchvision.transforms import ToTensor
 
-from bp_torch.backprop import Trace
 from bp_torch.cli import one_line_errors, parse
-from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, DataError, Examples, Minibatches, load, one_hot, permutation
+from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, DataError, Examples, load, one_hot, permutation
 from bp_torch.files import replace_file
 from bp_torch.network import Network, layer_views
-from bp_torch.training import Config, TrainingError, choose_device, walk
+from bp_torch.training import Config, TrainingError, choose_device
 
 TOLERANCE = 1e-3
 """How far from ours a contender may end, as a part of the way that ours went: ‖θ − θ_ours‖ / ‖θ_ours − θ_start‖.
@@ -176,13 +175,11 @@ class Runner(NamedTuple):
 def ours(work: Work) -> Runner:
     """The loop that train.py runs."""
     network = work.network()
-    sgd = work.config.descent(network)
-    batches = Minibatches(work.examples, work.batch_size, network.dtype)
-    trace = Trace(network, work.batch_size, PIXEL_SCALE)
+    walk = work.config.walk(network, work.config.descent(network), work.examples)
 
     @torch.inference_mode()
     def epoch(order: Tensor) -> None:
-        deque(walk(network, sgd, batches, order, trace, work.config.cost), maxlen=0)
+        deque(walk(order), maxlen=0)
 
     return Runner(epoch, lambda: network.parameters)
 

@@ -7,7 +7,6 @@ Pixels stay the bytes that they are, 0..255; nothing here knows of a network.
 
 import hashlib
 import lzma
-from collections.abc import Iterator
 from importlib import resources
 from math import prod
 from pathlib import Path
@@ -235,31 +234,27 @@ def first_shuffled(examples: Examples, n: int, seed: int) -> Examples:
 
 
 class Minibatches:
-    """Cuts shuffled examples into mini-batches. The buffers are made once; each batch overwrites the one before."""
+    """Gathers mini-batches out of the examples. The buffers are made once; each batch overwrites the one before."""
 
     def __init__(self, examples: Examples, batch_size: int, dtype: torch.dtype) -> None:
         """Make room for ``batch_size`` examples in ``dtype`` on the examples' device."""
         self.images = examples.x
         self.labels = examples.labels
         self.wanted = one_hot(torch.arange(CLASSES, device=self.labels.device), dtype=dtype)  # y of each label
-        self.batch_size = batch_size
-        self._pixels = self.images.new_empty(batch_size, PIXELS)
-        self._x = self.wanted.new_empty(batch_size, PIXELS)
-        self._labels = self.labels.new_empty(batch_size)
-        self._y = self.wanted.new_empty(batch_size, CLASSES)
+        self._buffers = (
+            self.images.new_empty(batch_size, PIXELS),
+            self.labels.new_empty(batch_size),
+            self.wanted.new_empty(batch_size, PIXELS),
+            self.wanted.new_empty(batch_size, CLASSES),
+        )
 
-    def of(self, order: Tensor, world: World = ALONE) -> Iterator[tuple[Tensor, Tensor, int]]:
-        """x (B, 784), still 0..255, and y (B, 10) of each mini-batch of the permutation; the last may be short.
-
-        In a world of several processes they are this one's share. The third is the size of the whole mini-batch.
-        """
-        buffers = pixels, labels, x, y = self._pixels, self._labels, self._x, self._y
-        for whole in order.split(self.batch_size) if len(order) else ():  # split would make one piece of nothing
-            chosen = world.share(whole)
-            if chosen.shape[0] != x.shape[0]:
-                pixels, labels, x, y = (buffer[: chosen.shape[0]] for buffer in buffers)
-            # index_select into a buffer: indexing with [] is several times slower
-            torch.index_select(self.images, 0, chosen, out=pixels)
-            torch.index_select(self.labels, 0, chosen, out=labels)
-            torch.index_select(self.wanted, 0, labels, out=y)
-            yield x.copy_(pixels), y, whole.shape[0]
+    def gather(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, 784), still 0..255, and y (B, 10) of the ``chosen`` examples, indices (B,), for B ≤ ``batch_size``."""
+        pixels, labels, x, y = self._buffers
+        if chosen.shape[0] != x.shape[0]:
+            pixels, labels, x, y = (buffer[: chosen.shape[0]] for buffer in self._buffers)
+        # index_select into a buffer: indexing with [] is several times slower
+        torch.index_select(self.images, 0, chosen, out=pixels)
+        torch.index_select(self.labels, 0, chosen, out=labels)
+        torch.index_select(self.wanted, 0, labels, out=y)
+        return x.copy_(pixels), y

@@ -1,8 +1,8 @@
 """Everything that TensorBoard shows of a run, and the only place that knows a tag.
 
 A tag is ``what/layer_n``: TensorBoard makes a row of each ``what``, so that the layers stand side by side. The step
-axis is the number of steps down the cost, everywhere. Numbers of a step stay on the device until ``every`` steps have
-passed: one transfer an interval, none a step.
+axis is the number of steps down the cost, everywhere. What steps cost is added up on the device, and nothing here
+waits for a GPU inside an epoch.
 """
 
 import platform
@@ -58,7 +58,9 @@ class RunLog:
         self.writer = SummaryWriter(str(folder), purge_step=state.step + 1 if earlier else None)
         self.network = network
         self.every = every
-        self.running = state.running  # it is saved and restored with the state
+        self.running = state.running  # what the walk adds to; it is saved and restored with the state
+        self.at_once = network.device.type == "cpu"  # to read a number from a GPU would mean to wait for it
+        self._points: list[tuple[int, float, float, Tensor]] = []  # step, time, learning rate, values on the device
         self._file: FileWriter = (
             self.writer._get_file_writer()
         )  # add_hparams would make a run of its own below this one
@@ -80,23 +82,31 @@ class RunLog:
             self.writer.add_text(f"run/{name}", f"```\n{text}\n```")
 
     def step(self, step: int, trace: Trace, sgd: SGD) -> bool:
-        """Take in one step, whose ``trace.tally`` is written, and at the end of an interval write it out.
+        """Take a point of the curves at the end of an interval. Returns False once a cost was not finite.
 
-        Returns whether the interval's cost was finite.
+        Unless ``at_once``, points stay on the device until ``write_points``.
         """
-        self.running.add_(trace.tally, alpha=trace.examples)
         if step % self.every:
             return True
-        names = ["cost/train", "gradient_norm"]
         values = [self.running[0] / self.running[1], torch.linalg.vector_norm(trace.gradient)]
         directions, _ = layer_views(sgd.direction(trace.gradient), self.network.sizes)
-        for n, (direction, w) in enumerate(zip(directions, self.network.weights, strict=True), 1):
-            names.append(f"update_to_weight_norm/layer_{n}")
+        for direction, w in zip(directions, self.network.weights, strict=True):
             values.append(sgd.learning_rate * torch.linalg.vector_norm(direction) / torch.linalg.vector_norm(w))
-        read = torch.stack([value.double() for value in values]).tolist()
-        self._scalars(dict(zip(names, read, strict=True)) | {"learning_rate": sgd.learning_rate}, step)
+        self._points.append((step, time.time(), sgd.learning_rate, torch.stack([value.double() for value in values])))
         self.running.zero_()
-        return isfinite(read[0])
+        return not self.at_once or self.write_points()
+
+    def write_points(self) -> bool:
+        """Log the points that are still on the device. Returns whether all of their costs were finite."""
+        finite = True
+        for step, taken, rate, values in self._points:
+            cost, norm, *ratios = values.tolist()
+            finite = finite and isfinite(cost)
+            named = {"cost/train": cost, "gradient_norm": norm, "learning_rate": rate}
+            named |= {f"update_to_weight_norm/layer_{n}": ratio for n, ratio in enumerate(ratios, 1)}
+            self._scalars(named, step, taken)
+        self._points.clear()
+        return finite
 
     def epoch(
         self, *, cost: float, accuracy_train: float, accuracy_test: float, examples_per_second: float, step: int
@@ -112,9 +122,9 @@ class RunLog:
             step,
         )
 
-    def _scalars(self, values: Mapping[str, float], step: int) -> None:
+    def _scalars(self, values: Mapping[str, float], step: int, taken: float | None = None) -> None:
         for tag, value in values.items():
-            self.writer.add_scalar(tag, value, step)
+            self.writer.add_scalar(tag, value, step, taken)
 
     def histograms(self, trace: Trace, step: int) -> list[str]:
         """Weights, biases, gradients, activations and δ of every layer. Returns the tags of those with NaN or ∞."""

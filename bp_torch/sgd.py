@@ -13,7 +13,7 @@ class SGD:
     """θ ← θ − η v, with v ← μ v + ∇C + λ θ (momentum μ, weight decay λ; v starts at zero).
 
     Attributes:
-        learning_rate: η > 0.
+        learning_rate: η > 0. It is kept as a tensor on the device as well, so that a recorded step follows it.
         momentum: μ, 0 ≤ μ < 1.
         weight_decay: λ ≥ 0, on the weights, and on the biases too with ``decay_biases``.
         velocity: v, (P,), or None where μ = λ = 0 and v is the gradient itself.
@@ -36,6 +36,7 @@ class SGD:
         if not 0 <= weight_decay < float("inf"):
             raise ValueError(f"weight decay is zero or a positive number, not {weight_decay}")
         self.parameters = network.parameters
+        self._rate = self.parameters.new_empty(())
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.weight_decay = weight_decay
@@ -49,16 +50,31 @@ class SGD:
                 velocities, _ = layer_views(self.velocity, network.sizes)
                 self._decaying = list(zip(velocities, network.weights, strict=True))
 
+    @property
+    def learning_rate(self) -> float:
+        """η."""
+        return self._learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, learning_rate: float) -> None:
+        self._learning_rate = learning_rate
+        self._rate.fill_(learning_rate)
+
     def step(self, gradient: Tensor) -> None:
-        """One step against ``gradient`` (P,), which is left as it is. Raises ValueError if it does not fit."""
-        if gradient.shape != self.parameters.shape or gradient.dtype != self.parameters.dtype:
-            wanted = f"{tuple(self.parameters.shape)} of {self.parameters.dtype}"
+        """One step against ``gradient`` (P,), which is left as it is, and may be of a lower precision than θ.
+
+        Raises ValueError if it does not fit.
+        """
+        dtype = self.parameters.dtype
+        fits = gradient.dtype == dtype or torch.promote_types(gradient.dtype, dtype) == dtype
+        if gradient.shape != self.parameters.shape or not fits:
+            wanted = f"{tuple(self.parameters.shape)} of {dtype}"
             raise ValueError(f"the gradient is {tuple(gradient.shape)} of {gradient.dtype}, wanted {wanted}")
         if self.velocity is not None:
             self.velocity.mul_(self.momentum).add_(gradient)
             for velocity, parameters in self._decaying:
                 velocity.add_(parameters, alpha=self.weight_decay)
-        self.parameters.add_(self.direction(gradient), alpha=-self.learning_rate)
+        self.parameters.addcmul_(self.direction(gradient), self._rate, value=-1)
 
     def direction(self, gradient: Tensor) -> Tensor:
         """What the step with ``gradient`` went against, (P,): v."""

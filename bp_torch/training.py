@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bp_torch.activations import ActivationName
-from bp_torch.backprop import Trace, backward, check_cost, costs, forward
+from bp_torch.backprop import ForwardTrace, check_cost, costs, forward
 from bp_torch.checkpoint import BEST, CONFIG, LAST, State, make_folder
 from bp_torch.costs import CostName
 from bp_torch.data import (
@@ -33,7 +33,6 @@ from bp_torch.data import (
     PIXELS,
     DatasetName,
     Examples,
-    Minibatches,
     first_shuffled,
     load,
     one_hot,
@@ -44,9 +43,13 @@ from bp_torch.files import replace_file
 from bp_torch.network import InitName, Network, parameter_count
 from bp_torch.runlog import RunLog
 from bp_torch.sgd import SGD
+from bp_torch.walk import Seen, Walk
 
 ASK_EVERY = 16
 """Steps after which several processes ask each other whether one of them is to stop."""
+
+CHUNK = 2**20
+"""Activations, the input's among them, that are held at a time where a network is only looked at: 4 MiB of float32."""
 
 SMALL = 2**23
 """Multiplications in a step below which a second CPU thread costs more than it brings.
@@ -57,6 +60,7 @@ took 2.3 s and 1.5 s. Torch 2.15, medians of five epochs in turns.
 """
 
 DTypeName = Literal["float32", "float64", "bfloat16", "float16"]
+PrecisionName = Literal["tf32", "bf16"]
 
 
 class TrainingError(RuntimeError):
@@ -138,6 +142,11 @@ class Config:
     """auto, cpu, cuda, cuda:N or mps. auto takes the first GPU there is, else the CPU."""
     dtype: DTypeName = "float32"
     """Type of every number in the network."""
+    precision: PrecisionName | None = None
+    """Precision of forward and backward, with parameters of float32. tf32: in the products, on a GPU; bf16: throughout.
+    None: that of the parameters."""
+    graph: bool = True
+    """On a GPU, record a step as a CUDA graph and replay it."""
     threads: int | None = None
     """CPU threads. None: one for a small network, where a second would only wait; else as many as torch takes."""
     runs_dir: Path = Path("runs")
@@ -180,6 +189,8 @@ class Config:
             raise ValueError(f"--seed: wanted less than 2^32, got {self.seed}")
         if not 0 <= self.learning_rate_decay < inf:
             raise ValueError(f"--learning-rate-decay: wanted 0 or more, got {self.learning_rate_decay}")
+        if self.precision and self.dtype != "float32":
+            raise ValueError(f"--precision {self.precision}: wanted --dtype float32, got {self.dtype}")
         check_cost(self.cost, self.outputs)
         self.descent(Network((1, 1)))
 
@@ -211,6 +222,30 @@ class Config:
             decay_biases=self.decay_biases,
         )
 
+    def walk(
+        self,
+        network: Network,
+        sgd: SGD,
+        examples: Examples,
+        *,
+        running: Tensor | None = None,
+        world: World = ALONE,
+        graph: bool = True,
+    ) -> Walk:
+        """The walk over ``examples`` that this run takes with ``sgd``. See ``Walk`` for the rest."""
+        n = len(examples.labels)
+        return Walk(
+            network,
+            sgd,
+            examples,
+            n if self.batch_size == "full" else min(self.batch_size, n),
+            self.cost,
+            precision=torch.bfloat16 if self.precision == "bf16" else None,
+            running=running,
+            world=world,
+            graph=graph and self.graph,
+        )
+
     def hyperparameters(self, examples: int, batch_size: int) -> dict[str, str | float]:
         """What shapes the trained network, numbers as numbers: the same keys and types for every run."""
         return {
@@ -230,6 +265,7 @@ class Config:
             "train_examples": examples,
             "seed": self.seed,
             "dtype": self.dtype,
+            "precision": self.precision or self.dtype,
         }
 
     def rate_in(self, epoch: int) -> float:
@@ -304,6 +340,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def set_precision(precision: PrecisionName | None, device: torch.device) -> None:
+    """Let the products of float32 matrices be of TF32 (10 bits of mantissa, not 23) only where that is wanted.
+
+    Raises TrainingError where the device has no TF32: nothing falls back in silence.
+    """
+    if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        raise TrainingError(f"--precision tf32 takes an NVIDIA GPU of 2020 or later, not {device}: try bf16")
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
 def set_threads(threads: int | None, work: int) -> None:
     """Use ``threads`` CPU threads, or as many as ``work``, a step's multiplications, is worth."""
     if threads is None and work < SMALL:
@@ -319,54 +365,26 @@ class Score(NamedTuple):
     accuracy: float
 
 
-def look(network: Network, examples: Examples, chunk: int = 1000) -> Iterator[tuple[Trace, Tensor]]:
-    """What the network makes of ``examples``, ``chunk`` at a time, and their labels; the trace is overwritten."""
-    trace = Trace(network, min(chunk, len(examples.labels)), PIXEL_SCALE)
+def look(network: Network, examples: Examples) -> Iterator[tuple[ForwardTrace, Tensor]]:
+    """What the network makes of ``examples``, some at a time, and their labels; the trace is overwritten."""
+    chunk = min(max(1, CHUNK // sum(network.sizes)), len(examples.labels))
+    trace = ForwardTrace(network, chunk, PIXEL_SCALE)
+    pixels = network.parameters.new_empty(chunk, PIXELS)
     for x, labels in zip(examples.x.split(chunk), examples.labels.split(chunk), strict=True):
-        yield forward(network, x.to(network.dtype), trace), labels
+        yield forward(network, pixels[: len(x)].copy_(x), trace), labels
 
 
 @torch.inference_mode()
-def evaluate(network: Network, examples: Examples, cost: str, world: World = ALONE, chunk: int = 1000) -> Score:
-    """Cost and accuracy over all ``examples``, ``chunk`` at a time, each process its share."""
+def evaluate(network: Network, examples: Examples, cost: str, world: World = ALONE) -> Score:
+    """Cost and accuracy over all ``examples``, each process its share."""
     sums = torch.zeros(2, dtype=torch.float64, device=network.device)  # of the costs, of the right answers
-    for seen, labels in look(network, Examples(*map(world.share, examples)), chunk):
-        sums[0] += costs(seen, one_hot(labels, dtype=network.dtype), cost).sum(dtype=torch.float64)
+    y = one_hot(torch.arange(CLASSES, device=network.device), dtype=network.dtype)  # of each label
+    for seen, labels in look(network, Examples(*map(world.share, examples))):
+        sums[0] += costs(seen, y.index_select(0, labels), cost).sum(dtype=torch.float64)
         sums[1] += (seen.activations[-1].argmax(1) == labels).sum()
     world.sum(sums)
     cost_sum, right = sums.tolist()
     return Score(cost_sum / len(examples.labels), right / len(examples.labels))
-
-
-def walk(
-    network: Network,
-    sgd: SGD,
-    batches: Minibatches,
-    order: Tensor,
-    trace: Trace,
-    cost: str,
-    *,
-    with_cost: bool = False,
-    world: World = ALONE,
-    inspect: Callable[[Tensor, Tensor, Tensor], None] | None = None,
-) -> Iterator[tuple[Trace, Tensor]]:
-    """Step down the cost once for each mini-batch of ``order``; after each step, yield what it saw and the wanted y.
-
-    No mini-batch knows the true gradient, which needs every example; each points down well enough, and is quick. In a
-    world of several processes each walks with its share of the mini-batch, and one sum makes the shares whole:
-    ``trace.sums`` then hold the gradient and, ``with_cost``, the cost and the number of examples. ``inspect`` is shown
-    x, y and the gradient of each before the step.
-    """
-    for x, y, examples in batches.of(order, world):
-        seen = forward(network, x, trace)
-        backward(network, seen, y, cost, examples)
-        if inspect:
-            inspect(x, y, seen.gradient)
-        if with_cost:
-            seen.tally_up(costs(seen, y, cost))
-        world.sum(seen.sums)
-        sgd.step(seen.gradient)
-        yield seen, y
 
 
 @dataclass
@@ -377,39 +395,30 @@ class Run:
     folder: Path
     training: Examples
     test: Examples
-    network: Network
-    sgd: SGD
-    batches: Minibatches
-    trace: Trace
+    walk: Walk
     state: State
     world: World
     check: CheckStep | None = None
 
     @property
+    def network(self) -> Network:
+        """The network that descends."""
+        return self.walk.network
+
+    @property
     def steps_per_epoch(self) -> int:
         """Mini-batches in an epoch, the short one included."""
-        return ceil(len(self.training.labels) / self.batches.batch_size)
+        return ceil(len(self.training.labels) / self.walk.batch_size)
 
-    def rest_of_epoch(self) -> Iterator[tuple[Trace, Tensor]]:
+    def rest_of_epoch(self) -> Iterator[Seen]:
         """Walk on from where the state stands to the end of its epoch."""
-        config, state, device = self.config, self.state, self.network.device
-        self.sgd.learning_rate = config.rate_in(state.epoch)
-        order = permutation(len(self.training.labels), config.seed, state.epoch, device)
-        order = order[state.steps * self.batches.batch_size :]
-        for seen, y in walk(
-            self.network,
-            self.sgd,
-            self.batches,
-            order,
-            self.trace,
-            config.cost,
-            with_cost=config.log,
-            world=self.world,
-            inspect=self._verify if config.verify_every else None,
-        ):
+        config, state, walk = self.config, self.state, self.walk
+        walk.sgd.learning_rate = config.rate_in(state.epoch)
+        order = permutation(len(self.training.labels), config.seed, state.epoch, self.network.device)
+        for seen in walk(order[state.steps * walk.batch_size :], self._verify if config.verify_every else None):
             state.steps += 1
             state.step += 1
-            yield seen, y
+            yield seen
         state.epoch += 1
         state.steps = 0
 
@@ -418,7 +427,7 @@ class Run:
         config, step = self.config, self.state.step + 1
         if self.check and config.verify_every and step % config.verify_every == 0:
             try:
-                verdict = self.check(self.network, x, y, config.cost, PIXEL_SCALE, gradient)
+                verdict = self.check(self.walk.working, x, y, config.cost, PIXEL_SCALE, gradient)
             except ValueError as error:  # parameters or cost are not finite
                 raise TrainingError(f"cannot verify step {step}: {error}; try a smaller --learning-rate") from error
             if not verdict.ok:
@@ -429,9 +438,9 @@ class Run:
         self.state.become(State.load(self.folder / LAST, like=self.state))
 
     def alone(self) -> "Run":
-        """This run as one process that takes whole mini-batches."""
-        trace = Trace(self.network, self.batches.batch_size, PIXEL_SCALE)
-        return dataclasses.replace(self, world=ALONE, trace=trace, check=None)
+        """This run as one process that takes whole mini-batches, each step as it is written."""
+        walk = self.config.walk(self.network, self.walk.sgd, self.training, graph=False)
+        return dataclasses.replace(self, walk=walk, world=ALONE, check=None)
 
 
 def start_run(config: Config, device: torch.device, world: World, check: CheckStep | None = None) -> Run:
@@ -448,32 +457,21 @@ def start_run(config: Config, device: torch.device, world: World, check: CheckSt
                 f"--train-examples: {config.dataset} has {len(training.labels):,}, got {config.train_examples:,}"
             )
         training = first_shuffled(training, config.train_examples, config.seed)
-    n = len(training.labels)
-    batch_size = n if config.batch_size == "full" else min(config.batch_size, n)
     try:
         network = config.network(device)
     except RuntimeError as error:  # the allocator's own words say how much was wanted
         raise TrainingError(f"no room for this network on {device}: {str(error).splitlines()[0]}") from error
-    set_threads(config.threads, batch_size * len(network.parameters))
     sgd = config.descent(network)
-    run = Run(
-        config,
-        config.resume or new_folder(config),
-        training,
-        test,
-        network,
-        sgd,
-        Minibatches(training, batch_size, network.dtype),
-        Trace(network, ceil(batch_size / world.size), PIXEL_SCALE),
-        State(
-            network.parameters,
-            sgd.velocity,
-            torch.zeros(2, dtype=torch.float64, device=device),
-            network=f"{'-'.join(map(str, config.sizes))}, {config.activation}, {config.outputs}",
-        ),
-        world,
-        check,
+    state = State(
+        network.parameters,
+        sgd.velocity,
+        torch.zeros(2, dtype=torch.float64, device=device),
+        network=f"{'-'.join(map(str, config.sizes))}, {config.activation}, {config.outputs}",
     )
+    walk = config.walk(network, sgd, training, running=state.running if config.log else None, world=world)
+    set_precision(config.precision, device)
+    set_threads(config.threads, walk.batch_size * len(network.parameters))
+    run = Run(config, config.resume or new_folder(config), training, test, walk, state, world, check)
     if config.resume:
         run.restore()
     if world.is_first and config.resume:
@@ -503,7 +501,7 @@ def _train(run: Run) -> Path:
     tell = print if world.is_first else _nothing
     tell(
         f"{'-'.join(map(str, config.sizes))}: {len(network.parameters):,} parameters, {len(run.training.labels):,} "
-        f"training examples, batches of {run.batches.batch_size:,}, on {network.device}"
+        f"training examples, batches of {run.walk.batch_size:,}, on {network.device}"
         + (f" ({torch.get_num_threads()} threads)" if network.device.type == "cpu" else "")
         + (f", in {world.size} processes" if world.size > 1 else "")
     )
@@ -523,7 +521,7 @@ def _train(run: Run) -> Path:
         tqdm(total=steps, initial=state.step, unit="step", leave=False, disable=quiet) as bar,
     ):
         if log:
-            log.begin(config.hyperparameters(len(run.training.labels), run.batches.batch_size), config.to_json())
+            log.begin(config.hyperparameters(len(run.training.labels), run.walk.batch_size), config.to_json())
         while state.epoch <= config.epochs:
             train_epoch(run, log, signals, bar)
         if world.is_first:
@@ -552,10 +550,10 @@ def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any
     config, state, network = run.config, run.state, run.network
     epoch, steps, start = state.epoch, run.steps_per_epoch, time.perf_counter()
     seen, examples = None, 0
-    for seen, _ in run.rest_of_epoch():
+    for seen in run.rest_of_epoch():
         bar.update()
-        examples += seen.examples
-        if log and not log.step(state.step, seen, run.sgd):
+        examples += seen.trace.examples
+        if log and not log.step(state.step, seen.trace, run.walk.sgd):
             raise diverged(run, log)
         if state.steps == steps:
             continue  # the epoch's own checkpoint comes below, after what it logs: neither is there without the other
@@ -567,6 +565,8 @@ def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any
     if network.device.type == "cuda":
         torch.cuda.synchronize(network.device)
     seconds = time.perf_counter() - start
+    if log and not log.write_points():
+        raise diverged(run, log)
 
     on_training, on_test = (
         evaluate(network, examples, config.cost, run.world) for examples in (run.training, run.test)
@@ -586,7 +586,7 @@ def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any
             step=state.step,
         )
         if epoch % config.histogram_every == 0 and seen:
-            log.histograms(seen, state.step)
+            log.histograms(seen.trace, state.step)
     if not isfinite(on_training.cost):
         raise diverged(run, log)
     if log and epoch == config.epochs:
@@ -600,7 +600,7 @@ def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any
 
 def save_checkpoint(run: Run, log: RunLog | None, also: Sequence[str] = ()) -> None:
     """Save the state as the run's last, once the log is on disk. Raises TrainingError if it is not finite."""
-    if not torch.isfinite(run.state.parameters).all():
+    if not torch.isfinite(run.state.parameters).all() or (log and not log.write_points()):
         raise diverged(run, log)
     if not run.world.is_first:
         return
@@ -621,14 +621,14 @@ def diverged(run: Run, log: RunLog | None) -> TrainingError:
     if not run.world.is_first:
         return TrainingError("the cost is not finite: stopped with the first process, which says where")
     if log:
-        skipped = log.histograms(run.trace, run.state.step)
+        skipped = log.histograms(run.walk.trace, run.state.step)
         if skipped:
             print(f"{len(skipped)} histograms hold NaN or infinity and are not logged, such as {skipped[0]}")
         log.flush()
     run = run.alone()
     run.restore()
-    for seen, y in run.rest_of_epoch():
-        name = first_not_finite(run.network, seen, y, run.config.cost)
+    for seen in run.rest_of_epoch():
+        name = first_not_finite(run.network, seen, run.config.cost)
         if name:
             where = f"at step {run.state.step} (epoch {run.state.epoch}) {name} went first"
             break
@@ -640,14 +640,14 @@ def diverged(run: Run, log: RunLog | None) -> TrainingError:
     )
 
 
-def first_not_finite(network: Network, seen: Trace, y: Tensor, cost: str) -> str | None:
+def first_not_finite(network: Network, seen: Seen, cost: str) -> str | None:
     """Which tensor of a step holds NaN or ∞, the first in the order of their making; None if all are finite."""
-    layers = range(network.depth)
+    trace, layers = seen.trace, range(network.depth)
     named = [
-        *((f"the activations of layer {n + 1}", seen.activations[n + 1]) for n in layers),
-        ("the cost, on finite activations,", costs(seen, y, cost)),
-        *((f"δ of layer {n + 1}", seen.deltas[n]) for n in reversed(layers)),
-        *((f"the weight gradient of layer {n + 1}", seen.weight_gradients[n]) for n in reversed(layers)),
+        *((f"the activations of layer {n + 1}", trace.activations[n + 1]) for n in layers),
+        ("the cost, on finite activations,", costs(trace, seen.y, cost)),
+        *((f"δ of layer {n + 1}", trace.deltas[n]) for n in reversed(layers)),
+        *((f"the weight gradient of layer {n + 1}", trace.weight_gradients[n]) for n in reversed(layers)),
         *((f"the weights of layer {n + 1}, after the step,", network.weights[n]) for n in layers),
     ]
     return next((name for name, tensor in named if not torch.isfinite(tensor).all()), None)
@@ -726,7 +726,18 @@ def new_folder(config: Config) -> Path:
 
 def default_run_name(config: Config) -> str:
     """Date, time, sizes, and each field that differs from its default: 2026-01-31_120000_784-16-16-10_seed-1."""
-    own = ("sizes", "data_dir", "runs_dir", "run_name", "threads", "device", "log", "log_every", "log_embedding")
+    own = (
+        "sizes",
+        "data_dir",
+        "runs_dir",
+        "run_name",
+        "threads",
+        "device",
+        "graph",
+        "log",
+        "log_every",
+        "log_embedding",
+    )
     parts = [datetime.now().strftime("%Y-%m-%d_%H%M%S"), "-".join(map(str, config.sizes))]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

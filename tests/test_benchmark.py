@@ -12,7 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bp_torch import benchmark
-from bp_torch.backprop import Trace, forward
+from bp_torch.backprop import forward
 from bp_torch.benchmark import (
     CONTENDERS,
     FLOOR,
@@ -33,8 +33,8 @@ from bp_torch.benchmark import (
     race,
     table,
 )
-from bp_torch.data import PIXEL_SCALE, PIXELS, Examples, Minibatches, load
-from bp_torch.training import Config, walk
+from bp_torch.data import PIXELS, Examples, load
+from bp_torch.training import Config
 
 COMPILED = "autograd, torch.compile"
 FEW = {name: CONTENDERS[name] for name in (OURS, PLAIN, FLOOR)}
@@ -258,16 +258,16 @@ def test_the_command_prints_and_draws(
 def allocated(work: Work, *, with_trace: bool) -> int:
     """Bytes that ten steps allocate after the first."""
     network = work.network()
-    sgd, trace = work.config.descent(network), Trace(network, work.batch_size, PIXEL_SCALE)
-    batches = Minibatches(work.examples, work.batch_size, network.dtype)
+    walk = work.config.walk(network, work.config.descent(network), work.examples)
+    x, _ = walk.batches.gather(work.order(1)[: work.batch_size])
     with torch.inference_mode():
-        steps = walk(network, sgd, batches, work.order(1)[:110], trace, work.config.cost)
+        steps = walk(work.order(1)[:110])
         next(steps)
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
             for _ in range(10):
                 next(steps)
                 if not with_trace:
-                    forward(network, batches._x, None)
+                    forward(network, x)
     return sum(max(0, op.self_cpu_memory_usage) for op in seen.key_averages())
 
 
@@ -302,8 +302,7 @@ def test_a_run_holds_little_more_than_data_parameters_activations_and_deltas(
     examples = load("mnist", work.config.data_dir)
     config = Config(sizes=sizes, batch_size=batch_size)
     network = config.network(CPU)
-    batches = Minibatches(examples[0], batch_size, network.dtype)
-    held = bytes_held(examples, network, config.descent(network), batches, Trace(network, batch_size, PIXEL_SCALE))
+    held = bytes_held(examples, config.walk(network, config.descent(network), examples[0]))
     data = sum(tensor.nbytes for part in examples for tensor in part)
     activations_and_deltas = 4 * batch_size * (PIXELS + 2 * sum(sizes[1:]))
     assert held <= 1.2 * (data + network.parameters.nbytes + activations_and_deltas)

@@ -198,7 +198,8 @@ def test_the_order_of_an_epoch_hangs_on_seed_and_epoch_alone() -> None:
 def test_minibatches_hold_every_example_once_the_short_one_last(mnist: tuple[Examples, Examples]) -> None:
     examples = first_shuffled(mnist[1], 250, seed=0)
     order = permutation(250, seed=0, epoch=1)
-    batches = [(x.clone(), y.clone()) for x, y, _ in Minibatches(examples, 100, torch.float32).of(order)]
+    minibatches = Minibatches(examples, 100, torch.float32)
+    batches = [(x.clone(), y.clone()) for x, y in map(minibatches.gather, order.split(100))]
     assert [len(x) for x, _ in batches] == [100, 100, 50]
     assert torch.equal(torch.cat([x for x, _ in batches]), examples.x[order].float())
     assert torch.equal(torch.cat([y for _, y in batches]), one_hot(examples.labels[order]))

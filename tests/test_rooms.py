@@ -18,6 +18,7 @@ ROOMS = [  # from the top; a room may import only from those below it
     "training",
     "runlog",
     "checkpoint",
+    "walk",
     "backprop",
     "sgd",
     "network",

@@ -109,18 +109,28 @@ def one_step(network: Network, mnist: tuple[Examples, Examples]) -> tuple[Trace,
     return trace, y
 
 
-def test_the_points_of_a_curve_are_means_over_their_interval(tmp_path: Path, mnist: tuple[Examples, Examples]) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_points_of_a_curve_are_means_over_their_interval(
+    at_once: bool, tmp_path: Path, mnist: tuple[Examples, Examples]
+) -> None:
     network = Network(dtype=torch.float64)
     sgd = SGD(network, 0.5, momentum=0.9)
     log = RunLog(tmp_path, network, 2, State(network.parameters, sgd.velocity, torch.zeros(2).double()))
+    log.at_once = at_once
     seen = []
     for step in (1, 2):
         trace, y = one_step(network, mnist)
+        log.running.add_(trace.tally, alpha=100)
         seen.append(costs(trace, y).mean().item())
         before = network.weights[1].clone()
         sgd.step(trace.gradient)
         assert log.step(step, trace, sgd)
     ratio = (network.weights[1] - before).norm() / network.weights[1].norm()
+    if not at_once:
+        assert log.running.tolist() == [0, 0], "the next interval has begun"
+        log.writer.flush()
+        assert "cost/train" not in read(tmp_path).Tags()["scalars"]
+        assert log.write_points()
     log.close()
     events = read(tmp_path)
     assert seen[0] != seen[1]
@@ -136,7 +146,7 @@ def test_tensors_with_nan_are_skipped_and_named(tmp_path: Path, mnist: tuple[Exa
     network.weights[1][0, 0] = torch.nan
     trace.deltas[2][0, 0] = torch.inf
     assert log.histograms(trace, 1) == ["weights/layer_2", "deltas/layer_3"]
-    trace.tally[0] = torch.nan
+    log.running.fill_(torch.nan)
     assert not log.step(1, trace, SGD(network, 1.0)), "a cost that is not finite is told"
     log.close()
     assert len(read(tmp_path).Tags()["histograms"]) == 6 * 3 - 2

@@ -55,7 +55,26 @@ def test_values_out_of_range_are_refused(tiny: Network, arguments: dict[str, Any
         SGD(tiny, **arguments)
 
 
-@pytest.mark.parametrize("gradient", [torch.ones(1, dtype=torch.float64), torch.ones(39)])
-def test_a_gradient_that_does_not_fit_is_refused(tiny: Network, gradient: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"the gradient is \(\d+,\) of .*, wanted \(39,\) of torch\.float64"):
-        SGD(tiny, 1.0).step(gradient)
+@pytest.mark.parametrize("gradient", [torch.ones(1), torch.ones(39, dtype=torch.float64)])
+def test_a_gradient_that_does_not_fit_is_refused(gradient: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"the gradient is \(\d+,\) of .*, wanted \(39,\) of torch\.float32"):
+        SGD(Network((5, 4, 3)), 1.0).step(gradient)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_gradient_of_lower_precision_moves_parameters_of_higher(momentum: float) -> None:
+    network, like = Network((5, 4, 3)), Network((5, 4, 3))
+    gradient = torch.linspace(-1, 1, 39).bfloat16()
+    ours, torchs = SGD(network, 0.1, momentum=momentum), torch.optim.SGD([like.parameters], lr=0.1, momentum=momentum)
+    for _ in range(3):
+        ours.step(gradient)
+        like.parameters.grad = gradient.float()
+        torchs.step()
+    torch.testing.assert_close(network.parameters, like.parameters, rtol=1e-6, atol=1e-7)
+
+
+def test_the_next_step_takes_the_learning_rate_of_now(tiny: Network) -> None:
+    sgd, before = SGD(tiny, 1.0), tiny.parameters.clone()
+    sgd.learning_rate = 0.25
+    sgd.step(torch.ones(39, dtype=torch.float64))
+    assert torch.equal(tiny.parameters, before - 0.25)

@@ -7,8 +7,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from bp_torch.backprop import Trace, backward, forward
-from bp_torch.data import PIXEL_SCALE, Examples, Minibatches, first_shuffled, one_hot, permutation
+from bp_torch.backprop import backward, forward
+from bp_torch.data import Examples, first_shuffled, one_hot, permutation
 from bp_torch.training import (
     Config,
     TrainingError,
@@ -19,8 +19,8 @@ from bp_torch.training import (
     new_folder,
     open_run,
     train,
-    walk,
 )
+from bp_torch.walk import Seen
 from tests.conftest import REFERENCE_COSTS, relative_error
 
 CPU = torch.device("cpu")
@@ -37,8 +37,7 @@ def test_ten_steps_are_those_of_sequential_autograd_and_torch_optim(
     model = network.to_sequential()
     order = permutation(950, seed=0, epoch=1)
 
-    batches = Minibatches(examples, 100, torch.float64)
-    for _ in walk(network, config.descent(network), batches, order, Trace(network, 100, PIXEL_SCALE), cost):
+    for _ in config.walk(network, config.descent(network), examples)(order):
         pass
 
     optimiser = torch.optim.SGD(model.parameters(), lr=0.5, momentum=momentum)
@@ -51,11 +50,14 @@ def test_ten_steps_are_those_of_sequential_autograd_and_torch_optim(
     assert relative_error(network.parameters, wanted) <= 1e-13
 
 
-def test_evaluate_is_the_mean_over_all_examples(mnist: tuple[Examples, Examples]) -> None:
+def test_evaluate_is_the_mean_over_all_examples(
+    mnist: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
     examples = first_shuffled(mnist[1], 1234, seed=0)
     network = Config(dtype="float64", init="normal").network(CPU)
     outputs = network.to_sequential()(examples.x.double() / 255).detach()
-    score = evaluate(network, examples, "quadratic", chunk=500)
+    monkeypatch.setattr("bp_torch.training.CHUNK", 500 * sum(network.sizes))
+    score = evaluate(network, examples, "quadratic")
     wanted = REFERENCE_COSTS["quadratic"](outputs, outputs, one_hot(examples.labels, dtype=torch.float64))
     assert score.cost == pytest.approx(wanted.item(), rel=1e-12)
     assert score.accuracy == (outputs.argmax(1) == examples.labels).double().mean().item()
@@ -222,7 +224,7 @@ def test_the_tensor_that_went_first_is_named_in_the_order_of_computing() -> None
     x, y = torch.rand(5, 784), one_hot(torch.arange(5))
     seen = forward(network, x)
     backward(network, seen, y)
-    assert first_not_finite(network, seen, y, "quadratic") is None
+    assert first_not_finite(network, Seen(seen, y), "quadratic") is None
     for tensor, name in (  # each goes before the ones above it
         (network.weights[0], "the weights of layer 1, after the step,"),
         (seen.weight_gradients[1], "the weight gradient of layer 2"),
@@ -231,7 +233,7 @@ def test_the_tensor_that_went_first_is_named_in_the_order_of_computing() -> None
         (seen.activations[2], "the activations of layer 2"),
     ):
         tensor[0, 0] = torch.inf
-        assert first_not_finite(network, seen, y, "quadratic") == name
+        assert first_not_finite(network, Seen(seen, y), "quadratic") == name
 
 
 def test_the_defaults_reach_the_lessons_accuracy(

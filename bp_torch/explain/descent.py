@@ -2,7 +2,7 @@
 
     python -m bp_torch explain descent
 
-Every step is ``training.walk``'s. The surface is the cost on the plane that lies best through the three paths (PCA);
+Every step is ``walk.Walk``'s. The surface is the cost on the plane that lies best through the three paths (PCA);
 the angles are between a mini-batch's gradient and the true one.
 """
 
@@ -27,7 +27,7 @@ from bp_torch.explain.subject import CommonOptions, Subject, check_least, inputs
 from bp_torch.network import Network
 from bp_torch.training import Config, evaluate
 
-MADE_BY = ("training.walk", "backprop.backward", "training.evaluate")
+MADE_BY = ("walk.step", "backprop.backward", "training.evaluate")
 
 IDEA = (
     "The true gradient asks every example before each step: the surest direction, and a long wait. A mini-batch asks a "
@@ -168,7 +168,7 @@ def take_path(name: str, config: Config, network: Network, examples: Examples, s
 def cost_at(network: Network, theta: Tensor, examples: Examples, cost: str) -> float:
     """C at ``theta``, to which ``network`` moves."""
     network.parameters.copy_(theta)
-    return evaluate(network, examples, cost, chunk=MEASURED).cost
+    return evaluate(network, examples, cost).cost
 
 
 def plane_through(points: Tensor) -> Plane:

@@ -3,7 +3,7 @@
     python -m bp_torch explain data
 
 Every network looks at as many images in all, at the same learning rates; only how often the same ones come back
-differs. The loop is ``training.walk``, the score ``training.evaluate``.
+differs. The loop is ``walk.Walk``, the score ``training.evaluate``.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from bp_torch.explain import style
 from bp_torch.explain.subject import CommonOptions, Subject, check_least, walk_down
 from bp_torch.training import Config, Score, evaluate
 
-MADE_BY = ("training.walk", "training.evaluate")
+MADE_BY = ("walk.step", "training.evaluate")
 
 IDEA = (
     "All of this rests on labelled examples, and on many of them. From a hundred images the network learns those "

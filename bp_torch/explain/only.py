@@ -2,7 +2,7 @@
 
     python -m bp_torch explain only --digit 2
 
-The network goes on training (``training.walk``) on the images of that digit and no others, and after every step all
+The network goes on training (``walk.Walk``) on the images of that digit and no others, and after every step all
 test images are shown to it.
 """
 
@@ -22,7 +22,7 @@ from bp_torch.explain.subject import CommonOptions, Subject, UsageError, check_d
 from bp_torch.network import Network
 from bp_torch.training import Config
 
-MADE_BY = ("backprop.backward", "training.walk")
+MADE_BY = ("backprop.backward", "walk.step")
 
 IDEA = (
     "The wishes of one digit's images serve that digit only. If nobody else is heard, the shortest way down is to give "

@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bp_torch.backprop import Trace, backward, costs, forward
-from bp_torch.data import CLASSES, PIXEL_SCALE, Examples, Minibatches, first_shuffled, load, one_hot, permutation
+from bp_torch.data import CLASSES, PIXEL_SCALE, Examples, first_shuffled, load, one_hot, permutation
 from bp_torch.network import Network
-from bp_torch.training import NETWORK_FILE, Config, choose_device, open_run, walk
+from bp_torch.training import NETWORK_FILE, Config, choose_device, open_run
 
 CHUNK = 10_000
 """Examples that go forward and back at once: enough to keep a core busy, few enough for 64 MB of float64 pixels."""
@@ -240,18 +240,16 @@ def each_cost(network: Network, examples: Examples, cost: str) -> Tensor:
 def walk_down(config: Config, network: Network, examples: Examples, what: str) -> Generator[int, None, None]:
     """Train ``network`` on ``examples`` as ``config`` says, and yield the number of steps after each one.
 
-    The shuffles and learning rates are those of ``training.train``, and the steps are ``training.walk``'s.
+    The shuffles and learning rates are those of ``training.train``, and the steps are ``Walk``'s.
     """
     n = len(examples.labels)
-    batch_size = n if config.batch_size == "full" else min(config.batch_size, n)
-    sgd = config.descent(network)
-    batches, trace = Minibatches(examples, batch_size, network.dtype), Trace(network, batch_size, PIXEL_SCALE)
+    walk = config.walk(network, config.descent(network), examples)
     steps = 0
-    with tqdm(total=config.epochs * ceil(n / batch_size), desc=what, unit="step", leave=False, disable=None) as bar:
+    total = config.epochs * ceil(n / walk.batch_size)
+    with tqdm(total=total, desc=what, unit="step", leave=False, disable=None) as bar:
         for epoch in range(1, config.epochs + 1):
-            sgd.learning_rate = config.rate_in(epoch)
-            order = permutation(n, config.seed, epoch, network.device)
-            for _ in walk(network, sgd, batches, order, trace, config.cost):
+            walk.sgd.learning_rate = config.rate_in(epoch)
+            for _ in walk(permutation(n, config.seed, epoch, network.device)):
                 steps += 1
                 bar.update()
                 yield steps
