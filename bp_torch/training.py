@@ -145,8 +145,8 @@ class Config:
     precision: PrecisionName | None = None
     """Precision of forward and backward, with parameters of float32. tf32: in the products, on a GPU; bf16: throughout.
     None: that of the parameters."""
-    graph: bool = True
-    """On a GPU, record a step as a CUDA graph and replay it."""
+    replay: bool = True
+    """Note a step's operations once and replay them, on a GPU as a CUDA graph. --no-replay is for debuggers."""
     threads: int | None = None
     """CPU threads. None: one for a small network, where a second would only wait; else as many as torch takes."""
     runs_dir: Path = Path("runs")
@@ -230,7 +230,7 @@ class Config:
         *,
         running: Tensor | None = None,
         world: World = ALONE,
-        graph: bool = True,
+        replay: bool = True,
     ) -> Walk:
         """The walk over ``examples`` that this run takes with ``sgd``. See ``Walk`` for the rest."""
         n = len(examples.labels)
@@ -243,7 +243,7 @@ class Config:
             precision=torch.bfloat16 if self.precision == "bf16" else None,
             running=running,
             world=world,
-            graph=graph and self.graph,
+            replay=replay and self.replay,
         )
 
     def hyperparameters(self, examples: int, batch_size: int) -> dict[str, str | float]:
@@ -439,7 +439,7 @@ class Run:
 
     def alone(self) -> "Run":
         """This run as one process that takes whole mini-batches, each step as it is written."""
-        walk = self.config.walk(self.network, self.walk.sgd, self.training, graph=False)
+        walk = self.config.walk(self.network, self.walk.sgd, self.training, replay=False)
         return dataclasses.replace(self, walk=walk, world=ALONE, check=None)
 
 
@@ -733,7 +733,7 @@ def default_run_name(config: Config) -> str:
         "run_name",
         "threads",
         "device",
-        "graph",
+        "replay",
         "log",
         "log_every",
         "log_embedding",

@@ -26,6 +26,7 @@ ROOMS = [  # from the top; a room may import only from those below it
     "activations",
     "data",
     "distributed",
+    "replay",
     "files",
     "cli",
 ]

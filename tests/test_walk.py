@@ -1,4 +1,4 @@
-"""A step, and its recording: what a CUDA graph would replay is what the step does, on a machine without a GPU too."""
+"""A step, and its replay: the same numbers, bit for bit, on a machine without a GPU as well."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,83 +8,45 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bp_torch.backprop import Trace
 from bp_torch.data import Examples, first_shuffled, permutation
+from bp_torch.replay import Replayed, Tape
 from bp_torch.runlog import RunLog
 from bp_torch.training import Config, open_run, train
-from bp_torch.walk import Walk
+from bp_torch.walk import Seen, Walk
 from tests.conftest import relative_error
 
 N = 450
 """Examples: four mini-batches of 100 and a short one."""
 
-
-aten = torch.ops.aten
-READS = {aten.item.default, aten.is_nonzero.default, aten._local_scalar_dense.default}
-"""The ways that a number takes to the host."""
+CPU = torch.device("cpu")
 
 
-class Tape(TorchDispatchMode):
-    """A CUDA graph in slow motion: notes every operation with the very tensors it reads and writes, and runs it again.
-
-    As with a graph, what is written into a tensor that was there before is not written while recording, numbers are
-    those of the recording for ever, and a read by the host is an error.
-    """
+class SlowGraph(Tape):
+    """A CUDA graph in slow motion: what is noted has not run, and every piece of memory is as it was before."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.noted: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
+        super().__init__()
         self.kept: list[tuple[Tensor, Tensor]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in READS:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        written = [
-            (args[i] if i < len(args) else kwargs[argument.name])
-            for i, argument in enumerate(func._schema.arguments)
-            if argument.alias_info and argument.alias_info.is_write
-        ]
-        self.kept += [(tensor, tensor.clone()) for tensor in written]
-        result = func(*args, **kwargs)
-        self.noted.append((func, args, kwargs, result))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = [(value, value.clone()) for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
+        result = super().__torch_function__(func, types, args, kwargs)
+        self.kept += [(tensor, held) for tensor, held in before if result is tensor]
         return result
-
-    def undo(self) -> None:
-        """What was there before the recording is as it was."""
-        for tensor, before in reversed(self.kept):
-            tensor.copy_(before)
-
-    def replay(self) -> None:
-        for func, args, kwargs, result in self.noted:
-            again = func(*args, **kwargs)
-            if isinstance(result, Tensor) and result.data_ptr() != again.data_ptr():
-                result.copy_(again)  # memory that the recording itself had asked for
 
 
 @contextmanager
-def tape(graph: Tape, **_: object) -> Iterator[None]:
+def slow_capture(graph: SlowGraph, **_: object) -> Iterator[None]:
     """In the place of ``torch.cuda.graph``."""
     with graph:
         yield
-    graph.undo()
+    for tensor, before in reversed(graph.kept):
+        tensor.copy_(before)
 
 
-@pytest.fixture
-def taped(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
-    """Let every walk record its steps, on the CPU."""
-    made: list[Tape] = []
-
-    def make() -> Tape:
-        made.append(Tape())
-        return made[-1]
-
-    monkeypatch.setattr("torch.cuda.CUDAGraph", make)
-    monkeypatch.setattr("torch.cuda.graph", tape)
-    monkeypatch.setattr("bp_torch.walk.can_record", lambda device: True)
-    return made
+Way = tuple[Walk, Tensor]
 
 
 @pytest.fixture
@@ -93,112 +55,155 @@ def examples(mnist: tuple[Examples, Examples]) -> Examples:
 
 
 @torch.inference_mode()
-def walked(config: Config, examples: Examples, *, epochs: int = 3, running: bool = True) -> tuple[Walk, Tensor]:
-    """A walk of some epochs, and the way it went: θ after every step, and what it cost."""
-    network = config.network(torch.device("cpu"))
-    tally = torch.zeros(2, dtype=torch.float64)
-    walk = config.walk(network, config.descent(network), examples, running=tally if running else None)
+def walked(config: Config, examples: Examples, graph: bool | None = None, device: torch.device = CPU) -> Way:
+    """A walk of three epochs, and its way: after every step θ, some of δ, the first y, and what it has cost so far."""
+    network = config.network(device)
+    tally = torch.zeros(2, dtype=torch.float64, device=device)
+    examples = Examples(*(tensor.to(device) for tensor in examples))
+    walk = config.walk(network, config.descent(network), examples, running=tally)
+    if graph is not None:
+        walk._step = Replayed(walk.step, graph=graph)
     way = []
-    for epoch in range(1, epochs + 1):
+    for epoch in (1, 2, 3):
         walk.sgd.learning_rate = config.rate_in(epoch)
-        for seen in walk(permutation(N, 0, epoch)):
+        for seen in walk(permutation(N, 0, epoch, device)):
             way.append(torch.cat([network.parameters, seen.trace.deltas[-1].flatten()[:5], seen.y[0], tally]))
     return walk, torch.stack(way)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"momentum": 0.9, "weight_decay": 1e-3},
-        {"cost": "softmax-cross-entropy", "activation": "relu"},
-        {"cost": "binary-cross-entropy", "activation": "tanh", "batch_size": 450},
-        {"precision": "bf16"},
-        {"dtype": "float64", "sizes": (784, 10)},
-    ],
-)
-def test_a_recorded_walk_goes_the_way_of_the_written_one(
-    fields: dict[str, Any], examples: Examples, taped: list[Tape]
-) -> None:
-    config = Config(learning_rate=0.5, **fields)
-    _, recorded = walked(config, examples)
-    sizes = 1 if fields.get("batch_size") else 2
-    assert len(taped) == sizes, "one recording for the whole batches, one for the short ones"
-    _, written = walked(Config(graph=False, learning_rate=0.5, **fields), examples)
-    assert len(taped) == sizes
-    assert torch.equal(recorded, written)
+WALKS: list[dict[str, Any]] = [
+    {},
+    {"momentum": 0.9, "weight_decay": 1e-3},
+    {"cost": "softmax-cross-entropy", "activation": "relu"},
+    {"cost": "binary-cross-entropy", "activation": "tanh", "batch_size": N},
+    {"precision": "bf16"},
+    {"dtype": "float64", "sizes": (784, 10)},
+]
 
 
-def test_a_number_that_changes_is_baked_in_and_would_be_seen(
-    examples: Examples, taped: list[Tape], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fields", WALKS)
+@pytest.mark.parametrize("graph", [False, True], ids=["tape", "graph"])
+def test_a_replayed_walk_goes_the_way_of_the_written_one(
+    graph: bool, fields: dict[str, Any], examples: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = Config(learning_rate=0.5)
-    _, written = walked(config, examples)
+    monkeypatch.setattr("torch.cuda.CUDAGraph", SlowGraph)
+    monkeypatch.setattr("torch.cuda.graph", slow_capture)
+    entered: list[int] = []
+    step = Walk.step
+
+    def enter(walk: Walk, chosen: Tensor) -> Seen:
+        entered.append(len(chosen))
+        return step(walk, chosen)
+
+    monkeypatch.setattr(Walk, "step", enter)
+    _, replayed = walked(Config(learning_rate=0.5, **fields), examples, graph)
+    sizes = [N] if fields.get("batch_size") == N else [100, 50]
+    assert sorted(entered, reverse=True) == [size for size in sizes for _ in range(1 + graph)]
+    _, written = walked(Config(learning_rate=0.5, replay=False, **fields), examples)
+    assert torch.equal(replayed, written)
+
+
+def test_a_number_that_changes_would_be_frozen_and_is_seen(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, written = walked(Config(learning_rate=0.5), examples)
 
     def step(self: Any, gradient: Tensor) -> None:
         self.parameters.add_(gradient, alpha=-self.learning_rate)
 
     monkeypatch.setattr("bp_torch.sgd.SGD.step", step)
-    _, baked = walked(config, examples)
-    assert torch.allclose(baked[:5], written[:5], rtol=1e-5, atol=1e-6)
-    assert relative_error(baked[-1], written[-1]) > 1e-4
+    _, frozen = walked(Config(learning_rate=0.5), examples)
+    assert torch.allclose(frozen[:5], written[:5], rtol=1e-5, atol=1e-6), "in the first epoch the rate is the right one"
+    assert relative_error(frozen[-1], written[-1]) > 1e-4
 
 
-def test_a_step_that_the_host_would_wait_for_cannot_be_recorded(
-    examples: Examples, taped: list[Tape], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = Trace.tally_up
-
-    def tally_up(self: Trace, costs: Tensor) -> None:
-        before(self, costs)
-        assert costs.sum().item() > 0
-
-    monkeypatch.setattr(Trace, "tally_up", tally_up)
-    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+def test_a_step_that_reads_a_number_is_refused(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trace, "tally_up", lambda trace, costs: trace.tally.fill_(costs.sum().item()))
+    with pytest.raises(RuntimeError, match="reads a number"):
         walked(Config(), examples)
 
 
-def test_what_is_looked_into_is_not_recorded(examples: Examples, taped: list[Tape]) -> None:
+def test_a_step_that_is_looked_into_is_taken_as_it_is_written(examples: Examples) -> None:
     config = Config()
-    network = config.network(torch.device("cpu"))
+    network = config.network(CPU)
     walk = config.walk(network, config.descent(network), examples)
-    shown = []
-    for _ in walk(permutation(N, 0, 1), inspect=lambda x, y, gradient: shown.append((len(x), len(y)))):
-        pass
-    assert shown == [(100, 100)] * 4 + [(50, 50)]
-    assert not taped
+    shown: list[tuple[int, ...]] = []
+    for seen in walk(permutation(N, 0, 1), lambda x, y, gradient: shown.append((len(x), len(y), len(gradient)))):
+        assert seen.trace.examples == shown[-1][0]
+    assert shown == [(100, 100, 13_002)] * 4 + [(50, 50, 13_002)]
 
 
-def test_a_run_of_recorded_steps_is_that_of_written_ones(
-    tmp_path: Path, data_dir: Path, taped: list[Tape], monkeypatch: pytest.MonkeyPatch
+def test_a_run_of_replayed_steps_is_that_of_written_ones(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logging, checkpoints and all; points of the curves read only at the end of an epoch, as on a GPU."""
-    fields: dict[str, Any] = {"train_examples": N, "epochs": 3, "log_every": 2, "checkpoint_every": 3}
-    fields |= {"data_dir": data_dir, "runs_dir": tmp_path, "device": "cpu"}
+    """Logging, checkpoints and all; and points of the curves that are read only at the end of an epoch, as on a GPU."""
     begin = RunLog.begin
 
-    def begin_lazily(self: RunLog, *arguments: Any) -> None:
-        self.at_once = False
-        begin(self, *arguments)
+    def begin_lazily(log: RunLog, *arguments: Any) -> None:
+        log.at_once = False
+        begin(log, *arguments)
 
     monkeypatch.setattr(RunLog, "begin", begin_lazily)
     networks = []
-    for graph in (True, False):
-        folder = train(Config(graph=graph, run_name=f"graph-{graph}", **fields))
-        networks.append(open_run(folder)[1].parameters)
-        assert len(taped) == 2
+    for replay in (True, False):
+        config = Config(
+            replay=replay,
+            train_examples=N,
+            epochs=3,
+            log_every=2,
+            checkpoint_every=3,
+            device="cpu",
+            data_dir=data_dir,
+            runs_dir=tmp_path,
+            run_name=f"replay-{replay}",
+        )
+        networks.append(open_run(train(config))[1].parameters)
     assert torch.equal(*networks)
 
 
-def test_bf16_keeps_its_parameters_in_float32(examples: Examples) -> None:
-    exact, short = (walked(Config(precision=precision), examples) for precision in (None, "bf16"))
-    walk = short[0]
-    assert (walk.network.dtype, walk.working.dtype, walk.trace.gradient.dtype) == (
-        torch.float32,
-        torch.bfloat16,
-        torch.bfloat16,
-    )
-    assert 0 < relative_error(walk.network.parameters, exact[0].network.parameters) < 0.02
-    start = Config().network(torch.device("cpu")).parameters
-    rounded = Config(dtype="bfloat16").network(torch.device("cpu")).parameters
-    assert not torch.equal(start, rounded.float())
+def test_bf16_goes_forward_and_back_in_bfloat16_and_keeps_float32_parameters(examples: Examples) -> None:
+    exact, short = (walked(Config(precision=precision), examples)[0] for precision in (None, "bf16"))
+    assert short.network.dtype == torch.float32
+    assert short.trace.gradient.dtype == short.trace.activations[1].dtype == torch.bfloat16
+    assert 0 < relative_error(short.network.parameters, exact.network.parameters) < 0.02
+    kept = short.network.parameters
+    assert not torch.equal(kept, kept.bfloat16().float()), "steps too small for bfloat16 are not lost"
+
+
+# ---- on a GPU ----
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
+class TestOnCuda:
+    """What only a GPU can show."""
+
+    @pytest.mark.parametrize("fields", WALKS)
+    def test_a_cuda_graph_goes_the_way_of_the_written_step(self, fields: dict[str, Any], examples: Examples) -> None:
+        device = torch.device("cuda")
+        _, replayed = walked(Config(learning_rate=0.5, **fields), examples, device=device)
+        _, written = walked(Config(learning_rate=0.5, replay=False, **fields), examples, device=device)
+        tolerance = 1e-2 if "precision" in fields else 1e-5
+        assert relative_error(replayed[-1], written[-1]) <= tolerance
+
+    def test_no_step_waits_for_the_gpu(self, examples: Examples) -> None:
+        device, config = torch.device("cuda"), Config()
+        network = config.network(device)
+        tally = torch.zeros(2, dtype=torch.float64, device=device)
+        walk = config.walk(network, config.descent(network), Examples(*(t.to(device) for t in examples)), running=tally)
+        orders = [permutation(N, 0, epoch, device) for epoch in (1, 2, 3)]
+        for order in orders[:2]:  # every size is recorded by then
+            list(walk(order))
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            list(walk(orders[2]))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def test_no_step_allocates_after_the_first_epochs(self, examples: Examples) -> None:
+        device, config = torch.device("cuda"), Config()
+        network = config.network(device)
+        walk = config.walk(network, config.descent(network), Examples(*(t.to(device) for t in examples)))
+        orders = [permutation(N, 0, epoch, device) for epoch in (1, 2, 3)]
+        for order in orders[:2]:
+            list(walk(order))
+        before = torch.cuda.memory_stats()["allocation.all.allocated"]
+        list(walk(orders[2]))
+        assert torch.cuda.memory_stats()["allocation.all.allocated"] == before

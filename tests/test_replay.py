@@ -1,0 +1,55 @@
+"""What is replayed does what it did, with what its tensors hold now."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bp_torch.replay import Replayed, Tape
+
+
+def test_a_tape_makes_the_calls_again_with_what_the_tensors_hold_now() -> None:
+    a, out, total = torch.tensor([1.0, 2.0]), torch.empty(2), torch.zeros(())
+    with Tape() as tape:
+        torch.add(a, a, out=out)  # into out=
+        out.mul_(3)  # in place
+        fresh = (a - 1).square_()  # into memory of its own, and in place there
+        first = out[:1]  # a view
+        total.add_(first.sum() + fresh.sum())
+    assert (out.tolist(), total.item()) == ([6, 12], 7)
+    a.copy_(torch.tensor([10.0, 20.0]))
+    tape.replay()
+    assert out.tolist() == [60, 120]
+    assert fresh.tolist() == [81, 361], "what the step had asked for holds what it holds now"
+    assert total.item() == 7 + 60 + 81 + 361
+
+
+def test_views_and_shapes_are_not_made_again() -> None:
+    a = torch.zeros(4, 2)
+    with Tape() as tape:
+        a.T[:, :3].shape, a.view(8).detach()
+        a[:2].fill_(1)
+    assert [function.__name__ for function, _, _ in tape.calls] == ["fill_"]
+
+
+@pytest.mark.parametrize(
+    "read", [Tensor.item, float, int, bool, Tensor.tolist, Tensor.numpy], ids=lambda read: read.__name__
+)
+def test_a_number_that_is_read_is_refused(read: Any) -> None:
+    with pytest.raises(RuntimeError, match=r"reads a number out of a tensor: a replay would not read it again"), Tape():
+        read(torch.ones(()))
+
+
+def test_each_length_has_its_own_replay() -> None:
+    lines: list[int] = []
+    total = torch.zeros(1, dtype=torch.int64)
+
+    def add_up(chosen: Tensor) -> Tensor:
+        lines.append(len(chosen))
+        return total.copy_(chosen.sum(0, keepdim=True) * len(chosen))
+
+    replayed = Replayed(add_up, graph=False)
+    for chosen in ([1, 2, 3], [4, 5], [6, 7, 8], [9, 10], [11, 12, 13]):
+        assert replayed(torch.tensor(chosen)).item() == sum(chosen) * len(chosen)
+    assert lines == [3, 2], "the lines are gone through once"
