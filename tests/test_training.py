@@ -18,6 +18,7 @@ from bp_torch.training import (
     first_not_finite,
     new_folder,
     open_run,
+    spread,
     train,
 )
 from bp_torch.walk import Seen
@@ -243,3 +244,11 @@ def test_the_defaults_reach_the_lessons_accuracy(
     last = capsys.readouterr().out.splitlines()[-2].split()
     assert int(last[0]) <= 20
     assert float(last[4].rstrip("%")) >= 94.5
+
+
+@pytest.mark.parametrize(("n", "scored"), [(60_000, 10_000), (12_345, 12_345), (20_001, 10_001), (7, 7)])
+def test_the_training_score_is_of_examples_from_all_over_the_set(n: int, scored: int) -> None:
+    some = spread(Examples(torch.arange(n)[:, None], torch.arange(n)))
+    assert len(some.labels) == scored
+    assert torch.equal(some.x[:, 0], some.labels)
+    assert some.labels[0] == 0 and n - some.labels[-1] <= n // scored
