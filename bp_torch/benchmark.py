@@ -172,16 +172,21 @@ class Runner(NamedTuple):
 # ---- the contenders ----
 
 
-def ours(work: Work) -> Runner:
+def ours(work: Work, *, replay: bool = True) -> Runner:
     """The loop that train.py runs."""
     network = work.network()
-    walk = work.config.walk(network, work.config.descent(network), work.examples)
+    walk = work.config.walk(network, work.config.descent(network), work.examples, replay=replay)
 
     @torch.inference_mode()
     def epoch(order: Tensor) -> None:
         deque(walk(order), maxlen=0)
 
     return Runner(epoch, lambda: network.parameters)
+
+
+def ours_as_written(work: Work) -> Runner:
+    """The same, with every step gone through line by line: no list of calls, and on a GPU no CUDA graph."""
+    return ours(work, replay=False)
 
 
 Batches = Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]]
@@ -381,6 +386,7 @@ OURS, FLOOR, PLAIN = "ours", "floor", "autograd, in memory"
 
 CONTENDERS: dict[str, Callable[[Work], Runner]] = {
     OURS: ours,
+    "ours, not replayed": ours_as_written,
     "autograd, pytorch/examples": autograd_examples,
     "autograd, TensorDataset": autograd_loader,
     PLAIN: autograd_in_memory,

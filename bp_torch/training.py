@@ -64,7 +64,7 @@ took 2.3 s and 1.5 s. Torch 2.15, medians of five epochs in turns.
 """
 
 DTypeName = Literal["float32", "float64", "bfloat16", "float16"]
-PrecisionName = Literal["tf32", "bf16"]
+PrecisionName = Literal["full", "tf32", "bf16"]
 
 
 class TrainingError(RuntimeError):
@@ -146,9 +146,9 @@ class Config:
     """auto, cpu, cuda, cuda:N or mps. auto takes the first GPU there is, else the CPU."""
     dtype: DTypeName = "float32"
     """Type of every number in the network."""
-    precision: PrecisionName | None = None
-    """Precision of forward and backward, with parameters of float32. tf32: in the products, on a GPU; bf16: throughout.
-    None: that of the parameters."""
+    precision: PrecisionName = "full"
+    """Precision of forward and backward. full: that of the parameters; tf32: less in the products, on a GPU; bf16: less
+    throughout. The parameters stay float32."""
     replay: bool = True
     """Note a step's operations once and replay them, on a GPU as a CUDA graph. --no-replay is for debuggers."""
     threads: int | None = None
@@ -193,7 +193,7 @@ class Config:
             raise ValueError(f"--seed: wanted less than 2^32, got {self.seed}")
         if not 0 <= self.learning_rate_decay < inf:
             raise ValueError(f"--learning-rate-decay: wanted 0 or more, got {self.learning_rate_decay}")
-        if self.precision and self.dtype != "float32":
+        if self.precision != "full" and self.dtype != "float32":
             raise ValueError(f"--precision {self.precision}: wanted --dtype float32, got {self.dtype}")
         check_cost(self.cost, self.outputs)
         self.descent(Network((1, 1)))
@@ -269,7 +269,7 @@ class Config:
             "train_examples": examples,
             "seed": self.seed,
             "dtype": self.dtype,
-            "precision": self.precision or self.dtype,
+            "precision": self.precision,
         }
 
     def rate_in(self, epoch: int) -> float:
@@ -344,7 +344,7 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def set_precision(precision: PrecisionName | None, device: torch.device) -> None:
+def set_precision(precision: PrecisionName, device: torch.device) -> None:
     """Let the products of float32 matrices be of TF32 (10 bits of mantissa, not 23) only where that is wanted.
 
     Raises TrainingError where the device has no TF32: nothing falls back in silence.
@@ -506,7 +506,11 @@ def _train(run: Run) -> Path:
     tell(
         f"{'-'.join(map(str, config.sizes))}: {len(network.parameters):,} parameters, {len(run.training.labels):,} "
         f"training examples, batches of {run.walk.batch_size:,}, on {network.device}"
-        + (f" ({torch.get_num_threads()} threads)" if network.device.type == "cpu" else "")
+        + (
+            f" ({torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)})"
+            if network.device.type == "cpu"
+            else ""
+        )
         + (f", in {world.size} processes" if world.size > 1 else "")
     )
     if config.resume:

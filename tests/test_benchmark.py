@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from bp_torch.benchmark import (
     race,
     table,
 )
-from bp_torch.data import PIXELS, Examples, load
+from bp_torch.data import PIXELS, Examples, load, permutation
 from bp_torch.training import Config
 
 COMPILED = "autograd, torch.compile"
@@ -288,6 +289,8 @@ def bytes_held(*owners: object) -> int:
         elif isinstance(thing, list | tuple):
             for part in thing:
                 visit(part)
+        elif isinstance(thing, dict):
+            visit(list(thing.values()))
         elif hasattr(thing, "__dict__"):
             visit(list(vars(thing).values()))
 
@@ -295,14 +298,20 @@ def bytes_held(*owners: object) -> int:
     return sum(found.values())
 
 
-@pytest.mark.parametrize(("sizes", "batch_size"), [((784, 16, 16, 10), 100), ((784, 512, 512, 10), 256)])
+@pytest.mark.parametrize(
+    ("sizes", "batch_size", "times"), [((784, 16, 16, 10), 100, 1.2), ((784, 512, 512, 10), 256, 1.2)]
+)
 def test_a_run_holds_little_more_than_data_parameters_activations_and_deltas(
-    work: Work, sizes: tuple[int, ...], batch_size: int
+    work: Work, sizes: tuple[int, ...], batch_size: int, times: float
 ) -> None:
     examples = load("mnist", work.config.data_dir)
     config = Config(sizes=sizes, batch_size=batch_size)
     network = config.network(CPU)
-    held = bytes_held(examples, config.walk(network, config.descent(network), examples[0]))
+    walk = config.walk(network, config.descent(network), examples[0], running=torch.zeros(2))
+    order = permutation(2 * batch_size + 1, 0, 1)
+    with torch.inference_mode():
+        deque(walk(order), maxlen=0)
+    held = bytes_held(examples, order, walk)
     data = sum(tensor.nbytes for part in examples for tensor in part)
     activations_and_deltas = 4 * batch_size * (PIXELS + 2 * sum(sizes[1:]))
-    assert held <= 1.2 * (data + network.parameters.nbytes + activations_and_deltas)
+    assert held <= times * (data + network.parameters.nbytes + activations_and_deltas)

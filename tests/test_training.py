@@ -75,6 +75,7 @@ def test_evaluate_is_the_mean_over_all_examples(
         ({"train_examples": 0}, "--train-examples: wanted 1 or more, got 0"),
         ({"threads": 0}, "--threads: wanted 1 or more, got 0"),
         ({"seed": -1}, "--seed: wanted 0 or more, got -1"),
+        ({"precision": "bf16", "dtype": "float64"}, "--precision bf16: wanted --dtype float32, got float64"),
         ({"run_name": "../x"}, r"--run-name: wanted the name of one folder in --runs-dir, got '\.\./x'"),
         ({"run_name": ".."}, "--run-name: wanted the name of one folder"),
         ({"run_name": ""}, "--run-name: wanted the name of one folder"),
@@ -162,6 +163,12 @@ def test_a_folder_without_a_trained_network_is_named(tmp_path: Path) -> None:
         TrainingError, match=r"no trained network in .*finish it with: python train\.py --resume .*begun"
     ):
         open_run(tmp_path / "begun")
+
+
+def test_tf32_where_there_is_none_is_an_error(tmp_path: Path, data_dir: Path) -> None:
+    with pytest.raises(TrainingError, match="--precision tf32 takes an NVIDIA GPU of 2020 or later, not cpu"):
+        a_run(tmp_path, data_dir, "tf32", precision="tf32")
+    assert not (tmp_path / "tf32").exists()
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "toaster"])

@@ -160,7 +160,7 @@ def test_a_run_of_replayed_steps_is_that_of_written_ones(
 
 
 def test_bf16_goes_forward_and_back_in_bfloat16_and_keeps_float32_parameters(examples: Examples) -> None:
-    exact, short = (walked(Config(precision=precision), examples)[0] for precision in (None, "bf16"))
+    exact, short = (walked(Config(precision=precision), examples)[0] for precision in ("full", "bf16"))
     assert short.network.dtype == torch.float32
     assert short.trace.gradient.dtype == short.trace.activations[1].dtype == torch.bfloat16
     assert 0 < relative_error(short.network.parameters, exact.network.parameters) < 0.02
