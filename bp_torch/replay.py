@@ -2,7 +2,7 @@
 
 On small layers the time goes into getting from one operation to the next, not into the operations. A step always does
 the same ones, on the same memory, so it is enough to go through its lines once. That changes what a debugger sees, and
-nothing else: every number is the same, bit for bit.
+nothing else.
 
 What is noted is the tensors, not their content. So a step may depend on a tensor that changes (θ, η, the chosen
 examples), but not on a Python number that does, and it may not read a number out of a tensor. Nothing here knows what a
@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 Result = TypeVar("Result")
 
-READS = {"item", "tolist", "numpy", "__bool__", "__int__", "__float__", "__index__"}
-"""The calls by which a number gets out of a tensor."""
+ABOUT = {"__get__", "__len__", "dim", "size", "stride", "numel", "is_floating_point", "is_contiguous"}
+"""The calls that tell what a tensor is, and nothing that it holds."""
 
 
 class Noted(Protocol):
@@ -29,41 +29,42 @@ class Noted(Protocol):
         """Make it once more."""
 
 
-class Replayed(Generic[Result]):
-    """``function(chosen)``, made as it is written once or twice for each length of ``chosen``, and then replayed."""
+class Replay(Generic[Result]):
+    """One step, made as it is written once or twice for each number of examples, and then replayed."""
 
-    def __init__(self, function: Callable[[Tensor], Result], *, graph: bool) -> None:
-        """Note ``function``, which has to return the same tensors always, and with ``graph`` as a CUDA graph."""
-        self.function = function
-        self.graph = graph
+    def __init__(self, device: torch.device) -> None:
+        """For a step on ``device``."""
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._noted: dict[int, tuple[Tensor, Noted, Result]] = {}
         self._warm: set[int] = set()
 
-    def __call__(self, chosen: Tensor) -> Result:
-        """What ``function`` makes of ``chosen``, (n,)."""
+    def __call__(self, step: Callable[[Tensor], Result], chosen: Tensor) -> Result:
+        """``step(chosen)`` for indices (n,); it is the same step, and returns the same tensors, each time."""
         n = chosen.shape[0]
         if n in self._noted:
             held, noted, result = self._noted[n]
             held.copy_(chosen)
             noted.replay()
             return result
-        if not self.graph:
-            return self._note_calls(chosen.clone())
+        if not self._stream:
+            return self._note_calls(step, chosen.clone())
         if n in self._warm:
-            return self._note_kernels(chosen.clone())
+            return self._note_kernels(step, chosen.clone(), self._stream)
         self._warm.add(n)  # the first time loads libraries and kernels, which no recording may do
-        return self.function(chosen)
+        return step(chosen)
 
-    def _note_calls(self, held: Tensor) -> Result:
+    def _note_calls(self, step: Callable[[Tensor], Result], held: Tensor) -> Result:
         with Tape() as tape:
-            result = self.function(held)
+            result = step(held)
         self._noted[len(held)] = held, tape, result
         return result
 
-    def _note_kernels(self, held: Tensor) -> Result:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # a loader's thread may pin memory meanwhile
-            result = self.function(held)
+    def _note_kernels(self, step: Callable[[Tensor], Result], held: Tensor, stream: torch.cuda.Stream) -> Result:
+        # The current device may be another one. Another thread, a loader's, may pin memory meanwhile: thread_local.
+        with torch.cuda.device(held.device):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                result = step(held)
         graph.replay()  # to record is not to run
         self._noted[len(held)] = held, graph, result
         return result
@@ -78,17 +79,20 @@ class Tape(TorchFunctionMode):
         self.calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Let the call be made, and note it. Raises RuntimeError for one that reads a number."""
+        """Let the call be made, and note it. Raises RuntimeError for one that a replay could not make again."""
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") in READS:
-            raise RuntimeError(f"{func.__name__}() reads a number out of a tensor: a replay would not read it again")
         result = func(*args, **kwargs)
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if any(result is tensor for tensor in tensors):  # in place, or into out=
+        if result is None or any(result is tensor for tensor in tensors):  # in place, or into out=
             self.calls.append((func, args, kwargs))
-        elif isinstance(result, Tensor) and not any(_same_memory(result, tensor) for tensor in tensors):
-            self.calls.append((_again, (result, func, args, kwargs), {}))
-        return result  # a view or a property is what it was: nothing to do again
+        elif isinstance(result, Tensor):
+            if not _view(result, tensors):
+                self.calls.append((_again, (result, func, args, kwargs), {}))
+        elif isinstance(result, tuple | list) and all(_view(part, tensors) for part in result):
+            pass
+        elif func.__name__ not in ABOUT and not isinstance(result, torch.dtype):
+            raise RuntimeError(f"{func.__name__}() in a step gives {type(result).__name__}, which no replay can renew")
+        return result
 
     def replay(self) -> None:
         """Make all calls again, in their order."""
@@ -101,5 +105,8 @@ def _again(result: Tensor, function: Callable[..., Tensor], args: tuple[Any, ...
     result.copy_(function(*args, **kwargs))
 
 
-def _same_memory(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+def _view(result: object, tensors: list[Tensor]) -> bool:
+    """Whether ``result`` is a view of one of ``tensors``, which shows what they hold without being made again."""
+    return isinstance(result, Tensor) and any(
+        result.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() for tensor in tensors
+    )

@@ -206,7 +206,8 @@ class RunLog:
         self.writer.flush()
 
     def close(self) -> None:
-        """Flush and let go of the file."""
+        """Log what is left, and let go of the file."""
+        self.write_points()
         self.writer.close()
 
 

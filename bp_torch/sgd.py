@@ -13,7 +13,7 @@ class SGD:
     """θ ← θ − η v, with v ← μ v + ∇C + λ θ (momentum μ, weight decay λ; v starts at zero).
 
     Attributes:
-        learning_rate: η > 0. It is kept as a tensor on the device as well, so that a recorded step follows it.
+        learning_rate: η > 0. It is kept as a tensor as well, in the dtype of θ: a step that is replayed follows it.
         momentum: μ, 0 ≤ μ < 1.
         weight_decay: λ ≥ 0, on the weights, and on the biases too with ``decay_biases``.
         velocity: v, (P,), or None where μ = λ = 0 and v is the gradient itself.
@@ -66,7 +66,7 @@ class SGD:
         Raises ValueError if it does not fit.
         """
         dtype = self.parameters.dtype
-        fits = gradient.dtype == dtype or torch.promote_types(gradient.dtype, dtype) == dtype
+        fits = gradient.is_floating_point() and torch.promote_types(gradient.dtype, dtype) == dtype
         if gradient.shape != self.parameters.shape or not fits:
             wanted = f"{tuple(self.parameters.shape)} of {dtype}"
             raise ValueError(f"the gradient is {tuple(gradient.shape)} of {gradient.dtype}, wanted {wanted}")

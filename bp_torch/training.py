@@ -150,7 +150,8 @@ class Config:
     """Precision of forward and backward. full: that of the parameters; tf32: less in the products, on a GPU; bf16: less
     throughout. The parameters stay float32."""
     replay: bool = True
-    """Note a step's operations once and replay them, on a GPU as a CUDA graph. --no-replay is for debuggers."""
+    """Note a step's operations once and replay them, on a GPU as a CUDA graph; not with several processes or
+    --verify-every. --no-replay is for debuggers."""
     threads: int | None = None
     """CPU threads. None: one for a small network, where a second would only wait; else as many as torch takes."""
     runs_dir: Path = Path("runs")
@@ -195,6 +196,10 @@ class Config:
             raise ValueError(f"--learning-rate-decay: wanted 0 or more, got {self.learning_rate_decay}")
         if self.precision != "full" and self.dtype != "float32":
             raise ValueError(f"--precision {self.precision}: wanted --dtype float32, got {self.dtype}")
+        if self.precision == "tf32" and self.verify_every:
+            raise ValueError(
+                "--verify-every: wanted --precision full or bf16, got tf32, which its witness does not have"
+            )
         check_cost(self.cost, self.outputs)
         self.descent(Network((1, 1)))
 
@@ -284,23 +289,23 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> "Config":
-        """What ``to_json`` wrote. Raises ValueError for anything else."""
+        """What ``to_json`` wrote, or an older version with fewer fields. Raises ValueError for anything else."""
         try:
             fields = json.loads(text)
             hints = get_type_hints(cls)
-            for name in hints.keys() - {"resume"}:
+            for name in hints.keys() & fields.keys():
                 if not _fits(fields[name], hints[name]):
                     raise TypeError(f"{name} is {fields[name]!r}")
             paths = {name: Path(fields[name]) for name in ("data_dir", "runs_dir")}
             return cls(**fields | paths | {"sizes": tuple(fields["sizes"])})
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"not the config of a run: {error}") from error
 
     def resumed(self, typed: "Config") -> "Config":
         """This config, gone on with as ``typed``. Raises ValueError for a flag that differs, but for more epochs."""
         for field in dataclasses.fields(self):
             was, now = getattr(self, field.name), getattr(typed, field.name)
-            if field.name not in ("epochs", "resume") and was != now:
+            if field.name not in ("epochs", "resume", "replay") and was != now:
                 raise ValueError(
                     f"{flag(field.name)} {now} differs from the run's {was}: only --epochs may change on resuming"
                 )
@@ -635,6 +640,7 @@ def diverged(run: Run, log: RunLog | None) -> TrainingError:
     if not run.world.is_first:
         return TrainingError("the cost is not finite: stopped with the first process, which says where")
     if log:
+        log.write_points()
         skipped = log.histograms(run.walk.trace, run.state.step)
         if skipped:
             print(f"{len(skipped)} histograms hold NaN or infinity and are not logged, such as {skipped[0]}")

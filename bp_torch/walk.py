@@ -15,7 +15,7 @@ from bp_torch.backprop import Trace, backward, costs, forward
 from bp_torch.data import ALONE, PIXEL_SCALE, Examples, Minibatches
 from bp_torch.distributed import World
 from bp_torch.network import Network
-from bp_torch.replay import Replayed
+from bp_torch.replay import Replay
 from bp_torch.sgd import SGD
 
 Inspect = Callable[[Tensor, Tensor, Tensor], None]
@@ -31,6 +31,8 @@ class Seen(NamedTuple):
 
 class Walk:
     """The way of one network down the cost of some examples.
+
+    A step that is replayed follows its tensors and the learning rate; everything else stays what it was in the first.
 
     Attributes:
         network: whose parameters descend.
@@ -69,31 +71,33 @@ class Walk:
         share = ceil(batch_size / world.size)
         self.batches = Minibatches(examples, share, self.working.dtype)
         self.trace = Trace(self.working, share, PIXEL_SCALE)
-        self._step: Callable[[Tensor], Seen] = self.step
-        if replay and world.size == 1:
-            self._step = Replayed(self.step, graph=network.device.type == "cuda")
+        self._replay = Replay[Seen](network.device) if replay and world.size == 1 else None
 
     def __call__(self, order: Tensor, inspect: Inspect | None = None) -> Iterator[Seen]:
         """Step once for each mini-batch of ``order``, indices (n,) of examples; after each step, yield what it saw.
 
-        Nothing here waits for a GPU, unless ``inspect`` does; with it, every step is taken as it is written.
+        Nothing here waits for a GPU, unless ``inspect`` does; with it, every step is taken as it is written. All calls
+        are made in ``torch.inference_mode``, or none is.
         """
         for chosen in order.split(self.batch_size) if len(order) else ():  # split would make one piece of nothing
-            yield self.step(chosen, inspect) if inspect else self._step(chosen)
+            if inspect or not self._replay:
+                yield self.step(chosen, inspect)
+            else:
+                yield self._replay(self.step, chosen)
 
     def step(self, chosen: Tensor, inspect: Inspect | None = None) -> Seen:
         """Forward, backward and down, for the mini-batch of the ``chosen`` examples (B,)."""
         if self.working is not self.network:
             self.working.parameters.copy_(self.network.parameters)
         x, y = self.batches.gather(self.world.share(chosen))
-        seen = forward(self.working, x, self.trace)
-        backward(self.working, seen, y, self.cost, examples=chosen.shape[0])
+        trace = forward(self.working, x, self.trace)
+        backward(self.working, trace, y, self.cost, examples=chosen.shape[0])
         if inspect:
-            inspect(x, y, seen.gradient)
+            inspect(x, y, trace.gradient)
         if self.running is not None:
-            seen.tally_up(costs(seen, y, self.cost))
-        self.world.sum(seen.sums)
+            trace.tally_up(costs(trace, y, self.cost))
+        self.world.sum(trace.sums)
         if self.running is not None:
-            self.running.add_(seen.tally, alpha=chosen.shape[0])
-        self.sgd.step(seen.gradient)
-        return Seen(seen, y)
+            self.running.add_(trace.tally, alpha=chosen.shape[0])
+        self.sgd.step(trace.gradient)
+        return Seen(trace, y)

@@ -298,11 +298,9 @@ def bytes_held(*owners: object) -> int:
     return sum(found.values())
 
 
-@pytest.mark.parametrize(
-    ("sizes", "batch_size", "times"), [((784, 16, 16, 10), 100, 1.2), ((784, 512, 512, 10), 256, 1.2)]
-)
+@pytest.mark.parametrize(("sizes", "batch_size"), [((784, 16, 16, 10), 100), ((784, 512, 512, 10), 256)])
 def test_a_run_holds_little_more_than_data_parameters_activations_and_deltas(
-    work: Work, sizes: tuple[int, ...], batch_size: int, times: float
+    work: Work, sizes: tuple[int, ...], batch_size: int
 ) -> None:
     examples = load("mnist", work.config.data_dir)
     config = Config(sizes=sizes, batch_size=batch_size)
@@ -314,4 +312,4 @@ def test_a_run_holds_little_more_than_data_parameters_activations_and_deltas(
     held = bytes_held(examples, order, walk)
     data = sum(tensor.nbytes for part in examples for tensor in part)
     activations_and_deltas = 4 * batch_size * (PIXELS + 2 * sum(sizes[1:]))
-    assert held <= times * (data + network.parameters.nbytes + activations_and_deltas)
+    assert held <= 1.2 * (data + network.parameters.nbytes + activations_and_deltas)

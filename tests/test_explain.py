@@ -496,7 +496,7 @@ def test_what_is_not_html_is_escaped() -> None:
 # ---- the table of the README ----
 
 ROW = re.compile(r"^\| .* \| \[`(\w+)`\]\((bp_torch/explain/\w+\.py)\) \| (.*) \|$", re.MULTILINE)
-CALL = re.compile(r"\[`(\w+)`\]\(bp_torch/(\w+)\.py\)")
+CALL = re.compile(r"\[`([\w.]+)`\]\(bp_torch/(\w+)\.py\)")
 
 
 def rows_of_the_readme() -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -520,7 +520,7 @@ def entered(idea: Any, subject: Subject, options: Any) -> set[str]:
         idea.explain(subject, options)
     finally:
         sys.setprofile(None)
-    return {f"{Path(code.co_filename).stem}.{code.co_name}" for code in seen if "bp_torch" in code.co_filename}
+    return {f"{Path(code.co_filename).stem}.{code.co_qualname}" for code in seen if "bp_torch" in code.co_filename}
 
 
 def test_the_readme_names_every_idea() -> None:

@@ -55,7 +55,9 @@ def test_values_out_of_range_are_refused(tiny: Network, arguments: dict[str, Any
         SGD(tiny, **arguments)
 
 
-@pytest.mark.parametrize("gradient", [torch.ones(1), torch.ones(39, dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "gradient", [torch.ones(1), torch.ones(39, dtype=torch.float64), torch.ones(39, dtype=torch.int64)]
+)
 def test_a_gradient_that_does_not_fit_is_refused(gradient: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"the gradient is \(\d+,\) of .*, wanted \(39,\) of torch\.float32"):
         SGD(Network((5, 4, 3)), 1.0).step(gradient)

@@ -1,20 +1,22 @@
 """A step, and its replay: the same numbers, bit for bit, on a machine without a GPU as well."""
 
+import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from bp_torch.backprop import Trace
 from bp_torch.data import Examples, first_shuffled, permutation
-from bp_torch.replay import Replayed, Tape
+from bp_torch.replay import Tape
 from bp_torch.runlog import RunLog
-from bp_torch.training import Config, open_run, train
-from bp_torch.walk import Seen, Walk
+from bp_torch.training import Config, TrainingError, open_run, train
+from bp_torch.walk import Inspect, Seen, Walk
 from tests.conftest import relative_error
 
 N = 450
@@ -55,19 +57,21 @@ def examples(mnist: tuple[Examples, Examples]) -> Examples:
 
 
 @torch.inference_mode()
-def walked(config: Config, examples: Examples, graph: bool | None = None, device: torch.device = CPU) -> Way:
+def walked(config: Config, examples: Examples, device: torch.device = CPU, stream: object = None) -> Way:
     """A walk of three epochs, and its way: after every step θ, some of δ, the first y, and what it has cost so far."""
     network = config.network(device)
     tally = torch.zeros(2, dtype=torch.float64, device=device)
     examples = Examples(*(tensor.to(device) for tensor in examples))
     walk = config.walk(network, config.descent(network), examples, running=tally)
-    if graph is not None:
-        walk._step = Replayed(walk.step, graph=graph)
+    if stream and walk._replay:
+        walk._replay._stream = stream  # type: ignore[assignment]
     way = []
     for epoch in (1, 2, 3):
         walk.sgd.learning_rate = config.rate_in(epoch)
-        for seen in walk(permutation(N, 0, epoch, device)):
+        order = permutation(N, 0, epoch, device)
+        for seen in walk(order):
             way.append(torch.cat([network.parameters, seen.trace.deltas[-1].flatten()[:5], seen.y[0], tally]))
+        assert torch.equal(order, permutation(N, 0, epoch, device))
     return walk, torch.stack(way)
 
 
@@ -81,6 +85,19 @@ WALKS: list[dict[str, Any]] = [
 ]
 
 
+def steps_entered(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the mini-batches that ``Walk.step`` is gone through for, line by line, from now on."""
+    entered: list[int] = []
+    step = Walk.step
+
+    def enter(walk: Walk, chosen: Tensor, inspect: Inspect | None = None) -> Seen:
+        entered.append(len(chosen))
+        return step(walk, chosen, inspect)
+
+    monkeypatch.setattr(Walk, "step", enter)
+    return entered
+
+
 @pytest.mark.parametrize("fields", WALKS)
 @pytest.mark.parametrize("graph", [False, True], ids=["tape", "graph"])
 def test_a_replayed_walk_goes_the_way_of_the_written_one(
@@ -88,15 +105,9 @@ def test_a_replayed_walk_goes_the_way_of_the_written_one(
 ) -> None:
     monkeypatch.setattr("torch.cuda.CUDAGraph", SlowGraph)
     monkeypatch.setattr("torch.cuda.graph", slow_capture)
-    entered: list[int] = []
-    step = Walk.step
-
-    def enter(walk: Walk, chosen: Tensor) -> Seen:
-        entered.append(len(chosen))
-        return step(walk, chosen)
-
-    monkeypatch.setattr(Walk, "step", enter)
-    _, replayed = walked(Config(learning_rate=0.5, **fields), examples, graph)
+    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext())
+    entered = steps_entered(monkeypatch)
+    _, replayed = walked(Config(learning_rate=0.5, **fields), examples, stream="a stream" if graph else None)
     sizes = [N] if fields.get("batch_size") == N else [100, 50]
     assert sorted(entered, reverse=True) == [size for size in sizes for _ in range(1 + graph)]
     _, written = walked(Config(learning_rate=0.5, replay=False, **fields), examples)
@@ -117,7 +128,7 @@ def test_a_number_that_changes_would_be_frozen_and_is_seen(examples: Examples, m
 
 def test_a_step_that_reads_a_number_is_refused(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trace, "tally_up", lambda trace, costs: trace.tally.fill_(costs.sum().item()))
-    with pytest.raises(RuntimeError, match="reads a number"):
+    with pytest.raises(RuntimeError, match=r"item\(\) in a step gives float"):
         walked(Config(), examples)
 
 
@@ -131,18 +142,31 @@ def test_a_step_that_is_looked_into_is_taken_as_it_is_written(examples: Examples
     assert shown == [(100, 100, 13_002)] * 4 + [(50, 50, 13_002)]
 
 
-def test_a_run_of_replayed_steps_is_that_of_written_ones(
-    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Logging, checkpoints and all; and points of the curves that are read only at the end of an epoch, as on a GPU."""
-    begin = RunLog.begin
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "examples_per_second"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
-    def begin_lazily(log: RunLog, *arguments: Any) -> None:
+
+AT_ONCE = RunLog.begin
+
+
+@pytest.fixture
+def lazy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points of the curves are read only at the end of an epoch, or for a checkpoint, as on a GPU."""
+
+    def begin(log: RunLog, *arguments: Any) -> None:
         log.at_once = False
-        begin(log, *arguments)
+        AT_ONCE(log, *arguments)
 
-    monkeypatch.setattr(RunLog, "begin", begin_lazily)
-    networks = []
+    monkeypatch.setattr(RunLog, "begin", begin)
+
+
+def test_a_run_of_replayed_steps_is_that_of_written_ones(
+    tmp_path: Path, data_dir: Path, lazy: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks, curves = [], []
     for replay in (True, False):
         config = Config(
             replay=replay,
@@ -155,8 +179,21 @@ def test_a_run_of_replayed_steps_is_that_of_written_ones(
             runs_dir=tmp_path,
             run_name=f"replay-{replay}",
         )
-        networks.append(open_run(train(config))[1].parameters)
+        folder = train(config)
+        networks.append(open_run(folder)[1].parameters)
+        curves.append(scalars(folder))
+        monkeypatch.setattr(RunLog, "begin", AT_ONCE)  # the second run reads its points as they come
     assert torch.equal(*networks)
+    assert [step for step, _ in curves[0]["cost/train"]] == [2, 4, 6, 8, 10, 12, 14]
+    assert curves[0] == curves[1]
+
+
+def test_the_points_before_a_cost_that_is_not_finite_are_logged(tmp_path: Path, data_dir: Path, lazy: None) -> None:
+    fields: dict[str, Any] = {"activation": "relu", "output_activation": "relu", "learning_rate": 1e30}
+    fields |= {"train_examples": N, "log_every": 1, "checkpoint_every": 3, "data_dir": data_dir, "runs_dir": tmp_path}
+    with pytest.raises(TrainingError, match="the cost is not finite: at step 2"):
+        train(Config(run_name="diverging", device="cpu", **fields))
+    assert [step for step, _ in scalars(tmp_path / "diverging")["cost/train"]] == [1, 2, 3]
 
 
 def test_bf16_goes_forward_and_back_in_bfloat16_and_keeps_float32_parameters(examples: Examples) -> None:
@@ -171,17 +208,30 @@ def test_bf16_goes_forward_and_back_in_bfloat16_and_keeps_float32_parameters(exa
 # ---- on a GPU ----
 
 
+CUDA_DEVICES = [
+    pytest.param(f"cuda:{n}", marks=pytest.mark.skipif(torch.cuda.device_count() <= n, reason=f"no GPU {n} here"))
+    for n in (0, 1)
+]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
 class TestOnCuda:
     """What only a GPU can show."""
 
     @pytest.mark.parametrize("fields", WALKS)
-    def test_a_cuda_graph_goes_the_way_of_the_written_step(self, fields: dict[str, Any], examples: Examples) -> None:
-        device = torch.device("cuda")
-        _, replayed = walked(Config(learning_rate=0.5, **fields), examples, device=device)
-        _, written = walked(Config(learning_rate=0.5, replay=False, **fields), examples, device=device)
-        tolerance = 1e-2 if "precision" in fields else 1e-5
-        assert relative_error(replayed[-1], written[-1]) <= tolerance
+    @pytest.mark.parametrize("device", CUDA_DEVICES)
+    def test_a_cuda_graph_goes_the_way_of_the_written_step(
+        self, device: str, fields: dict[str, Any], examples: Examples, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        entered = steps_entered(monkeypatch)
+        config = Config(learning_rate=0.5, **fields)
+        walk, replayed = walked(config, examples, torch.device(device))
+        assert len(entered) == 2 * len(set(entered)), "once as it is written, once recorded"
+        _, written = walked(dataclasses.replace(config, replay=False), examples, torch.device(device))
+        p = len(walk.network.parameters)
+        start = config.network(torch.device(device)).parameters
+        for one, other in zip(replayed[:, :p], written[:, :p], strict=True):
+            assert relative_error(one - start, other - start) <= (1e-2 if "precision" in fields else 1e-5)
 
     def test_no_step_waits_for_the_gpu(self, examples: Examples) -> None:
         device, config = torch.device("cuda"), Config()

@@ -27,7 +27,7 @@ from bp_torch.explain.subject import CommonOptions, Subject, check_least, inputs
 from bp_torch.network import Network
 from bp_torch.training import Config, evaluate
 
-MADE_BY = ("walk.step", "backprop.backward", "training.evaluate")
+MADE_BY = ("walk.Walk.step", "backprop.backward", "training.evaluate")
 
 IDEA = (
     "The true gradient asks every example before each step: the surest direction, and a long wait. A mini-batch asks a "

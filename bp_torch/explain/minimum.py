@@ -25,7 +25,7 @@ from bp_torch.explain.subject import CommonOptions, Subject, check_least, each_c
 from bp_torch.network import Network
 from bp_torch.training import Config, evaluate
 
-MADE_BY = ("walk.step", "backprop.backward", "backprop.costs")
+MADE_BY = ("walk.Walk.step", "backprop.backward", "backprop.costs")
 
 IDEA = (
     "Step after step leads down into a valley of the cost, not necessarily the deepest. On its floor the gradient is "

@@ -21,7 +21,7 @@ from bp_torch.explain import style
 from bp_torch.explain.subject import CommonOptions, Subject, check_least, walk_down
 from bp_torch.training import Config, Score, evaluate
 
-MADE_BY = ("walk.step", "training.evaluate")
+MADE_BY = ("walk.Walk.step", "training.evaluate")
 
 IDEA = (
     "All of this rests on labelled examples, and on many of them. From a hundred images the network learns those "

@@ -22,7 +22,7 @@ from bp_torch.explain.subject import CommonOptions, Subject, UsageError, check_d
 from bp_torch.network import Network
 from bp_torch.training import Config
 
-MADE_BY = ("backprop.backward", "walk.step")
+MADE_BY = ("backprop.backward", "walk.Walk.step")
 
 IDEA = (
     "The wishes of one digit's images serve that digit only. If nobody else is heard, the shortest way down is to give "
