@@ -578,8 +578,6 @@ def train_epoch(run: Run, log: RunLog | None, signals: "Signals", bar: "tqdm[Any
     if network.device.type == "cuda":
         torch.cuda.synchronize(network.device)
     seconds = time.perf_counter() - start
-    if log and not log.write_points():
-        raise diverged(run, log)
 
     on_training, on_test = (
         evaluate(network, examples, config.cost, run.world) for examples in (spread(run.training), run.test)
@@ -640,7 +638,6 @@ def diverged(run: Run, log: RunLog | None) -> TrainingError:
     if not run.world.is_first:
         return TrainingError("the cost is not finite: stopped with the first process, which says where")
     if log:
-        log.write_points()
         skipped = log.histograms(run.walk.trace, run.state.step)
         if skipped:
             print(f"{len(skipped)} histograms hold NaN or infinity and are not logged, such as {skipped[0]}")

@@ -12,7 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from bp_torch.backprop import Trace
-from bp_torch.data import Examples, first_shuffled, permutation
+from bp_torch.checkpoint import State
+from bp_torch.data import Examples, first_shuffled, one_hot, permutation
 from bp_torch.replay import Tape
 from bp_torch.runlog import RunLog
 from bp_torch.training import Config, TrainingError, open_run, train
@@ -110,8 +111,26 @@ def test_a_replayed_walk_goes_the_way_of_the_written_one(
     _, replayed = walked(Config(learning_rate=0.5, **fields), examples, stream="a stream" if graph else None)
     sizes = [N] if fields.get("batch_size") == N else [100, 50]
     assert sorted(entered, reverse=True) == [size for size in sizes for _ in range(1 + graph)]
+    entered.clear()
     _, written = walked(Config(learning_rate=0.5, replay=False, **fields), examples)
+    assert sum(entered) == 3 * N, "without a replay, every step is gone through"
     assert torch.equal(replayed, written)
+
+
+def test_what_a_walk_costs_is_added_up_example_by_example(examples: Examples) -> None:
+    config = Config(dtype="float64")
+    network = config.network(CPU)
+    running = torch.zeros(2, dtype=torch.float64)
+    walk = config.walk(network, config.descent(network), examples, running=running)
+    wanted = 0.0
+    for epoch in (1, 2):
+        for chosen in (order := permutation(N, 0, epoch)).split(100):
+            outputs = network.to_sequential()(examples.x[chosen].double() / 255).detach()
+            wanted += (outputs - one_hot(examples.labels[chosen])).square().sum().item()
+            for _ in walk(chosen):
+                pass
+        assert len(order) == N
+    assert running.tolist() == [pytest.approx(wanted, rel=1e-12), 2 * N]
 
 
 def test_a_number_that_changes_would_be_frozen_and_is_seen(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +205,22 @@ def test_a_run_of_replayed_steps_is_that_of_written_ones(
     assert torch.equal(*networks)
     assert [step for step, _ in curves[0]["cost/train"]] == [2, 4, 6, 8, 10, 12, 14]
     assert curves[0] == curves[1]
+
+
+def test_a_checkpoint_is_saved_when_the_points_before_it_are_on_disk(
+    tmp_path: Path, data_dir: Path, lazy: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk: dict[int, list[int]] = {}
+    save = State.save
+
+    def note(state: State, path: Path) -> None:
+        save(state, path)
+        on_disk[state.step] = [step for step, _ in scalars(path.parent).get("cost/train", [])]
+
+    monkeypatch.setattr(State, "save", note)
+    fields: dict[str, Any] = {"train_examples": N, "epochs": 2, "log_every": 1, "checkpoint_every": 3}
+    train(Config(data_dir=data_dir, runs_dir=tmp_path, device="cpu", **fields))
+    assert on_disk == {step: list(range(1, step + 1)) for step in (0, 3, 5, 6, 9, 10)}
 
 
 def test_the_points_before_a_cost_that_is_not_finite_are_logged(tmp_path: Path, data_dir: Path, lazy: None) -> None:
