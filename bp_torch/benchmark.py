@@ -55,6 +55,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -387,11 +388,11 @@ def floor(work: Work) -> Runner:
     return Runner(epoch, lambda: weights[0])
 
 
-OURS, FLOOR, PLAIN = "ours", "floor", "autograd, in memory"
+OURS, WRITTEN, FLOOR, PLAIN = "ours", "ours, not replayed", "floor", "autograd, in memory"
 
 CONTENDERS: dict[str, Callable[[Work], Runner]] = {
     OURS: ours,
-    "ours, not replayed": ours_as_written,
+    WRITTEN: ours_as_written,
     "autograd, pytorch/examples": autograd_examples,
     "autograd, TensorDataset": autograd_loader,
     PLAIN: autograd_in_memory,
@@ -530,15 +531,16 @@ def machine(device: torch.device) -> dict[str, str | int]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    known: dict[str, str | int] = {
+    return {
+        "date": date.today().isoformat(),
         "cpu": (names or [platform.processor() or platform.machine()])[0],
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
         "numpy": np.__version__,
     }
-    return known
 
 
 def table(measurement: Measurement) -> str:
@@ -602,8 +604,8 @@ def as_json(measurements: list[Measurement], options: Options, where: dict[str, 
     )
 
 
-COLOURS = {OURS: "#0072B2", FLOOR: "#999999"}
-"""Okabe and Ito's blue and grey, which every kind of colour vision tells apart from the others' orange."""
+COLOURS = {OURS: "#0072B2", WRITTEN: "#56B4E9", FLOOR: "#999999"}
+"""Okabe and Ito's blues and grey, which every kind of colour vision tells apart from the others' orange."""
 
 
 def finding(m: Measurement) -> str:
