@@ -159,7 +159,7 @@ class Config:
     run_name: str | None = None
     """Name of this run's folder. None: date, time, sizes, and what differs from the defaults."""
     resume: Path | None = None
-    """Folder of a run to go on with, just where its last checkpoint stands. Only --epochs may change, and only rise."""
+    """Folder of a run to go on with, just where its last checkpoint stands. --epochs may rise, --replay may change."""
     checkpoint_every: int | None = None
     """Save a checkpoint each so many steps as well. None: after each epoch only."""
     verify_every: int | None = None
@@ -307,7 +307,8 @@ class Config:
             was, now = getattr(self, field.name), getattr(typed, field.name)
             if field.name not in ("epochs", "resume", "replay") and was != now:
                 raise ValueError(
-                    f"{flag(field.name)} {now} differs from the run's {was}: only --epochs may change on resuming"
+                    f"{flag(field.name)} {now} differs from the run's {was}: "
+                    "only --epochs and --replay may change on resuming"
                 )
         if typed.epochs < self.epochs:
             raise ValueError(

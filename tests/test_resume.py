@@ -135,7 +135,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("typed", "message"),
     [
-        ({"seed": 9}, "--seed 9 differs from the run's 0: only --epochs may change"),
+        ({"seed": 9}, "--seed 9 differs from the run's 0: only --epochs and --replay may change"),
         ({"momentum": 0.0}, "--momentum 0.0 differs from the run's 0.9"),
         ({"epochs": 3}, "--epochs 3 is less than the run's 30"),
     ],
