@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 from torch.nn import functional
 
@@ -87,3 +88,11 @@ def relative_error(ours: Tensor, wanted: Tensor) -> float:
     """‖ours − wanted‖ / ‖wanted‖, and 0 where both are zero."""
     difference = torch.linalg.vector_norm(ours - wanted).item()
     return difference / torch.linalg.vector_norm(wanted).item() if difference else 0.0
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """{tag: [(step, value)]} of a run, as TensorBoard reads it, but for the one that is a matter of time."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag != "examples_per_second"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}

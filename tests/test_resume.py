@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bp_torch.checkpoint import BEST, LAST, CheckpointError
 from bp_torch.network import Network
 from bp_torch.runlog import RunLog
 from bp_torch.training import Config, Signals, Stopped, TrainingError, open_run, read_config, train
+from tests.conftest import curves
 
 FORK = multiprocessing.get_context("fork")  # the child starts with torch loaded
 
@@ -46,13 +46,6 @@ def weights(config: Config, name: str) -> torch.Tensor:
 
 def resumed(config: Config, name: str) -> Config:
     return replace(config, run_name=name, resume=config.runs_dir / name)
-
-
-def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag != "examples_per_second"]
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 def test_kill_9_at_twenty_random_instants_changes_nothing(config: Config) -> None:

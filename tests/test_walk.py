@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from bp_torch.backprop import Trace
@@ -18,7 +17,7 @@ from bp_torch.replay import Tape
 from bp_torch.runlog import RunLog
 from bp_torch.training import Config, TrainingError, open_run, train
 from bp_torch.walk import Inspect, Seen, Walk
-from tests.conftest import relative_error
+from tests.conftest import curves, relative_error
 
 N = 450
 """Examples: four mini-batches of 100 and a short one."""
@@ -161,13 +160,6 @@ def test_a_step_that_is_looked_into_is_taken_as_it_is_written(examples: Examples
     assert shown == [(100, 100, 13_002)] * 4 + [(50, 50, 13_002)]
 
 
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag != "examples_per_second"]
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
-
-
 AT_ONCE = RunLog.begin
 
 
@@ -185,7 +177,7 @@ def lazy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_of_replayed_steps_is_that_of_written_ones(
     tmp_path: Path, data_dir: Path, lazy: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    networks, curves = [], []
+    networks, logged = [], []
     for replay in (True, False):
         config = Config(
             replay=replay,
@@ -200,11 +192,11 @@ def test_a_run_of_replayed_steps_is_that_of_written_ones(
         )
         folder = train(config)
         networks.append(open_run(folder)[1].parameters)
-        curves.append(scalars(folder))
+        logged.append(curves(folder))
         monkeypatch.setattr(RunLog, "begin", AT_ONCE)  # the second run reads its points as they come
     assert torch.equal(*networks)
-    assert [step for step, _ in curves[0]["cost/train"]] == [2, 4, 6, 8, 10, 12, 14]
-    assert curves[0] == curves[1]
+    assert [step for step, _ in logged[0]["cost/train"]] == [2, 4, 6, 8, 10, 12, 14]
+    assert logged[0] == logged[1]
 
 
 def test_a_checkpoint_is_saved_when_the_points_before_it_are_on_disk(
@@ -215,7 +207,7 @@ def test_a_checkpoint_is_saved_when_the_points_before_it_are_on_disk(
 
     def note(state: State, path: Path) -> None:
         save(state, path)
-        on_disk[state.step] = [step for step, _ in scalars(path.parent).get("cost/train", [])]
+        on_disk[state.step] = [step for step, _ in curves(path.parent).get("cost/train", [])]
 
     monkeypatch.setattr(State, "save", note)
     fields: dict[str, Any] = {"train_examples": N, "epochs": 2, "log_every": 1, "checkpoint_every": 3}
@@ -228,7 +220,7 @@ def test_the_points_before_a_cost_that_is_not_finite_are_logged(tmp_path: Path, 
     fields |= {"train_examples": N, "log_every": 1, "checkpoint_every": 3, "data_dir": data_dir, "runs_dir": tmp_path}
     with pytest.raises(TrainingError, match="the cost is not finite: at step 2"):
         train(Config(run_name="diverging", device="cpu", **fields))
-    assert [step for step, _ in scalars(tmp_path / "diverging")["cost/train"]] == [1, 2, 3]
+    assert [step for step, _ in curves(tmp_path / "diverging")["cost/train"]] == [1, 2, 3]
 
 
 def test_bf16_goes_forward_and_back_in_bfloat16_and_keeps_float32_parameters(examples: Examples) -> None:
