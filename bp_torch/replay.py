@@ -18,6 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 Result = TypeVar("Result")
 
+Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""A function, its arguments by place, and those by name."""
+
 ABOUT = {"__get__", "__len__", "dim", "size", "stride", "numel", "is_floating_point", "is_contiguous"}
 """The calls that tell what a tensor is, and nothing that it holds."""
 
@@ -76,7 +79,7 @@ class Tape(TorchFunctionMode):
     def __init__(self) -> None:
         """Begin with none."""
         super().__init__()
-        self.calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+        self.calls: list[Call] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Let the call be made, and note it. Raises RuntimeError for one that a replay could not make again."""
@@ -87,7 +90,7 @@ class Tape(TorchFunctionMode):
             self.calls.append((func, args, kwargs))
         elif isinstance(result, Tensor):
             if not _view(result, tensors):
-                self.calls.append((_again, (result, func, args, kwargs), {}))
+                self.calls.append(_into(result, func, args, kwargs))
         elif isinstance(result, tuple | list) and all(_view(part, tensors) for part in result):
             pass
         elif func.__name__ not in ABOUT and not isinstance(result, torch.dtype):
@@ -100,8 +103,20 @@ class Tape(TorchFunctionMode):
             function(*args, **kwargs)
 
 
-def _again(result: Tensor, function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Let the memory that a call had asked for hold what it gives now: later calls read it there."""
+def _into(result: Tensor, function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """The call that puts what ``function`` gives into the memory that it had asked for: later calls read it there.
+
+    ``a - y`` becomes ``torch.sub(a, y, out=result)``, where there is one that takes ``out``.
+    """
+    into: Any = getattr(torch, function.__name__.strip("_"), None)
+    try:
+        into(*args, **kwargs, out=result)
+    except (TypeError, RuntimeError):
+        return _copy, (result, function, args, kwargs), {}
+    return into, args, kwargs | {"out": result}
+
+
+def _copy(result: Tensor, function: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     result.copy_(function(*args, **kwargs))
 
 

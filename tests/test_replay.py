@@ -34,6 +34,16 @@ def test_views_and_shapes_are_not_made_again() -> None:
     assert [function.__name__ for function, _, _ in tape.calls] == ["fill_"]
 
 
+def test_what_a_call_asks_memory_for_is_asked_for_once() -> None:
+    a, total = torch.ones(2), torch.zeros(2)
+    with Tape() as tape:
+        total.add_((a - 3).clone())  # there is a torch.sub that takes out=, and no such torch.clone
+    assert [function.__name__ for function, _, _ in tape.calls] == ["sub", "_copy", "add_"]
+    a.fill_(10)
+    tape.replay()
+    assert total.tolist() == [-2 + 7] * 2
+
+
 def test_an_assignment_is_made_again() -> None:
     a, b = torch.ones(2), torch.zeros(2)
     with Tape() as tape:
