@@ -24,7 +24,7 @@ not of scheduling. NumPy's library reads its number of threads once, when it is 
 anew with that number in the environment.
 
 What was tried on ours at 784-16-16-10, batches of 100, and what it took off an epoch of 102 ms (one thread of an AMD
-EPYC, torch 2.15, 2026-11-23 and 24; least of 25 to 60 turns). Kept:
+EPYC, torch 2.15, 2026-11-23 and 24; least of 15 to 60 turns). Kept:
 
     x.shape[0] for len(x) in the step                            3.4 %
     W^lᵀ and δ^lᵀ as views made once, not in every step          4.5 %
@@ -38,7 +38,7 @@ Left out, for it brought too little or cost too much:
     Σ_k δ_k as a product with ones                               1.2 %, and 3 to 90 times the rounding error
     feature-major buffers, (n, B)                                nothing
     a W and b added one after the other, not by addmm            −3 %
-    ten steps compiled into one function by torch.compile        10 % beside the replay, after 16 s of compiling
+    ten steps compiled into one function by torch.compile        10 to 13 % beside the replay, after 16 s of compiling
 
 What is left above the floor are 28 calls into torch, 1.5 µs each. With ten steps compiled at once, an epoch is still
 1.3 times the floor.

@@ -4,10 +4,9 @@ A checkpoint is a plain dict that ``torch.load(weights_only=True)`` takes. It ho
 epoch follows from the seed (``data.permutation``), so the place in it is enough.
 """
 
-import io
 import tempfile
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -52,9 +51,7 @@ class State:
 
     def save(self, path: Path) -> None:
         """Put this state in the place of ``path``. Raises OSError, with the old file as it was, when that fails."""
-        content = io.BytesIO()
-        torch.save(asdict(self), content)
-        replace_file(path, content.getvalue())
+        replace_file(path, lambda file: torch.save(dict(vars(self)), file))  # asdict would copy the tensors
 
     @classmethod
     def load(cls, path: Path, like: "State") -> "State":

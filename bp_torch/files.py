@@ -2,18 +2,20 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write ``content`` beside ``path``, flush it to the disk, then put it in the place of ``path`` in one step.
 
-    Raises OSError, with ``path`` as it was, when the content cannot be written.
+    What is large writes itself: ``content(file)``. Raises OSError, with ``path`` as it was, when that fails.
     """
     descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            file.write(content) if isinstance(content, bytes) else content(file)
             file.flush()
             os.fsync(file.fileno())
         Path(beside).chmod(0o666 & ~_umask())  # mkstemp is for secrets: 0600

@@ -210,8 +210,8 @@ class Network:
 
         Raises OSError when it cannot be written; a file that stood there is then left as it was.
         """
-        tensors = {f"W{n}": w.contiguous().clone() for n, w in enumerate(self.weights, 1)}
-        tensors |= {f"b{n}": b.clone() for n, b in enumerate(self.biases, 1)}
+        tensors = {f"W{n}": w for n, w in enumerate(self.weights, 1)}
+        tensors |= {f"b{n}": b for n, b in enumerate(self.biases, 1)}
         about = {
             "sizes": self.sizes,
             "activation": self.activation,

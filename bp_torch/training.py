@@ -675,15 +675,16 @@ def first_not_finite(network: Network, seen: Seen, cost: str) -> str | None:
 def log_results(run: Run, log: RunLog, score: Score, most: int = 10_000) -> None:
     """Log the ``score`` on the test set, and what the network says of the first ``most`` test examples."""
     examples = Examples(run.test.x[:most], run.test.labels[:most])
-    last_two = [[a.clone() for a in seen.activations[-2:]] for seen, _ in look(run.network, examples)]
-    hidden, outputs = (torch.cat(chunks).float().cpu() for chunks in zip(*last_two, strict=True))
+    kept = -2 if run.config.log_embedding else -1  # the last hidden layer is large, and for the embedding alone
+    last = [[a.clone() for a in seen.activations[kept:]] for seen, _ in look(run.network, examples)]
+    *hidden, outputs = (torch.cat(chunks).float().cpu() for chunks in zip(*last, strict=True))
     if run.config.cost == "softmax-cross-entropy":
         outputs = torch.softmax(outputs, 1)
     images, labels = (tensor.cpu() for tensor in examples)
     results = {"test_accuracy": score.accuracy, "test_cost": score.cost}
     log.end(results, images, labels, outputs, run.state.step)
     if run.config.log_embedding:
-        log.embedding(images, labels, outputs, hidden, run.state.step)
+        log.embedding(images, labels, outputs, hidden[0], run.state.step)
 
 
 class Stopped(Exception):  # noqa: N818 (nothing went wrong)

@@ -1,3 +1,4 @@
+import io
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,15 @@ def test_a_state_is_restored_exactly_into_the_tensors_that_are_held(tmp_path: Pa
     assert now.parameters is held and held.tolist() == [0, 1, 2, 3, 4, 5]
     assert now.velocity is not None and now.velocity.tolist() == [0, 2, 4, 6, 8, 10]
     assert now.running.tolist() == [3, 4]
+
+
+def test_a_state_is_saved_without_a_copy_of_its_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, written = a_state(), []
+    monkeypatch.setattr("torch.save", lambda content, file: written.append((content, file)))
+    state.save(tmp_path / LAST)
+    ((content, file),) = written
+    assert content["parameters"] is state.parameters and content["velocity"] is state.velocity
+    assert isinstance(file, io.BufferedWriter), "and straight into the file"
 
 
 def test_a_checkpoint_is_a_plain_dict(tmp_path: Path) -> None:

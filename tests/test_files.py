@@ -1,8 +1,22 @@
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
 from bp_torch.files import replace_file
+
+
+def test_what_writes_itself_is_replaced_whole_too(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    replace_file(path, lambda file: file.write(b"old"))
+
+    def half(file: BinaryIO) -> None:
+        file.write(b"ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        replace_file(path, half)
+    assert (path.read_bytes(), len(list(tmp_path.iterdir()))) == (b"old", 1)
 
 
 def test_the_old_content_stands_until_the_new_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from bp_torch.backprop import backward, forward
 from bp_torch.data import Examples, first_shuffled, one_hot, permutation
+from bp_torch.runlog import RunLog
 from bp_torch.training import (
     Config,
     TrainingError,
@@ -151,6 +152,26 @@ def test_examples_a_second_counts_examples(tmp_path: Path, data_dir: Path, monke
     events.Reload()
     assert [event.value for event in events.Scalars("examples_per_second")] == [1001]
     assert [event.step for event in events.Scalars("cost/train")] == [2], "a short epoch has its point too"
+
+
+@pytest.mark.parametrize("log_embedding", [False, True])
+def test_what_is_logged_of_the_test_images_is_what_the_network_says_of_them(
+    log_embedding: bool,
+    tmp_path: Path,
+    data_dir: Path,
+    mnist: tuple[Examples, Examples],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logged: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(RunLog, "end", lambda log, results, x, y, outputs, step: logged.update(outputs=outputs))
+    monkeypatch.setattr(RunLog, "embedding", lambda log, x, y, outputs, hidden, step: logged.update(hidden=hidden))
+    a_run(tmp_path, data_dir, "logged", epochs=1, train_examples=1000, log_embedding=log_embedding)
+    model = open_run(tmp_path / "logged")[1].to_sequential()
+    pixels = mnist[1].x.float() / 255
+    torch.testing.assert_close(logged["outputs"], model(pixels).detach(), rtol=1e-4, atol=1e-5)
+    assert ("hidden" in logged) == log_embedding
+    if log_embedding:
+        torch.testing.assert_close(logged["hidden"], model[:-2](pixels).detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_is_named_by_what_differs() -> None:
