@@ -67,7 +67,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
@@ -645,8 +645,10 @@ def draw(axes: Axes, m: Measurement) -> None:
     bars = axes.barh(names, [times[name] for name in names], color=[COLOURS.get(name, "#E69F00") for name in names])
     axes.bar_label(bars, [f" {times[name]:,.0f} ms, {times[name] / times[OURS]:.2f}×" for name in names], fontsize=9)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelsize=9)
     axes.set_title(finding(m), loc="left", fontsize=10, fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
 

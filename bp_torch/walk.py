@@ -59,7 +59,7 @@ class Walk:
         """Make all buffers. ``precision`` is that of forward and backward, the network's own where none is given.
 
         In a ``world`` of several processes each walks with its share of every mini-batch, and one sum makes the shares
-        whole, and takes every step as it is written; so does a single one without ``replay``.
+        whole. There, and without ``replay``, every step is taken as it is written.
         """
         self.network = network
         self.working = network if precision in (None, network.dtype) else network.to(dtype=precision)

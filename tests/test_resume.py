@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from tensorboard.summary.writer.record_writer import RecordWriter
 
-from bp_torch.checkpoint import BEST, LAST, CheckpointError, State
+from bp_torch.checkpoint import BEST, LAST, CheckpointError
 from bp_torch.network import Network
 from bp_torch.runlog import RunLog
 from bp_torch.training import Config, Signals, Stopped, TrainingError, open_run, read_config, train
@@ -88,26 +87,6 @@ def test_dying_after_the_results_logs_none_of_them_twice(config: Config, monkeyp
         steps = [step for step, _ in points]
         assert steps == sorted(set(steps)), tag
     assert len(curves(config.runs_dir / "died")["final/test_accuracy"]) == 1
-
-
-def test_a_checkpoint_is_saved_once_the_curve_before_it_is_on_the_disk(
-    config: Config, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def save(self: State, path: Path) -> None:
-        steps = [step for step, _ in curves(path.parent).get("cost/train", [])]
-        assert steps == list(range(config.log_every, self.step + 1, config.log_every))
-        saved.append(self.step)
-
-    def slowly(self: RecordWriter, record: bytes) -> None:
-        time.sleep(0.005)
-        write(self, record)
-
-    saved: list[int] = []
-    write = RecordWriter.write
-    monkeypatch.setattr(RecordWriter, "write", slowly)
-    monkeypatch.setattr(State, "save", save)
-    train(replace(config, epochs=1, run_name="one"))
-    assert saved == [0, 7, 14, 20, 20]
 
 
 def test_fewer_epochs_and_then_the_rest_are_all_of_them(config: Config) -> None:

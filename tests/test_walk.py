@@ -1,6 +1,7 @@
 """A step, and its replay: the same numbers, bit for bit, on a machine without a GPU as well."""
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import Tensor
 
 from bp_torch.backprop import Trace
@@ -203,12 +205,17 @@ def test_a_checkpoint_is_saved_when_the_points_before_it_are_on_disk(
     tmp_path: Path, data_dir: Path, lazy: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_disk: dict[int, list[int]] = {}
-    save = State.save
+    save, write = State.save, RecordWriter.write
+
+    def slowly(writer: RecordWriter, record: bytes) -> None:  # in a thread of its own, which a checkpoint waits for
+        time.sleep(0.005)
+        write(writer, record)
 
     def note(state: State, path: Path) -> None:
-        save(state, path)
         on_disk[state.step] = [step for step, _ in curves(path.parent).get("cost/train", [])]
+        save(state, path)
 
+    monkeypatch.setattr(RecordWriter, "write", slowly)
     monkeypatch.setattr(State, "save", note)
     fields: dict[str, Any] = {"train_examples": N, "epochs": 2, "log_every": 1, "checkpoint_every": 3}
     train(Config(data_dir=data_dir, runs_dir=tmp_path, device="cpu", **fields))
