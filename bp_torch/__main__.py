@@ -1,4 +1,4 @@
-"""python -m bp_torch verify | explain | benchmark. Each command has its own --help."""
+"""python -m bp_torch train | verify | explain | benchmark, also as bp-torch. Each command has its own --help."""
 
 import importlib
 import sys
@@ -6,12 +6,13 @@ import sys
 from bp_torch.cli import fail
 
 COMMANDS = {
-    "verify": "hold the hand-written backward against autograd and finite differences",
-    "explain": "show what one training example wants, and every idea around it, on a real network",
-    "benchmark": "time the hand-written backward beside what you would otherwise write",
+    "train": "train a network on handwritten digits (the same as python train.py)",
+    "verify": "check the backward against autograd and central differences",
+    "explain": "show every idea of backpropagation on a trained network",
+    "benchmark": "time training against the usual ways to do it",
 }
 
-USAGE = "usage: python -m bp_torch COMMAND [OPTIONS]\n\n" + "\n".join(
+USAGE = "usage: bp-torch COMMAND [OPTIONS], or python -m bp_torch COMMAND [OPTIONS]\n\n" + "\n".join(
     f"  {name:10} {does}" for name, does in COMMANDS.items()
 )
 
@@ -20,11 +21,12 @@ def main() -> None:
     """Hand the arguments to the command that the first one names."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(f"{USAGE}\n\nEach command has its own --help. To train: python train.py")
-    elif name in COMMANDS:
-        importlib.import_module(f"bp_torch.{name}").main(arguments)  # only the one asked for: the others load much
-    else:
+        print(f"{USAGE}\n\nEach command has its own --help.")
+    elif name not in COMMANDS:
         fail(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}", 2)
+    else:  # only this one is imported: the others load much
+        module = importlib.import_module(f"bp_torch.{'training' if name == 'train' else name}")
+        module.main(arguments)
 
 
 if __name__ == "__main__":

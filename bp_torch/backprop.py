@@ -1,275 +1,120 @@
-"""Backpropagation: one pass forward that keeps what it computes, one pass backward that answers with the gradient.
+"""Backpropagation: a pass forward, a pass back, four equations (Nielsen, *Neural Networks and Deep Learning*, ch. 2).
 
-The four equations are the four functions BP1 to BP4 below (Nielsen, *Neural Networks and Deep Learning*, ch. 2, which
-has them for one example; here every row of a batch is an example). ``backward`` is the order in which they are used.
+    forward   z^l = a^(l−1) W^lᵀ + b^l,  a^l = φ(z^l),  a^0 = x
+    BP1       δ^L = ∂C/∂a^L ⊙ φ′(z^L)
+    BP2       δ^(l−1) = (δ^l W^l) ⊙ φ′(z^(l−1))
+    BP3       ∂C/∂b^l = Σ_k δ^l_k
+    BP4       ∂C/∂W^l = δ^lᵀ a^(l−1)
 
-Shapes: x (B, n_0), y (B, n_L), a^l and δ^l (B, n_l), W^l (n_l, n_{l−1}), b^l (n_l,). δ^l means ∂C/∂z^l, with C the mean
-cost of the batch. Lists over layers count from zero: ``weights[0]`` is W^1 and ``deltas[0]`` is δ^1, while
-``activations[0]`` is the input and ``activations[1]`` is a^1.
-
-Nothing here uses autograd, draws a random number or moves a weight.
+δ^l is ∂C/∂z^l, and C is the mean cost of a batch, whose rows k are its examples: x (…, B, n_0), targets y (…, B, n_L),
+a^l and δ^l (…, B, n_l). W^l is (…, n_l, n_(l−1)), b^l (…, n_l). (…) is nothing for one network, (K,) for K networks.
 """
 
-from copy import copy
-from typing import Self, TypeVar, overload
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bp_torch.activations import ACTIVATIONS
-from bp_torch.costs import COSTS, Cost
+from bp_torch.costs import Cost, find_cost
 from bp_torch.network import Network, layer_views
 
 
-class ForwardTrace:
-    """What a batch leaves behind on its way forward. Made once, a trace serves every batch of its size.
+class Forward(NamedTuple):
+    """What a forward pass computed: [a^0, …, a^L] and z^L, and the network that it went through."""
 
-    Attributes:
-        activations: [a^0, …, a^L], each (B, n_l); a^0 is the batch itself, and empty before the first ``forward``.
-        z: z^L, (B, n_L), the last layer's weighted sums; the costs need them.
-        phi: [φ of layer 1, …, φ of layer L].
-        x_scale: the network sees x_scale · x. Pixels can so stay 0..255 in the batch, and the factor 1/255 rides along
-            in the two products that touch them. ``activations[0]`` is not yet scaled.
-    """
-
-    def __init__(self, network: Network, batch_size: int, x_scale: float = 1.0) -> None:
-        """Make the buffers for ``batch_size`` examples on the network's device, in its dtype."""
-        new = network.parameters.new_empty
-        self.sizes = network.sizes
-        self.x_scale = x_scale
-        self.phi = [ACTIVATIONS[network.activation_of(layer)] for layer in range(network.depth)]
-        self.z = new(batch_size, network.sizes[-1])
-        self.activations = [new(0, network.sizes[0]), *(new(batch_size, n) for n in network.sizes[1:])]
-
-    def first(self, n: int) -> Self:
-        """The trace of a shorter batch of ``n`` examples, in the same memory. Raises ValueError if n has no room."""
-        if n > len(self.z):
-            raise ValueError(f"the batch has {n} examples, the trace has room for {len(self.z)}")
-        short = copy(self)
-        short.z = self.z[:n]
-        short.activations = [a[:n] for a in self.activations]
-        return short
+    network: Network
+    activations: list[Tensor]
+    z: Tensor
 
 
-class Trace(ForwardTrace):
-    """What a batch leaves behind on its way forward and back.
+class Backward(NamedTuple):
+    """What a backward pass computed: ∇C (…, P), in the order of θ, and [δ^1, …, δ^L]."""
 
-    Attributes:
-        deltas: [δ^1, …, δ^L], each (B, n_l).
-        transposed: [δ^1ᵀ, …, δ^Lᵀ], each (n_l, B), views of them.
-        share: 1/B, (): what one example counts in the mean. A tensor, so that a product with it allocates nothing.
-        gradient: ∇C, (P,), in the order of θ.
-        sums: [∇C, C, 1], (P + 2,): what adds up over the shares of a batch. ``gradient`` and ``tally`` are views.
-        tally: [C, 1], or a share's part of both, (2,), written by ``tally_up``.
-        weight_gradients, bias_gradients: ∂C/∂W^l and ∂C/∂b^l, views into ``gradient``.
-    """
-
-    def __init__(self, network: Network, batch_size: int, x_scale: float = 1.0) -> None:
-        """Make the buffers for ``batch_size`` examples on the network's device, in its dtype."""
-        super().__init__(network, batch_size, x_scale)
-        new, n_out = network.parameters.new_empty, network.sizes[1:]
-        self.deltas = [new(batch_size, n) for n in n_out]
-        self.transposed = [delta.T for delta in self.deltas]
-        self.share = new(())
-        self.examples = 0  # what ``share`` is one of
-        scratch = new(batch_size * max(n_out))
-        self._slopes = [scratch[: batch_size * n].view(batch_size, n) for n in n_out]  # one memory for all layers
-        self.sums = torch.zeros(len(network.parameters) + 2, dtype=network.dtype, device=network.device)
-        self.gradient, self.tally = self.sums[:-2], self.sums[-2:]
-        self._cost, self._part = self.tally
-        self.weight_gradients, self.bias_gradients = layer_views(self.gradient, network.sizes)
-
-    def first(self, n: int) -> Self:
-        """The trace of a shorter batch of ``n`` examples, in the same memory. Raises ValueError if n has no room."""
-        short = super().first(n)
-        short.deltas = [delta[:n] for delta in self.deltas]
-        short.transposed = [delta.T for delta in short.deltas]
-        short.share = self.share.clone()
-        short._slopes = [slope[:n] for slope in self._slopes]
-        return short
-
-    def tally_up(self, costs: Tensor) -> None:
-        """Note what the examples cost, (B,), and what part of the batch they are; means, so that no dtype overflows."""
-        part = costs.shape[0] / self.examples
-        if part:
-            torch.mean(costs, 0, out=self._cost)
-        if part != 1:
-            self._cost.mul_(part)
-        self._part.fill_(part)
-
-    def slope(self, layer: int) -> Tensor:
-        """φ′(z^l), (B, n_l), of ``layer`` (an index into ``deltas``), good until the next slope is asked for."""
-        return self.phi[layer].derivative(self.activations[layer + 1], self._slopes[layer])
+    gradient: Tensor
+    deltas: list[Tensor]
 
 
-AnyTrace = TypeVar("AnyTrace", bound=ForwardTrace)
+def forward(network: Network, x: Tensor) -> Forward:
+    """Every activation for the batch x. Raises ValueError for an x of a wrong shape, dtype or device."""
+    network.check_batch("x", x, network.sizes[0])
+    activations = [x.detach().expand(*network.leading, *x.shape[-2:])]  # one batch may serve all K networks
+    for W, b, phi in network.layers:
+        z = weighted_sum(activations[-1], W, b)
+        activations.append(phi.function(z))
+    return Forward(network, activations, z)
 
 
-# ---- forward ----
+def weighted_sum(a: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    """z = a Wᵀ + b."""
+    if W.ndim == 2:
+        return torch.addmm(b, a, W.mT)
+    return torch.baddbmm(b.unsqueeze(-2), a, W.mT)
 
 
-@overload
-def forward(network: Network, x: Tensor, trace: None = None) -> Trace: ...
+def output_delta(cost: Cost, a: Tensor, y: Tensor, phi_prime: Tensor, examples: int) -> Tensor:
+    """BP1: δ^L = ∂C/∂a^L ⊙ φ′(z^L). The 1/B of the mean over the batch is here, and only here."""
+    derivative = cost.derivative(a, y) / examples
+    return derivative if cost.absorbs else derivative * phi_prime
 
 
-@overload
-def forward(network: Network, x: Tensor, trace: AnyTrace) -> AnyTrace: ...
+def input_gradient(delta: Tensor, W: Tensor) -> Tensor:
+    """∂C/∂a^(l−1) = δ^l W^l: the sum over the neurons of layer l. In the forward pass this was z = a Wᵀ + b."""
+    return torch.matmul(delta, W)
 
 
-def forward(network: Network, x: Tensor, trace: ForwardTrace | None = None) -> ForwardTrace:
-    """a^l = φ(a^{l−1} W^lᵀ + b^l), layer after layer, for a batch x (B, n_0).
-
-    Returns the trace, whose ``activations[-1]`` are the outputs: ``trace`` refilled (its first B rows where it has room
-    for more), or a new one where none is given. Raises ValueError when x is not of the network's shape, dtype and
-    device, or has more rows than the trace, or when the trace is of another network.
-    """
-    check_batch("x", x, network, network.sizes[0])
-    if trace is None:
-        trace = Trace(network, x.shape[0])
-    elif trace.sizes != network.sizes:
-        raise ValueError(f"the trace is of a network of sizes {trace.sizes}, this one is {network}")
-    elif x.shape[0] != trace.z.shape[0]:
-        trace = trace.first(x.shape[0])
-    trace.activations[0] = a = x.detach()
-    scale = trace.x_scale
-    last = network.depth - 1
-    for layer, (w_transposed, b) in enumerate(zip(network.transposed, network.biases, strict=True)):
-        out = trace.activations[layer + 1]
-        z = trace.z if layer == last else out  # hidden layers: φ works in place, for φ′ needs only a
-        torch.addmm(b, a, w_transposed, alpha=scale, out=z)  # (B, n_out)
-        a = trace.phi[layer].function(z, out)
-        scale = 1.0
-    return trace
-
-
-def costs(trace: ForwardTrace, y: Tensor, cost: str = "quadratic") -> Tensor:
-    """C_k of every example of the batch that went forward last, (B,). The batch's cost C is their mean.
-
-    Raises ValueError for a y (B, n_L) of another shape, or an unknown cost.
-    """
-    check_cost(cost)
-    if y.shape != trace.z.shape:
-        raise ValueError(f"y has shape {tuple(y.shape)}, the outputs have {tuple(trace.z.shape)}")
-    return COSTS[cost].per_example(trace.z, trace.activations[-1], y)
-
-
-# ---- backward ----
-
-
-def output_delta(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, share: Tensor, out: Tensor) -> Tensor:
-    """BP1: δ^L = ∂C/∂a^L ⊙ φ′(z^L), (B, n_L), with the slope φ′(z^L).
-
-    How far off each output is says how much it should change; an example's wish counts for a ``share``, 1/B. This is
-    the one place where the mean over the batch is taken.
-    """
-    delta = cost.error(a, y, out).mul_(share)
-    return delta if cost.absorbs else delta.mul_(slope)
-
-
-def desires(delta: Tensor, w: Tensor, out: Tensor | None = None) -> Tensor:
-    """∂C/∂a^{l−1} = δ^l W^l, (B, n_{l−1}): with the sign turned, what layer l wants of the activations before it.
-
-    Row j of W^l, times δ_j, is what neuron j alone wants, in proportion to its weights. The product adds up the wishes
-    of all neurons. Forward this was z^l = a^{l−1} W^lᵀ + b^l.
-    """
-    return torch.mm(delta, w, out=out)
-
-
-def hidden_delta(delta: Tensor, w: Tensor, slope: Tensor, out: Tensor) -> Tensor:
-    """BP2: δ^{l−1} = (δ^l W^l) ⊙ φ′(z^{l−1}), (B, n_{l−1}), with the slope φ′(z^{l−1}).
-
-    The wishes have gone one layer back, and the same begins anew. Forward this was a^{l−1} = φ(z^{l−1}).
-    """
-    return desires(delta, w, out).mul_(slope)
+def hidden_delta(delta: Tensor, W: Tensor, phi_prime: Tensor) -> Tensor:
+    """BP2: δ^(l−1) = (δ^l W^l) ⊙ φ′(z^(l−1)). In the forward pass this was a = φ(z)."""
+    return input_gradient(delta, W) * phi_prime
 
 
 def bias_gradient(delta: Tensor, out: Tensor) -> Tensor:
-    """BP3: ∂C/∂b^l = Σ_k δ^l_k, (n_l,): the first way to change z, the bias, which counts in full."""
-    return torch.sum(delta, 0, out=out)
+    """BP3: ∂C/∂b^l = Σ_k δ^l_k, the sum over the examples."""
+    return torch.sum(delta, -2, out=out)
 
 
-def weight_gradient(delta_transposed: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
-    """BP4: ∂C/∂W^l = δ^lᵀ a^{l−1}, (n_l, n_{l−1}): the second way, in proportion to the activation before the weight.
+def weight_gradient(delta: Tensor, a: Tensor, out: Tensor) -> Tensor:
+    """BP4: ∂C/∂W^l = δ^lᵀ a^(l−1). The product sums over the examples."""
+    return torch.matmul(delta.mT, a, out=out)
 
-    The brighter the neuron in front, the more its weight can do. The product sums over the examples. ``scale`` is
-    ``x_scale`` in layer 1, else 1.
+
+def backward(
+    network: Network, passed: Forward, y: Tensor, cost: str = "quadratic", examples: int = 0, out: Tensor | None = None
+) -> Backward:
+    """∇C of the batch that went forward, for its targets y, written into ``out`` (…, P) if that is given.
+
+    ``examples`` is the B of the mean where y is a shard of a larger batch. Raises ValueError for what does not fit.
     """
-    return torch.addmm(out, delta_transposed, a, beta=0, alpha=scale, out=out)
-
-
-def backward(network: Network, trace: Trace, y: Tensor, cost: str = "quadratic", examples: int | None = None) -> Tensor:
-    """∇C, (P,), for the batch that went forward last and its wanted outputs y (B, n_L).
-
-    ``examples`` is the number that the mean is over, B unless the batch is a share of a larger one. Returns
-    ``trace.gradient``; the δ of every layer are in ``trace.deltas``. Both are overwritten by the next call.
-    Raises ValueError for a y that does not fit the network or the batch, for an empty batch, an unknown cost, or one
-    that does not go with the output activation.
-    """
-    check_batch("y", y, network, network.sizes[-1])
-    if y.shape[0] != trace.z.shape[0]:
-        raise ValueError(f"y has {len(y)} rows, the batch that went forward has {len(trace.z)}")
-    examples = y.shape[0] if examples is None else examples
-    if examples < 1:
+    network.check_batch("y", y, network.sizes[-1], rows=passed.z.shape[-2])
+    if passed.network is not network:
+        raise ValueError(f"the forward pass is of another network, {passed.network}; wanted one of {network}")
+    if (examples := examples or y.shape[-2]) < 1:
         raise ValueError("the mean over an empty batch is not defined: wanted at least one example")
-    if examples != trace.examples:
-        trace.share.fill_(1 / examples)
-        trace.examples = examples
-    check_cost(cost, network.output_activation)
-
-    last = network.depth - 1
-    y, a = y.detach(), trace.activations[-1]
-    delta = output_delta(COSTS[cost], a, y, trace.slope(last), trace.share, out=trace.deltas[last])  # BP1
-    for layer in range(last, -1, -1):
-        a, w, scale = trace.activations[layer], network.weights[layer], 1.0 if layer else trace.x_scale
-        bias_gradient(delta, out=trace.bias_gradients[layer])  # BP3
-        weight_gradient(trace.transposed[layer], a, scale, out=trace.weight_gradients[layer])  # BP4
-        if layer > 0:
-            delta = hidden_delta(delta, w, trace.slope(layer - 1), out=trace.deltas[layer - 1])  # BP2
-    return trace.gradient
+    a, layers, y = passed.activations, network.layers, y.detach()
+    gradient = torch.empty_like(network.parameters) if out is None else out
+    dW, db = layer_views(gradient, network.sizes)
+    cost_used, phi_prime = find_cost(cost, network.output_activation), layers[-1].phi.derivative(a[-1])
+    deltas = [delta := output_delta(cost_used, a[-1], y, phi_prime, examples)]  # BP1
+    for l in reversed(range(network.depth)):
+        bias_gradient(delta, out=db[l])  # BP3
+        weight_gradient(delta, a[l], out=dW[l])  # BP4
+        if l > 0:
+            delta = hidden_delta(delta, layers[l].W, layers[l - 1].phi.derivative(a[l]))  # BP2
+            deltas.insert(0, delta)
+    return Backward(gradient, deltas)
 
 
-def input_gradient(network: Network, trace: Trace) -> Tensor:
-    """∂C/∂a^0, (B, n_0), after ``backward``: the wishes come out at the pixels, which no training moves.
-
-    With an ``x_scale`` these are the scaled pixels, x_scale · x.
-    """
-    return desires(trace.deltas[0], network.weights[0])
+def example_costs(passed: Forward, y: Tensor, cost: str = "quadratic") -> Tensor:
+    """C_k of every example, (…, B); C is their mean. Raises ValueError for an unknown cost or a y of another shape."""
+    passed.network.check_batch("y", y, passed.z.shape[-1], rows=passed.z.shape[-2])
+    return find_cost(cost).value(passed.z, passed.activations[-1], y)
 
 
 def per_example_gradients(network: Network, x: Tensor, y: Tensor, cost: str = "quadratic") -> Tensor:
-    """∂C_k/∂θ of every example k alone, (B, P). Their mean is the gradient of the batch.
-
-    BP3 and BP4 without the sum over examples. Raises ValueError as ``forward`` and ``backward`` do.
-    """
-    trace = forward(network, x)
-    if not x.shape[0]:
-        raise ValueError("an empty batch has no gradients: wanted at least one example")
-    backward(network, trace, y, cost, examples=1)  # δ of each example's own cost
-    gradients = network.parameters.new_empty(len(x), len(network.parameters))
-    weights, biases = layer_views(gradients, network.sizes)
-    for delta, a, w, b in zip(trace.deltas, trace.activations[:-1], weights, biases, strict=True):
-        torch.mul(delta[:, :, None], a[:, None, :], out=w)  # (B, n_out, n_in)
-        b.copy_(delta)  # (B, n_out)
+    """∂C_k/∂θ of each example alone, (…, B, P): BP3 and BP4 without their sums. The mean over the batch is ∇C."""
+    passed = forward(network, x)
+    gradients = x.new_empty(*passed.z.shape[:-1], network.parameters.shape[-1])
+    dW, db = layer_views(gradients, network.sizes)
+    for l, delta in enumerate(backward(network, passed, y, cost, examples=1).deltas):
+        db[l].copy_(delta)
+        torch.mul(delta.unsqueeze(-1), passed.activations[l].unsqueeze(-2), out=dW[l])
     return gradients
-
-
-# ---- what came and what was wanted ----
-
-
-def check_batch(name: str, batch: Tensor, network: Network, width: int) -> None:
-    """Raise ValueError unless ``batch`` is (B, width) in the network's dtype and on its device."""
-    if batch.ndim != 2 or batch.shape[1] != width:
-        raise ValueError(f"{name} has shape {tuple(batch.shape)}, wanted (batch, {width}) for {network}")
-    if batch.dtype != network.parameters.dtype:
-        raise ValueError(f"{name} is {batch.dtype}, the network is {network.dtype}")
-    if batch.device != network.parameters.device:
-        raise ValueError(f"{name} is on {batch.device}, the network is on {network.device}")
-
-
-def check_cost(cost: str, output_activation: str | None = None) -> None:
-    """Raise ValueError unless ``cost`` is known and goes with the output activation, where that is given."""
-    if cost not in COSTS:
-        raise ValueError(f"unknown cost {cost!r}: choose from {', '.join(COSTS)}")
-    absorbs = COSTS[cost].absorbs
-    if absorbs and output_activation and absorbs != output_activation:
-        raise ValueError(f"{cost} needs {absorbs} outputs, the network has {output_activation}")

@@ -1,7 +1,7 @@
-"""One run's state, saved whole and restored exactly: the same numbers, at the same place in the same epoch.
+"""The state of one run, saved and restored exactly: the same numbers, at the same step of the same epoch.
 
-A checkpoint is a plain dict that ``torch.load(weights_only=True)`` takes. It holds no order of examples: that of an
-epoch follows from the seed (``data.permutation``), so the place in it is enough.
+A checkpoint is a plain dict that ``torch.load(weights_only=True)`` reads. The order of the examples is not in it: that
+follows from the seed and the epoch (``data.permutation``).
 """
 
 import tempfile
@@ -22,22 +22,22 @@ TENSORS = ("parameters", "velocity", "running")
 
 
 class CheckpointError(RuntimeError):
-    """A run's folder or checkpoint cannot be made, read or used. The message names it and what is wrong with it."""
+    """A run's folder or checkpoint cannot be made, read or used. The message names it and the reason."""
 
 
 @dataclass
 class State:
-    """Where a run stands, between two steps.
+    """Everything that changes in a run, between two steps.
 
     Attributes:
         parameters: θ, (P,).
         velocity: v of the SGD, (P,), or None where it has none.
-        running: cost summed over the examples since the last point of the training curve, and their number, (2,).
+        running: the costs of the examples since the last point of the training curve, summed, and their number, (2,).
         epoch: the epoch that the next step belongs to, from 1.
         steps: steps of that epoch already made.
         step: steps made in all.
         best_accuracy: the best on the test set so far, 0..1; −1 before the first.
-        network: sizes and activations, for a checkpoint of another network may have tensors of the same length.
+        network: sizes and activations, since a checkpoint of another network may have tensors of the same length.
     """
 
     parameters: Tensor
@@ -50,14 +50,14 @@ class State:
     network: str = ""
 
     def save(self, path: Path) -> None:
-        """Put this state in the place of ``path``. Raises OSError, with the old file as it was, when that fails."""
+        """Write this state to ``path``. Raises OSError if that fails; the old file is then unchanged."""
         replace_file(path, lambda file: torch.save(dict(vars(self)), file))  # asdict would copy the tensors
 
     @classmethod
     def load(cls, path: Path, like: "State") -> "State":
-        """What ``save`` wrote, on the device of ``like`` and with tensors of its shape and dtype.
+        """Read what ``save`` wrote, to the device of ``like``, with tensors of its shapes and dtypes.
 
-        Raises CheckpointError for a file that is not there, is damaged or foreign, or is of another network.
+        Raises CheckpointError for a file that is missing, damaged, no checkpoint, or of another network.
         """
         try:
             with zipfile.ZipFile(path) as parts:  # torch does not look at the checksums that it writes
@@ -69,8 +69,8 @@ class State:
             kinds = [(name, _kind(getattr(state, name)), _kind(getattr(like, name))) for name in TENSORS]
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-        except Exception as error:  # what bytes that are no checkpoint make of an unpickler is anyone's guess
-            raise CheckpointError(f"{path} is no checkpoint, or a damaged one") from error
+        except Exception as error:  # an unpickler may raise anything for bytes that are no checkpoint
+            raise CheckpointError(f"{path} is damaged, or not a checkpoint") from error
         if state.network != like.network:
             raise CheckpointError(f"{path} is of another network: {state.network}, wanted {like.network}")
         for name, found, wanted in kinds:
@@ -79,7 +79,7 @@ class State:
         return state
 
     def become(self, other: "State") -> None:
-        """Take over all that ``other`` is, tensors by content: whoever holds these tensors keeps holding them."""
+        """Copy the values of ``other``; tensors keep their identity and receive its contents."""
         for name, value in vars(other).items():
             if name not in TENSORS:
                 setattr(self, name, value)
@@ -92,12 +92,14 @@ def _kind(tensor: Tensor | None) -> str:
 
 
 def make_folder(folder: Path, config: str, state: State) -> None:
-    """A run's folder with its config.json and a first checkpoint, all at once: killed at any instant, a run can go on.
+    """Make a run's folder with its config.json and a first checkpoint, in one step: after a kill it can be resumed.
 
-    Raises CheckpointError if it is there already or cannot be made.
+    Raises CheckpointError if it exists or cannot be made.
     """
     if folder.exists():
-        raise CheckpointError(f"{folder} is there already: choose another --run-name, or go on with --resume {folder}")
+        raise CheckpointError(
+            f"{folder} exists already: choose another --run-name, or continue it with --resume {folder}"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:

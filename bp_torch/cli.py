@@ -25,15 +25,15 @@ def parse(
 ) -> T:
     """An instance of the dataclass ``config`` from the command line (``args``, or else ``sys.argv``).
 
-    What is not typed is taken from ``default``, or else from the fields' own defaults.
-    Whatever tyro or the dataclass itself (a ValueError) refuses is told in one line on stderr, exit 2.
+    Flags that are not given come from ``default``, or else from the fields' own defaults.
+    What tyro or the dataclass itself (by a ValueError) refuses is reported in one line on stderr, exit 2.
     """
-    said = io.StringIO()
+    errors = io.StringIO()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal without √ or δ shows ? instead
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show √ or δ shows ? instead
             stream.reconfigure(errors="replace")
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(errors):
             start = tyro.MISSING_NONPROP if default is None else default
             return tyro.cli(config, prog=prog, description=description, args=args, default=start)
     except ValueError as error:
@@ -41,16 +41,14 @@ def parse(
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        fail(re.sub(r"^Error parsing \w+: ", "", _one_line(said.getvalue())), 2)
+        fail(re.sub(r"^Error parsing \w+: ", "", _one_line(errors.getvalue())), 2)
 
 
 def _one_line(boxed: str) -> str:
     """The sentence inside the box that tyro draws, from its title to its first rule; the flags' help comes below."""
     parts: list[list[str]] = [[]]
     for line in re.sub(r"\x1b\[[0-9;]*m", "", boxed).splitlines():
-        if re.search(
-            "─{2,}|-{4,}", line
-        ):  # the box's top, with the title in it, or a rule; plain where it must be ASCII
+        if re.search("─{2,}|-{4,}", line):  # the top of the box, with the title, or a rule; in ASCII, of hyphens
             parts.append([])
         else:
             parts[-1].append(line.strip("│ "))
@@ -58,7 +56,7 @@ def _one_line(boxed: str) -> str:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Say ``message`` in one line on stderr and exit."""
+    """Print ``message`` as one line on stderr and exit."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 

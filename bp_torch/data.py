@@ -1,12 +1,13 @@
-"""MNIST and its 28×28 relatives, from torchvision's folders to tensors on the device, and the shuffled mini-batches.
+"""MNIST and its 28×28 relatives: from torchvision's folders to tensors on the device, and shuffled mini-batches.
 
-MNIST itself is in the box (``bp_torch/mnist``): on first use it is unpacked into ``<directory>/MNIST/raw``, where
-``torchvision.datasets.MNIST`` reads it. The others torchvision downloads. Every file is checked before each use.
-Pixels stay the bytes that they are, 0..255; nothing here knows of a network.
+MNIST itself is part of the package (``bp_torch/mnist``): on first use it is unpacked into ``<directory>/MNIST/raw``,
+where ``torchvision.datasets.MNIST`` reads it. The others are downloaded by torchvision. Every file is checked before
+each use. Pixels are kept as bytes, 0..255, until ``batch`` scales them. Nothing here knows of a network.
 """
 
 import hashlib
 import lzma
+from functools import cache
 from importlib import resources
 from math import prod
 from pathlib import Path
@@ -18,12 +19,9 @@ from filelock import FileLock
 from torch import Tensor
 from torchvision import datasets
 
-from bp_torch.distributed import World
 from bp_torch.files import replace_file
 
 DatasetName = Literal["mnist", "fashion-mnist", "kmnist", "qmnist", "emnist-digits"]
-
-ALONE = World()
 
 PIXELS = 28 * 28
 CLASSES = 10
@@ -33,7 +31,7 @@ PIXEL_SCALE = 1 / 255
 
 
 class DataError(RuntimeError):
-    """The data cannot be had, or are not what they should be. The message names the file and the way out."""
+    """The data are missing or damaged. The message names the file and what to do."""
 
 
 class Examples(NamedTuple):
@@ -110,7 +108,7 @@ CHECKSUMS = "SHA256SUMS"
 def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> tuple[Examples, Examples]:
     """The training and the test set of ``dataset``, unpacked or downloaded into ``directory`` on first use.
 
-    Raises DataError when a file cannot be had, or is truncated or altered; it names the file and what to do.
+    Raises DataError if a file is missing, truncated or altered; the message names it and says what to do.
     """
     family = FAMILIES[dataset]
     raw = family.raw(directory)
@@ -127,13 +125,13 @@ def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> t
 
 
 def _complete(dataset: str, raw: Path) -> bool:
-    """Whether every file stands in its place, and, where unpacking is not ours, was whole when it was put there."""
+    """Whether every file is there; for a downloaded data set, also whether its checksums were written."""
     marks = () if dataset == "mnist" else (CHECKSUMS,)
     return all((raw / name).is_file() for name in (*FAMILIES[dataset].files, *marks))
 
 
 def _unpack_mnist(raw: Path) -> None:
-    """Unpack what is missing; what stands there already is left alone, to be checked like the rest."""
+    """Unpack the missing files. Those that are there already are not touched, and are checked like the rest."""
     for name in _MNIST_FILES:
         if not (raw / name).is_file():
             packed = resources.files("bp_torch").joinpath("mnist", f"{name}.xz")
@@ -141,9 +139,9 @@ def _unpack_mnist(raw: Path) -> None:
 
 
 def _download(family: Family, directory: Path) -> None:
-    """Let torchvision fetch and unpack both sets, and write down the files' sums once each is seen to be whole."""
+    """Let torchvision download and unpack both sets, then write the checksums of files that are complete."""
     raw = family.raw(directory)
-    for name in family.files:  # what a person, or a process that died, has left there
+    for name in family.files:  # left there by a person, or by a process that died
         if (raw / name).is_file():
             _check_idx(raw / name)
     try:
@@ -209,7 +207,7 @@ def _read(family: Family, directory: Path, *, train: bool, device: torch.device 
 
 
 def one_hot(labels: Tensor, classes: int = CLASSES, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The wanted outputs y (B, classes) for ``labels`` (B,): 1 for the digit that it is, 0 for all others.
+    """The targets y (B, classes) of ``labels`` (B,): 1 for the digit that it is, 0 for all others.
 
     Raises ValueError for labels that are not whole numbers from 0 to classes − 1.
     """
@@ -229,32 +227,26 @@ def permutation(n: int, seed: int, epoch: int, device: torch.device | str = "cpu
 
 def first_shuffled(examples: Examples, n: int, seed: int) -> Examples:
     """The first n of the shuffled examples. Epochs count from 1; this is the shuffle of epoch 0."""
-    chosen = permutation(len(examples.labels), seed, 0, examples.x.device)[:n]
-    return Examples(examples.x[chosen], examples.labels[chosen])
+    indices = permutation(len(examples.labels), seed, 0, examples.x.device)[:n]
+    return Examples(examples.x[indices], examples.labels[indices])
 
 
-class Minibatches:
-    """Gathers mini-batches out of the examples. The buffers are made once; each batch overwrites the one before."""
+def subsample(examples: Examples, about: int = 10_000) -> Examples:
+    """``about`` so many of the examples, evenly spaced over all of them; all of fewer."""
+    # An odd distance: in MNIST easy and hard writers alternate, and one parity is 2 points above the other.
+    every = max(1, len(examples.labels) // about) | 1
+    return Examples(*(tensor[::every] for tensor in examples))
 
-    def __init__(self, examples: Examples, batch_size: int, dtype: torch.dtype) -> None:
-        """Make room for ``batch_size`` examples in ``dtype`` on the examples' device."""
-        self.images = examples.x
-        self.labels = examples.labels
-        self.wanted = one_hot(torch.arange(CLASSES, device=self.labels.device), dtype=dtype)  # y of each label
-        self._buffers = (
-            self.images.new_empty(batch_size, PIXELS),
-            self.labels.new_empty(batch_size),
-            self.wanted.new_empty(batch_size, PIXELS),
-            self.wanted.new_empty(batch_size, CLASSES),
-        )
 
-    def gather(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """x (B, 784), still 0..255, and y (B, 10) of the ``chosen`` examples, indices (B,), for B ≤ ``batch_size``."""
-        pixels, labels, x, y = self._buffers
-        if chosen.shape[0] != x.shape[0]:
-            pixels, labels, x, y = (buffer[: chosen.shape[0]] for buffer in self._buffers)
-        # index_select into a buffer: indexing with [] is several times slower
-        torch.index_select(self.images, 0, chosen, out=pixels)
-        torch.index_select(self.labels, 0, chosen, out=labels)
-        torch.index_select(self.wanted, 0, labels, out=y)
-        return x.copy_(pixels), y
+def batch(examples: Examples, indices: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x (B, 784), scaled to 0..1, and the targets y (B, 10) of the examples at ``indices`` (B,)."""
+    pixels = examples.x.index_select(0, indices)
+    x = pixels.new_empty(pixels.shape, dtype=dtype).copy_(pixels).mul_(PIXEL_SCALE)
+    return x, class_targets(dtype, x.device).index_select(0, examples.labels.index_select(0, indices))
+
+
+@cache
+@torch.inference_mode(False)
+def class_targets(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The target of each label as a row, (10, 10)."""
+    return one_hot(torch.arange(CLASSES, device=device), dtype=dtype)

@@ -1,4 +1,4 @@
-"""Files are replaced whole: whoever opens one finds the old content or the new, never a part of either."""
+"""Files are replaced whole: a reader finds the old content or the new, never a part of either."""
 
 import os
 import tempfile
@@ -8,9 +8,9 @@ from typing import BinaryIO
 
 
 def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    """Write ``content`` beside ``path``, flush it to the disk, then put it in the place of ``path`` in one step.
+    """Write ``content`` beside ``path``, flush it to disk, then rename it to ``path``.
 
-    What is large writes itself: ``content(file)``. Raises OSError, with ``path`` as it was, when that fails.
+    Large content may be a function that writes to a file. Raises OSError if that fails; ``path`` is then unchanged.
     """
     descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:

@@ -1,6 +1,6 @@
 """Stochastic gradient descent: the step down the flat vector, with the exact meaning of ``torch.optim.SGD``.
 
-Nothing here knows what the parameters are for, but for which of them are weights: those decay, biases do not.
+Weights decay, biases do not, unless ``decay_biases``. Nothing else here knows what the parameters are for.
 """
 
 import torch
@@ -13,10 +13,10 @@ class SGD:
     """θ ← θ − η v, with v ← μ v + ∇C + λ θ (momentum μ, weight decay λ; v starts at zero).
 
     Attributes:
-        learning_rate: η > 0. It is kept as a tensor as well, in the dtype of θ: a step that is replayed follows it.
+        learning_rate: η > 0. A tensor in the dtype of θ holds it too, so that a recorded step uses its current value.
         momentum: μ, 0 ≤ μ < 1.
         weight_decay: λ ≥ 0, on the weights, and on the biases too with ``decay_biases``.
-        velocity: v, (P,), or None where μ = λ = 0 and v is the gradient itself.
+        velocity: v, (…, P), or None where μ = λ = 0 and v is the gradient itself.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class SGD:
         weight_decay: float = 0.0,
         decay_biases: bool = False,
     ) -> None:
-        """Descend on ``network.parameters``. Raises ValueError for a rate, momentum or decay out of its range."""
+        """For ``network.parameters``. Raises ValueError for a learning rate, momentum or weight decay out of range."""
         if not 0 < learning_rate < float("inf"):
             raise ValueError(f"the learning rate is a positive number, not {learning_rate}")
         if not 0 <= momentum < 1:
@@ -41,7 +41,7 @@ class SGD:
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.velocity: Tensor | None = None
-        self._decaying: list[tuple[Tensor, Tensor]] = []  # (of v, of θ)
+        self._decaying: list[tuple[Tensor, Tensor]] = []  # parts of v and of θ
         if momentum or weight_decay:
             self.velocity = torch.zeros_like(self.parameters)
             if decay_biases:
@@ -61,9 +61,9 @@ class SGD:
         self._rate.fill_(learning_rate)
 
     def step(self, gradient: Tensor) -> None:
-        """One step against ``gradient`` (P,), which is left as it is, and may be of a lower precision than θ.
+        """One step against ``gradient`` (…, P), which is not changed and may have a lower precision than θ.
 
-        Raises ValueError if it does not fit.
+        Raises ValueError for a gradient of another shape or of a dtype that does not fit.
         """
         dtype = self.parameters.dtype
         fits = gradient.is_floating_point() and torch.promote_types(gradient.dtype, dtype) == dtype
@@ -77,5 +77,5 @@ class SGD:
         self.parameters.addcmul_(self.direction(gradient), self._rate, value=-1)
 
     def direction(self, gradient: Tensor) -> Tensor:
-        """What the step with ``gradient`` went against, (P,): v."""
+        """v after the step with ``gradient``, (…, P)."""
         return gradient if self.velocity is None else self.velocity

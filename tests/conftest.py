@@ -1,7 +1,9 @@
 """What the tests share: quiet torch, the devices there are, real MNIST, and small networks to look at."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from bp_torch.data import Examples, load
-from bp_torch.network import Network
+from bp_torch.network import Network, layer_views
+from bp_torch.recorder import Recording
+from bp_torch.tensorboard import RunLog
+from bp_torch.training import Config, open_run, train
+
+pytest_plugins = ["tests.explain_subject"]
 
 torch.set_num_threads(1)  # small tensors: a second thread only waits
 
@@ -41,11 +48,13 @@ def tiny() -> Network:
 
 
 REFERENCE_COSTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "quadratic": lambda z, a, y: functional.mse_loss(a, y, reduction="sum") / len(y),
-    "binary-cross-entropy": lambda z, a, y: functional.binary_cross_entropy_with_logits(z, y, reduction="sum") / len(y),
-    "softmax-cross-entropy": lambda z, a, y: functional.cross_entropy(a, y),
+    "quadratic": lambda z, a, y: functional.mse_loss(a, y, reduction="none").sum(-1),
+    "binary-cross-entropy": lambda z, a, y: functional.binary_cross_entropy_with_logits(z, y, reduction="none").sum(-1),
+    "softmax-cross-entropy": lambda z, a, y: functional.cross_entropy(
+        a.flatten(0, -2), y.flatten(0, -2), reduction="none"
+    ).view(y.shape[:-1]),
 }
-"""torch's own costs of a batch, as functions of z^L, a^L and y."""
+"""torch's own costs of each example, (…, B), as functions of z^L, a^L and y, each (…, B, n_L)."""
 
 REFERENCE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
@@ -56,38 +65,67 @@ REFERENCE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class Reference:
-    """The same network, cost and batch by autograd: the oracle of every gradient test.
+    """The same network, or K of them, with the same cost and batch, by autograd: the oracle of every gradient test.
 
     Attributes:
-        cost: C, ().
-        gradient: ∇C, (P,), in the order of θ.
+        cost: C, (…).
+        outputs: a^L, (…, B, n_L).
+        gradient: ∇C, (…, P), in the order of θ.
         deltas: [∂C/∂z^1, …, ∂C/∂z^L].
-        x_gradient: ∂C/∂x, (B, n_0).
+        x_gradient: ∂C/∂x, (…, B, n_0).
     """
 
     def __init__(self, network: Network, x: Tensor, y: Tensor, cost: str) -> None:
-        weights = [w.clone().requires_grad_() for w in network.weights]
-        biases = [b.clone().requires_grad_() for b in network.biases]
-        x = x.clone().requires_grad_()
-        sums = []
-        a = x
-        for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
-            sums.append(functional.linear(a, w, b))
+        parameters = network.parameters.clone().requires_grad_()
+        x = x.expand(*parameters.shape[:-1], *x.shape[-2:]).clone().requires_grad_()
+        sums, a = [], x
+        for layer, (W, b) in enumerate(zip(*layer_views(parameters, network.sizes), strict=True)):
+            sums.append(torch.einsum("...bi,...oi->...bo", a, W) + b.unsqueeze(-2))
             a = REFERENCE_ACTIVATIONS[network.activation_of(layer)](sums[-1])
-        value = REFERENCE_COSTS[cost](sums[-1], a, y)
-        parameters = [tensor for layer in zip(weights, biases, strict=True) for tensor in layer]
-        gradients = torch.autograd.grad(value, [*parameters, *sums, x])
-        self.cost = value.detach()
+        each = REFERENCE_COSTS[cost](sums[-1], a, y.expand(a.shape)).mean(-1)
+        gradients = torch.autograd.grad(each.sum(), [parameters, *sums, x])
+        self.cost = each.detach()
         self.outputs = a.detach()
-        self.gradient = torch.nn.utils.parameters_to_vector(gradients[: len(parameters)])
-        self.deltas = gradients[len(parameters) : -1]
-        self.x_gradient = gradients[-1]
+        self.gradient, *self.deltas, self.x_gradient = gradients
 
 
-def relative_error(ours: Tensor, wanted: Tensor) -> float:
-    """‖ours − wanted‖ / ‖wanted‖, and 0 where both are zero."""
-    difference = torch.linalg.vector_norm(ours - wanted).item()
-    return difference / torch.linalg.vector_norm(wanted).item() if difference else 0.0
+def relative_error(ours: Tensor, expected: Tensor) -> float:
+    """‖ours − expected‖ / ‖expected‖, and 0 where both are zero."""
+    difference = torch.linalg.vector_norm(ours - expected).item()
+    return difference / torch.linalg.vector_norm(expected).item() if difference else 0.0
+
+
+class DelayedGraph(Recording):
+    """Stands in for a CUDA graph: what is captured has not run, and all memory is as it was before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = [(value, value.clone()) for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
+        result = super().__torch_function__(func, types, args, kwargs)
+        self.before += [(tensor, contents) for tensor, contents in before if result is tensor]
+        return result
+
+
+@contextmanager
+def delayed_capture(graph: DelayedGraph, **_: object) -> Iterator[None]:
+    """In the place of ``torch.cuda.graph``."""
+    with graph:
+        yield
+    for tensor, before in reversed(graph.before):
+        tensor.copy_(before)
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU is taken for a GPU whose graphs are DelayedGraphs."""
+    monkeypatch.setattr("torch.cuda.CUDAGraph", DelayedGraph)
+    monkeypatch.setattr("torch.cuda.graph", delayed_capture)
+    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext())
+    monkeypatch.setattr("bp_torch.recorder.capture_stream", lambda device: (None, None))
+    monkeypatch.setattr("bp_torch.recorder.records_graphs", lambda device: True)
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -96,3 +134,25 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if tag != "examples_per_second"]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def brief_run(runs_dir: Path, data_dir: Path, name: str, **fields: Any) -> Tensor:
+    """The parameters of the network that ``train`` makes on the CPU with these fields of Config."""
+    config = Config(data_dir=data_dir, runs_dir=runs_dir, run_name=name, device="cpu", **fields)
+    folder = train(config)
+    assert open_run(folder)[0] == config
+    return open_run(folder)[1].parameters
+
+
+BEGIN = RunLog.begin
+
+
+@pytest.fixture
+def lazy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points of the curves are read only at the end of an epoch or for a checkpoint, as on a GPU."""
+
+    def begin(log: RunLog, *arguments: Any) -> None:
+        log.at_once = False
+        BEGIN(log, *arguments)
+
+    monkeypatch.setattr(RunLog, "begin", begin)

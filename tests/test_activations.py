@@ -10,29 +10,20 @@ Z = torch.cat(
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-def test_function_is_torchs_own(name: str) -> None:
-    out = torch.empty_like(Z)
-    assert ACTIVATIONS[name].function(Z, out) is out
-    assert torch.equal(out, REFERENCE_ACTIVATIONS[name](Z))
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_function_works_in_place(name: str) -> None:
-    z = Z.clone()
-    ACTIVATIONS[name].function(z, z)
-    assert torch.equal(z, REFERENCE_ACTIVATIONS[name](Z))
+def test_function_equals_that_of_torch(name: str) -> None:
+    assert torch.equal(ACTIVATIONS[name].function(Z), REFERENCE_ACTIVATIONS[name](Z))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_derivative_from_the_output_is_autograds(name: str, dtype: torch.dtype) -> None:
+def test_derivative_from_the_output_equals_autograd(name: str, dtype: torch.dtype) -> None:
     z = Z.to(dtype).requires_grad_()
     a = REFERENCE_ACTIVATIONS[name](z)
-    (wanted,) = torch.autograd.grad(a.sum(), z)
-    ours = ACTIVATIONS[name].derivative(a.detach(), torch.empty_like(wanted))
-    torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=4 * torch.finfo(dtype).eps)
+    (expected,) = torch.autograd.grad(a.sum(), z)
+    ours = ACTIVATIONS[name].derivative(a.detach())
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=4 * torch.finfo(dtype).eps)
 
 
-def test_relu_has_no_slope_at_zero() -> None:
+def test_relu_derivative_is_zero_at_zero() -> None:
     zero = torch.zeros(1)
-    assert ACTIVATIONS["relu"].derivative(zero, torch.empty(1)).item() == 0
+    assert ACTIVATIONS["relu"].derivative(zero).item() == 0

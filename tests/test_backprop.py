@@ -1,7 +1,8 @@
-"""The hand-written gradient against autograd, and that each fault one could plant in it is caught."""
+"""The hand-written gradient against autograd, for one network and for several at once; each planted fault is caught."""
 
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch.func import functional_call, grad, vmap
 
 from bp_torch import backprop
 from bp_torch.activations import ACTIVATIONS, Activation
-from bp_torch.backprop import Trace, backward, costs, desires, forward, input_gradient, per_example_gradients
+from bp_torch.backprop import backward, example_costs, forward, input_gradient, per_example_gradients
+from bp_torch.convert import to_sequential
 from bp_torch.costs import COSTS, Cost
 from bp_torch.network import Network, layer_views
 from tests.conftest import REFERENCE_COSTS, Reference, relative_error
@@ -39,21 +41,20 @@ def a_batch(network: Network, batch: int, seed: int = 0, scale: float = 1.0) -> 
 def worst_error(network: Network, x: Tensor, y: Tensor, cost: str) -> float:
     """The largest relative error over every tensor of the backward: each ∂C/∂W^l and ∂C/∂b^l, each δ^l, ∂C/∂x."""
     reference = Reference(network, x, y, cost)
-    trace = forward(network, x)
-    gradient = backward(network, trace, y, cost)
-    ours = [*flatten(layer_views(gradient, network.sizes)), *trace.deltas, input_gradient(network, trace)]
-    wanted = [*flatten(layer_views(reference.gradient, network.sizes)), *reference.deltas, reference.x_gradient]
-    return max(relative_error(one, other) for one, other in zip(ours, wanted, strict=True))
+    gradient, deltas = backward(network, forward(network, x), y, cost)
+    ours = [*flatten(layer_views(gradient, network.sizes)), *deltas, input_gradient(deltas[0], network.weights[0])]
+    expected = [*flatten(layer_views(reference.gradient, network.sizes)), *reference.deltas, reference.x_gradient]
+    return max(relative_error(one, other) for one, other in zip(ours, expected, strict=True))
 
 
-def flatten(views: tuple[list[Tensor], list[Tensor]]) -> list[Tensor]:
+def flatten(views: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]) -> list[Tensor]:
     return [*views[0], *views[1]]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("depth", SIZES)
 @pytest.mark.parametrize(("activation", "output", "cost"), COMBINATIONS)
-def test_every_gradient_is_autograds(
+def test_every_gradient_equals_autograd(
     activation: str, output: str, cost: str, depth: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     network = Network(
@@ -65,10 +66,12 @@ def test_every_gradient_is_autograds(
 
 
 @pytest.mark.parametrize(("activation", "output", "cost"), COMBINATIONS)
-def test_the_cost_is_torchs_own(activation: str, output: str, cost: str) -> None:
+def test_costs_equal_those_of_torch(activation: str, output: str, cost: str) -> None:
     network = Network(SIZES[3], activation=activation, output_activation=output, dtype=torch.float64)
     x, y = a_batch(network, 7)
-    torch.testing.assert_close(costs(forward(network, x), y, cost).mean(), Reference(network, x, y, cost).cost)
+    ours = example_costs(forward(network, x), y, cost)
+    assert ours.shape == (7,)
+    torch.testing.assert_close(ours.mean(), Reference(network, x, y, cost).cost)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -79,7 +82,7 @@ def test_the_cost_is_torchs_own(activation: str, output: str, cost: str) -> None
     seed=st.integers(0, 2**32 - 1),
     saturation=st.sampled_from([1.0, 43.0, 300.0]),
 )
-def test_any_network_agrees_saturated_ones_too(
+def test_random_networks_equal_autograd_saturated_ones_included(
     sizes: tuple[int, ...], combination: tuple[str, str, str], batch: int, seed: int, saturation: float
 ) -> None:
     activation, output, cost = combination
@@ -90,19 +93,19 @@ def test_any_network_agrees_saturated_ones_too(
 
 def digits_lost(network: Network, x: Tensor) -> float:
     """How much saturation magnifies rounding: 1 − a² of an a near ±1 is the difference of two near numbers."""
-    trace = forward(network, x)
     lost = 1.0
-    for layer, a in enumerate(trace.activations[1:]):
+    for layer, a in enumerate(forward(network, x).activations[1:]):
         if network.activation_of(layer) in ("tanh", "sigmoid"):
-            slopes = trace.slope(layer)
-            lost *= max(1.0, 1e-3 / slopes[slopes > 0].min().item()) if (slopes > 0).any() else 1.0
+            phi_prime = network.layers[layer].phi.derivative(a)
+            positive = phi_prime[phi_prime > 0]
+            lost *= max(1.0, 1e-3 / positive.min().item()) if len(positive) else 1.0
         assert a.isfinite().all()
     return lost
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(batch=st.integers(1, 20), seed=st.integers(0, 1000), dead=st.integers(0, 4))
-def test_relu_at_exactly_zero_agrees(batch: int, seed: int, dead: int) -> None:
+def test_relu_at_exactly_zero_equals_autograd(batch: int, seed: int, dead: int) -> None:
     network = Network((6, 5, 5, 3), activation="relu", output_activation="relu", seed=seed, dtype=torch.float64)
     for w in network.weights[:2]:
         w[:dead] = 0  # with zero biases, z is exactly 0 there
@@ -112,128 +115,185 @@ def test_relu_at_exactly_zero_agrees(batch: int, seed: int, dead: int) -> None:
 
 
 @pytest.mark.parametrize(("activation", "output", "cost"), COMBINATIONS)
-def test_per_example_gradients_are_those_of_torch_func(activation: str, output: str, cost: str) -> None:
+def test_per_example_gradients_equal_torch_func(activation: str, output: str, cost: str) -> None:
     network = Network(SIZES[3], activation=activation, output_activation=output, dtype=torch.float64, init="normal")
     x, y = a_batch(network, 7)
     if cost == "binary-cross-entropy":  # torch's stable form takes the weighted sums
         model = Network(SIZES[3], activation=activation, output_activation="identity", dtype=torch.float64)
         model.parameters.copy_(network.parameters)
-        module = model.to_sequential()
+        module = to_sequential(model)
     else:
-        module = network.to_sequential()
+        module = to_sequential(network)
 
     def example_cost(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         outputs = functional_call(module, parameters, (x[None],))
-        return REFERENCE_COSTS[cost](outputs, outputs, y[None])
+        return REFERENCE_COSTS[cost](outputs, outputs, y[None]).mean()
 
     parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
-    wanted = vmap(grad(example_cost), in_dims=(None, 0, 0))(parameters, x, y)
+    expected = vmap(grad(example_cost), in_dims=(None, 0, 0))(parameters, x, y)
     ours = per_example_gradients(network, x, y, cost)
-    assert relative_error(ours, torch.cat([part.flatten(1) for part in wanted.values()], 1)) <= 1e-12
+    assert relative_error(ours, torch.cat([part.flatten(1) for part in expected.values()], 1)) <= 1e-12
 
 
 @pytest.mark.parametrize(("activation", "output", "cost"), COMBINATIONS)
-def test_the_mean_over_examples_is_the_gradient_of_the_batch(activation: str, output: str, cost: str) -> None:
+def test_mean_of_per_example_gradients_is_the_gradient(activation: str, output: str, cost: str) -> None:
     network = Network(SIZES[4], activation=activation, output_activation=output, dtype=torch.float64)
     x, y = a_batch(network, 50)
     each = per_example_gradients(network, x, y, cost)
     assert each.shape == (50, len(network.parameters))
-    assert relative_error(each.mean(0), backward(network, forward(network, x), y, cost)) <= 1e-12
+    assert relative_error(each.mean(0), backward(network, forward(network, x), y, cost).gradient) <= 1e-12
 
 
-def test_the_wishes_of_the_outputs_add_up(tiny: Network) -> None:
+def test_input_gradient_is_the_sum_over_neurons(tiny: Network) -> None:
     x, y = a_batch(tiny, 6)
-    trace = forward(tiny, x)
-    backward(tiny, trace, y)
-    one_by_one = sum(trace.deltas[1][:, j : j + 1] * tiny.weights[1][j] for j in range(3))
+    deltas = backward(tiny, forward(tiny, x), y).deltas
+    one_by_one = sum(deltas[1][:, j : j + 1] * tiny.weights[1][j] for j in range(3))
     assert isinstance(one_by_one, Tensor)
-    torch.testing.assert_close(desires(trace.deltas[1], tiny.weights[1]), one_by_one)
+    torch.testing.assert_close(input_gradient(deltas[1], tiny.weights[1]), one_by_one)
 
 
-def test_a_share_of_a_batch_counts_by_the_whole(tiny: Network) -> None:
+def test_gradients_of_shards_add_up_to_that_of_the_batch(tiny: Network) -> None:
     x, y = a_batch(tiny, 10)
-    whole = backward(tiny, forward(tiny, x), y).clone()
-    shares = [backward(tiny, forward(tiny, x[part]), y[part], examples=10) for part in (slice(0, 7), slice(7, 10))]
-    torch.testing.assert_close(shares[0] + shares[1], whole, rtol=1e-13, atol=1e-15)
+    whole = backward(tiny, forward(tiny, x), y).gradient
+    parts = [backward(tiny, forward(tiny, x[part]), y[part], examples=10) for part in (slice(0, 7), slice(7, 10))]
+    torch.testing.assert_close(parts[0].gradient + parts[1].gradient, whole, rtol=1e-13, atol=1e-15)
+    empty = backward(tiny, forward(tiny, x[:0]), y[:0], examples=10).gradient
+    assert not empty.any()
 
 
-@pytest.mark.parametrize("batch", [4, 10])
-def test_a_trace_serves_batch_after_batch_and_short_ones(tiny: Network, batch: int) -> None:
-    trace = Trace(tiny, 10)
-    backward(tiny, forward(tiny, a_batch(tiny, 10, seed=1)[0], trace), a_batch(tiny, 10, seed=1)[1])
-    x, y = a_batch(tiny, batch, seed=2)
-    again = backward(tiny, forward(tiny, x, trace), y)
-    assert torch.equal(again, backward(tiny, forward(tiny, x), y))
-    assert again.data_ptr() == trace.gradient.data_ptr(), "in the same memory"
+def test_gradient_is_written_into_out(tiny: Network) -> None:
+    x, y = a_batch(tiny, 4)
+    out = torch.full_like(tiny.parameters, torch.nan)
+    result = backward(tiny, forward(tiny, x), y, out=out)
+    assert result.gradient is out
+    assert torch.equal(out, backward(tiny, forward(tiny, x), y).gradient)
 
 
-def test_pixels_may_stay_bytes_when_the_trace_scales_them(tiny: Network) -> None:
-    x, y = a_batch(tiny, 8)
-    trace = Trace(tiny, 8, x_scale=1 / 255)
-    ours = backward(tiny, forward(tiny, x * 255, trace), y)
-    torch.testing.assert_close(ours, Reference(tiny, x, y, "quadratic").gradient, rtol=1e-12, atol=1e-14)
-
-
-def test_inputs_that_require_grad_are_taken_as_they_are(tiny: Network) -> None:
+def test_inputs_that_require_grad_are_accepted(tiny: Network) -> None:
     x, _ = a_batch(tiny, 3)
     assert torch.equal(forward(tiny, x.requires_grad_()).activations[-1], forward(tiny, x.detach()).activations[-1])
     y = torch.eye(3, dtype=torch.float64)
-    plain = backward(tiny, forward(tiny, x), y)
-    assert torch.equal(backward(tiny, forward(tiny, x), y.clone().requires_grad_()), plain)
+    plain = backward(tiny, forward(tiny, x), y).gradient
+    assert torch.equal(backward(tiny, forward(tiny, x), y.clone().requires_grad_()).gradient, plain)
+
+
+# ---- several networks at once: the leading dimension ----
+
+K = 3
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("depth", SIZES)
+@pytest.mark.parametrize(("activation", "output", "cost"), COMBINATIONS)
+def test_gradients_of_several_networks_equal_autograd(
+    activation: str, output: str, cost: str, depth: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    network = Network(
+        SIZES[depth], activation=activation, output_activation=output, networks=K, dtype=dtype, device=device
+    )
+    for batch in (1, 7):
+        x, y = a_batch(network, batch)
+        assert worst_error(network, x, y, cost) <= TOLERANCE[dtype], "one batch for all"
+        xs, ys = (torch.stack(parts) for parts in zip(*(a_batch(network, batch, k) for k in range(K)), strict=True))
+        assert worst_error(network, xs, ys, cost) <= TOLERANCE[dtype], "a batch for each"
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("depth", SIZES)
+@pytest.mark.parametrize(("activation", "output", "cost"), COMBINATIONS)
+def test_several_networks_equal_each_of_them_alone(
+    activation: str, output: str, cost: str, depth: int, dtype: torch.dtype
+) -> None:
+    fields: dict[str, Any] = {"activation": activation, "output_activation": output, "dtype": dtype}
+    together = Network(SIZES[depth], networks=K, seed=5, **fields)
+    x, y = a_batch(together, 7)
+    xs, ys = (torch.stack(parts) for parts in zip(*(a_batch(together, 7, k) for k in range(K)), strict=True))
+    for x_given, y_given in ((x, y), (xs, ys), (x, ys)):  # one batch for all, a batch for each, different targets
+        passed = forward(together, x_given)
+        ours = [
+            backward(together, passed, y_given, cost, out=torch.full_like(together.parameters, torch.nan)).gradient,
+            example_costs(passed, y_given, cost),
+            per_example_gradients(together, x_given, y_given, cost),
+        ]
+        for k, (x_k, y_k) in enumerate(zip(x_given.expand_as(xs), y_given.expand_as(ys), strict=True)):
+            alone = Network(SIZES[depth], seed=5 + k, **fields)
+            assert torch.equal(alone.parameters, together.parameters[k])
+            passed = forward(alone, x_k)
+            expected = [
+                backward(alone, passed, y_k, cost).gradient,
+                example_costs(passed, y_k, cost),
+                per_example_gradients(alone, x_k, y_k, cost),
+            ]
+            for one, other in zip(ours, expected, strict=True):
+                assert one[k].shape == other.shape
+                assert relative_error(one[k], other) <= TOLERANCE[dtype]
 
 
 # ---- planted faults: every one must be caught by the comparison that the tests above rest on ----
 
 
-def no_mean(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, share: Tensor, out: Tensor) -> Tensor:
-    return cost.error(a, y, out).mul_(slope)
+def no_mean(cost: Cost, a: Tensor, y: Tensor, phi_prime: Tensor, examples: int) -> Tensor:
+    return cost.derivative(a, y) * phi_prime
 
 
-def no_output_slope(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, share: Tensor, out: Tensor) -> Tensor:
-    return cost.error(a, y, out).mul_(share)
+def no_output_phi_prime(cost: Cost, a: Tensor, y: Tensor, phi_prime: Tensor, examples: int) -> Tensor:
+    return cost.derivative(a, y) / examples
 
 
-def no_hidden_slope(delta: Tensor, w: Tensor, slope: Tensor, out: Tensor) -> Tensor:
-    return torch.mm(delta, w, out=out)
+def phi_prime_of_the_layer_above(patch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    output_delta, hidden_delta = backprop.output_delta, backprop.hidden_delta
+
+    def output(cost: Cost, a: Tensor, y: Tensor, phi_prime: Tensor, examples: int) -> Tensor:
+        seen.append(phi_prime)
+        return output_delta(cost, a, y, phi_prime, examples)
+
+    def hidden(delta: Tensor, W: Tensor, phi_prime: Tensor) -> Tensor:
+        seen.append(phi_prime)
+        return hidden_delta(delta, W, seen[-2])
+
+    patch.setattr(backprop, "output_delta", output)
+    patch.setattr(backprop, "hidden_delta", hidden)
 
 
-def transposed_weight(delta: Tensor, w: Tensor, slope: Tensor, out: Tensor) -> Tensor:
-    return torch.mm(delta, w.T, out=out).mul_(slope)
-
-
-def bias_of_one_example(delta: Tensor, out: Tensor) -> Tensor:
-    return out.copy_(delta[0])
-
-
-def slope_of_z(a: Tensor, out: Tensor) -> Tensor:
-    return torch.sub(1, a, out=out)
+def transposed_weight(delta: Tensor, W: Tensor, phi_prime: Tensor) -> Tensor:
+    return delta @ W.mT * phi_prime
 
 
 FAULTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a dropped 1/B": lambda patch: patch.setattr(backprop, "output_delta", no_mean),
-    "the 2 lost": lambda patch: patch.setitem(
-        COSTS, "quadratic", COSTS["quadratic"]._replace(error=lambda a, y, out: torch.sub(a, y, out=out))
+    "the 2 lost": lambda patch: patch.setitem(COSTS, "quadratic", COSTS["quadratic"]._replace(derivative=torch.sub)),
+    "φ′ missing at the output": lambda patch: patch.setattr(backprop, "output_delta", no_output_phi_prime),
+    "φ′ missing in a hidden layer": lambda patch: patch.setattr(
+        backprop, "hidden_delta", lambda delta, W, phi_prime: delta @ W
     ),
-    "φ′ missing at the output": lambda patch: patch.setattr(backprop, "output_delta", no_output_slope),
-    "φ′ missing in a hidden layer": lambda patch: patch.setattr(backprop, "hidden_delta", no_hidden_slope),
+    "φ′ of the wrong layer": phi_prime_of_the_layer_above,
     "a transposed weight": lambda patch: patch.setattr(backprop, "hidden_delta", transposed_weight),
-    "a bias gradient not summed": lambda patch: patch.setattr(backprop, "bias_gradient", bias_of_one_example),
+    "a bias gradient not summed": lambda patch: patch.setattr(
+        backprop, "bias_gradient", lambda delta, out: out.copy_(delta[..., 0, :])
+    ),
+    "a weight gradient of one example": lambda patch: patch.setattr(
+        backprop, "weight_gradient", lambda delta, a, out: out.copy_(delta[..., :1, :].mT @ a[..., :1, :])
+    ),
     "a wrong φ′": lambda patch: patch.setitem(
-        ACTIVATIONS, "sigmoid", Activation(ACTIVATIONS["sigmoid"].function, slope_of_z)
+        ACTIVATIONS, "sigmoid", Activation(ACTIVATIONS["sigmoid"].function, lambda a: 1 - a)
     ),
 }
 
 
+@pytest.mark.parametrize("networks", [None, K])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = Network((5, 4, 4, 4), init="normal", dtype=torch.float64)
+def test_a_planted_fault_is_caught(fault: str, networks: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields: dict[str, Any] = {"init": "normal", "dtype": torch.float64, "networks": networks}
+    network = Network((5, 4, 4, 4), **fields)
     x, y = a_batch(network, 7)
     assert worst_error(network, x, y, "quadratic") <= 1e-12
     FAULTS[fault](monkeypatch)
+    network = Network((5, 4, 4, 4), **fields)
     assert worst_error(network, x, y, "quadratic") > 1e-2
 
 
-# ---- bad input: what came, what was wanted ----
+# ---- bad input: the message says what came and what was wanted ----
 
 
 @pytest.mark.parametrize(
@@ -241,12 +301,13 @@ def test_a_planted_fault_is_caught(fault: str, monkeypatch: pytest.MonkeyPatch) 
     [
         (torch.zeros(2, 4, dtype=torch.float64), r"x has shape \(2, 4\), wanted \(batch, 5\)"),
         (torch.zeros(5, dtype=torch.float64), r"x has shape \(5,\), wanted \(batch, 5\)"),
+        (torch.zeros(3, 2, 5, dtype=torch.float64), r"x has shape \(3, 2, 5\), wanted \(batch, 5\)"),
         (torch.zeros(2, 5), r"x is torch\.float32, the network is torch\.float64"),
         (torch.zeros(2, 5, dtype=torch.uint8), r"x is torch\.uint8, the network is torch\.float64"),
         (torch.zeros(2, 5, dtype=torch.float64, device="meta"), "x is on meta, the network is on cpu"),
     ],
 )
-def test_an_x_that_does_not_fit_is_refused(tiny: Network, x: Tensor, message: str) -> None:
+def test_x_that_does_not_fit_raises_value_error(tiny: Network, x: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         forward(tiny, x)
 
@@ -260,39 +321,42 @@ def test_an_x_that_does_not_fit_is_refused(tiny: Network, x: Tensor, message: st
         (torch.zeros(2, 3, dtype=torch.float64, device="meta"), "y is on meta, the network is on cpu"),
     ],
 )
-def test_a_y_that_does_not_fit_is_refused(tiny: Network, y: Tensor, message: str) -> None:
-    trace = forward(tiny, torch.zeros(2, 5, dtype=torch.float64))
+def test_y_that_does_not_fit_raises_value_error(tiny: Network, y: Tensor, message: str) -> None:
+    passed = forward(tiny, torch.zeros(2, 5, dtype=torch.float64))
     with pytest.raises(ValueError, match=message):
-        backward(tiny, trace, y)
+        backward(tiny, passed, y)
+    with pytest.raises(ValueError, match=message):
+        example_costs(passed, y)
 
 
-def test_an_empty_batch_has_no_mean(tiny: Network) -> None:
-    trace = forward(tiny, torch.zeros(0, 5, dtype=torch.float64))
+def test_batch_of_other_networks_raises_value_error() -> None:
+    network = Network((5, 3), networks=2, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"x has shape \(3, 4, 5\), wanted \(2, batch, 5\) for Network\(2 × 5-3"):
+        forward(network, torch.zeros(3, 4, 5, dtype=torch.float64))
+
+
+def test_empty_batch_has_no_mean(tiny: Network) -> None:
+    passed = forward(tiny, torch.zeros(0, 5, dtype=torch.float64))
     with pytest.raises(ValueError, match="mean over an empty batch"):
-        backward(tiny, trace, torch.zeros(0, 3, dtype=torch.float64))
-    with pytest.raises(ValueError, match="an empty batch has no gradients"):
-        per_example_gradients(tiny, torch.zeros(0, 5, dtype=torch.float64), torch.zeros(0, 3, dtype=torch.float64))
+        backward(tiny, passed, torch.zeros(0, 3, dtype=torch.float64))
+    empty = torch.zeros(0, 5, dtype=torch.float64), torch.zeros(0, 3, dtype=torch.float64)
+    assert per_example_gradients(tiny, *empty).shape == (0, 39)
 
 
-def test_a_batch_larger_than_the_trace_is_refused(tiny: Network) -> None:
-    with pytest.raises(ValueError, match="the batch has 5 examples, the trace has room for 4"):
-        forward(tiny, torch.zeros(5, 5, dtype=torch.float64), Trace(tiny, 4))
+@pytest.mark.parametrize("sizes", [(5, 4, 3), (5, 6, 3), (5, 3)])
+def test_forward_pass_of_another_network_raises_value_error(tiny: Network, sizes: tuple[int, ...]) -> None:
+    x, y = a_batch(tiny, 2)
+    other = forward(Network(sizes, dtype=torch.float64), x)
+    with pytest.raises(ValueError, match=r"the forward pass is of another network, Network.*; wanted one of Network"):
+        backward(tiny, other, y)
 
 
-def test_a_trace_of_another_network_is_refused(tiny: Network) -> None:
-    other = Trace(Network((5, 6, 3), dtype=torch.float64), 2)
-    with pytest.raises(ValueError, match=r"the trace is of a network of sizes \(5, 6, 3\), this one is Network\(5-4-3"):
-        forward(tiny, torch.zeros(2, 5, dtype=torch.float64), other)
-
-
-def test_costs_that_do_not_fit_are_refused(tiny: Network) -> None:
+def test_costs_that_do_not_fit_raise_value_error(tiny: Network) -> None:
     x, y = a_batch(tiny, 2)
     with pytest.raises(ValueError, match="unknown cost 'hinge': choose from quadratic, "):
         backward(tiny, forward(tiny, x), y, "hinge")
     with pytest.raises(ValueError, match="unknown cost 'hinge': choose from quadratic, "):
-        costs(forward(tiny, x), y, "hinge")
-    with pytest.raises(ValueError, match=r"y has shape \(2, 2\), the outputs have \(2, 3\)"):
-        costs(forward(tiny, x), y[:, :2])
+        example_costs(forward(tiny, x), y, "hinge")
     relus = Network((5, 3), output_activation="relu", dtype=torch.float64)
     with pytest.raises(ValueError, match="binary-cross-entropy needs sigmoid outputs, the network has relu"):
         backward(relus, forward(relus, x), y, "binary-cross-entropy")

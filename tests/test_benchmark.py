@@ -1,188 +1,216 @@
-"""The benchmark compares what is comparable, and says so when it is not. No test here asserts a time."""
+"""The benchmark compares only what does the same task, and reports what it measured. No test here asserts a time."""
 
 import io
 import json
 import os
+import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bp_torch import benchmark
 from bp_torch.backprop import forward
-from bp_torch.benchmark import (
-    CONTENDERS,
-    FLOOR,
-    OURS,
-    PLAIN,
-    TOLERANCE,
-    BenchmarkError,
-    Measurement,
-    Runner,
-    Work,
-    as_json,
-    autograd_in_memory,
-    first_epochs,
-    growth,
-    machine,
-    main,
-    picture,
-    race,
-    table,
-)
-from bp_torch.data import PIXELS, Examples, load, permutation
+from bp_torch.benchmark import CONTENDERS, BenchmarkError, Contender, Measurement, Result, Task, command, compare, main
+from bp_torch.benchmark.contenders import FLOOR, IN_MEMORY, OURS, autograd_in_memory
+from bp_torch.benchmark.race import TOLERANCE, first_epochs
+from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table
+from bp_torch.data import PIXELS, Examples, batch, load, permutation
 from bp_torch.training import Config
 
 COMPILED = "autograd, torch.compile"
-FEW = {name: CONTENDERS[name] for name in (OURS, PLAIN, FLOOR)}
+FEW = {name: CONTENDERS[name] for name in (OURS, IN_MEMORY, FLOOR)}
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+def task(data_dir: Path) -> Task:
     """The first 450 examples in batches of 100, so that the last is short."""
-    directory = tmp_path_factory.mktemp("data")
-    training, _ = load("mnist", directory)
-    return Work(Config(data_dir=directory), Examples(training.x[:450], training.labels[:450]))
+    training, _ = load("mnist", data_dir)
+    return Task(Config(data_dir=data_dir), Examples(training.x[:450], training.labels[:450]))
 
 
-def measured(contenders: dict[str, Any], work: Work) -> Measurement:
-    return Measurement(work.config.sizes, work.batch_size, 13_002, 450, race(contenders, work, rounds=2))
+def measured(*seconds: float, fraction: float = 1.0) -> Measurement:
+    """A measurement in which the contenders of ``FEW`` took so long for an epoch."""
+    differences = (0.0, 1.2e-6, None)
+    results = [
+        Result(name, time, fraction, 2 * time, difference)
+        for name, time, difference in zip(FEW, seconds, differences, strict=True)
+    ]
+    return Measurement((784, 16, 16, 10), 100, 13_002, 450, results)
 
 
-# ---- all do the same work ----
+# ---- all do the same task ----
 
 
-def test_all_contenders_end_at_the_same_weights(work: Work) -> None:
+def test_all_contenders_end_at_the_same_weights(task: Task) -> None:
     contenders = {name: make for name, make in CONTENDERS.items() if name != COMPILED}
-    results, runners = first_epochs(contenders, work)
-    assert [r.name for r in results] == list(contenders) == list(runners)
-    for result in results:
-        assert result.name == FLOOR or (result.difference is not None and result.difference <= TOLERANCE)
-    assert (runners[PLAIN].parameters() - work.network().parameters).norm() > 0.1
+    results, running = first_epochs(contenders, task)
+    assert list(results) == list(contenders) == list(running)
+    for name, result in results.items():
+        assert name == FLOOR or (result.difference is not None and result.difference <= TOLERANCE)
+    assert (running[IN_MEMORY].parameters() - task.network().parameters).norm() > 0.1
 
 
 @pytest.mark.parametrize("sizes", [(784, 10), (784, 30, 10), (784, 40, 40, 10)])
-def test_numpy_and_the_floor_take_every_depth(work: Work, sizes: tuple[int, ...]) -> None:
+def test_numpy_and_the_floor_run_at_every_depth(task: Task, sizes: tuple[int, ...]) -> None:
     contenders = {name: CONTENDERS[name] for name in (OURS, "NumPy by hand", FLOOR)}
-    first_epochs(contenders, work._replace(config=Config(sizes=sizes, batch_size=64)))
+    first_epochs(contenders, task._replace(config=Config(sizes=sizes, batch_size=64)))
 
 
-def wrong_rate(work: Work) -> Runner:
-    return autograd_in_memory(work._replace(config=Config(learning_rate=2.97)))
+def wrong_learning_rate(task: Task) -> Contender:
+    return autograd_in_memory(task._replace(config=Config(learning_rate=2.97)))
 
 
-def wrong_batches(work: Work) -> Runner:
-    right = autograd_in_memory(work)
-    return Runner(lambda order: right.epoch(order[:-1]), right.parameters)
+def one_example_missing(task: Task) -> Contender:
+    right = autograd_in_memory(task)
+    return Contender(lambda order: right.epoch(order[:-1]), right.parameters)
 
 
-def wrong_order(work: Work) -> Runner:
-    right = autograd_in_memory(work)
-    return Runner(lambda order: right.epoch(order.flip(0)), right.parameters)
+def wrong_order(task: Task) -> Contender:
+    right = autograd_in_memory(task)
+    return Contender(lambda order: right.epoch(order.flip(0)), right.parameters)
 
 
-def not_finite(work: Work) -> Runner:
-    right = autograd_in_memory(work)
-    return Runner(right.epoch, lambda: right.parameters() * float("nan"))
+def not_finite(task: Task) -> Contender:
+    right = autograd_in_memory(task)
+    return Contender(right.epoch, lambda: right.parameters() * float("nan"))
 
 
-@pytest.mark.parametrize("wrong", [wrong_rate, wrong_batches, wrong_order, not_finite])
-def test_a_contender_that_does_other_work_is_caught(work: Work, wrong: Any) -> None:
-    with pytest.raises(BenchmarkError, match="'the wrong one' does not do the same work"):
-        race({**FEW, "the wrong one": wrong}, work, rounds=1)
+@pytest.mark.parametrize("wrong", [wrong_learning_rate, one_example_missing, wrong_order, not_finite])
+def test_a_contender_that_does_another_task_raises(task: Task, wrong: Callable[[Task], Contender]) -> None:
+    with pytest.raises(BenchmarkError, match="'the wrong one' does not do the same task"):
+        compare({**FEW, "the wrong one": wrong}, task, rounds=1)
 
 
-# ---- what is told ----
+# ---- the race ----
 
 
-def test_json_tells_everything(work: Work) -> None:
-    m = measured(FEW, work)
-    told = json.loads(as_json([m], benchmark.Options(rounds=2), machine(CPU)))
-    assert set(told) == {"machine", "rounds", "tolerance", "measurements"}
-    assert {"cpu", "threads", "device", "python", "torch", "numpy"} <= set(told["machine"])
-    (one,) = told["measurements"]
-    assert (one["sizes"], one["batch_size"], one["parameters"], one["examples"]) == (
-        [784, 16, 16, 10],
-        100,
-        13_002,
-        450,
-    )
-    assert [r["name"] for r in one["results"]] == list(FEW)
-    for r in one["results"]:
-        assert r["seconds"] > 0
-        assert r["first_epoch"] > 0
-        assert r["ratio_to_ours"] == r["seconds"] / m.seconds(OURS)
-        assert r["ratio_to_floor"] == r["seconds"] / m.seconds(FLOOR)
-        assert (r["difference"] is None) == (r["name"] == FLOOR)
+def test_compare_times_every_contender(task: Task) -> None:
+    m = compare(FEW, task, rounds=2)
+    assert (m.sizes, m.batch_size, m.parameters, m.examples) == ((784, 16, 16, 10), 100, 13_002, 450)
+    assert [r.name for r in m.results] == list(FEW)
+    for r in m.results:
+        assert r.seconds is not None and r.first_epoch is not None
+        assert r.seconds > 0
+        assert r.first_epoch > 0
+        assert r.fraction == 1
+        assert (r.difference is None) == (r.name == FLOOR)
 
 
-def test_a_contender_that_cannot_run_is_said_so(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_compiler(**_: Any) -> Any:
-        def wrap(_: Any) -> Any:
-            def call(*_: Any) -> Any:
-                raise RuntimeError("no compiler here\nand much more")
+def test_a_long_epoch_is_timed_on_its_first_part_and_scaled_up(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
-            return call
-
-        return wrap
-
-    monkeypatch.setattr(torch, "compile", no_compiler)
-    m = measured({**FEW, COMPILED: CONTENDERS[COMPILED]}, work)
-    assert f"| {COMPILED} | cannot run here: no compiler here | | | | |" in table(m).splitlines()
-    (told,) = json.loads(as_json([m], benchmark.Options(), machine(CPU)))["measurements"]
-    assert told["results"][-1]["seconds"] is None
-    assert told["results"][-1]["note"] == "no compiler here"
-    assert picture([m], machine(CPU)).startswith(b"\x89PNG")
-
-
-def test_the_table_has_a_row_for_each(work: Work) -> None:
-    m = measured(FEW, work)
-    rows = table(m).splitlines()
-    assert rows[0] == "784-16-16-10, batches of 100, 13,002 parameters, 450 examples"
-    assert [row.split(" | ")[0] for row in rows[4:]] == [f"| {name}" for name in FEW]
-    assert rows[4].split(" | ")[2] == "1.00"
-    assert "~" not in table(m)
-    assert len(growth([m, m]).splitlines()) == 4
-
-
-def test_a_long_epoch_is_timed_on_its_first_part(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "TURN", 0.0)
-    small = work._replace(config=Config(batch_size=10))
-    asked: list[int] = []
-
-    def counting(work: Work) -> Runner:
-        right = autograd_in_memory(work)
+    def counting(task: Task) -> Contender:
+        right = autograd_in_memory(task)
 
         def epoch(order: torch.Tensor) -> None:
-            asked.append(len(order))
+            lengths.append(len(order))
+            clock[0] += len(order) / 64
             right.epoch(order)
 
-        return Runner(epoch, right.parameters)
+        return Contender(epoch, right.parameters)
 
-    m = measured({**FEW, "counted": counting}, small)
-    assert asked == [450, 50, 50, 50]  # all of the first epoch, five batches to see how long they take, the turns
-    assert m.results[-1].share == pytest.approx(50 / 450)
-    assert "| counted | ~" in table(m)
+    small = task._replace(config=Config(batch_size=10))
+    result = compare({**FEW, "counted": counting}, small, rounds=2).results[-1]
+    assert lengths == [450, 50, 60, 60]  # the first epoch, five batches to estimate that six take a second, the turns
+    assert result.fraction == pytest.approx(60 / 450)
+    assert result.first_epoch == 450 / 64
+    assert result.seconds == pytest.approx(450 / 64)
 
 
-def test_the_picture_is_drawn(work: Work) -> None:
-    m = measured(FEW, work)
-    one, two = (matplotlib.image.imread(io.BytesIO(picture([m] * n, machine(CPU)))) for n in (1, 2))
-    assert two.shape[0] > one.shape[0]
-    blue = torch.tensor([0, 0x72, 0xB2]) / 255
-    assert (torch.from_numpy(one[:, :, :3]) - blue).abs().amax(2).lt(0.01).sum() > 1000  # the bar of ours
+def test_a_contender_that_cannot_run_is_reported_with_its_reason(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(*_: Any, **__: Any) -> Any:
+        def call(*_: Any) -> Any:
+            raise RuntimeError("no compiler here\nand much more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    m = compare({**FEW, COMPILED: CONTENDERS[COMPILED]}, task, rounds=1)
+    assert f"| {COMPILED} | cannot run here: no compiler here |" in contender_table(m)
+    (reported,) = json.loads(as_json([m], describe_machine(CPU), rounds=1))["measurements"]
+    assert reported["results"][-1]["seconds"] is None
+    assert reported["results"][-1]["ratio_to_ours"] is None
+    assert reported["results"][-1]["note"] == "no compiler here"
+    assert set(dots(m)) == set(FEW)
+
+
+# ---- the report ----
+
+
+def cells(table: str) -> list[list[str]]:
+    """The cells of every row of a Markdown table, without the head."""
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines() if row.startswith("|")][2:]
+
+
+def test_the_table_has_a_row_for_each_contender() -> None:
+    text = contender_table(measured(0.1, 0.35, 0.05))
+    assert text.splitlines()[0] == "784-16-16-10, batches of 100, 13,002 parameters, 450 examples"
+    assert cells(text) == [
+        [OURS, "100", "1.00", "2.00", "0.200", "0"],
+        [IN_MEMORY, "350", "3.50", "7.00", "0.700", "1·10⁻⁶"],
+        [FLOOR, "50.0", "0.500", "1.00", "0.100", ""],
+    ]
+    assert "~" not in text
+
+
+def test_a_scaled_time_is_marked_in_the_table() -> None:
+    text = contender_table(measured(1.0, 3.5, 0.5, fraction=0.25))
+    assert [row[1] for row in cells(text)] == ["~1,000", "~3,500", "~500"]
+    assert "scaled up" in text
+
+
+def test_the_growth_table_has_a_row_for_each_measurement() -> None:
+    m = measured(0.1, 0.35, 0.05)
+    row = ["784-16-16-10, 100", "13,002", "20,000", "222", "17,091", "2.00", "3.50"]
+    assert cells(growth_table([m, m])) == [row, row]
+
+
+def test_json_holds_everything() -> None:
+    m = measured(0.1, 0.35, 0.05)
+    reported = json.loads(as_json([m], describe_machine(CPU), rounds=2))
+    assert set(reported) == {"machine", "rounds", "tolerance", "measurements"}
+    assert (reported["rounds"], reported["tolerance"]) == (2, TOLERANCE)
+    assert {"cpu", "threads", "device", "python", "torch", "numpy"} <= set(reported["machine"])
+    (one,) = reported["measurements"]
+    results = one.pop("results")
+    assert one == {"sizes": [784, 16, 16, 10], "batch_size": 100, "parameters": 13_002, "examples": 450}
+    for got, r in zip(results, m.results, strict=True):
+        assert r.seconds is not None
+        assert got == r._asdict() | {"ratio_to_ours": r.seconds / 0.1, "ratio_to_floor": r.seconds / 0.05}
+
+
+def dots(m: Measurement) -> dict[str, float]:
+    """Where the picture has the dot of each contender, in milliseconds."""
+    (axes,) = draw([m], describe_machine(CPU)).axes
+    assert axes.get_xscale() == "log"
+    return {str(np.asarray(line.get_ydata()).item()): np.asarray(line.get_xdata()).item() for line in axes.lines}
+
+
+def test_the_picture_has_a_dot_at_the_time_of_each_contender() -> None:
+    assert dots(measured(0.1, 0.35, 0.05)) == pytest.approx({OURS: 100, IN_MEMORY: 350, FLOOR: 50})
+
+
+def test_the_picture_has_a_panel_for_each_measurement() -> None:
+    m = measured(0.1, 0.35, 0.05)
+    one, two = (draw([m] * n, describe_machine(CPU)) for n in (1, 2))
+    assert (len(one.axes), len(two.axes)) == (1, 2)
+    assert two.get_figheight() > one.get_figheight()
 
 
 # ---- the command ----
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--rounds", "0"], "--rounds: wanted 1 or more, got 0"),
         (["--threads", "-1"], "--threads: wanted 1 or more, got -1"),
@@ -193,22 +221,24 @@ def test_the_picture_is_drawn(work: Work) -> None:
         (["--colour"], "--colour"),
     ],
 )
-def test_bad_arguments_are_one_line(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_give_one_line_and_exit_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in benchmark.THREAD_VARIABLES:
+    for name in command.THREAD_VARIABLES:
         monkeypatch.setenv(name, "1")
 
 
-def test_a_device_that_is_not_there_is_one_line(
+def test_a_missing_device_gives_one_line_and_exit_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     one_thread(monkeypatch)
@@ -218,7 +248,7 @@ def test_a_device_that_is_not_there_is_one_line(
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_command_starts_anew_with_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_starts_itself_again_with_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     started: list[tuple[list[str], dict[str, str]]] = []
 
@@ -229,56 +259,59 @@ def test_the_command_starts_anew_with_the_number_of_threads(monkeypatch: pytest.
     monkeypatch.setattr(os, "execve", execve)
     with pytest.raises(SystemExit):
         main(["--threads", "2", "--json"])
-    ((command, environment),) = started
-    assert command[1:] == ["-m", "bp_torch", "benchmark", "--threads", "2", "--json"]
-    assert {environment[name] for name in benchmark.THREAD_VARIABLES} == {"2"}
+    ((arguments, environment),) = started
+    assert arguments[1:] == ["-m", "bp_torch", "benchmark", "--threads", "2", "--json"]
+    assert {environment[name] for name in command.THREAD_VARIABLES} == {"2"}
 
 
 @pytest.mark.parametrize("sweep", [False, True])
-def test_the_command_prints_and_draws(
-    work: Work, sweep: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_the_command_prints_tables_or_json_and_writes_a_picture(
+    task: Task, sweep: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     one_thread(monkeypatch)
-    monkeypatch.setattr(benchmark, "CONTENDERS", FEW)
-    monkeypatch.setattr(benchmark, "SWEEP", (((784, 16, 16, 10), 100), ((784, 20, 10), 50)))
-    monkeypatch.setattr(benchmark, "load", lambda *_: (work.examples, work.examples))
+    monkeypatch.setattr(command, "CONTENDERS", FEW)
+    monkeypatch.setattr(command, "SWEEP", (((784, 16, 16, 10), 100), ((784, 20, 10), 50)))
+    monkeypatch.setattr(command, "load", lambda *_: (task.examples, task.examples))
     out = tmp_path / "picture.png"
     arguments = ["--rounds", "1", "--out", str(out), *(["--sweep"] if sweep else [])]
     main(arguments)
-    said = capsys.readouterr().out
-    assert said.count(f"| {OURS} |") == (2 if sweep else 1)
-    assert ("ps an example and parameter" in said) == sweep
+    printed = capsys.readouterr().out
+    assert printed.count(f"| {OURS} |") == (2 if sweep else 1)
+    assert ("per example and parameter" in printed) == sweep
     assert out.read_bytes().startswith(b"\x89PNG")
+    blue = torch.tensor([0, 0x72, 0xB2]) / 255  # the dot of ours
+    pixels = torch.from_numpy(matplotlib.image.imread(io.BytesIO(out.read_bytes()))[:, :, :3])
+    assert (pixels - blue).abs().amax(2).lt(0.01).sum() > 50
     main([*arguments, "--json"])
     assert len(json.loads(capsys.readouterr().out)["measurements"]) == (2 if sweep else 1)
 
 
-# ---- memory ----
+# ---- the memory of a step ----
 
 
-def allocated(work: Work, *, with_trace: bool = True, logged: bool = False) -> int:
+def bytes_allocated(task: Task, *, with_forward: bool = False, logged: bool = False) -> int:
     """Bytes that ten steps allocate after the first."""
-    network = work.network()
+    network = task.network()
     running = torch.zeros(2, dtype=torch.float64) if logged else None
-    walk = work.config.walk(network, work.config.descent(network), work.examples, running=running)
-    x, _ = walk.batches.gather(work.order(1)[: work.batch_size])
+    step = task.config.training_step(network, task.config.optimizer(network), task.examples, running=running)
+    x, _ = batch(task.examples, task.order(1)[: task.batch_size], network.dtype)
     with torch.inference_mode():
-        steps = walk(work.order(1)[:110])
+        steps = step.run(task.order(1)[:110])
         next(steps)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
             for _ in range(10):
                 next(steps)
-                if not with_trace:
+                if with_forward:
                     forward(network, x)
-    return sum(max(0, op.self_cpu_memory_usage) for op in seen.key_averages())
+    return sum(max(0, op.self_cpu_memory_usage) for op in measured.key_averages())
 
 
-def test_no_step_allocates_a_tensor_after_the_first(work: Work) -> None:
-    tens = work._replace(config=Config(batch_size=10))
+def test_no_step_allocates_a_tensor_after_the_first(task: Task) -> None:
+    tens = task._replace(config=Config(batch_size=10))
     smallest = 4 * 10 * 10  # a δ of the last layer, or y
-    assert allocated(tens) == 0
-    assert allocated(tens, logged=True) < smallest  # 20 bytes a step: torch makes tensors of the numbers in a mean
-    assert allocated(tens, with_trace=False) >= 10 * smallest  # what the lines above would see
+    assert bytes_allocated(tens) == 0
+    assert bytes_allocated(tens, logged=True) < smallest  # 20 bytes a step: torch makes tensors of Python numbers
+    assert bytes_allocated(tens, with_forward=True) >= 10 * smallest  # what the lines above would find
 
 
 def bytes_held(*owners: object) -> int:
@@ -302,16 +335,16 @@ def bytes_held(*owners: object) -> int:
 
 @pytest.mark.parametrize(("sizes", "batch_size"), [((784, 16, 16, 10), 100), ((784, 512, 512, 10), 256)])
 def test_a_run_holds_little_more_than_data_parameters_activations_and_deltas(
-    work: Work, sizes: tuple[int, ...], batch_size: int
+    data_dir: Path, sizes: tuple[int, ...], batch_size: int
 ) -> None:
-    examples = load("mnist", work.config.data_dir)
+    examples = load("mnist", data_dir)
     config = Config(sizes=sizes, batch_size=batch_size)
     network = config.network(CPU)
-    walk = config.walk(network, config.descent(network), examples[0], running=torch.zeros(2))
+    step = config.training_step(network, config.optimizer(network), examples[0], running=torch.zeros(2))
     order = permutation(2 * batch_size + 1, 0, 1)
     with torch.inference_mode():
-        deque(walk(order), maxlen=0)
-    held = bytes_held(examples, order, walk)
+        deque(step.run(order), maxlen=0)
+    held = bytes_held(examples, order, step)
     data = sum(tensor.nbytes for part in examples for tensor in part)
     activations_and_deltas = 4 * batch_size * (PIXELS + 2 * sum(sizes[1:]))
     assert held <= 1.2 * (data + network.parameters.nbytes + activations_and_deltas)

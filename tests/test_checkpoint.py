@@ -16,7 +16,7 @@ def a_state(n: int = 6, velocity: bool = True, dtype: torch.dtype = torch.float3
     )
 
 
-def test_a_state_is_restored_exactly_into_the_tensors_that_are_held(tmp_path: Path) -> None:
+def test_state_is_restored_exactly_into_the_same_tensors(tmp_path: Path) -> None:
     a_state().save(tmp_path / LAST)
     now = State(torch.zeros(6), torch.zeros(6), torch.zeros(2, dtype=torch.float64))
     held = now.parameters
@@ -27,7 +27,7 @@ def test_a_state_is_restored_exactly_into_the_tensors_that_are_held(tmp_path: Pa
     assert now.running.tolist() == [3, 4]
 
 
-def test_a_state_is_saved_without_a_copy_of_its_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_is_saved_without_a_copy_of_its_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state, written = a_state(), []
     monkeypatch.setattr("torch.save", lambda content, file: written.append((content, file)))
     state.save(tmp_path / LAST)
@@ -36,12 +36,12 @@ def test_a_state_is_saved_without_a_copy_of_its_tensors(tmp_path: Path, monkeypa
     assert isinstance(file, io.BufferedWriter), "and straight into the file"
 
 
-def test_a_checkpoint_is_a_plain_dict(tmp_path: Path) -> None:
+def test_checkpoint_is_a_plain_dict(tmp_path: Path) -> None:
     a_state().save(tmp_path / LAST)
     assert type(torch.load(tmp_path / LAST, weights_only=True)) is dict
 
 
-def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+def test_invalid_file_raises_checkpoint_error_naming_it(tmp_path: Path) -> None:
     path = tmp_path / LAST
     with pytest.raises(CheckpointError, match=r"cannot read .*last\.pt: No such file"):
         State.load(path, like=a_state())
@@ -51,11 +51,11 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
     for damaged in (b"", b"something else", whole[: len(whole) // 2], whole[:-30], flipped):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"last\.pt is no checkpoint, or a damaged one"):
+        with pytest.raises(CheckpointError, match=r"last\.pt is damaged, or not a checkpoint"):
             State.load(path, like=a_state())
     for foreign in ({"weights": torch.zeros(2)}, [1, 2], torch.zeros(3)):
         torch.save(foreign, path)
-        with pytest.raises(CheckpointError, match=r"last\.pt is no checkpoint, or a damaged one"):
+        with pytest.raises(CheckpointError, match=r"last\.pt is damaged, or not a checkpoint"):
             State.load(path, like=a_state())
 
 
@@ -67,13 +67,13 @@ def test_a_file_that_is_no_checkpoint_is_named(tmp_path: Path) -> None:
         (a_state(velocity=False), r"its velocity are \(6,\) of torch\.float32, wanted none"),
     ],
 )
-def test_a_checkpoint_of_another_network_is_refused(like: State, message: str, tmp_path: Path) -> None:
+def test_checkpoint_of_another_network_raises_checkpoint_error(like: State, message: str, tmp_path: Path) -> None:
     a_state().save(tmp_path / LAST)
     with pytest.raises(CheckpointError, match=f"is of another network: {message}"):
         State.load(tmp_path / LAST, like=like)
 
 
-def test_a_checkpoint_of_other_sizes_with_as_many_parameters_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_of_other_sizes_with_as_many_parameters_raises_checkpoint_error(tmp_path: Path) -> None:
     replace(a_state(), network="784-20-30-10").save(tmp_path / LAST)
     with pytest.raises(CheckpointError, match="is of another network: 784-20-30-10, wanted 784-30-20-10"):
         State.load(tmp_path / LAST, like=replace(a_state(), network="784-30-20-10"))
@@ -82,13 +82,13 @@ def test_a_checkpoint_of_other_sizes_with_as_many_parameters_is_refused(tmp_path
 @pytest.mark.parametrize(
     "field", [{"epoch": "2"}, {"steps": -1}, {"step": 1.5}, {"parameters": [1.0]}, {"running": torch.tensor(0.0)}]
 )
-def test_a_state_that_no_run_can_have_is_refused(field: dict[str, Any], tmp_path: Path) -> None:
+def test_invalid_field_raises_checkpoint_error(field: dict[str, Any], tmp_path: Path) -> None:
     torch.save(asdict(a_state()) | field, tmp_path / LAST)
     with pytest.raises(CheckpointError, match=r"last\.pt is "):
         State.load(tmp_path / LAST, like=a_state())
 
 
-def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_is_complete_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -100,6 +100,6 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     make_folder(tmp_path / "one", "{}", a_state())
     assert {path.name for path in tmp_path.rglob("*")} == {"one", CONFIG, LAST}
     with pytest.raises(
-        CheckpointError, match="one is there already: choose another --run-name, or go on with --resume"
+        CheckpointError, match="one exists already: choose another --run-name, or continue it with --resume"
     ):
         make_folder(tmp_path / "one", "{}", a_state())

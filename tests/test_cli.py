@@ -24,7 +24,7 @@ class Flags:
             raise ValueError(f"--size: wanted 0 or more, got {self.size}")
 
 
-def test_flags_fall_back_on_the_default_given() -> None:
+def test_flags_that_are_not_given_come_from_the_default() -> None:
     assert parse(Flags, description="", args=["--size", "2"]) == Flags(size=2)
     assert parse(Flags, description="", args=["--size", "2"], default=Flags(many=(5,))) == Flags((5,), 2)
 
@@ -37,7 +37,7 @@ def test_flags_fall_back_on_the_default_given() -> None:
         (["--size", "-1"], "error: --size: wanted 0 or more, got -1.0\n"),
     ],
 )
-def test_a_wrong_flag_is_one_line_and_exit_2(
+def test_wrong_flag_is_reported_in_one_line_with_exit_code_2(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -55,16 +55,16 @@ def raising(error: BaseException) -> Callable[[], None]:
     return work
 
 
-def test_trouble_is_one_line_and_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_reported_in_one_line_with_an_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     for error, code, line in ((OSError("no\nroom"), 1, "no room"), (KeyboardInterrupt(), 130, "stopped")):
         with pytest.raises(SystemExit) as stop:
             raising(error)()
         assert (stop.value.code, capsys.readouterr().err) == (code, f"error: {line}\n")
-    with pytest.raises(KeyError):  # what nobody foresaw keeps its traceback
+    with pytest.raises(KeyError):  # an unexpected error keeps its traceback
         raising(KeyError("a bug"))()
 
 
-def test_the_package_tells_its_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_package_lists_its_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["bp_torch"])
     commands.main()
     said = capsys.readouterr().out
@@ -73,11 +73,11 @@ def test_the_package_tells_its_commands(monkeypatch: pytest.MonkeyPatch, capsys:
     with pytest.raises(SystemExit) as stop:
         commands.main()
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: unknown command 'dance': choose from verify, explain, benchmark\n"
+    assert capsys.readouterr().err == "error: unknown command 'dance': choose from train, verify, explain, benchmark\n"
 
 
 @pytest.mark.parametrize("name", commands.COMMANDS)
-def test_every_command_has_its_own_help(
+def test_every_command_has_help_of_its_own(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bp_torch", name, "--help"])
@@ -87,7 +87,7 @@ def test_every_command_has_its_own_help(
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_a_terminal_of_any_encoding_gets_help_and_errors(encoding: str) -> None:
+def test_help_and_errors_print_in_any_encoding(encoding: str) -> None:
     root = Path(__file__).parent.parent
     environment = os.environ | {"PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
     code = (

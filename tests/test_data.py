@@ -11,12 +11,22 @@ import torch
 from torchvision import datasets
 
 from bp_torch import data
-from bp_torch.data import CHECKSUMS, DataError, Examples, Minibatches, first_shuffled, load, one_hot, permutation
+from bp_torch.data import (
+    CHECKSUMS,
+    DataError,
+    Examples,
+    batch,
+    first_shuffled,
+    load,
+    one_hot,
+    permutation,
+    subsample,
+)
 
 TWO = Path("MNIST/raw/t10k-labels-idx1-ubyte")
 
 
-def test_mnist_out_of_the_box_is_torchvisions(mnist: tuple[Examples, Examples], data_dir: Path) -> None:
+def test_packaged_mnist_equals_that_of_torchvision(mnist: tuple[Examples, Examples], data_dir: Path) -> None:
     for examples, train in zip(mnist, (True, False), strict=True):
         theirs = datasets.MNIST(str(data_dir), train=train)
         assert torch.equal(examples.x.view(-1, 28, 28), theirs.data)
@@ -25,7 +35,7 @@ def test_mnist_out_of_the_box_is_torchvisions(mnist: tuple[Examples, Examples], 
     assert mnist[0].labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]  # as printed in every tutorial
 
 
-def test_what_is_there_already_is_used_and_not_written(data_dir: Path, tmp_path: Path) -> None:
+def test_existing_files_are_used_and_not_written(data_dir: Path, tmp_path: Path) -> None:
     raw = tmp_path / "MNIST/raw"
     raw.mkdir(parents=True)
     for name in data.MNIST_SHA256:
@@ -40,7 +50,7 @@ def test_what_is_there_already_is_used_and_not_written(data_dir: Path, tmp_path:
     [lambda content: content[:-1], lambda content: b"", lambda content: content[:99] + b"\7" + content[100:]],
     ids=["truncated", "empty", "altered"],
 )
-def test_a_damaged_file_is_named_and_never_trained_on(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_damaged_file_raises_data_error_naming_it(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
     load("mnist", tmp_path)
     path = tmp_path / TWO
     path.write_bytes(damage(path.read_bytes()))
@@ -50,7 +60,7 @@ def test_a_damaged_file_is_named_and_never_trained_on(damage: Callable[[bytes], 
     load("mnist", tmp_path)
 
 
-def test_torchvisions_old_cache_is_not_taken_in_place_of_the_files(tmp_path: Path) -> None:
+def test_old_cache_of_torchvision_raises_data_error(tmp_path: Path) -> None:
     load("mnist", tmp_path)
     (tmp_path / "MNIST/processed").mkdir()
     for name in ("training.pt", "test.pt"):
@@ -59,7 +69,7 @@ def test_torchvisions_old_cache_is_not_taken_in_place_of_the_files(tmp_path: Pat
         load("mnist", tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written_raises_data_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"cannot put mnist into .*file.*choose another --data-dir"):
         load("mnist", tmp_path / "file")
@@ -132,7 +142,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
 
 
 @pytest.mark.parametrize("dataset", [name for name in data.FAMILIES if name != "mnist"])
-def test_the_other_families_are_read_and_checked_ever_after(
+def test_other_data_sets_are_read_and_checked_at_each_use(
     dataset: str, published: Callable[[str], Path], tmp_path: Path
 ) -> None:
     raw = published(dataset)
@@ -148,7 +158,7 @@ def test_the_other_families_are_read_and_checked_ever_after(
         load(dataset, tmp_path)
 
 
-def test_a_truncated_file_is_found_on_first_use_too(published: Callable[[str], Path], tmp_path: Path) -> None:
+def test_truncated_file_is_found_on_first_use_too(published: Callable[[str], Path], tmp_path: Path) -> None:
     raw = published("emnist-digits")
     path = raw / data.FAMILIES["emnist-digits"].files[0]
     path.write_bytes(path.read_bytes()[:-10])
@@ -156,7 +166,7 @@ def test_a_truncated_file_is_found_on_first_use_too(published: Callable[[str], P
         load("emnist-digits", tmp_path)
 
 
-def test_a_download_that_fails_names_the_folder_and_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_names_the_folder_and_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
     with pytest.raises(DataError) as caught:
         load("fashion-mnist", tmp_path)
@@ -165,10 +175,10 @@ def test_a_download_that_fails_names_the_folder_and_the_files(tmp_path: Path, mo
         assert name in str(caught.value)
 
 
-# ---- labels and mini-batches ----
+# ---- labels and batches ----
 
 
-def test_one_hot_is_torchs() -> None:
+def test_one_hot_equals_that_of_torch() -> None:
     labels = torch.tensor([3, 0, 9])
     assert torch.equal(one_hot(labels), torch.nn.functional.one_hot(labels, 10).float())
 
@@ -182,12 +192,12 @@ def test_one_hot_is_torchs() -> None:
         (torch.tensor([[1]]), r"integers, not \(1, 1\) of torch.int64"),
     ],
 )
-def test_labels_that_are_none_are_refused(labels: torch.Tensor, message: str) -> None:
+def test_invalid_labels_raise_value_error(labels: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         one_hot(labels)
 
 
-def test_the_order_of_an_epoch_hangs_on_seed_and_epoch_alone() -> None:
+def test_order_of_an_epoch_depends_on_seed_and_epoch_alone() -> None:
     first = permutation(1000, seed=1, epoch=1)
     assert torch.equal(first, permutation(1000, seed=1, epoch=1))
     assert first.sort().values.tolist() == list(range(1000))
@@ -195,17 +205,29 @@ def test_the_order_of_an_epoch_hangs_on_seed_and_epoch_alone() -> None:
         assert not torch.equal(first, permutation(1000, seed, epoch))
 
 
-def test_minibatches_hold_every_example_once_the_short_one_last(mnist: tuple[Examples, Examples]) -> None:
-    examples = first_shuffled(mnist[1], 250, seed=0)
-    order = permutation(250, seed=0, epoch=1)
-    minibatches = Minibatches(examples, 100, torch.float32)
-    batches = [(x.clone(), y.clone()) for x, y in map(minibatches.gather, order.split(100))]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_batches_hold_every_example_once_scaled_to_0_1(
+    mnist: tuple[Examples, Examples], dtype: torch.dtype, device: torch.device
+) -> None:
+    examples = Examples(*(tensor.to(device) for tensor in first_shuffled(mnist[1], 250, seed=0)))
+    order = permutation(250, seed=0, epoch=1, device=device)
+    batches = [batch(examples, indices, dtype) for indices in order.split(100)]
     assert [len(x) for x, _ in batches] == [100, 100, 50]
-    assert torch.equal(torch.cat([x for x, _ in batches]), examples.x[order].float())
-    assert torch.equal(torch.cat([y for _, y in batches]), one_hot(examples.labels[order]))
+    x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    torch.testing.assert_close(x, (examples.x[order].double() / 255).to(dtype), rtol=torch.finfo(dtype).eps, atol=0)
+    assert torch.equal(y, one_hot(examples.labels[order], dtype=dtype))
 
 
-def test_the_first_so_many_are_of_the_shuffled_set(mnist: tuple[Examples, Examples]) -> None:
+@pytest.mark.parametrize(("n", "kept"), [(60_000, 8_572), (12_345, 12_345), (20_001, 6_667), (7, 7)])
+def test_subsample_is_evenly_spaced_at_an_odd_distance(n: int, kept: int) -> None:
+    some = subsample(Examples(torch.arange(n)[:, None], torch.arange(n)))
+    assert len(some.labels) == kept
+    assert torch.equal(some.x[:, 0], some.labels)
+    assert some.labels[0] == 0 and n - some.labels[-1] <= n // kept
+    assert (some.labels % 2).double().mean().item() == pytest.approx(0.5, abs=0.1), "writers alternate"
+
+
+def test_first_shuffled_takes_the_start_of_one_shuffle(mnist: tuple[Examples, Examples]) -> None:
     few, more = first_shuffled(mnist[0], 100, seed=3), first_shuffled(mnist[0], 200, seed=3)
     assert torch.equal(few.x, more.x[:100]) and torch.equal(few.labels, more.labels[:100])
     assert not torch.equal(few.labels, mnist[0].labels[:100])

@@ -1,4 +1,4 @@
-"""Two and three processes make the network that one would have made, and none waits for a dead one."""
+"""Two and three processes train the same network as one, and stop if one of them dies."""
 
 import multiprocessing
 import os
@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 
-from bp_torch import backprop, walk
+from bp_torch import backprop
 from bp_torch.checkpoint import LAST
 from bp_torch.cli import one_line_errors
+from bp_torch.convert import load
 from bp_torch.distributed import DistributedError, World, joined, local_device
-from bp_torch.network import Network
-from bp_torch.training import Config, Stopped, start_run, train
+from bp_torch.training import Config, Stopped, step, train
+from bp_torch.training.run import start_run
 from tests.conftest import relative_error
 
 FORK = multiprocessing.get_context("fork")  # the child starts with torch loaded
@@ -63,25 +65,28 @@ def start(size: int, store: Path, work: Callable[[str], object]) -> list[BasePro
 def codes(processes: list[BaseProcess], patience: float = 60) -> list[int | None]:
     for process in processes:
         process.join(patience)
-    return [process.exitcode for process in processes]
+    ended = [process.exitcode for process in processes]
+    for process in processes:  # one that hangs fails the test, and would then keep pytest from ending
+        process.kill()
+    return ended
 
 
 def weights(config: Config, name: str) -> torch.Tensor:
-    return Network.load(config.runs_dir / name / "network.safetensors").parameters
+    return load(config.runs_dir / name / "network.safetensors").parameters
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_any_number_of_processes_makes_the_same_network(config: Config, size: int, tmp_path: Path) -> None:
+def test_any_number_of_processes_trains_the_same_network(config: Config, size: int, tmp_path: Path) -> None:
     train(replace(config, run_name="alone"))
     together = start(size, tmp_path / "store", lambda store: train(replace(config, run_name="together"), store))
     assert codes(together) == [0] * size
     assert relative_error(weights(config, "together"), weights(config, "alone")) <= 1e-12
     assert len(list((tmp_path / "together").glob("events.*"))) == 1
     scores = [torch.load(tmp_path / name / LAST, weights_only=True)["best_accuracy"] for name in ("alone", "together")]
-    assert scores[0] == scores[1] > 0, "the shares of the test set are added up too"
+    assert scores[0] == scores[1] > 0, "the shards of the test set are added up too"
 
 
-def test_shares_may_be_empty(config: Config, tmp_path: Path) -> None:
+def test_shards_may_be_empty(config: Config, tmp_path: Path) -> None:
     few = replace(config, train_examples=41, batch_size=2, epochs=3)  # of each two, one of three gets none
     train(replace(few, run_name="alone"))
     together = start(3, tmp_path / "store", lambda store: train(replace(few, run_name="together"), store))
@@ -89,7 +94,7 @@ def test_shares_may_be_empty(config: Config, tmp_path: Path) -> None:
     assert relative_error(weights(config, "together"), weights(config, "alone")) <= 1e-12
 
 
-def test_a_run_goes_on_with_another_number_of_processes(config: Config, tmp_path: Path) -> None:
+def test_run_is_resumed_with_another_number_of_processes(config: Config, tmp_path: Path) -> None:
     train(replace(config, run_name="alone", epochs=3))
     first = start(3, tmp_path / "one", lambda store: train(replace(config, run_name="moved", epochs=1), store))
     assert codes(first) == [0] * 3
@@ -106,7 +111,7 @@ def wait_for(path: Path, patience: float = 30) -> None:
 
 
 @pytest.mark.parametrize("dead", [0, 1])
-def test_a_process_that_dies_ends_the_run_at_once(
+def test_run_ends_when_a_process_dies(
     config: Config, dead: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     endless = replace(config, run_name="dying", epochs=10_000)
@@ -121,11 +126,11 @@ def test_a_process_that_dies_ends_the_run_at_once(
     assert ended[dead] == -signal.SIGKILL
     assert ended[1 - dead] == 1
     said = capfd.readouterr().err
-    assert "lost touch with another process" in said and "Traceback" not in said
+    assert "lost contact with another process" in said and "Traceback" not in said
     torch.load(tmp_path / "dying" / LAST, weights_only=True)
 
 
-def test_a_signal_to_one_stops_all_at_the_same_step(config: Config, tmp_path: Path) -> None:
+def test_signal_to_one_process_stops_all_at_the_same_step(config: Config, tmp_path: Path) -> None:
     long = replace(config, run_name="stopped", epochs=300)
     processes = start(2, tmp_path / "store", lambda store: train(long, store))
     wait_for(tmp_path / "stopped" / "best.pt")
@@ -141,28 +146,30 @@ def test_a_signal_to_one_stops_all_at_the_same_step(config: Config, tmp_path: Pa
     assert relative_error(state["parameters"], alone.state.parameters) <= 1e-12
 
 
-def test_shares_are_all_of_the_whole() -> None:
+def test_shards_make_up_the_whole() -> None:
     whole = torch.arange(100)
     for size in (1, 2, 3, 7, 101):
-        shares = [World(rank, size).share(whole) for rank in range(size)]
-        assert torch.equal(torch.cat(shares), whole)
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        shards = [World(rank, size).shard(whole) for rank in range(size)]
+        assert torch.equal(torch.cat(shards), whole)
+        assert max(map(len, shards)) - min(map(len, shards)) <= 1
 
 
-def test_without_torchrun_there_is_a_world_of_one() -> None:
+def test_without_torchrun_the_world_is_one_process() -> None:
     with joined(torch.device("cpu")) as world:
         assert world == World(0, 1)
         assert world.any(True, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("size", ["2", "x"])
-def test_an_environment_that_torchrun_did_not_make_is_named(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_environment_is_named(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", size)
     with pytest.raises(DistributedError, match="here: several processes need torchrun"), joined(torch.device("cpu")):
         pass
 
 
-def test_all_start_from_the_first_ones_values(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_processes_start_from_the_values_of_the_first(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(replace(config, run_name="alone"))
 
     def other_start(store: str) -> None:
@@ -188,15 +195,37 @@ def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None
         local_device("cuda")
 
 
-def test_a_mean_of_means_would_be_caught(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The planted fault: each process averages over its own share, and the sums are halved."""
+def test_mean_of_means_would_be_caught(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted fault: each process averages over its own shard, and the sums are halved."""
     train(replace(config, run_name="alone"))
     right = backprop.backward
 
-    def own_mean(*arguments: Any, examples: int) -> torch.Tensor:
-        return right(*arguments).div_(2)
+    def own_mean(*arguments: Any, examples: int, out: torch.Tensor) -> backprop.Backward:
+        network, passed, y, cost = arguments
+        result = right(network, passed, y, cost, out=out)
+        out.div_(2)
+        return result
 
-    monkeypatch.setattr(walk, "backward", own_mean)
+    monkeypatch.setattr(step, "backward", own_mean)
     together = start(2, tmp_path / "store", lambda store: train(replace(config, run_name="wrong"), store))
     assert codes(together) == [0, 0]
     assert relative_error(weights(config, "wrong"), weights(config, "alone")) > 1e-6
+
+
+def test_recorded_steps_of_two_processes_equal_those_as_written(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_written, forward = FORK.Value("i"), backprop.forward
+
+    def counted(*arguments: Any) -> backprop.Forward:
+        with as_written.get_lock():
+            as_written.value += 1
+        return forward(*arguments)
+
+    monkeypatch.setattr(step, "forward", counted)
+    for name, replay, lines_run in (("recorded", True, 2 * 2), ("written", False, 2 * 50)):
+        run = replace(config, run_name=name, replay=replay)
+        as_written.value = 0
+        assert codes(start(2, tmp_path / f"store_{name}", partial(train, run))) == [0, 0]
+        assert as_written.value == lines_run, "each process: once for each batch size, or in each of 50 steps"
+    assert torch.equal(weights(config, "recorded"), weights(config, "written"))

@@ -6,7 +6,7 @@ import pytest
 from bp_torch.files import replace_file
 
 
-def test_what_writes_itself_is_replaced_whole_too(tmp_path: Path) -> None:
+def test_failed_write_by_a_function_keeps_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "f"
     replace_file(path, lambda file: file.write(b"old"))
 
@@ -19,7 +19,7 @@ def test_what_writes_itself_is_replaced_whole_too(tmp_path: Path) -> None:
     assert (path.read_bytes(), len(list(tmp_path.iterdir()))) == (b"old", 1)
 
 
-def test_the_old_content_stands_until_the_new_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_flush_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "f"
     replace_file(path, b"old")
     with monkeypatch.context() as patch:

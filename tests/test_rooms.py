@@ -1,72 +1,116 @@
-"""Who may know whom: autograd stays in its rooms, and imports go downward only."""
+"""Who may import whom: autograd stays in its rooms, and imports go downward only; and the mathematics stays short."""
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-AUTOGRAD = re.compile(r"requires_grad|\.backward\(|torch\.autograd|torch\.func|nn\.Module")
-AUTOGRAD_ROOMS = {"verify", "benchmark"}
+PACKAGE = ROOT / "bp_torch"
+AUTOGRAD = re.compile(
+    r"requires_grad|enable_grad|\.backward\(|torch\.autograd|torch\.func\b|nn\.Module|nn\.Parameter"
+    r"|from torch import .*\b(?:autograd|func)\b"
+)
+AUTOGRAD_ROOMS = ("verify", "benchmark")
 
-ROOMS = [  # from the top; a room may import only from those below it
+ROOMS = [  # from the top; a module may import only from its own room and from those below it
     "__main__",
     "explain",
     "benchmark",
-    "verify",
+    "verify.command",
+    "training.command",
     "training",
-    "runlog",
+    "training.loop",
+    "training.divergence",
+    "training.run",
+    "tensorboard",
+    "images",
+    "training.config",
+    "training.evaluation",
+    "training.interruption",
+    "training.step",
+    "verify",
     "checkpoint",
-    "walk",
+    "__init__",
     "backprop",
     "sgd",
+    "convert",
     "network",
     "costs",
     "activations",
     "data",
     "distributed",
-    "replay",
+    "device",
+    "recorder",
+    "text",
     "files",
     "cli",
 ]
 
-
-def here(path: Path) -> str:
-    """The room that a file of bp_torch/ is or is in."""
-    return path.relative_to(ROOT / "bp_torch").with_suffix("").parts[0]
+MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
+"""The file of each module by its name in the package, such as training.step, or training.__init__."""
 
 
-def sources() -> list[Path]:
-    return [ROOT / "train.py", *sorted((ROOT / "bp_torch").rglob("*.py"))]
+def room(module: str) -> str:
+    """The longest entry of ROOMS that a module is, or is in."""
+    rooms = [name for name in ROOMS if f"{module}.".startswith(f"{name}.")]
+    assert rooms, f"{module} has no room: enter it in ROOMS"
+    return max(rooms, key=len)
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_autograd_stays_in_its_rooms(path: Path) -> None:
-    if path.is_relative_to(ROOT / "bp_torch") and here(path) in AUTOGRAD_ROOMS:
+def imported(module: str) -> Iterator[tuple[str, ast.stmt]]:
+    """The modules of the package that a module imports anywhere in it, and the import."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module} has a relative import, which this test cannot follow"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "bp_torch":
+                while (
+                    parts and ".".join(parts[1:]) not in MODULES and ".".join([*parts[1:], "__init__"]) not in MODULES
+                ):
+                    parts.pop()  # what a module defines
+                yield ".".join(parts[1:]) or "__init__", node
+
+
+@pytest.mark.parametrize("path", [ROOT / "train.py", *MODULES.values()], ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_autograd_is_used_only_in_its_rooms(path: Path) -> None:
+    if path.relative_to(ROOT).parts[1:2] in [(name,) for name in AUTOGRAD_ROOMS]:
         return
     code = path.read_text()
-    if path.name == "network.py":  # the nn.Sequential conversion names the modules of activations
+    if path.name == "convert.py":  # the nn.Sequential conversion names the modules of activations
         code = code.replace("type[nn.Module]", "").replace("list[nn.Module]", "")
     assert AUTOGRAD.findall(code) == []
 
 
-def room(module: str) -> str:
-    return module.split(".")[1]
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_downward_only(module: str) -> None:
+    here = room(module)
+    for name, node in imported(module):
+        if node.col_offset and module.endswith(".__init__") and name == module.replace("__init__", "command"):
+            continue  # the main() of a package runs its command, which may be above it
+        there = room(name)
+        assert there == here or ROOMS.index(there) > ROOMS.index(here), f"line {node.lineno} imports {name}"
 
 
-@pytest.mark.parametrize(
-    "path", sorted((ROOT / "bp_torch").rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix()
-)
-def test_imports_go_downward_only(path: Path) -> None:
-    if here(path) == "__init__":
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bp_torch."):
-            there = room(node.module or "")
-            assert there == here(path) or ROOMS.index(there) > ROOMS.index(here(path)), f"{path} imports {there}"
+def test_every_room_has_a_module() -> None:
+    assert {room(module) for module in MODULES} == set(ROOMS)
 
 
-def test_every_room_is_in_the_list() -> None:
-    found = {here(path) for path in (ROOT / "bp_torch").rglob("*.py")}
-    assert found - {"__init__"} <= set(ROOMS)
+def test_the_mathematics_is_short() -> None:
+    lines = {name: len(MODULES[name].read_text().splitlines()) for name in ("backprop", "activations", "costs")}
+    assert lines["backprop"] <= 120
+    assert sum(lines.values()) <= 220
+    equations = {"forward", "weighted_sum", "output_delta", "hidden_delta", "bias_gradient", "weight_gradient"}
+    for node in ast.parse(MODULES["backprop"].read_text()).body:
+        if isinstance(node, ast.FunctionDef) and node.name in equations:
+            equations.remove(node.name)
+            assert node.end_lineno is not None and node.end_lineno <= 90
+    assert not equations

@@ -10,7 +10,7 @@ from bp_torch.sgd import SGD
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 @pytest.mark.parametrize("decay_biases", [False, True])
-def test_fifty_steps_are_those_of_torch_optim(momentum: float, weight_decay: float, decay_biases: bool) -> None:
+def test_fifty_steps_equal_those_of_torch_optim(momentum: float, weight_decay: float, decay_biases: bool) -> None:
     network = Network((5, 4, 3), init="normal", dtype=torch.float64)
     weights = [w.clone().requires_grad_() for w in network.weights]
     biases = [b.clone().requires_grad_() for b in network.biases]
@@ -18,27 +18,34 @@ def test_fifty_steps_are_those_of_torch_optim(momentum: float, weight_decay: flo
         {"params": weights},
         {"params": biases, "weight_decay": weight_decay * decay_biases},
     ]
-    torchs = torch.optim.SGD(
-        groups,
-        lr=0.3,
-        momentum=momentum,
-        weight_decay=weight_decay,
-    )
+    reference = torch.optim.SGD(groups, lr=0.3, momentum=momentum, weight_decay=weight_decay)
     ours = SGD(network, 0.3, momentum=momentum, weight_decay=weight_decay, decay_biases=decay_biases)
     generator = torch.Generator().manual_seed(7)
     for _ in range(50):
         gradient = torch.randn(len(network.parameters), dtype=torch.float64, generator=generator)
         before = gradient.clone()
         ours.step(gradient)
-        assert torch.equal(gradient, before), "the gradient is left as it is"
+        assert torch.equal(gradient, before), "the gradient is not changed"
         scratch = Network((5, 4, 3), dtype=torch.float64)
         scratch.parameters.copy_(gradient)
         for parameters, gradients in ((weights, scratch.weights), (biases, scratch.biases)):
             for parameter, part in zip(parameters, gradients, strict=True):
                 parameter.grad = part.clone()
-        torchs.step()
-    for mine, theirs in zip([*network.weights, *network.biases], [*weights, *biases], strict=True):
-        torch.testing.assert_close(mine, theirs.detach(), rtol=1e-13, atol=1e-13)
+        reference.step()
+    for one, other in zip([*network.weights, *network.biases], [*weights, *biases], strict=True):
+        torch.testing.assert_close(one, other.detach(), rtol=1e-13, atol=1e-13)
+
+
+def test_several_networks_step_as_each_of_them_alone() -> None:
+    arguments: dict[str, Any] = {"learning_rate": 0.3, "momentum": 0.9, "weight_decay": 0.01}
+    together = Network((5, 4, 3), dtype=torch.float64, networks=2)
+    alone = [Network((5, 4, 3), dtype=torch.float64, seed=seed) for seed in (0, 1)]
+    optimizers = [SGD(network, **arguments) for network in (together, *alone)]
+    for _ in range(3):
+        gradient = torch.randn(2, 39, dtype=torch.float64)
+        for optimizer, part in zip(optimizers, (gradient, *gradient), strict=True):
+            optimizer.step(part)
+    assert torch.equal(together.parameters, torch.stack([network.parameters for network in alone]))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +57,7 @@ def test_fifty_steps_are_those_of_torch_optim(momentum: float, weight_decay: flo
         ({"learning_rate": 1.0, "weight_decay": -1.0}, "weight decay is zero or a positive number, not -1.0"),
     ],
 )
-def test_values_out_of_range_are_refused(tiny: Network, arguments: dict[str, Any], message: str) -> None:
+def test_values_out_of_range_raise_value_error(tiny: Network, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SGD(tiny, **arguments)
 
@@ -58,24 +65,25 @@ def test_values_out_of_range_are_refused(tiny: Network, arguments: dict[str, Any
 @pytest.mark.parametrize(
     "gradient", [torch.ones(1), torch.ones(39, dtype=torch.float64), torch.ones(39, dtype=torch.int64)]
 )
-def test_a_gradient_that_does_not_fit_is_refused(gradient: torch.Tensor) -> None:
+def test_gradient_that_does_not_fit_raises_value_error(gradient: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=r"the gradient is \(\d+,\) of .*, wanted \(39,\) of torch\.float32"):
         SGD(Network((5, 4, 3)), 1.0).step(gradient)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_gradient_of_lower_precision_moves_parameters_of_higher(momentum: float) -> None:
+def test_gradient_of_lower_precision_steps_parameters_of_higher(momentum: float) -> None:
     network, like = Network((5, 4, 3)), Network((5, 4, 3))
     gradient = torch.linspace(-1, 1, 39).bfloat16()
-    ours, torchs = SGD(network, 0.1, momentum=momentum), torch.optim.SGD([like.parameters], lr=0.1, momentum=momentum)
+    ours = SGD(network, 0.1, momentum=momentum)
+    reference = torch.optim.SGD([like.parameters], lr=0.1, momentum=momentum)
     for _ in range(3):
         ours.step(gradient)
         like.parameters.grad = gradient.float()
-        torchs.step()
+        reference.step()
     torch.testing.assert_close(network.parameters, like.parameters, rtol=1e-6, atol=1e-7)
 
 
-def test_the_next_step_takes_the_learning_rate_of_now(tiny: Network) -> None:
+def test_next_step_uses_the_current_learning_rate(tiny: Network) -> None:
     sgd, before = SGD(tiny, 1.0), tiny.parameters.clone()
     sgd.learning_rate = 0.25
     sgd.step(torch.ones(39, dtype=torch.float64))

@@ -1,12 +1,11 @@
-"""A right gradient passes, a wrong one is caught and named, whoever wrote it; and nothing right is called wrong."""
+"""A right gradient passes, a wrong one is caught and diagnosed, and no right one is called wrong."""
 
 import contextlib
 import io
 import json
 import math
 import random
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bp_torch import backprop, verify
-from bp_torch.backprop import Trace, backward, forward
+from bp_torch.backprop import backward, forward
 from bp_torch.costs import Cost
 from bp_torch.network import Network, layer_views
 from bp_torch.training import Config, train
@@ -28,6 +27,14 @@ DTYPES = [torch.float32, torch.float64]
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def compared(report: verify.Report, gradient: str, reference: str) -> verify.Comparison:
+    return next(c for c in report.comparisons if (c.gradient, c.reference) == (gradient, reference))
+
+
+def references(report: verify.Report, gradient: str) -> set[str]:
+    return {c.reference for c in report.comparisons if c.gradient == gradient}
 
 
 # ---- backwards from elsewhere ----
@@ -114,11 +121,11 @@ def layer_inputs(name: str, dtype: torch.dtype) -> list[Tensor]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", LAYERS)
-def test_right_backwards_from_elsewhere_pass(name: str, dtype: torch.dtype) -> None:
+def test_right_backward_of_common_layers_passes(name: str, dtype: torch.dtype) -> None:
     layer, layer_backward, _ = LAYERS[name]
     report = check_layer(layer, layer_inputs(name, dtype), layer_backward)
     report.assert_ok()
-    assert all(set(row.agreements) == set(verify.WITNESSES) for row in report.rows)
+    assert all(references(report, name) == set(verify.REFERENCES) for name in report.gradients)
     assert "right" in str(report)
 
 
@@ -126,19 +133,19 @@ def test_right_backwards_from_elsewhere_pass(name: str, dtype: torch.dtype) -> N
 @pytest.mark.parametrize(
     ("name", "fault", "wrong", "said"),
     [
-        ("batch norm", {"centred": False}, ["x"], "the same all along dimension 0"),
+        ("batch norm", {"centred": False}, ["x"], "constant along dimension 0"),
         ("batch norm", {"scaled": False}, ["x"], "the factor gamma is missing"),
         ("batch norm", {"summed": False}, ["beta"], "not summed over dimension 0"),
         ("batch norm", {"projected": False}, ["x"], None),
         ("layer norm", {"scaled": False}, ["x"], None),
-        ("layer norm", {"inverse": False}, ["x"], "a factor that is the same all along dimension 1"),
+        ("layer norm", {"inverse": False}, ["x"], "a factor that is constant along dimension 1"),
         ("softmax", {"coupled": False}, ["x"], None),
         ("attention", {"scaled": False}, ["q", "k", "key_bias"], "off by exactly a factor of 2"),
         ("attention", {"swapped": True}, ["q", "k"], "is the gradient of"),
         ("relu", {"masked": False}, ["x"], "a mask is missing?"),
     ],
 )
-def test_wrong_backwards_from_elsewhere_are_caught_and_named(
+def test_wrong_backward_of_common_layers_is_caught_and_diagnosed(
     name: str, fault: dict[str, bool], wrong: list[str], said: str | None, dtype: torch.dtype
 ) -> None:
     layer, layer_backward, _ = LAYERS[name]
@@ -146,19 +153,17 @@ def test_wrong_backwards_from_elsewhere_are_caught_and_named(
     report = check_layer(
         layer, layer_inputs(name, dtype), lambda *t: layer_backward(*t, **fault), names=names, coordinates=80
     )
-    surely = [row.name for row in report.rows if not row.ok]
-    assert set(surely) - {"key_bias"} == set(wrong) - {"key_bias"}  # that one's gradient is zero but for rounding
+    assert set(report.wrong) - {"key_bias"} == set(wrong) - {"key_bias"}  # that one's gradient is zero but for rounding
     if said is None:
         assert report.diagnoses == {}
     else:
         assert any(said in text for text in report.diagnoses), report
 
 
-def test_a_gradient_that_is_zero_but_for_rounding_passes_and_the_report_says_so() -> None:
+def test_gradient_that_is_only_rounding_error_passes_with_a_note() -> None:
     layer, layer_backward, _ = LAYERS["attention"]
     report = check_layer(layer, layer_inputs("attention", torch.float32), layer_backward)
-    bias = next(row for row in report.rows if row.name == "key_bias")
-    assert bias.ok and bias.agreements["autograd"].relative_error > 1e-2
+    assert report.ok and compared(report, "key_bias", "autograd").relative_error > 1e-2
     assert any("key_bias" in note and "rounding" in note for note in report.notes)
 
 
@@ -176,7 +181,9 @@ class Cube(torch.autograd.Function):
         return dy[0] * Cube.factor * x**2
 
 
-def test_a_custom_autograd_function_is_judged_by_differences_or_by_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_autograd_function_is_compared_with_central_differences_or_a_reference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     x = randn(4, 3)
 
     def custom(x: Tensor) -> Tensor:
@@ -185,14 +192,14 @@ def test_a_custom_autograd_function_is_judged_by_differences_or_by_a_reference(m
 
     alone = check(custom, x)
     beside = check(custom, x, reference=lambda x: (x**3).sum())
-    assert alone.ok and list(alone.rows[0].agreements) == ["central"]
-    assert beside.ok and set(beside.rows[0].agreements) == set(verify.WITNESSES)
+    assert alone.ok and references(alone, "x") == {"central"}
+    assert beside.ok and references(beside, "x") == set(verify.REFERENCES)
     monkeypatch.setattr(Cube, "factor", 2.0)
     for report in (check(custom, x), check(custom, x, reference=lambda x: (x**3).sum())):
         assert not report.ok and "0.666667" in next(iter(report.diagnoses))
     itself = check(custom, x, lambda x: 2 * x**2)  # autograd is then the very backward that is checked
-    assert not itself.ok and itself.rows[0].agreements["autograd"].ok
-    assert any("Give a reference" in note for note in itself.notes)
+    assert not itself.ok and compared(itself, "x", "autograd").ok
+    assert any("Pass a reference" in note for note in itself.notes)
 
 
 # ---- the shapes that an error has ----
@@ -233,13 +240,13 @@ def one_row_off(g: Tensor) -> Tensor:
         (lambda g: g.reshape(-1), "the right numbers in another shape"),
         (lambda g: g * 0, "is zero throughout"),
         (lambda g: g * (torch.arange(5) != 2), "is zero in 5 entries where it should not be"),
-        (lambda g: g + 0.125, "the same all along dimension 0"),
+        (lambda g: g + 0.125, "constant along dimension 0"),
         (one_row_off, "is wrong only at index 3 of dimension 0"),
         (lambda g: g + 0.1 * randn(5, 5, seed=9).to(g.dtype), None),
         (lambda g: g * (1 + 0.01 * randn(5, 5, seed=9).to(g.dtype)), None),
     ],
 )
-def test_an_error_that_has_a_shape_is_named_and_no_other(
+def test_error_with_a_known_pattern_is_diagnosed_and_no_other(
     spoil: Callable[[Tensor], Tensor], said: str | None, dtype: torch.dtype
 ) -> None:
     def gradient(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,20 +254,20 @@ def test_an_error_that_has_a_shape_is_named_and_no_other(
         return dx, spoil(dw)
 
     report = check(square, [X.to(dtype), W.to(dtype)], gradient)
-    assert [row.name for row in report.rows if not row.ok] == ["w"]
+    assert report.wrong == ["w"]
     assert [said in text for text in report.diagnoses] == [True] if said else report.diagnoses == {}
     with pytest.raises(AssertionError, match="1 of 2 gradients wrong"):
         report.assert_ok()
 
 
-def test_what_holds_for_every_gradient_is_said_once() -> None:
+def test_diagnosis_of_every_gradient_is_printed_once() -> None:
     report = check(square, [X, W], lambda x, w: tuple(8 * g for g in square_gradient(x, w)))
     assert report.diagnosis_lines() == [
         "every gradient: off by exactly the batch size: the mean over the batch is missing?"
     ]
 
 
-def test_when_two_slips_would_make_the_same_factor_both_are_said() -> None:
+def test_factor_with_two_possible_causes_names_both() -> None:
     report = check(square, [X[:2], W], lambda x, w: tuple(2 * g for g in square_gradient(x, w)))
     (text,) = report.diagnoses
     assert "the batch size" in text and "a factor of 2" in text
@@ -297,7 +304,7 @@ class Lending:
         return tuple(buffer.copy_(g) for buffer, g in zip(self.buffers, square_gradient(x, w), strict=True))
 
 
-def test_what_is_kept_from_one_call_to_the_next_is_found() -> None:
+def test_state_kept_between_calls_is_found() -> None:
     stale, accumulating, lending = (check(square, [X, W], kind()) for kind in (Stale, Accumulating, Lending))
     assert stale.diagnoses == {"is the gradient at the inputs of the call before: a stale buffer": ["x", "w"]}
     assert accumulating.diagnoses == {"adds to what the calls before left: its buffer is not cleared": ["x", "w"]}
@@ -305,7 +312,7 @@ def test_what_is_kept_from_one_call_to_the_next_is_found() -> None:
     assert any("same memory" in note for note in lending.notes)
 
 
-def test_a_gradient_that_changes_its_inputs_is_wrong() -> None:
+def test_gradient_function_that_changes_its_inputs_is_wrong() -> None:
     def gradient(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         found = square_gradient(x, w)
         x.zero_()
@@ -321,38 +328,38 @@ def test_a_gradient_that_changes_its_inputs_is_wrong() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("near", [0.0, 1e-9, -1e-7, 1e-6])
-def test_a_kink_is_set_aside_and_counted_and_a_wrong_entry_is_not(near: float, dtype: torch.dtype) -> None:
+def test_entry_on_a_kink_is_skipped_and_counted_and_a_wrong_entry_is_not(near: float, dtype: torch.dtype) -> None:
     x = torch.tensor([0.5, near, -0.5, 1.0], dtype=dtype)
-    slope = torch.tensor([2.0, 3.0, 4.0, 5.0], dtype=dtype)
+    scale = torch.tensor([2.0, 3.0, 4.0, 5.0], dtype=dtype)
 
     def function(x: Tensor) -> Tensor:
-        return (torch.relu(x) * slope.to(x.dtype)).sum()
+        return (torch.relu(x) * scale.to(x.dtype)).sum()
 
-    right = slope * (x > 0)
+    right = scale * (x > 0)
     report = check(function, x, right)
     report.assert_ok()
-    assert report.set_aside == 1 and "1 set aside that straddle a kink" in str(report)
+    assert report.skipped == 1 and "1 skipped: a step crosses a kink" in str(report)
     for i in (0, 1, 3):
         wrong = right.clone()
         wrong[i] += 0.01
         spoiled = check(function, x, wrong)
-        assert not spoiled.ok and spoiled.set_aside == 1
-        assert spoiled.rows[0].agreements["autograd"].where == (i,)
-        assert spoiled.rows[0].agreements["central"].ok == (i == 1)
+        assert not spoiled.ok and spoiled.skipped == 1
+        assert compared(spoiled, "x", "autograd").where == (i,)
+        assert compared(spoiled, "x", "central").ok == (i == 1)
 
 
-def test_kinks_on_both_sides_that_cancel_in_the_values_are_found_by_the_slope() -> None:
+def test_two_kinks_that_cancel_in_the_values_are_found() -> None:
     x = torch.zeros(1, dtype=torch.float64)
 
-    def odd(x: Tensor) -> Tensor:  # is x itself, but autograd takes 0 for the slope of both ReLUs at 0
+    def odd(x: Tensor) -> Tensor:  # is x itself, but autograd takes 0 for the derivative of both ReLUs at 0
         return (torch.relu(x) - torch.relu(-x)).sum()
 
     report = check(odd, x, torch.zeros(1, dtype=torch.float64))
-    assert report.ok and report.set_aside == 1
+    assert report.ok and report.skipped == 1
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e-6, 1e6, 1e200])
-def test_a_gradient_may_be_tiny_or_huge(scale: float) -> None:
+def test_tiny_and_huge_gradients_are_checked(scale: float) -> None:
     def function(x: Tensor) -> Tensor:
         return torch.sin(x).sum() * scale
 
@@ -361,7 +368,12 @@ def test_a_gradient_may_be_tiny_or_huge(scale: float) -> None:
     assert not check(function, x, lambda x: torch.cos(x) * scale * 1.01).ok
 
 
-def test_a_gradient_that_is_zero_passes_as_zero_only() -> None:
+def test_gradient_without_any_reference_is_noted_as_not_checked() -> None:
+    report = check(lambda x: x.sqrt().sum(), torch.zeros(2), torch.zeros(2))  # infinite by autograd, a kink
+    assert any("x is not checked" in note for note in report.notes)
+
+
+def test_zero_gradient_passes_only_as_zero() -> None:
     x = -randn(6).abs() - 0.1
 
     def function(x: Tensor) -> Tensor:
@@ -371,38 +383,40 @@ def test_a_gradient_that_is_zero_passes_as_zero_only() -> None:
     assert not check(function, x, torch.ones_like).ok
 
 
-def test_nan_and_wrong_shapes_are_rows_that_fail() -> None:
+def test_nan_and_wrong_shapes_fail() -> None:
     dx, dw = square_gradient(X, W)
     dx[2, 1] = math.nan
     report = check(square, [X, W], [dx, dw[:4]])
     assert "x: holds 1 entry that is not finite, the first at [2, 1]" in str(report)
-    assert "w: has the shape [4, 5], wanted [5, 5]" in str(report)
-    assert json.loads(report.to_json())["rows"][0]["agreements"]["autograd"]["relative_error"] is None
+    assert "w: has the shape [4, 5], expected [5, 5]" in str(report)
+    assert json.loads(report.to_json())["comparisons"][0]["relative_error"] is None
 
 
-def test_a_gradient_that_is_not_given_is_not_judged() -> None:
+def test_gradient_that_is_not_given_is_not_checked() -> None:
     report = check(square, {"x": X, "w": W}, lambda x, w: {"w": square_gradient(x, w)[1]})
-    assert report.ok and [row.name for row in report.rows] == ["w"]
-    assert [row.name for row in check(square, [X, W], (None, square_gradient(X, W)[1])).rows] == ["w"]
+    assert report.ok and report.gradients == ["w"]
+    assert check(square, [X, W], (None, square_gradient(X, W)[1])).gradients == ["w"]
 
 
-def test_bits_are_compared_as_bits() -> None:
+def test_identical_means_equal_bit_for_bit() -> None:
     def double(x: Tensor) -> Tensor:
         return (2 * x).sum()
 
-    assert check(double, X, torch.full_like(X, 2)).rows[0].bitwise_equal
-    assert not check(double, X, torch.full_like(X, 2 + 1e-15)).rows[0].bitwise_equal
+    assert compared(check(double, X, torch.full_like(X, 2)), "x", "autograd").identical
+    assert not compared(check(double, X, torch.full_like(X, 2 + 1e-15)), "x", "autograd").identical
+    minus_zero = check(lambda x: (0 * x).sum(), X, -torch.zeros_like(X))
+    assert minus_zero.ok and not compared(minus_zero, "x", "autograd").identical
 
 
-def test_a_function_that_does_not_compute_in_float64_is_judged_by_autograd_alone_and_the_report_says_so() -> None:
+def test_function_without_float64_is_compared_with_autograd_alone_with_a_note() -> None:
     w = W.float()
     report = check(lambda x: ((x @ w.T) ** 2).sum(), X.float(), lambda x: 2 * x @ w.T @ w)
-    assert report.ok and list(report.rows[0].agreements) == ["autograd"]
-    assert any("not heard" in note for note in report.notes)
+    assert report.ok and references(report, "x") == {"autograd"}
+    assert any("unavailable" in note for note in report.notes)
     assert not check(lambda x: ((x @ w.T) ** 2).sum(), X.float(), lambda x: x @ w.T @ w).ok
 
 
-def test_an_explicit_tolerance_is_kept() -> None:
+def test_explicit_tolerance_is_used() -> None:
     dx, dw = square_gradient(X.float(), W.float())
     wrong = dx * (1 + 1e-3)
     assert not check(square, [X.float(), W.float()], [wrong, dw]).ok
@@ -412,8 +426,14 @@ def test_an_explicit_tolerance_is_kept() -> None:
 @pytest.mark.parametrize(
     ("function", "inputs", "gradient", "error", "said"),
     [
-        (lambda x: x * 2, X, X, ValueError, r"gives torch.float64 of shape \(8, 5\), wanted a floating scalar"),
-        (lambda x: 1.0, X, X, TypeError, "gives a float"),
+        (
+            lambda x: x * 2,
+            X,
+            X,
+            ValueError,
+            r"returns torch.float64 of shape \(8, 5\), expected a floating-point scalar",
+        ),
+        (lambda x: 1.0, X, X, TypeError, "returns a float"),
         (lambda x: x.detach().sum(), X, X, ValueError, "does not depend on x"),
         (lambda x: x.sum(), torch.arange(3), X, TypeError, "input x is torch.int64, which has no gradient"),
         (lambda x: x.sum(), X > 0, X, TypeError, "input x is torch.bool"),
@@ -424,14 +444,14 @@ def test_an_explicit_tolerance_is_kept() -> None:
         (lambda x: x.log().sum(), torch.zeros(2), X, ValueError, "the function is -inf"),
         (lambda x: (x * torch.rand(())).sum(), X, X, ValueError, "for the same inputs"),
         (lambda: torch.zeros(()), [], [], ValueError, "no inputs"),
-        (lambda x: x.sum(), [3.0], X, TypeError, "input x is a float, wanted a tensor"),
+        (lambda x: x.sum(), [3.0], X, TypeError, "input x is a float, expected a tensor"),
         (square, [X, W], [X], ValueError, "there are 1 gradients for 2 inputs x, w"),
         (square, [X, W], {"x": X, "v": W}, ValueError, "a gradient is called v, the inputs are x, w"),
         (square, [X, W], [None, None], ValueError, "no gradient to check"),
         (square, [X, W], ["x", W], TypeError, "the gradient of x is a str"),
     ],
 )
-def test_bad_input_is_refused_with_a_clear_error(
+def test_bad_input_raises_a_clear_error(
     function: Callable[..., Any], inputs: Any, gradient: Any, error: type[Exception], said: str
 ) -> None:
     with pytest.raises(error, match=said) as caught:
@@ -439,17 +459,17 @@ def test_bad_input_is_refused_with_a_clear_error(
     assert "\n" not in str(caught.value)
 
 
-def test_a_report_prints_its_numbers_and_goes_to_json() -> None:
+def test_report_prints_and_converts_to_json() -> None:
     report = check(square, [X, W], square_gradient)
     as_dict = json.loads(report.to_json())
-    assert as_dict["ok"] and [row["name"] for row in as_dict["rows"]] == ["x", "w"]
-    assert set(as_dict["rows"][0]["agreements"]) == set(verify.WITNESSES)
+    assert as_dict["ok"] and [(c["gradient"], c["reference"]) for c in as_dict["comparisons"]] == [
+        (name, reference) for name in ("x", "w") for reference in verify.REFERENCES
+    ]
     text = str(report)
-    assert "2 gradients right" in text and "allowed: 3.7e-11" in text and "65 of 65 entries" in text
-    assert max(map(len, text.splitlines())) <= 120
+    assert "2 gradients right" in text and "65 of 65 entries" in text
 
 
-def test_the_tolerance_is_what_the_docstring_says() -> None:
+def test_tolerances_are_those_of_the_docstring() -> None:
     for dtype, written in (
         ("float64", "3.7e-11"),
         ("float32", "2.4e-05"),
@@ -504,7 +524,7 @@ def a_random_network(seed: int) -> tuple[Network, Tensor, Tensor, str]:
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_there_is_no_false_alarm_over_200_random_networks(part: int) -> None:
+def test_no_false_alarm_over_200_random_networks(part: int) -> None:
     for seed in range(50 * part, 50 * (part + 1)):
         network, x, y, cost = a_random_network(seed)
         report = check_own(network, x, y, cost, coordinates=5, seed=seed)
@@ -512,89 +532,94 @@ def test_there_is_no_false_alarm_over_200_random_networks(part: int) -> None:
         assert report.diagnoses == {}
 
 
-_output_delta, _desires, _input_gradient = backprop.output_delta, backprop.desires, backprop.input_gradient
+OUTPUT_DELTA, INPUT_GRADIENT = backprop.output_delta, backprop.input_gradient
 
 
-def sum_not_mean(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, share: Tensor, out: Tensor) -> Tensor:
-    return _output_delta(cost, a, y, slope, torch.ones_like(share), out)
+def sum_not_mean(cost: Cost, a: Tensor, y: Tensor, phi_prime: Tensor, examples: int) -> Tensor:
+    return OUTPUT_DELTA(cost, a, y, phi_prime, 1)
 
 
-def two_lost(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, share: Tensor, out: Tensor) -> Tensor:
-    return _output_delta(cost, a, y, slope, share, out).mul_(0.5)
+def two_lost(cost: Cost, a: Tensor, y: Tensor, phi_prime: Tensor, examples: int) -> Tensor:
+    return OUTPUT_DELTA(cost, a, y, phi_prime, examples) / 2
 
 
-def sign_lost(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, share: Tensor, out: Tensor) -> Tensor:
-    return _output_delta(cost, a, y, slope, share, out).neg_()
+def sign_lost(cost: Cost, a: Tensor, y: Tensor, phi_prime: Tensor, examples: int) -> Tensor:
+    return -OUTPUT_DELTA(cost, a, y, phi_prime, examples)
 
 
-def no_output_slope(cost: Cost, a: Tensor, y: Tensor, slope: Tensor, share: Tensor, out: Tensor) -> Tensor:
-    return cost.error(a, y, out).mul_(share)
+def no_output_phi_prime(cost: Cost, a: Tensor, y: Tensor, phi_prime: Tensor, examples: int) -> Tensor:
+    return cost.derivative(a, y) / examples
 
 
-def no_hidden_slope(delta: Tensor, w: Tensor, slope: Tensor, out: Tensor) -> Tensor:
-    return _desires(delta, w, out)
+def no_hidden_phi_prime(delta: Tensor, W: Tensor, phi_prime: Tensor) -> Tensor:
+    return INPUT_GRADIENT(delta, W)
 
 
-def weight_transposed(delta: Tensor, w: Tensor, out: Tensor | None = None) -> Tensor:
-    return _desires(delta, w.T.contiguous() if w.shape[0] == w.shape[1] else w, out)
+def weight_transposed(delta: Tensor, W: Tensor) -> Tensor:
+    return INPUT_GRADIENT(delta, W.mT if W.shape[0] == W.shape[1] else W)
 
 
 def first_example_only(delta: Tensor, out: Tensor) -> Tensor:
     return out.copy_(delta[0])
 
 
-def bias_kept(delta: Tensor, out: Tensor) -> Tensor:
+def bias_not_cleared(delta: Tensor, out: Tensor) -> Tensor:
     return out.add_(delta.sum(0))
 
 
-def gradient_transposed(delta_transposed: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
-    g = (delta_transposed @ a) * scale
-    return out.copy_(g.T if g.shape[0] == g.shape[1] else g)
+def gradient_transposed(delta: Tensor, a: Tensor, out: Tensor) -> Tensor:
+    g = delta.mT @ a
+    return out.copy_(g.mT if g.shape[0] == g.shape[1] else g)
 
 
-def not_scaled(delta_transposed: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
-    return torch.mm(delta_transposed, a, out=out)
+def product_missing(delta: Tensor, W: Tensor) -> Tensor:
+    return delta if W.shape[0] == W.shape[1] else INPUT_GRADIENT(delta, W)
 
 
-def last_example_lost(delta_transposed: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
-    return out.copy_((delta_transposed[:, :-1] @ a[:-1]) * scale)
+def outer_product_of_one(delta: Tensor, a: Tensor, out: Tensor) -> Tensor:
+    return torch.outer(delta[2], a[2], out=out)
+
+
+def last_example_lost(delta: Tensor, a: Tensor, out: Tensor) -> Tensor:
+    return out.copy_(delta[:-1].mT @ a[:-1])
 
 
 class StaleWeights:
-    """Gives out each weight gradient one call late."""
+    """Returns each weight gradient one call late."""
 
     def __init__(self) -> None:
         self.kept: dict[torch.Size, Tensor] = {}
 
-    def __call__(self, delta_transposed: Tensor, a: Tensor, scale: float, out: Tensor) -> Tensor:
-        now = (delta_transposed @ a) * scale
+    def __call__(self, delta: Tensor, a: Tensor, out: Tensor) -> Tensor:
+        now = delta.mT @ a
         before = self.kept.get(out.shape, now)
         self.kept[out.shape] = now
         return out.copy_(before)
 
 
-FAULTS: list[tuple[str, Callable[..., Any], str, str | None]] = [
-    ("output_delta", sum_not_mean, "δ3", "off by exactly the batch size: the mean over the batch is missing?"),
-    ("output_delta", two_lost, "δ3", "off by exactly a factor of ½"),
-    ("output_delta", sign_lost, "δ3", "the sign is wrong"),
-    ("output_delta", no_output_slope, "δ3", "the slope φ′(z) is missing (output_delta, BP1)"),
-    ("hidden_delta", no_hidden_slope, "δ2", "the slope φ′(z) is missing (hidden_delta, BP2)"),
-    ("desires", weight_transposed, "δ1", "W is transposed (desires, BP2)"),
-    ("bias_gradient", first_example_only, "b2", "not summed over the batch (bias_gradient, BP3)"),
-    ("bias_gradient", bias_kept, "b2", "its buffer is not cleared"),
-    ("weight_gradient", gradient_transposed, "W2", "is transposed"),
-    ("weight_gradient", not_scaled, "W1", "the inputs are not scaled"),
-    ("weight_gradient", StaleWeights(), "W2", "a stale buffer"),
-    ("weight_gradient", last_example_lost, "W2", None),
+FAULTS: list[tuple[str, Callable[[], Callable[..., Any]], str, str | None]] = [
+    ("output_delta", lambda: sum_not_mean, "δ3", "off by exactly the batch size: the mean over the batch is missing?"),
+    ("output_delta", lambda: two_lost, "δ3", "off by exactly a factor of ½"),
+    ("output_delta", lambda: sign_lost, "δ3", "the sign is wrong"),
+    ("output_delta", lambda: no_output_phi_prime, "δ3", "φ′(z) is missing (output_delta, BP1)"),
+    ("hidden_delta", lambda: no_hidden_phi_prime, "δ2", "φ′(z) is missing (hidden_delta, BP2)"),
+    ("input_gradient", lambda: weight_transposed, "δ1", "W is transposed (input_gradient, BP2)"),
+    ("input_gradient", lambda: product_missing, "δ1", "the product with W is missing (input_gradient, BP2)"),
+    ("bias_gradient", lambda: first_example_only, "b2", "not the sum over the batch (bias_gradient, BP3)"),
+    ("bias_gradient", lambda: bias_not_cleared, "b2", "its buffer is not cleared"),
+    ("weight_gradient", lambda: outer_product_of_one, "W2", "not the sum over the batch (weight_gradient, BP4)"),
+    ("weight_gradient", lambda: gradient_transposed, "W2", "is transposed"),
+    ("weight_gradient", StaleWeights, "W2", "a stale buffer"),
+    ("weight_gradient", lambda: last_example_lost, "W2", None),
 ]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh"])
 @pytest.mark.parametrize(("target", "fault", "tensor", "said"), FAULTS)
-def test_every_planted_fault_is_caught_and_named(
+def test_every_planted_fault_is_caught_and_diagnosed(
     target: str,
-    fault: Callable[..., Any],
+    fault: Callable[[], Callable[..., Any]],
     tensor: str,
     said: str | None,
     activation: str,
@@ -604,49 +629,47 @@ def test_every_planted_fault_is_caught_and_named(
     network = Network((20, 16, 16, 10), activation=activation, seed=1, dtype=dtype)
     x, y = a_batch(network, 7)
     check_own(network, x, y, "quadratic", coordinates=5).assert_ok()
-    monkeypatch.setattr(backprop, target, fault)
+    monkeypatch.setattr(backprop, target, fault())
     report = check_own(network, x, y, "quadratic", coordinates=5)
     assert not report.ok
     named = [text for text, names in report.diagnoses.items() if tensor in names]
     assert [said in text for text in named] == [True] if said else named == [], report
-    followers = next((names for text, names in report.diagnoses.items() if text.startswith("right for")), [])
+    followers = next((names for text, names in report.diagnoses.items() if text.startswith("follows")), [])
     assert tensor not in followers
 
 
-def test_what_only_follows_from_a_fault_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_that_follow_from_a_fault_are_distinguished_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
     network = Network((20, 16, 16, 10), seed=1)
-    monkeypatch.setattr(backprop, "desires", weight_transposed)
+    monkeypatch.setattr(backprop, "input_gradient", weight_transposed)
     report = check_own(network, *a_batch(network, 7), "quadratic", coordinates=0)
     assert report.diagnoses == {
-        "W is transposed (desires, BP2)": ["δ1"],
-        "right for the δ that it was given, which is wrong": ["b1", "W1", "x"],
+        "W is transposed (input_gradient, BP2)": ["δ1"],
+        "follows correctly from a wrong δ": ["b1", "W1", "x"],
     }
 
 
 # ---- a step of training ----
 
 
-def step_report(network: Network, spoil: float = 1.0) -> verify.Report:
+def step_report(network: Network, factor: float = 1.0) -> verify.Report:
     x, y = a_batch(network, 10)
-    pixels = (x * 255).round()
-    trace = forward(network, pixels, Trace(network, 10, 1 / 255))
-    gradient = backward(network, trace, y).clone()
-    layer_views(gradient, network.sizes)[0][0].mul_(spoil)
+    gradient = backward(network, forward(network, x), y).gradient
+    layer_views(gradient, network.sizes)[0][0].mul_(factor)
     before = network.parameters.clone(), gradient.clone()
-    report = check_step(network, pixels, y, "quadratic", 1 / 255, gradient)
+    report = check_step(network, x, y, "quadratic", gradient)
     assert torch.equal(network.parameters, before[0]) and torch.equal(gradient, before[1])
     return report
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_step_of_training_is_checked_also_under_inference_mode(dtype: torch.dtype) -> None:
+def test_training_step_is_checked_under_inference_mode(dtype: torch.dtype) -> None:
     with torch.inference_mode():
         network = Network((20, 16, 10), dtype=dtype)
         report = step_report(network)
         report.assert_ok()
-        assert [row.name for row in report.rows] == ["W1", "b1", "W2", "b2"]
-        wrong = step_report(network, spoil=1.001)
-        assert [row.name for row in wrong.rows if not row.ok] == ["W1"]
+        assert report.gradients == ["W1", "b1", "W2", "b2"]
+        wrong = step_report(network, factor=1.001)
+        assert wrong.wrong == ["W1"]
 
 
 # ---- the command ----
@@ -668,37 +691,30 @@ def digits(data_dir: Path) -> tuple[str, ...]:
     return ("--data-dir", str(data_dir), "--device", "cpu")
 
 
-def test_the_command_shows_each_combination_once(digits: tuple[str, ...]) -> None:
+def test_command_prints_each_combination_once(digits: tuple[str, ...]) -> None:
     text, code = run("--depths 2 --batch-sizes 1 7 --dtypes float32 --coordinates 0", *digits)
     lines = [line for line in text.splitlines() if line.startswith("ok ")]
     assert code == 0 and len(lines) == len(COMBINATIONS) == 36
     assert "504 gradients of 72 networks right" in text
-    assert max(map(len, text.splitlines())) <= 100
 
 
-def test_the_command_shows_everything_when_asked(digits: tuple[str, ...]) -> None:
+def test_verbose_and_json_print_every_comparison(digits: tuple[str, ...]) -> None:
     text, code = run("--depths 1 2 --batch-sizes 2 --dtypes float64 --verbose", *digits)
-    assert code == 0 and sum(line.startswith("ok ") for line in text.splitlines()) == 36 * (4 + 7)
+    assert code == 0 and sum(line.startswith("ok ") for line in text.splitlines()) == 36 * (4 + 7) * 3
     as_json, code = run("--depths 1 --batch-sizes 2 --dtypes float64 --json", *digits)
     found = json.loads(as_json)
     assert code == 0 and found["ok"] and len(found["networks"]) == 36
-    assert {row["name"] for row in found["networks"][0]["rows"] if row["ok"]} == {"W1", "b1", "δ1", "x"}
+    assert {c["gradient"] for c in found["networks"][0]["comparisons"] if c["ok"]} == {"W1", "b1", "δ1", "x"}
 
 
-def test_the_table_fits_100_columns(digits: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backprop, "output_delta", sign_lost)
-    text, code = run("--depths 4 --batch-sizes 100", *digits)
-    assert code == 1 and "float64" in text and max(map(len, text.splitlines())) <= 100
-
-
-def test_the_command_exits_1_and_names_what_is_wrong(digits: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_exits_1_with_a_diagnosis(digits: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backprop, "output_delta", sum_not_mean)
     text, code = run("--depths 2 --batch-sizes 7 --dtypes float32 --coordinates 0", *digits)
     assert code == 1 and "252 of 252 gradients wrong" in text
     assert "off by exactly the batch size: the mean over the batch is missing? (36 networks)" in text
 
 
-def test_the_command_verifies_a_trained_network(
+def test_command_checks_a_trained_network(
     digits: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data_dir = Path(digits[1])
@@ -723,31 +739,7 @@ def test_the_command_verifies_a_trained_network(
         ("--colour", "--colour"),
     ],
 )
-def test_bad_arguments_are_told_in_one_line(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_are_reported_in_one_line(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments)[1] == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
-
-
-# ---- the README ----
-
-README = (Path(__file__).parent.parent / "README.md").read_text()
-
-
-@pytest.fixture
-def section() -> Iterator[str]:
-    yield README.split("## Verify a backward")[1].split("\n## ")[0]
-
-
-def test_the_readme_shows_the_report_that_its_example_prints(section: str) -> None:
-    code, shown = re.search(r"```python\n(.*?)```.*?```text\n(.*?)```", section, re.DOTALL).groups()  # type: ignore[union-attr]
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        exec(code, {})
-    assert out.getvalue() == shown
-    assert "the mean over the batch is missing?" in shown
-
-
-def test_the_readme_states_the_tolerances(section: str) -> None:
-    for name in ("float64", "float32", "float16", "bfloat16"):
-        assert f"{verify.tolerance_of(getattr(torch, name)):.1e} in {name}" in " ".join(section.split())

@@ -3,9 +3,9 @@
     python -m bp_torch explain backwards --digit 2
     python -m bp_torch explain all
 
-Every idea is a file of this package with the same parts: ``Options`` (its flags), ``explain`` (computes, from a network
-and its data, and calls backprop.py for all mathematics), ``finding`` (one sentence), ``table`` and ``figure``. They are
-loaded only when asked for. Nothing here computes.
+Every idea is a file of this package with the same parts: ``Options`` (its flags), ``explain`` (computes, with the
+functions of backprop.py), ``finding`` (one sentence), ``table`` and ``figure``. It is loaded only when it is named.
+Nothing here computes.
 """
 
 import importlib
@@ -18,25 +18,28 @@ from tqdm import tqdm
 
 from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.data import DataError
+from bp_torch.device import DeviceError
 from bp_torch.explain.subject import CommonOptions, UsageError, open_subject
 from bp_torch.files import replace_file
-from bp_torch.runlog import add_figures
+from bp_torch.tensorboard import add_figures
 from bp_torch.training import TrainingError
 
 IDEAS = {
     "gradient": "how sensitive the cost is to each weight and bias, by name",
     "nudges": "what one image wants of every output, and three ways to get it",
-    "backwards": "what each neuron asks of the layer before, and the sum that is handed on",
+    "backwards": "what each neuron asks of the layer before it, and the sum that is passed on",
     "hebbian": "whether neurons that fire together are wired together",
-    "average": "every example's wishes beside each other; their average is −∇C",
-    "only": "what becomes of a network that listens to one digit alone",
+    "average": "the wishes of all examples side by side; their average is −∇C",
+    "only": "what happens to a network that trains on one digit alone",
     "descent": "all examples per step, mini-batches, single examples: three ways down",
-    "data": "how much better it gets with more training examples",
-    "minimum": "whether the run came to rest at the bottom, or was still sliding",
+    "data": "how much better the network gets with more training examples",
+    "minimum": "whether the run ended in a minimum, or was still going down",
 }
 
 ON_THE_PAGE: dict[str, dict[str, Any]] = {"gradient": {"wiggle": True}}
 """Flags that differ from an idea's defaults in ``explain all``."""
+
+FILE_TYPES = (".png", ".svg", ".pdf")
 
 EVERY_IDEA = "all of them, as one folder of pictures and a page, index.html"
 
@@ -50,7 +53,7 @@ USAGE = (
 
 
 def main(arguments: list[str]) -> None:
-    """Show the idea that the first argument names."""
+    """The command: show the idea that the first argument names."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
         print(USAGE)
@@ -59,7 +62,7 @@ def main(arguments: list[str]) -> None:
         fail(f"unknown idea {name!r}: choose from {', '.join(IDEAS)}, all", 2)
     kind, about = (AllOptions, EVERY_IDEA) if name == "all" else (load_idea(name).Options, load_idea(name).IDEA)
     options = parse(kind, prog=f"python -m bp_torch explain {name}", description=about, args=rest)
-    with one_line_errors(TrainingError, DataError, OSError):
+    with one_line_errors(TrainingError, DataError, DeviceError, OSError):
         try:
             if name == "all":
                 show_all(options)
@@ -75,11 +78,11 @@ def load_idea(name: str) -> Any:
 
 
 def show(name: str, options: Any) -> None:
-    """Print the numbers of an idea and write its picture."""
-    from bp_torch.explain.style import check_kind, content
+    """Print the numbers of the idea ``name`` and write its picture."""
+    from bp_torch.explain.style import file_content
 
-    if options.out is not None:
-        check_kind(options.out)
+    if options.out is not None and options.out.suffix not in FILE_TYPES:
+        raise UsageError(f"--out: wanted a file ending in {', '.join(FILE_TYPES)}, got {options.out}")
     subject = open_subject(options)
     out = options.out or subject.folder / "explained" / f"{name}.png"
     idea = load_idea(name)
@@ -87,7 +90,7 @@ def show(name: str, options: Any) -> None:
     print(f"{idea.table(result)}\n\n{idea.finding(result)}.\n")
     figure = idea.figure(result)
     out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(out, content(figure, out.suffix))
+    replace_file(out, file_content(figure, out.suffix))
     if options.log:
         add_figures(subject.folder, {name: figure})
     print(f"wrote {out}")
@@ -102,9 +105,9 @@ class AllOptions(CommonOptions):
 
 
 def show_all(options: AllOptions) -> None:
-    """Write every idea's picture, and the page that sets them beside what they show."""
+    """Write every idea's picture, and the page that explains them."""
     from bp_torch.explain.page import Section, html
-    from bp_torch.explain.style import content
+    from bp_torch.explain.style import file_content
 
     subject = open_subject(options)
     folder = options.out or subject.folder / "explained"
@@ -116,7 +119,7 @@ def show_all(options: AllOptions) -> None:
             start, idea = time.perf_counter(), load_idea(name)
             result = idea.explain(subject, idea.Options(**ON_THE_PAGE.get(name, {})))
             figures[name] = idea.figure(result)
-            replace_file(folder / f"{name}.png", content(figures[name]))
+            replace_file(folder / f"{name}.png", file_content(figures[name]))
             sections.append(
                 Section(name, IDEAS[name], idea.IDEA, idea.finding(result), idea.table(result), idea.MADE_BY)
             )

@@ -1,32 +1,35 @@
-"""Backwards: what every neuron of a layer asks of the layer before it, row by row, and the sum that is handed on.
+"""Backwards: what every neuron of a layer asks of the layer before it, row by row, and the sum that is passed on.
 
     python -m bp_torch explain backwards --digit 2
 
-The rows are ``backprop.desires`` of one neuron at a time; their sum is ``desires`` of all, −∂C/∂a of the layer before.
+A row is ``backprop.input_gradient`` of one neuron's δ; the sum of the rows is that of the whole δ, −∂C/∂a of the layer
+before.
 """
 
 from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from bp_torch.backprop import Trace, desires, input_gradient
+from bp_torch import text
+from bp_torch.backprop import input_gradient
 from bp_torch.explain import style
-from bp_torch.explain.subject import Example, ExampleOptions, Subject, choose_example, look
+from bp_torch.explain.subject import Example, ExampleOptions, Subject, choose_example, forward_and_backward
 from bp_torch.network import Network
 
-MADE_BY = ("backprop.desires", "backprop.hidden_delta", "backprop.input_gradient")
+MADE_BY = ("backprop.input_gradient", "backprop.hidden_delta")
 
 IDEA = (
     "No layer can set the activations of the one before it, but each of its neurons has a view on what they should "
-    "have been: more of those it is joined to by positive weights, less of the others, the louder the further off it "
-    "is itself. The views conflict. Added up, neuron by neuron, they are one list of changes for that earlier layer, "
-    "and with the list in hand the same step is taken again, until it arrives at the pixels."
+    "have been: more of those it is joined to by positive weights, less of the others, all the more the further off it "
+    "is itself. The views conflict. Added up, neuron by neuron, they are one list of changes for that earlier layer. "
+    "The same step is then taken again with that list, until it arrives at the pixels."
 )
 
 FULL_TABLE = 32
-"""A layer of more neurons than this is printed by the length of its rows."""
+"""Of a layer with more neurons than this, the table gives only the length of each row."""
 
 
 Options = ExampleOptions
@@ -53,131 +56,128 @@ class Step(NamedTuple):
 
 
 class Backwards(NamedTuple):
-    """The steps from the outputs to the pixels for one example, and what the outputs were."""
+    """The steps from the outputs to the pixels for one example."""
 
     example: Example
-    outputs: Tensor
     steps: list[Step]
     caption: str
 
 
-def steps_back(network: Network, trace: Trace) -> list[Step]:
-    """Every step back of the one example whose ``trace`` went forward and back, the outputs' first."""
+def steps_back(network: Network, deltas: list[Tensor]) -> list[Step]:
+    """Every step back of one example, the outputs' first, from its [δ^1, …, δ^L], each (1, n_l)."""
     steps = []
-    for layer in range(network.depth - 1, -1, -1):
-        delta, w = trace.deltas[layer], network.weights[layer]
-        rows = -desires(torch.diag(delta[0]), w)  # each row has one neuron's δ, the others silent
-        total = -(desires(delta, w) if layer else input_gradient(network, trace))[0]
-        steps.append(Step(layer + 1, -delta[0], rows, total))
-    return steps
+    for layer, (delta, w) in enumerate(zip(deltas, network.weights, strict=True), 1):
+        rows = -input_gradient(torch.diag(delta[0]), w)  # in row j every δ is zero but that of neuron j
+        steps.append(Step(layer, -delta[0], rows, -input_gradient(delta, w)[0]))
+    return steps[::-1]
 
 
 def explain(subject: Subject, options: Options) -> Backwards:
     """The steps back for the example that ``options`` name."""
     example, network = choose_example(subject, options), subject.exact
-    trace = look(network, example, subject.config.cost)
-    return Backwards(example, trace.activations[-1][0], steps_back(network, trace), subject.caption)
+    _, back = forward_and_backward(network, example, subject.config.cost)
+    return Backwards(example, steps_back(network, back.deltas), subject.caption)
 
 
 def finding(result: Backwards) -> str:
     """What the numbers say."""
     first = result.steps[0]
     opposed = (first.rows.sign() != first.total.sign()) & (first.rows != 0)
-    spoken = int((first.rows != 0).sum())
+    requests = int((first.rows != 0).sum())
     neurons, before = first.rows.shape
-    share = 0.0 if not spoken else int(opposed.sum()) / spoken
+    outvoted = int(opposed.sum()) / requests if requests else 0.0
     return (
-        f"{neurons} outputs each ask something of {before} activations before them: {share:.0%} of the requests are "
+        f"{neurons} outputs each ask something of {before} activations before them: {outvoted:.0%} of the requests are "
         f"outvoted, and the sum goes one layer further back"
     )
 
 
 def table(result: Backwards) -> str:
-    """The desires of every layer but the first in full, and of the first those of its neurons for all pixels."""
+    """What each layer asks of the one before it: row by row and in sum, or the length of each row."""
     parts = [f"What {result.example.name} wants, from the outputs back. {result.caption}."]
     for step in result.steps:
         neurons, before = step.rows.shape
         full = before <= FULL_TABLE
-        wish_unit, wish_power = style.unit(step.wishes)
-        unit, power = style.unit(torch.cat([step.rows, step.total[None]]) if full else step.rows.norm(dim=1))
-        columns = [f"{k}" for k in range(before)] if full else ["length"]
-        header = [f"layer {step.layer}", f"own wish{wish_power}", *columns]
-
-        def cells(values: Tensor, unit: float = unit, full: bool = full) -> list[str]:
-            return [f"{v / unit:+.3f}" for v in (values.tolist() if full else [values.norm().item()])]
-
+        names = [*(f"neuron {j}" for j in range(neurons)), "sum of the rows", "−∂C/∂a"]
+        numbers = torch.cat([step.rows, step.rows.sum(0, keepdim=True), step.total[None]])
+        if not full:
+            numbers = numbers.norm(dim=1, keepdim=True)
+        wish_unit, wish_power = text.unit(step.wishes)
+        number_unit, power = text.unit(numbers)
+        wishes = [*(f"{wish / wish_unit:+.3f}" for wish in step.wishes.tolist()), "", ""]
         rows = [
-            [f"neuron {j}", f"{wish / wish_unit:+.3f}", *cells(row)]
-            for j, (wish, row) in enumerate(zip(step.wishes.tolist(), step.rows, strict=True))
+            [name, wish, *(f"{value / number_unit:+.3f}" for value in values)]
+            for name, wish, values in zip(names, wishes, numbers.tolist(), strict=True)
         ]
-        rows += [["sum of the rows", "", *cells(step.rows.sum(0))], ["−∂C/∂a", "", *cells(step.total)]]
-        asked = f"layer {step.layer - 1}" if step.layer > 1 else "the pixels"
-        length = "" if full else ", the length of each list"
-        parts.append(f"What layer {step.layer} asks of {asked}{length}{power}:\n\n{style.text_table(header, rows)}")
+        header = [f"layer {step.layer}", f"own wish{wish_power}", *(map(str, range(before)) if full else ["length"])]
+        target = f"layer {step.layer - 1}" if step.layer > 1 else "the pixels"
+        what = "" if full else ", the length of each row"
+        parts.append(f"What layer {step.layer} asks of {target}{what}{power}:\n\n{text.table(header, rows)}")
         parts.append(
-            f"The sum of the {neurons} rows and −∂C/∂a of layer {step.layer - 1} differ by {step.error:.1e} at most."
+            f"The sum of the {neurons} rows and −∂C/∂a of layer {step.layer - 1} differ by at most {step.error:.1e}."
         )
     return "\n\n".join(parts)
 
 
 @style.styled
 def figure(result: Backwards) -> Figure:
-    """A table of desires for each layer, as colours, and the pixels' as images."""
+    """For each layer its table of wishes, as colours; for the pixels as images."""
     *tables, last = result.steps
     note = (
         f"The example is {result.example.name}. Blue asks for more, orange for less. A row is what one neuron alone "
-        f"would change, in proportion to its weights and to its own wish; the framed row is their sum, −∂C/∂a."
+        f"would change, in proportion to its weights and to its own wish; the framed row is their sum, −∂C/∂a. The "
+        "number over a small image is that of the neuron, with the change that has the full colour."
     )
-    top = 5.0 if tables else 0.0
-    page = style.Page(top + 3.8, finding(result), note, result.caption)
-    width = (style.WIDTH - 2 * style.MARGIN) / max(len(tables), 1)
-    for i, step in enumerate(tables):
-        _table_of_desires(page, style.MARGIN + i * width, width, step, step.layer == len(result.steps))
-    _pixels(page, top, result.example, last, not tables)
-    return page.figure
+    figure = style.new_figure(8.3 if tables else 3.5, finding(result), note, result.caption)
+    upper, lower = style.parts(figure, 2, 1, height_ratios=(4.8, 3.5)) if tables else (figure, figure)
+    for step, part in zip(tables, style.parts(upper, 1, len(tables)) if tables else [], strict=True):
+        _wishes(part, step, step.layer == len(result.steps))
+    _pixels(lower, result.example, last, not tables)
+    return figure
 
 
-def _table_of_desires(page: style.Page, left: float, width: float, step: Step, outputs: bool) -> None:
-    """Own wishes as bars, rows as colours, and the sum of the rows below, from ``left`` on."""
-    who = "output" if outputs else f"neuron of layer {step.layer}"
-    before = f"layer {step.layer - 1}"
-    limit = max(step.rows.abs().max().item(), step.total.abs().max().item())
-    bars = page.axes(left + 0.55, 0.5, 0.2 * width, 3.3, "Its own wish")
+def _wishes(part: SubFigure, step: Step, outputs: bool) -> None:
+    """The neurons' own wishes as bars, their rows as colours, and below these the sum in a frame."""
+    neurons, before = step.rows.shape
+    high = max(1, round(neurons / 10))  # the sum, in rows of the table
+    bars, rows = part.subplots(1, 2, width_ratios=(1.1, 3))
     style.signed_bars(bars, step.wishes)
-    bars.set(xlabel="−δ", ylabel=who)
-    map_left, map_width = left + 0.55 + 0.2 * width + 0.18, 0.8 * width - 0.55 - 0.18 - 1.0
-    rows = page.axes(map_left, 0.5, map_width, 3.3, f"What each asks of {before}")
-    total = page.axes(map_left, 3.92, map_width, 0.33)
-    drawn = style.diverging(rows, step.rows, limit, aspect="auto")
-    style.diverging(total, step.total[None], limit, aspect="auto")
-    style.bare(rows)
-    style.bare(total)
-    for spine in total.spines.values():
-        spine.set(color=style.INK, linewidth=1.2)
-    total.set_xlabel(f"neuron of {before}")
-    page.text(map_left + map_width + 0.12, 4.01, "the sum", weight="bold")
-    if len(step.total) <= 20:
-        total.set_xticks(range(len(step.total)))
-        total.tick_params(labelsize=8)
-    page.colourbar(drawn, map_left + map_width + 0.12, 0.5, 3.3, "wanted change of the activation")
+    bars.set(title="Its own wish", xlabel="−δ", ylabel="output" if outputs else f"neuron of layer {step.layer}")
+    gap = torch.full((high, before), torch.nan, dtype=step.rows.dtype)
+    values = torch.cat([step.rows.cpu(), gap, step.total.cpu().expand(high, before)])
+    drawn = style.diverging(rows, values, values.nan_to_num().abs().max().item(), aspect="auto")
+    frame = (-0.5, neurons + high - 0.5), before, high
+    rows.add_patch(Rectangle(*frame, fill=False, edgecolor=style.INK, linewidth=1.2, clip_on=False))
+    style.hide_ticks(rows)
+    rows.spines[:].set_visible(False)
+    rows.set_yticks([neurons + 1.5 * high - 0.5], ["sum"], weight="bold")
+    rows.tick_params(length=0)
+    if before <= 20:
+        rows.set_xticks(range(before))
+        rows.tick_params(axis="x", labelsize=8)
+    rows.set(title=f"What each asks of layer {step.layer - 1}", xlabel=f"neuron of layer {step.layer - 1}")
+    bars.set(yticks=[tick for tick in bars.get_yticks() if 0 <= tick < neurons], ylim=rows.get_ylim())
+    style.colourbar(drawn, rows, "wanted change of the activation")
 
 
-def _pixels(page: style.Page, top: float, example: Example, step: Step, outputs: bool) -> None:
-    """The example, what the loudest neurons of layer 1 want of the pixels, and the sum over all neurons."""
+def _pixels(part: Figure | SubFigure, example: Example, step: Step, outputs: bool) -> None:
+    """The example, what the neurons of layer 1 with the largest wishes want of the pixels, and the sum over all."""
     peaks = step.rows.abs().amax(1)
     shown = peaks.sort(descending=True, stable=True).indices[:8].tolist()
-    style.digit(page.axes(style.MARGIN, top + 0.75, 2.4, 2.4, f"The example: {example.label}"), example.x)
-    few = f"each of the {len(shown)}" if len(shown) == len(step.rows) else f"each of the {len(shown)} loudest"
-    neurons = "outputs" if outputs else "neurons of layer 1"
-    asks = f"What {few} {neurons} asks of the pixels (its number: ± at full colour)"
-    page.text(3.25, top + 0.1, asks, weight="bold", size=11)
-    maps = [page.axes(3.25 + i % 4 * 1.13, top + 0.75 + i // 4 * 1.4, 1.03, 1.03) for i in range(len(shown))]
-    maps.append(page.axes(8.15, top + 0.75, 2.5, 2.5, "The sum, at the pixels"))
-    for axes, values in zip(maps, [*step.rows[shown], step.total], strict=True):
+    image, single, total = style.parts(part, 1, 3, width_ratios=(2.7, 5, 3.5))
+    style.heading(image, f"The example: {example.label}")
+    few = "" if len(shown) == len(step.rows) else f"{len(shown)} largest "
+    style.heading(single, f"The {few}wishes of {'the outputs' if outputs else 'layer 1'}, at the pixels")
+    style.heading(total, "The sum, at the pixels")
+    first, maps, last = image.subplots(), list(single.subplots(2, 4, squeeze=False).flat), total.subplots()
+    style.digit(first, example.x)
+    for axes, values in zip([*maps[: len(shown)], last], [*step.rows[shown], step.total], strict=True):
         drawn = style.diverging(axes, values.reshape(28, 28), values.abs().max().item())
         style.outline(axes, example.x)
-        style.bare(axes)
+    for axes in (first, *maps, last):
+        axes.set_anchor("N")
+        style.hide_ticks(axes)
+        axes.set_visible(bool(axes.images))
     for axes, neuron in zip(maps, shown, strict=False):
-        peak = style.number(peaks[neuron].item(), 2)
-        axes.set_title(f"{neuron}: ±{peak}", fontsize=9, fontweight="normal", pad=4)
-    page.colourbar(drawn, 10.8, top + 0.75, 2.5, "wanted change of the pixel")
+        axes.set_title(f"{neuron}: ±{text.number(peaks[neuron].item(), 2)}", fontsize=9, fontweight="normal", pad=4)
+    style.colourbar(drawn, last, "wanted change of the pixel")

@@ -1,42 +1,42 @@
-"""Descent: the same start, three gaits: all examples per step, mini-batches, single examples.
+"""Descent: gradient descent from one start by three methods: all examples per step, mini-batches, single examples.
 
     python -m bp_torch explain descent
 
-Every step is ``walk.Walk``'s. The surface is the cost on the plane that lies best through the three paths (PCA);
-the angles are between a mini-batch's gradient and the true one.
+Every step is one of ``training.TrainingStep``. The surface is the cost on the plane that fits the three paths best
+(PCA); the angles are between the gradient of a mini-batch and the true gradient.
 """
 
-import dataclasses
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean as mean
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 from tqdm import tqdm
 
+from bp_torch import text
 from bp_torch.backprop import backward, forward
-from bp_torch.data import Examples, first_shuffled
+from bp_torch.data import Examples, batch, first_shuffled
 from bp_torch.explain import style
-from bp_torch.explain.style import number
-from bp_torch.explain.subject import CommonOptions, Subject, check_least, inputs_and_wanted, walk_down, whole_gradient
+from bp_torch.explain.subject import CommonOptions, Subject, check_least, full_gradient, train_steps
 from bp_torch.network import Network
 from bp_torch.training import Config, evaluate
 
-MADE_BY = ("walk.Walk.step", "backprop.backward", "training.evaluate")
+MADE_BY = ("step.TrainingStep.step", "backprop.backward", "evaluation.evaluate")
 
 IDEA = (
     "The true gradient asks every example before each step: the surest direction, and a long wait. A mini-batch asks a "
-    "hundred and goes at once, a little off. A single example hardly knows the way and runs. On one and the same "
-    "slope the careful walk gets the least far in a given time, and the staggering ones are down long before it."
+    "hundred and steps at once, a little off. A single example steps sooner still, and further off. On the same "
+    "surface the careful steps get the least far in a given time, and the staggering ones are down long before."
 )
 
 SNAPSHOTS = 80
-"""Places that are kept of a path."""
+"""Points of a path that are kept, besides the start."""
 
 MEASURED = 5_000
 """Training examples that the cost along the paths and on the surface is measured on."""
@@ -44,7 +44,7 @@ MEASURED = 5_000
 
 @dataclass(frozen=True)
 class Options(CommonOptions):
-    """How far each of the three walks."""
+    """The number of steps of each method."""
 
     full_steps: int = 200
     """Steps on all training examples."""
@@ -55,37 +55,25 @@ class Options(CommonOptions):
     mini_batch: int = 100
     """Examples in a mini-batch."""
     single_learning_rate: float | None = None
-    """Learning rate on single examples. None: a tenth of the run's, which is too much for one example."""
+    """Learning rate on single examples. None: a tenth of the run's, which is too large for one example."""
     grid: int = 33
     """Points of the surface along each side."""
     seed: int = 0
     """Seed of the mini-batches whose angles are measured."""
 
     def __post_init__(self) -> None:
-        """Refuse walks without a step."""
+        """Raise ValueError for numbers that are too small."""
         super().__post_init__()
-        check_least(
-            full_steps=(self.full_steps, 1),
-            mini_steps=(self.mini_steps, 1),
-            single_steps=(self.single_steps, 1),
-            mini_batch=(self.mini_batch, 1),
-            grid=(self.grid, 2),
-            seed=(self.seed, 0),
-        )
+        least = {"full_steps": 1, "mini_steps": 1, "single_steps": 1, "mini_batch": 1, "grid": 2, "seed": 0}
+        check_least(**{name: (getattr(self, name), value) for name, value in least.items()})
         if self.single_learning_rate is not None and not self.single_learning_rate > 0:
             raise ValueError(f"--single-learning-rate: wanted above 0, got {self.single_learning_rate}")
 
 
 class Path(NamedTuple):
-    """One way down.
+    """The path of one method as S snapshots: steps made, θ (S, P), seconds spent on steps, and the cost.
 
-    Attributes:
-        name: of the gait.
-        batch_size, learning_rate: per step.
-        steps: taken at each snapshot, the first being 0.
-        points: θ at each, (S, P).
-        seconds: spent stepping until each.
-        costs: C at each, on ``MEASURED`` training examples.
+    The first snapshot is of the start; the cost is that of ``MEASURED`` training examples.
     """
 
     name: str
@@ -98,13 +86,7 @@ class Path(NamedTuple):
 
 
 class Plane(NamedTuple):
-    """The plane through the paths, and the cost on it.
-
-    Attributes:
-        centre: a θ on it, (P,).
-        axes: two directions of length one at right angles, (2, P).
-        explained: share of the paths' variance that lies in it, 0..1.
-    """
+    """A plane in θ: a point on it (P,), two orthonormal directions (2, P), and the variance explained, 0..1."""
 
     centre: Tensor
     axes: Tensor
@@ -115,64 +97,49 @@ class Plane(NamedTuple):
         return (points - self.centre) @ self.axes.T
 
 
-class Surface(NamedTuple):
-    """C at ``u`` (G,) along the first axis and ``v`` (G,) along the second: (G, G), a row for each v."""
-
-    u: Tensor
-    v: Tensor
-    costs: Tensor
-
-
 class Descent(NamedTuple):
-    """Three paths, the surface below them, and the angles.
+    """Three paths (all examples, mini-batches, single examples), the surface below them as ``surface_on`` returns it.
 
-    Attributes:
-        paths: true gradient descent, mini-batches, single examples.
-        plane, surface: through the paths.
-        angles: by place ("at the start", …) and batch size, in degrees.
-        caption: which network this is.
+    ``angles`` are in degrees, by network ("at the start", …) and batch size.
     """
 
     paths: list[Path]
     plane: Plane
-    surface: Surface
+    surface: tuple[Tensor, Tensor, Tensor]
     angles: dict[str, dict[int, list[float]]]
     caption: str
 
 
-def take_path(name: str, config: Config, network: Network, examples: Examples, steps: int) -> Path:
-    """Walk ``network`` (which changes) for ``steps`` steps, and keep more places of the beginning than of the end."""
+def follow_path(name: str, config: Config, network: Network, examples: Examples, steps: int) -> Path:
+    """Train ``network`` (which changes) for ``steps`` steps; more snapshots are of the beginning than of the end."""
     kept = {round(steps * (i / SNAPSHOTS) ** 2) for i in range(SNAPSHOTS + 1)}
-    measured = first_shuffled(examples, MEASURED, config.seed)
     n = len(examples.labels)
     batch_size = n if config.batch_size == "full" else min(config.batch_size, n)
-    config = dataclasses.replace(config, learning_rate_decay=0.0, epochs=-(-steps * batch_size // n) + 1)
-    walk = walk_down(config, network, examples, name)
-    places, points, seconds, spent, step = [0], [network.parameters.clone()], [0.0], 0.0, 0
-    while step < steps:
-        start = time.perf_counter()
-        step = next(walk)
+    config = replace(config, learning_rate_decay=0.0, epochs=-(-steps * batch_size // n) + 1)
+    snapshots, spent, start = [(0, 0.0, network.parameters.clone())], 0.0, time.perf_counter()
+    for step in train_steps(config, network, examples, name):
         if network.device.type == "cuda":
             torch.cuda.synchronize(network.device)
         spent += time.perf_counter() - start
         if step in kept:
-            places.append(step)
-            points.append(network.parameters.clone())
-            seconds.append(spent)
-    walk.close()
-    path = torch.stack(points).float()
+            snapshots.append((step, spent, network.parameters.clone()))
+        if step == steps:
+            break
+        start = time.perf_counter()
+    done, seconds, points = zip(*snapshots, strict=True)
+    path, measured = torch.stack(points).float(), first_shuffled(examples, MEASURED, config.seed)
     costs = [cost_at(network, theta, measured, config.cost) for theta in path]
-    return Path(name, batch_size, config.learning_rate, places, path, seconds, costs)
+    return Path(name, batch_size, config.learning_rate, list(done), path, list(seconds), costs)
 
 
 def cost_at(network: Network, theta: Tensor, examples: Examples, cost: str) -> float:
-    """C at ``theta``, to which ``network`` moves."""
+    """C at ``theta`` (P,), which becomes the θ of ``network``."""
     network.parameters.copy_(theta)
     return evaluate(network, examples, cost).cost
 
 
 def plane_through(points: Tensor) -> Plane:
-    """The plane that lies best through the points (S, P): their mean and first two principal directions."""
+    """The plane that fits the points (S, P) best: through their mean, along their first two principal directions."""
     centre = points.mean(0)
     _, sizes, directions = torch.linalg.svd(points - centre, full_matrices=False)
     axes = directions[:2]
@@ -181,17 +148,16 @@ def plane_through(points: Tensor) -> Plane:
     return Plane(centre, axes, ((sizes[:2] ** 2).sum() / (sizes**2).sum()).item())
 
 
-def surface_under(plane: Plane, network: Network, examples: Examples, cost: str, places: Tensor, grid: int) -> Surface:
-    """C on a ``grid`` by ``grid`` of points of the plane, as wide as the ``places`` (S, 2) and a little wider."""
-    low, high = places.min(0).values, places.max(0).values
-    room = 0.15 * (high - low).max()
-    u, v = (torch.linspace(float(low[i] - room), float(high[i] + room), grid, dtype=places.dtype) for i in range(2))
-    network, costs = network.to(), torch.empty(grid, grid)
-    for row in tqdm(range(grid), desc="surface", leave=False, disable=None):
-        for column in range(grid):
-            at = plane.centre + u[column].item() * plane.axes[0] + v[row].item() * plane.axes[1]
-            costs[row, column] = cost_at(network, at, examples, cost)
-    return Surface(u, v, costs)
+def surface_on(
+    plane: Plane, network: Network, examples: Examples, cost: str, points: Tensor, grid: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """u (G,) and v (G,) of a grid on the plane, and C there, (G, G), a row for each v. It covers ``points`` (S, 2)."""
+    low, high = points.min(0).values, points.max(0).values
+    margin = 0.15 * (high - low).max()
+    u, v = (torch.linspace(float(low[i] - margin), float(high[i] + margin), grid, dtype=points.dtype) for i in range(2))
+    (p, q), network, rows = plane.axes, network.to(), tqdm(v.tolist(), "surface", leave=False, disable=None)
+    costs = [[cost_at(network, plane.centre + i * p + j * q, examples, cost) for i in u.tolist()] for j in rows]
+    return u, v, torch.tensor(costs)
 
 
 def angle(a: Tensor, b: Tensor) -> float:
@@ -202,37 +168,35 @@ def angle(a: Tensor, b: Tensor) -> float:
 
 def angles_by_size(network: Network, examples: Examples, cost: str, seed: int) -> dict[int, list[float]]:
     """Between the gradients of random mini-batches and the true one, by batch size."""
-    true, n = whole_gradient(network, examples, cost), len(examples.labels)
+    true, n = full_gradient(network, examples, cost), len(examples.labels)
     generator = torch.Generator().manual_seed(seed)
 
     def draw(size: int) -> float:
-        chosen = torch.randint(n, (size,), generator=generator).to(examples.labels.device)
-        x, y = inputs_and_wanted(examples, chosen, network.dtype)
-        return angle(backward(network, forward(network, x), y, cost), true)
+        indices = torch.randint(n, (size,), generator=generator).to(examples.labels.device)
+        x, y = batch(examples, indices, network.dtype)
+        return angle(backward(network, forward(network, x), y, cost).gradient, true)
 
     repeats = {1: 30, 10: 30, 100: 30, 1_000: 30, 10_000: 10}
-    return {size: [draw(size) for _ in range(times)] for size, times in repeats.items() if size < n}
+    return {size: [draw(size) for _ in range(n_draws)] for size, n_draws in repeats.items() if size < n}
 
 
 def explain(subject: Subject, options: Options) -> Descent:
-    """Three ways down from the run's start, and the surface below them."""
-    config, training, device = subject.config, subject.training, subject.network.device
-    start = config.network(device)
-    single_rate = options.single_learning_rate or config.learning_rate / 10
-    change = dataclasses.replace
-    gaits = [
-        ("all examples", change(config, batch_size="full"), options.full_steps),
-        (f"mini-batches of {options.mini_batch}", change(config, batch_size=options.mini_batch), options.mini_steps),
-        ("single examples", change(config, batch_size=1, learning_rate=single_rate), options.single_steps),
+    """Three paths from the run's start, and the surface below them."""
+    config, training = subject.config, subject.training
+    start = config.network(subject.network.device)
+    mini, single = options.mini_batch, options.single_learning_rate or config.learning_rate / 10
+    methods = [
+        ("all examples", replace(config, batch_size="full"), options.full_steps),
+        (f"mini-batches of {mini:,}", replace(config, batch_size=mini), options.mini_steps),
+        ("single examples", replace(config, batch_size=1, learning_rate=single), options.single_steps),
     ]
-    paths = [take_path(name, gait, start.to(), training, steps) for name, gait, steps in gaits]
+    paths = [follow_path(name, method, start.to(), training, steps) for name, method, steps in methods]
     plane = plane_through(torch.cat([path.points for path in paths]))
-    places = torch.cat([plane.project(path.points) for path in paths]).cpu()
+    points = torch.cat([plane.project(path.points) for path in paths]).cpu()
     measured = first_shuffled(training, MEASURED, config.seed)
-    surface = surface_under(plane, start, measured, config.cost, places, options.grid)
-    angles = {"at the start": angles_by_size(start, training, config.cost, options.seed)}
-    if subject.trained:
-        angles["at the end of the run"] = angles_by_size(subject.network, training, config.cost, options.seed)
+    surface = surface_on(plane, start, measured, config.cost, points, options.grid)
+    networks = {"at the start": start} | ({"at the end of the run": subject.network} if subject.trained else {})
+    angles = {name: angles_by_size(network, training, config.cost, options.seed) for name, network in networks.items()}
     return Descent(paths, plane, surface, angles, subject.caption)
 
 
@@ -242,44 +206,30 @@ def finding(result: Descent) -> str:
     when = next((t for t, cost in zip(mini.seconds, mini.costs, strict=True) if cost <= min(full.costs)), None)
     where, by_size = list(result.angles.items())[-1]
     size = min(by_size, key=lambda size: abs(size - mini.batch_size))
+    off = f"{where} {size:,} examples point {mean(by_size[size]):.0f}° off the true gradient"
+    careful, took = f"{full.steps[-1]:,} careful steps", text.number(full.seconds[-1], 2)
     if when is None:
-        start = f"{full.steps[-1]} careful steps bring the cost to {number(min(full.costs))}, further than {mini.name}"
-    else:
-        start = (
-            f"What {full.steps[-1]} careful steps reach in {number(full.seconds[-1], 2)} s, {mini.name} reach in "
-            f"{number(when, 2)} s"
-        )
-    return f"{start}, though {where} {size:,} examples point {mean(by_size[size]):.0f}° off the true gradient"
+        return f"{careful} lower the cost to {text.number(min(full.costs))}, further than {mini.name}; {off}"
+    start = f"{mini.name.capitalize()} reach in {text.number(when, 2)} s what {careful} reach in {took} s"
+    return f"{start}, although {off}"
 
 
 def table(result: Descent) -> str:
     """The three paths, and the angles by batch size."""
-    paths = style.text_table(
-        ["steps on", "steps", "learning rate", "seconds", "ms a step", "examples seen", "cost at first", "at last"],
-        [
-            [
-                path.name,
-                f"{path.steps[-1]:,}",
-                f"{path.learning_rate:g}",
-                f"{path.seconds[-1]:.2f}",
-                f"{1000 * path.seconds[-1] / path.steps[-1]:.3f}",
-                f"{path.steps[-1] * path.batch_size:,}",
-                f"{path.costs[0]:.4f}",
-                f"{path.costs[-1]:.4f}",
-            ]
-            for path in result.paths
-        ],
-    )
-    angles = style.text_table(
-        ["angle to the true gradient", "batch size", "mean", "least", "most"],
-        [
-            [where, f"{size:,}", f"{mean(found):.1f}°", f"{min(found):.1f}°", f"{max(found):.1f}°"]
-            for where, by_size in result.angles.items()
-            for size, found in by_size.items()
-        ],
-    )
+    header = ["steps on", "steps", "learning rate", "seconds", "ms a step", "examples seen", "first cost", "last cost"]
+    formats, paths = (",", "g", ".2f", ".3f", ",", ".4f", ".4f"), []
+    for path in result.paths:
+        steps, seconds = path.steps[-1], path.seconds[-1]
+        values = (steps, path.learning_rate, seconds, 1000 * seconds / steps, steps * path.batch_size)
+        paths.append([path.name, *map(format, (*values, path.costs[0], path.costs[-1]), formats)])
+    angles = [
+        [where, f"{size:,}", *(f"{kind(found):.1f}°" for kind in (mean, min, max))]
+        for where, by_size in result.angles.items()
+        for size, found in by_size.items()
+    ]
     return (
-        f"Three ways down from one start. {result.caption}.\n\n{paths}\n\n{angles}\n\n"
+        f"Three ways down from one start. {result.caption}.\n\n{text.table(header, paths)}\n\n"
+        f"{text.table(['angle to the true gradient', 'batch size', 'mean', 'least', 'most'], angles)}\n\n"
         f"The plane of the picture holds {result.plane.explained:.1%} of the paths' variance."
     )
 
@@ -291,91 +241,57 @@ COLOURS = (style.INK, style.RAISE, style.LOWER)
 def figure(result: Descent) -> Figure:
     """The paths over the surface; the cost against time and against examples; the angles."""
     note = (
-        f"Contours: the cost on {MEASURED:,} training examples, on the plane through the three paths; "
+        f"Contours: the cost on {MEASURED:,} training examples, on the plane that fits the three paths best; "
         f"{result.plane.explained:.0%} of the paths' variance lies in it, so they run a little above or below it. "
-        "Times were measured on the machine that drew this."
+        "The times are those of the machine that drew this."
     )
-    page = style.Page(9.6, finding(result), note, result.caption)
-    _surface(page, result)
-    seconds = page.axes(8.55, 0.5, 3.1, 2.2, "Cost against time")
-    seen = page.axes(8.55, 3.55, 3.1, 2.2, "Cost against examples seen")
+    figure = style.new_figure(9.4, finding(result), note, result.caption)
+    grid = figure.subplot_mosaic("AB;AC;DD", width_ratios=(2.2, 1), height_ratios=(1, 1, 0.85))
+    surface, seconds, examples, angles = grid.values()
+    _surface(surface, result)
     for path, colour in zip(result.paths, COLOURS, strict=True):
-        examples = [step * path.batch_size for step in path.steps]
         seconds.plot(path.seconds[1:], path.costs[1:], color=colour, linewidth=1.8)
-        seen.plot(examples[1:], path.costs[1:], color=colour, linewidth=1.8)
-    for axes, label in ((seconds, "seconds"), (seen, "examples")):
-        axes.set(xscale="log", xlabel=label, ylabel="cost", ylim=(0, None))
+        seen = [step * path.batch_size for step in path.steps]
+        examples.plot(seen[1:], path.costs[1:], color=colour, linewidth=1.8)
+    for axes, title, unit in ((seconds, "time", "seconds"), (examples, "examples seen", "examples")):
+        axes.set(title=f"Cost against {title}", xscale="log", xlabel=unit, ylabel="cost", ylim=(0, None))
         axes.grid()
-    style.plain(seconds.xaxis)
-    _angles(page, result)
-    return page.figure
+    style.decimal_ticks(seconds.xaxis)
+    _angles(angles, result)
+    return figure
 
 
-def _surface(page: style.Page, result: Descent) -> None:
+def _surface(axes: Axes, result: Descent) -> None:
     """The paths from above, over lines of equal cost."""
-    axes = page.axes(0.95, 0.5, 6.3, 5.25, "The three ways down, from above")
-    surface = result.surface
-    costs = style.array(surface.costs)
+    u, v, costs = map(style.array, result.surface)
     levels = np.geomspace(max(costs.min(), 1e-6), max(costs.max(), costs.min() * 1.001, 2e-6), 14)
-    u, v = style.array(surface.u), style.array(surface.v)
-    drawn = axes.contourf(u, v, costs, levels=levels, cmap=style.GROUND, extend="both")
+    drawn = axes.contourf(u, v, costs, levels=levels, cmap=style.SURFACE, extend="both")
     axes.contour(u, v, costs, levels=levels, colors=style.SOFT, linewidths=0.5)
     outline = [Stroke(linewidth=3.6, foreground="white"), Normal()]
     for i, (path, colour) in enumerate(zip(result.paths, COLOURS, strict=True)):
-        places = style.array(result.plane.project(path.points))
-        axes.plot(
-            places[:, 0],
-            places[:, 1],
-            color=colour,
-            linewidth=1.8,
-            marker="o",
-            markersize=2.6,
-            path_effects=outline,
-            zorder=5 - i,  # the shortest on top
-            label=f"{path.name}: {path.steps[-1]:,} steps",
-        )
-        axes.plot(*places[-1], "o", color=colour, markersize=9, markeredgecolor="white", zorder=6)
-    axes.plot(*places[0], "*", color=style.INK, markersize=17, markeredgecolor="white", label="start", zorder=7)
-    axes.set(xlabel="first direction through the paths", ylabel="second direction")
+        points = style.array(result.plane.project(path.points))
+        (line,) = axes.plot(*points.T, "o-", color=colour, linewidth=1.8, markersize=2.6)
+        line.set(zorder=5 - i, path_effects=outline, label=f"{path.name}: {path.steps[-1]:,} steps")
+        axes.plot(*points[-1], "o", color=colour, markersize=9, markeredgecolor="white", zorder=6)
+    axes.plot(*points[0], "*", color=style.INK, markersize=17, markeredgecolor="white", label="start", zorder=7)
+    axes.set(xlabel="first principal direction of the paths", ylabel="second principal direction")
+    axes.set_title("The three ways down, from above")
     axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="white")
-    page.colourbar(drawn, 7.35, 0.5, 5.25, "")
-    page.text(7.3, 0.25, "cost", size=9)
+    style.colourbar(drawn, axes, "cost").ax.yaxis.set_major_formatter("{x:.2g}")
 
 
-def _angles(page: style.Page, result: Descent) -> None:
+def _angles(axes: Axes, result: Descent) -> None:
     """Every measured angle by batch size."""
-    axes = page.axes(
-        0.95, 6.85, 10.7, 2.0, "How far off a mini-batch points: the angle between its gradient and the true one"
-    )
-    for (where, by_size), colour, shift in zip(
-        result.angles.items(), (style.RAISE, style.LOWER), (0.93, 1.07), strict=False
-    ):
-        for size, found in by_size.items():
-            axes.plot(
-                [size * shift] * len(found), found, "o", color=colour, alpha=0.25, markersize=4, markeredgewidth=0
-            )
-        axes.plot(
-            [size * shift for size in by_size],
-            [mean(found) for found in by_size.values()],
-            "o-",
-            color=colour,
-            linewidth=1.6,
-            label=where,
-        )
+    for (where, by_size), colour, shift in zip(result.angles.items(), COLOURS[1:], (0.93, 1.07), strict=False):
+        sizes = [size * shift for size in by_size]
+        for size, found in zip(sizes, by_size.values(), strict=True):
+            axes.plot([size] * len(found), found, "o", color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
+        axes.plot(sizes, [mean(found) for found in by_size.values()], "o-", color=colour, linewidth=1.6, label=where)
     axes.axhline(90, color=style.SOFT, linewidth=0.9, linestyle=":")
-    axes.annotate(
-        "90°: it knows nothing",
-        (3.2, 90),
-        (0, 4),
-        textcoords="offset points",
-        va="bottom",
-        ha="center",
-        size=8.5,
-        color=style.SOFT,
-    )
-    axes.set(
-        xscale="log", xlabel="examples in the mini-batch", ylabel="degrees", yticks=(0, 30, 60, 90, 120), ylim=(0, None)
-    )
+    axes.text(3.2, 92, "90°: a random direction", va="bottom", ha="center", size=8.5, color=style.SOFT)
+    axes.set_title("How far off a mini-batch points: the angle between its gradient and the true one")
+    axes.set(xscale="log", xlabel="examples in the mini-batch", ylabel="degrees", yticks=range(0, 121, 30))
+    axes.set_ylim(bottom=-4)
     axes.grid(axis="y")
-    style.plain(axes.xaxis)
+    style.decimal_ticks(axes.xaxis)
     axes.legend()

@@ -11,80 +11,77 @@ from typing import NamedTuple
 import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
-from bp_torch.backprop import Trace, desires
+from bp_torch import text
+from bp_torch.backprop import Backward, Forward, input_gradient
 from bp_torch.costs import COSTS
 from bp_torch.explain import style
 from bp_torch.explain.nudges import output_nudges
-from bp_torch.explain.style import number
-from bp_torch.explain.subject import Example, ExampleOptions, Subject, UsageError, choose_example, look
-from bp_torch.network import Network
+from bp_torch.explain.subject import Example, ExampleOptions, Subject, UsageError, choose_example, forward_and_backward
+from bp_torch.network import layer_views
 
-MADE_BY = ("backprop.weight_gradient", "backprop.desires")
+MADE_BY = ("backprop.weight_gradient", "backprop.input_gradient")
 
 IDEA = (
-    "A weight is strengthened most where a bright neuron meets one that is wanted brighter, which recalls Hebb's "
-    "rule for real neurons: those that fire together get wired together. The likeness is loose. The exact rule has a "
-    "third factor, the slope φ′ of the receiving neuron, and where that is nearly zero a strong wish moves nothing."
+    "A weight is strengthened most where a bright neuron meets one that should be brighter. This recalls Hebb's rule "
+    "for real neurons: those that fire together wire together. The analogy is loose. The exact rule has a third "
+    "factor, the derivative φ′ of the receiving neuron, and where that is nearly zero a strong wish moves nothing."
 )
 
 
 @dataclass(frozen=True)
 class Options(ExampleOptions):
-    """The example, and the layer whose weights are looked at."""
+    """The example, and the layer whose weights are explained."""
 
     layer: int | None = None
-    """The layer, counted from 1. None: the last hidden one, whose slopes differ most."""
+    """The layer, counted from 1. None: the last hidden one, whose φ′ differ most."""
 
 
 class Hebbian(NamedTuple):
-    """The weight nudges of one layer for one example, and the factors that they are made of.
+    """The weight nudges of one layer for one example, and their factors.
 
     Attributes:
         example: the image and its label.
-        layer: counted from 1.
+        layer: l, counted from 1.
         nudges: −∂C/∂W, (n_l, n_{l−1}).
-        before: a^{l−1}, (n_{l−1},): how active the one neuron is.
-        wanted: −∂C/∂a^l, (n_l,): how much more active the other should be.
-        slope: φ′(z^l), (n_l,); ones where the cost has φ′ inside, and ``wanted`` is then −∂C/∂z.
+        a: a^{l−1}, (n_{l−1},): how active the neurons before are.
+        wanted: −∂C/∂a^l, (n_l,): how much more active the neurons of the layer should be.
+        phi_prime: φ′(z^l), (n_l,); ones where the cost absorbs φ′, and ``wanted`` is then −∂C/∂z.
         caption: which network this is.
     """
 
     example: Example
     layer: int
     nudges: Tensor
-    before: Tensor
+    a: Tensor
     wanted: Tensor
-    slope: Tensor
+    phi_prime: Tensor
     caption: str
 
     @property
     def together(self) -> Tensor:
-        """(wanted increase of the one) × (activation of the other), (n_l, n_{l−1}): the loose analogy."""
-        return self.wanted[:, None] * self.before
+        """wanted × a, (n_l, n_{l−1}): the loose analogy."""
+        return self.wanted[:, None] * self.a
 
     @property
     def exact(self) -> Tensor:
-        """The same × φ′, (n_l, n_{l−1}): what the nudges are."""
-        return (self.wanted * self.slope)[:, None] * self.before
-
-    @property
-    def passed(self) -> Tensor:
-        """What φ′ lets through of each wish, as a share of the best of the layer, (n_l,)."""
-        return self.slope / self.slope.max() if self.slope.max() > 0 else self.slope
+        """wanted × φ′ × a, (n_l, n_{l−1}): what the nudges are."""
+        return (self.wanted * self.phi_prime)[:, None] * self.a
 
 
-def hebbian(network: Network, trace: Trace, y: Tensor, cost: str, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """nudges, before, wanted and slope of ``layer`` (from 1), for the one example that went forward and back."""
-    if layer == network.depth:
-        wanted = output_nudges(trace.activations[-1], y, cost)[0]
-        slope = torch.ones_like(wanted) if COSTS[cost].absorbs else trace.slope(layer - 1)[0].clone()
+def factors(passed: Forward, back: Backward, y: Tensor, cost: str, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``nudges``, ``a``, ``wanted`` and ``phi_prime`` of ``layer`` (from 1), for one example."""
+    network = passed.network
+    phi_prime = network.layers[layer - 1].phi.derivative(passed.activations[layer])[0]
+    if layer < network.depth:
+        wanted = -input_gradient(back.deltas[layer], network.weights[layer])[0]
     else:
-        wanted = -desires(trace.deltas[layer], network.weights[layer])[0]
-        slope = trace.slope(layer - 1)[0].clone()
-    return -trace.weight_gradients[layer - 1], trace.activations[layer - 1][0], wanted, slope
+        wanted = output_nudges(passed.activations[-1], y, cost)[0]
+        phi_prime = torch.ones_like(wanted) if COSTS[cost].absorbs else phi_prime
+    weights, _ = layer_views(back.gradient, network.sizes)
+    return -weights[layer - 1], passed.activations[layer - 1][0], wanted, phi_prime
 
 
 def explain(subject: Subject, options: Options) -> Hebbian:
@@ -94,118 +91,106 @@ def explain(subject: Subject, options: Options) -> Hebbian:
     if not 1 <= layer <= network.depth:
         raise UsageError(f"--layer: wanted 1 to {network.depth}, got {layer}")
     example = choose_example(subject, options)
-    trace = look(network, example, cost)
-    return Hebbian(example, layer, *hebbian(network, trace, example.y, cost, layer), subject.caption)
+    passed, back = forward_and_backward(network, example, cost)
+    return Hebbian(example, layer, *factors(passed, back, example.y, cost, layer), subject.caption)
 
 
 def finding(result: Hebbian) -> str:
     """What the numbers say."""
-    together, nudges = result.together.flatten(), result.nudges.flatten()
+    together, nudges, phi_prime = result.together.flatten(), result.nudges.flatten(), result.phi_prime
     if together.std() == 0 or nudges.std() == 0:
         return f"This {result.example.label} asks nothing of the weights of layer {result.layer}"
-    likeness = torch.corrcoef(torch.stack([together, nudges]))[0, 1].item()
-    start = f"Firing together wires together, to a correlation of {number(likeness)}"
-    if result.slope.min() == result.slope.max():
-        return f"{start}: no neuron of layer {result.layer} holds its wish back, for all have the same φ′"
-    blocked = int(result.wanted.abs().mul(1 - result.passed).argmax())
-    way = "up" if result.wanted[blocked] > 0 else "down"
+    correlation = torch.corrcoef(torch.stack([together, nudges]))[0, 1].item()
+    start = f'"Fire together, wire together" holds with a correlation of {text.number(correlation)}'
+    if phi_prime.min() == phi_prime.max():
+        return f"{start}, because all neurons of layer {result.layer} have the same φ′"
+    blocked = int(result.wanted.abs().mul(1 - phi_prime / phi_prime.max()).argmax())
     return (
-        f"{start}, and exactly once φ′ is in: neuron {blocked} is wanted {way} by "
-        f"{number(abs(result.wanted[blocked].item()), 2)}, but its φ′ lets "
-        f"{number(100 * result.slope[blocked].item(), 2)}% of that pass"
+        f"{start}, and exactly with φ′: neuron {blocked} is wanted {'up' if result.wanted[blocked] > 0 else 'down'} by "
+        f"{text.number(abs(result.wanted[blocked].item()), 2)}, but its φ′ lets "
+        f"{text.number(100 * phi_prime[blocked].item(), 2)}% of that pass"
     )
 
 
 def table(result: Hebbian) -> str:
-    """The neurons of the layer with their three factors, and the strongest connections."""
-    neurons = style.text_table(
-        [f"layer {result.layer}", "wanted, −∂C/∂a", "φ′", "wanted × φ′", "largest nudge of a weight"],
-        [
-            [
-                f"neuron {j}",
-                f"{want:+.4e}",
-                f"{slope:.4e}",
-                f"{want * slope:+.4e}",
-                f"{row[row.abs().argmax()].item():+.4e}",
-            ]
-            for j, (want, slope, row) in enumerate(
-                zip(result.wanted.tolist(), result.slope.tolist(), result.nudges, strict=True)
-            )
-        ],
-    )
+    """The neurons of the layer with their factors, and the strongest connections."""
+    neurons = []
+    for j, (wanted, phi_prime) in enumerate(zip(result.wanted.tolist(), result.phi_prime.tolist(), strict=True)):
+        largest = result.nudges[j][result.nudges[j].abs().argmax()].item()
+        neurons.append(
+            [f"neuron {j}", f"{wanted:+.4e}", f"{phi_prime:.4e}", f"{wanted * phi_prime:+.4e}", f"{largest:+.4e}"]
+        )
+    header = [f"layer {result.layer}", "wanted, −∂C/∂a", "φ′", "wanted × φ′", "largest nudge of a weight"]
     pairs = []
-    for place in result.nudges.flatten().abs().sort(descending=True, stable=True).indices[:10].tolist():
-        j, k = divmod(place, result.nudges.shape[1])
-        numbers = (result.before[k], result.wanted[j], result.slope[j], result.nudges[j, k])
-        pairs.append([f"from neuron {k} to neuron {j}", *(f"{v.item():+.4e}" for v in numbers)])
-    strongest = style.text_table(["the strongest nudges", "a before", "wanted", "φ′", "−∂C/∂W"], pairs)
+    for index in result.nudges.flatten().abs().sort(descending=True, stable=True).indices[:10].tolist():
+        j, k = divmod(index, result.nudges.shape[1])
+        numbers = (result.a[k], result.wanted[j], result.phi_prime[j], result.nudges[j, k])
+        pairs.append([f"from neuron {k} to neuron {j}", *(f"{value.item():+.4e}" for value in numbers)])
+    strongest = text.table(["the strongest nudges", "a before", "wanted", "φ′", "−∂C/∂W"], pairs)
     error = (result.exact - result.nudges).abs().max().item()
     return (
-        f"What {result.example.name} wants of the weights of layer {result.layer}. "
-        f"{result.caption}.\n\n{neurons}\n\n{strongest}\n\nactivation × wanted × φ′ and −∂C/∂W differ by {error:.1e} "
-        "at most."
+        f"What {result.example.name} wants of the weights of layer {result.layer}. {result.caption}.\n\n"
+        f"{text.table(header, neurons)}\n\n{strongest}\n\n"
+        f"activation × wanted × φ′ and −∂C/∂W differ by at most {error:.1e}."
     )
 
 
 @style.styled
 def figure(result: Hebbian) -> Figure:
-    """The nudges between their two factors, and the scatters without φ′ and with it."""
+    """The nudges between their factors, and the scatters without φ′ and with it."""
     note = (
-        f"The example is {result.example.name}. Top: the nudge of every weight of layer {result.layer}, under the "
-        "activations it comes from and beside the wishes and slopes it goes to. Bottom: each dot is a weight."
+        f"The example is {result.example.name}. Top: the nudge of every weight of layer {result.layer}, below the "
+        "activation that it comes from, between the wish and the φ′ of the neuron that it leads to. Bottom: each dot "
+        "is a weight."
     )
-    page = style.Page(8.9, finding(result), note, result.caption)
-    style.digit(page.axes(style.MARGIN, 0.55, 1.9, 1.9, f"The example: {result.example.label}"), result.example.x)
-    _product(page, result)
-    loose = page.axes(1.05, 5.25, 4.3, 3.0, "Loosely: activation × wanted increase")
-    exact = page.axes(6.3, 5.25, 4.3, 3.0, "Exactly: activation × wanted increase × φ′")
+    figure = style.new_figure(8.7, finding(result), note, result.caption)
+    upper, lower = style.parts(figure, 2, 1, height_ratios=(5, 4))
+    _factors(upper, result)
+    loose, exact = lower.subplots(1, 2)
     _scatter(loose, result.together, result, "activation × wanted")
     drawn = _scatter(exact, result.exact, result, "activation × wanted × φ′")
-    page.colourbar(drawn, 10.8, 5.25, 3.0, "φ′ of the neuron that the weight leads to")
-    low, high = exact.get_xlim()
-    exact.plot([low, high], [low, high], color=style.SOFT, linewidth=0.9, zorder=0)
-    return page.figure
+    loose.set_title("Loosely: activation × wanted increase")
+    exact.set_title("Exactly: activation × wanted increase × φ′")
+    exact.axline((0, 0), slope=1, color=style.SOFT, linewidth=0.9, zorder=0)
+    style.colourbar(drawn, exact, "φ′ of the neuron that the weight leads to", 0.03)
+    return figure
 
 
-def _product(page: style.Page, result: Hebbian) -> None:
+def _factors(part: SubFigure, result: Hebbian) -> None:
     """The nudges as a map; above it the activations before, left of it the wishes, right of it φ′."""
     neurons, before = result.nudges.shape
-    height, width, left, top = 2.7, 5.2, 4.95, 1.5
-    limit = result.nudges.abs().max().item()
-    nudges = page.axes(left, top, width, height)
-    drawn = style.diverging(nudges, result.nudges, limit, aspect="auto")
-    style.bare(nudges)
-    nudges.set_xlabel(f"from neuron of layer {result.layer - 1}" if result.layer > 1 else "from pixel, row after row")
+    pixels = result.layer == 1
+    axes = part.subplot_mosaic(
+        [["image", ".", "a", "."], ["image", "wanted", "nudges", "phi_prime"]],
+        width_ratios=(2.2, 1.4, 5.2, 0.6),
+        height_ratios=(1, 3.2),
+    )
+    style.digit(axes["image"], result.example.x, f"The example: {result.example.label}")
+    axes["image"].set_anchor("NW")
+    axes["a"].bar(range(before), style.array(result.a), width=0.8, color=style.SOFT)
+    axes["a"].set(title="Brightness of the pixel" if pixels else "Activation before")
+    axes["a"].set(xlim=(-0.5, before - 0.5), xticks=[])
+    axes["a"].locator_params(axis="y", nbins=3)
+    style.signed_bars(axes["wanted"], result.wanted)
+    axes["wanted"].set(xlabel="wanted, −∂C/∂a", ylabel=f"to neuron of layer {result.layer}")
+    drawn = style.diverging(axes["nudges"], result.nudges, result.nudges.abs().max().item(), aspect="auto")
+    style.hide_ticks(axes["nudges"])
+    axes["nudges"].set_xlabel("from pixel, row after row" if pixels else f"from neuron of layer {result.layer - 1}")
     if before <= 32:
-        nudges.set_xticks(range(before))
-        nudges.tick_params(axis="x", labelsize=8)
-    above = page.axes(left, 0.55, width, 0.8, "Activation before" if before <= 32 else "Brightness of the pixel")
-    above.bar(range(before), style.array(result.before), width=0.8, color=style.SOFT)
-    above.set(xlim=(-0.5, before - 0.5), xticks=[])
-    above.locator_params(axis="y", nbins=3)
-    wanted = page.axes(3.45, top, 1.35, height, "Wanted")
-    style.signed_bars(wanted, result.wanted)
-    wanted.set(xlabel="−∂C/∂a", ylabel=f"to neuron of layer {result.layer}")
-    slope = page.axes(left + width + 0.12, top, 0.6, height, "φ′")
-    slope.barh(range(neurons), style.array(result.slope), color=style.SOFT, height=0.68)
-    slope.set(ylim=(neurons - 0.5, -0.5), yticks=[], xlabel="slope")
-    slope.locator_params(axis="x", nbins=2)
-    page.colourbar(drawn, 11.15, top, height, "nudge, −∂C/∂W")
+        axes["nudges"].set_xticks(range(before))
+        axes["nudges"].tick_params(axis="x", labelsize=8)
+    axes["phi_prime"].barh(range(neurons), style.array(result.phi_prime), color=style.SOFT, height=0.68)
+    axes["phi_prime"].set(ylim=(neurons - 0.5, -0.5), yticks=[], xlabel="φ′")
+    axes["phi_prime"].locator_params(axis="x", nbins=2)
+    style.colourbar(drawn, axes["phi_prime"], "nudge, −∂C/∂W", 0.2)
 
 
 def _scatter(axes: Axes, x: Tensor, result: Hebbian, label: str) -> ScalarMappable:
     """The nudges against ``x``, a dot a weight, dark where φ′ is small."""
-    slopes = result.slope[:, None].expand_as(x)
-    drawn = axes.scatter(
-        style.array(x),
-        style.array(result.nudges),
-        c=style.array(slopes),
-        cmap=style.SEQUENTIAL,
-        s=26,
-        linewidth=0.4,
-        edgecolor="white",
-    )
+    colours = style.array(result.phi_prime[:, None].expand_as(x))
     axes.axhline(0, color=style.FAINT, linewidth=0.8, zorder=0)
     axes.axvline(0, color=style.FAINT, linewidth=0.8, zorder=0)
     axes.set(xlabel=label, ylabel="nudge of the weight, −∂C/∂W")
+    drawn = axes.scatter(style.array(x), style.array(result.nudges), c=colours, cmap=style.SEQUENTIAL, s=26, vmin=0)
+    drawn.set(linewidth=0.4, edgecolor="white")
     return drawn

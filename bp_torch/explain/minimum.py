@@ -1,8 +1,8 @@
-"""Minimum: did the run come to the floor of a valley, or was it still sliding when it stopped?
+"""Minimum: had the run reached a minimum of the cost when it stopped, or could the cost still fall?
 
     python -m bp_torch explain minimum
 
-The run is walked again from its start, as its config says. The curvature is by central differences of the hand-written
+The run is repeated from its start, as its config says. The curvature is by central differences of the hand-written
 gradient: dᵀHd ≈ d·(∇C(θ + εd) − ∇C(θ − εd)) / 2ε.
 """
 
@@ -18,265 +18,234 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from tqdm import tqdm
 
+from bp_torch import text
 from bp_torch.data import Examples, first_shuffled
 from bp_torch.explain import style
-from bp_torch.explain.style import number
-from bp_torch.explain.subject import CommonOptions, Subject, check_least, each_cost, walk_down, whole_gradient
+from bp_torch.explain.subject import CommonOptions, Subject, all_costs, check_least, full_gradient, train_steps
 from bp_torch.network import Network
 from bp_torch.training import Config, evaluate
 
-MADE_BY = ("walk.Walk.step", "backprop.backward", "backprop.costs")
+MADE_BY = ("step.TrainingStep.step", "backprop.backward", "backprop.example_costs")
 
 IDEA = (
-    "Step after step leads down into a valley of the cost, not necessarily the deepest. On its floor the gradient is "
-    "zero and the ground curves up on every side. A run seldom gets quite there: the slope shrinks, the mini-batches "
-    "keep shaking it, and the question is how much further down there was to go."
+    "Step after step leads down towards a local minimum of the cost, which need not be the lowest one. At a minimum "
+    "the gradient is zero and the cost curves up in every direction. A run seldom gets quite there: the gradient "
+    "shrinks, the noise of the mini-batches keeps moving the network, and the question is how far the cost could "
+    "still fall."
 )
 
 MEASURED = 10_000
-"""Training examples that the slices through the cost are measured on, at most."""
+"""Training examples that the cost along lines is measured on, at most."""
 
 SETTLED = 1e-3
-"""Below this share of the cost, what is left to fall down the gradient counts as nothing."""
+"""If the cost can fall along −∇C by less than this fraction, the network counts as being at a minimum."""
 
 
 @dataclass(frozen=True)
 class Options(CommonOptions):
-    """How far the run is walked again, and where the curvature is taken."""
+    """How much of the run is repeated, and where the curvature is measured."""
 
     epochs: int | None = None
-    """Walk this many of the run's epochs again. None: all, but 40 at most, and none of an untrained network's."""
+    """Repeat this many of the run's epochs. None: all, but 40 at most, and none of an untrained network's."""
     directions: int = 6
-    """Random directions in which the curvature is taken."""
+    """Random directions in which the curvature is measured."""
     seed: int = 0
     """Seed of the directions."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be walked or drawn."""
+        """Raise ValueError for numbers that are too small."""
         super().__post_init__()
-        check_least(
-            directions=(self.directions, 1), seed=(self.seed, 0), epochs=(1 if self.epochs is None else self.epochs, 0)
-        )
+        epochs = 0 if self.epochs is None else self.epochs
+        check_least(directions=(self.directions, 1), seed=(self.seed, 0), epochs=(epochs, 0))
 
 
-class Place(NamedTuple):
-    """Where the walk is after an epoch; 0 is the start."""
+class Progress(NamedTuple):
+    """Cost and ‖∇C‖ over all training examples after an epoch; epoch 0 is the start."""
 
     epoch: int
     cost: float
-    slope: float
-    """‖∇C‖, of the true gradient."""
+    gradient_norm: float
 
 
-class Slice(NamedTuple):
-    """The cost along a line through the end, and its curvature there.
+class Line(NamedTuple):
+    """The cost along a line through the network's θ.
 
     Attributes:
-        name: of the direction.
-        direction: d, (P,), of length one.
-        slope: d·∇C.
-        curvature: dᵀHd.
-        distances, costs: along the line.
+        name: of the direction d, which has length one.
+        slope: d·∇C, at the network.
+        curvature: dᵀHd, at the network.
+        distances, costs: along the line; the network is in the middle.
     """
 
     name: str
-    direction: Tensor
     slope: float
     curvature: float
     distances: list[float]
     costs: list[float]
 
     @property
-    def fall(self) -> float:
-        """How far the cost falls to the lowest place on the line."""
-        return self.here - min(self.costs)
+    def middle(self) -> float:
+        """The cost at the network."""
+        return self.costs[len(self.costs) // 2]
 
     @property
-    def here(self) -> float:
-        """The cost in the middle of the line, where the network is."""
-        return self.costs[len(self.costs) // 2]
+    def decrease(self) -> float:
+        """How far the cost falls from the network to the lowest point of the line."""
+        return self.middle - min(self.costs)
 
 
 class Minimum(NamedTuple):
-    """The course of the run, and the ground around its end.
+    """The course of the run, and the cost around its end.
 
     Attributes:
-        course: after each epoch that was walked.
-        slope: ‖∇C‖ at the network that is explained.
-        cost: there.
-        along: the line down the gradient.
-        random: lines in random directions.
-        gap: largest difference between the walk's end and the run's network, where the whole run was walked, else None.
+        history: the start, and each epoch that was repeated.
+        gradient_norm, cost: of the network that is explained, over all training examples.
+        lines: along −∇C, then in random directions.
+        difference: the largest between the repeated run's end and the run's network, None unless all was repeated.
         caption: which network this is.
     """
 
-    course: list[Place]
-    slope: float
+    history: list[Progress]
+    gradient_norm: float
     cost: float
-    along: Slice
-    random: list[Slice]
-    gap: float | None
+    lines: list[Line]
+    difference: float | None
     caption: str
 
 
-def walk_again(config: Config, network: Network, training: Examples, epochs: int) -> list[Place]:
-    """The run's first ``epochs``, with cost and slope after each. ``network`` goes along."""
-    n = len(training.labels)
-    per_epoch = 1 if config.batch_size == "full" else ceil(n / config.batch_size)
+def repeat_run(config: Config, network: Network, training: Examples, epochs: int) -> list[Progress]:
+    """Train ``network`` (which changes) as the run's first ``epochs`` did, and measure it after each."""
+    steps_per_epoch = 1 if config.batch_size == "full" else ceil(len(training.labels) / config.batch_size)
 
-    def place(epoch: int) -> Place:
-        slope = whole_gradient(network, training, config.cost).norm().item()
-        return Place(epoch, evaluate(network, training, config.cost).cost, slope)
+    def measure(epoch: int) -> Progress:
+        gradient = full_gradient(network, training, config.cost)
+        return Progress(epoch, evaluate(network, training, config.cost).cost, gradient.norm().item())
 
-    course = [place(0)]
-    for step in walk_down(dataclasses.replace(config, epochs=epochs), network, training, "the run again"):
-        if step % per_epoch == 0:
-            course.append(place(step // per_epoch))
-    return course
+    config = dataclasses.replace(config, epochs=epochs)
+    steps = train_steps(config, network, training, "repeating the run")
+    return [measure(0), *(measure(step // steps_per_epoch) for step in steps if step % steps_per_epoch == 0)]
 
 
 def curvature(network: Network, examples: Examples, cost: str, direction: Tensor, epsilon: float = 1e-3) -> float:
-    """dᵀHd for ``direction`` d (P,) of length one, right to the second order in ``epsilon``."""
-    here = network.parameters.clone()
-    gradients = []
+    """dᵀHd for ``direction`` d (P,) of length one; the error is of second order in ``epsilon``."""
+    theta, gradients = network.parameters.clone(), []
     for sign in (1, -1):
-        network.parameters.copy_(here + sign * epsilon * direction)
-        gradients.append(whole_gradient(network, examples, cost))
-    network.parameters.copy_(here)
+        network.parameters.copy_(theta + sign * epsilon * direction)
+        gradients.append(full_gradient(network, examples, cost))
+    network.parameters.copy_(theta)
     return float(direction @ (gradients[0] - gradients[1])) / (2 * epsilon)
 
 
-def slice_along(
-    network: Network, examples: Examples, cost: str, name: str, direction: Tensor, gradient: Tensor, reach: float = 1.0
-) -> Slice:
-    """The cost on ``examples`` from −reach to reach along ``direction``, and slope and curvature in the middle."""
-    here = network.parameters.clone()
-    distances = torch.linspace(-reach, reach, 21).tolist()
-    costs = []
+def cost_along(network: Network, examples: Examples, cost: str, name: str, direction: Tensor, gradient: Tensor) -> Line:
+    """The cost on ``examples`` from −1 to 1 along ``direction`` (P,), and slope and curvature at the network."""
+    theta, costs = network.parameters.clone(), []
+    distances = torch.linspace(-1, 1, 21).tolist()
     for distance in distances:
-        network.parameters.copy_(here + distance * direction)
-        costs.append(each_cost(network, examples, cost).mean().item())
-    network.parameters.copy_(here)
-    bend = curvature(network, examples, cost, direction)
-    return Slice(name, direction, float(direction @ gradient), bend, distances, costs)
+        network.parameters.copy_(theta + distance * direction)
+        costs.append(all_costs(network, examples, cost).mean().item())
+    network.parameters.copy_(theta)
+    slope, curve = float(direction @ gradient), curvature(network, examples, cost, direction)
+    return Line(name, slope, curve, distances, costs)
 
 
 def explain(subject: Subject, options: Options) -> Minimum:
-    """Walk the run again, then look around its network."""
+    """Repeat the run, then measure the cost around its network."""
     config, training = subject.config, subject.training
-    usual = min(config.epochs, 40) if subject.trained else 0
-    epochs = usual if options.epochs is None else min(options.epochs, config.epochs)
-    walked = config.network(subject.network.device)
-    course = walk_again(config, walked, training, epochs)
+    default = min(config.epochs, 40) if subject.trained else 0
+    epochs = default if options.epochs is None else min(options.epochs, config.epochs)
+    repeated = config.network(subject.network.device)
+    history = repeat_run(config, repeated, training, epochs)
     whole = subject.trained and epochs == config.epochs
-    gap = (walked.parameters - subject.network.parameters).abs().max().item() if whole else None
+    difference = (repeated.parameters - subject.network.parameters).abs().max().item() if whole else None
 
     network, measured = subject.exact, first_shuffled(training, MEASURED, config.seed)
-    slope = whole_gradient(network, training, config.cost).norm().item()
-    cost = each_cost(network, training, config.cost).mean().item()
-    gradient = whole_gradient(network, measured, config.cost)
+    gradient_norm = full_gradient(network, training, config.cost).norm().item()
+    cost = all_costs(network, training, config.cost).mean().item()
+    gradient = full_gradient(network, measured, config.cost)
     generator = torch.Generator().manual_seed(options.seed)
     draws = torch.randn(options.directions, len(gradient), generator=generator, dtype=torch.float64).to(gradient.device)
-    lines = [("down the gradient", -gradient), *((f"random {i}", draw) for i, draw in enumerate(draws, 1))]
-    slices = [
-        slice_along(network, measured, config.cost, name, direction / direction.norm(), gradient)
-        for name, direction in tqdm(lines, desc="slices", leave=False, disable=None)
+    directions = {"along −∇C": -gradient} | {f"random {i}": draw for i, draw in enumerate(draws, 1)}
+    lines = [
+        cost_along(network, measured, config.cost, name, direction / direction.norm(), gradient)
+        for name, direction in tqdm(directions.items(), desc="lines", leave=False, disable=None)
     ]
-    return Minimum(course, slope, cost, slices[0], slices[1:], gap, subject.caption)
+    return Minimum(history, gradient_norm, cost, lines, difference, subject.caption)
 
 
 def finding(result: Minimum) -> str:
-    """What the numbers say: a minimum, or still sliding?"""
-    slices = [result.along, *result.random]
-    down = sum(line.curvature < 0 for line in slices)
-    share = result.along.fall / result.along.here
-    ground = (
-        f"the ground curves up in all {len(slices)} directions tried"
-        if not down
-        else f"the ground curves down in {down} of {len(slices)} directions tried"
+    """What the numbers say: a minimum or not."""
+    down = sum(line.curvature < 0 for line in result.lines)
+    fraction = result.lines[0].decrease / result.lines[0].middle
+    start = f", from {text.number(result.history[0].gradient_norm, 2)} at the start" if result.history[1:] else ""
+    n = len(result.lines)
+    curves = f"up in all {n} directions tried" if not down else f"down in {down} of {n} directions tried"
+    end = "not yet a minimum" if down or fraction > SETTLED else "a minimum, as far as measured"
+    return (
+        f"‖∇C‖ is {text.number(result.gradient_norm, 2)}{start}. The cost curves {curves}, and along −∇C it can still "
+        f"fall by {text.number(100 * fraction, 2)}%: {end}"
     )
-    if down or share > SETTLED:
-        verdict = f"down the gradient the cost can still fall by {number(100 * share, 2)}%: still sliding"
-    else:
-        verdict = f"down the gradient the cost falls by {number(100 * share, 2)}% at most: a minimum, as far as seen"
-    slope = f"The slope is {number(result.slope, 2)}"
-    if len(result.course) > 1:
-        slope += f", from {number(result.course[0].slope, 2)} at the start"
-    return f"{slope}; {ground}, and {verdict}"
 
 
 def table(result: Minimum) -> str:
-    """The course by epochs, and the ground by directions."""
-    course = style.text_table(
-        ["epoch", "cost", "slope, ‖∇C‖"],
-        [[f"{place.epoch}", f"{place.cost:.5f}", f"{place.slope:.5f}"] for place in result.course],
-    )
-    ground = style.text_table(
-        ["direction", "slope, d·∇C", "curvature, dᵀHd", "cost can fall by"],
-        [
-            [line.name, f"{line.slope:+.4e}", f"{line.curvature:+.4e}", f"{line.fall:.2e}"]
-            for line in (result.along, *result.random)
-        ],
-    )
-    again = (
+    """The run by epochs, and the cost around its end by directions."""
+    history = [[f"{p.epoch}", f"{p.cost:.5f}", f"{p.gradient_norm:.5f}"] for p in result.history]
+    lines = [
+        [line.name, f"{line.slope:+.4e}", f"{line.curvature:+.4e}", f"{line.decrease:.2e}"] for line in result.lines
+    ]
+    repeated = (
         ""
-        if result.gap is None
-        else f"\nThe walk ended where the run had ended, to {result.gap:.1e} in every parameter."
+        if result.difference is None
+        else f"\nThe repeated run ends at the run's network: the largest difference in θ is {result.difference:.1e}."
     )
     return (
-        f"The course of the run and the ground at its end. {result.caption}.\n\n{course}{again}\n\n"
-        f"At the network: cost {result.cost:.6f}, ‖∇C‖ {result.slope:.6f}.\n\n{ground}"
+        f"The run by epochs, and the cost around its end. {result.caption}.\n\n"
+        f"{text.table(['epoch', 'cost', '‖∇C‖'], history)}{repeated}\n\n"
+        f"At the network: cost {result.cost:.6f}, ‖∇C‖ {result.gradient_norm:.6f}.\n\n"
+        f"{text.table(['direction', 'slope, d·∇C', 'curvature, dᵀHd', 'cost can fall by'], lines)}"
     )
 
 
 @style.styled
 def figure(result: Minimum) -> Figure:
-    """Cost and slope along the run; the cost along lines through its end, and how these curve."""
+    """Cost and gradient along the run; the cost along lines through its end, and how these curve."""
     note = (
-        "Above, after every epoch, over all training examples: the cost, and the length of the true gradient. "
-        f"Below, the ground around the network, on {MEASURED:,} examples at most: the cost along lines through it, "
-        f"and the curvature of these lines."
+        "Above, after every epoch, over all training examples: the cost, and the length of the gradient. Below, around "
+        f"the network, on up to {MEASURED:,} training examples: the cost along lines through it, and how they curve."
     )
-    page = style.Page(8.0, finding(result), note, result.caption)
-    epochs = [place.epoch for place in result.course]
-    for left, title, label, values in (
-        (1.0, "The cost along the run", "cost", [place.cost for place in result.course]),
-        (6.95, "The slope along the run", "‖∇C‖", [place.slope for place in result.course]),
+    figure = style.new_figure(7.8, finding(result), note, result.caption)
+    (cost, norm), (along, curvatures) = figure.subplots(2, 2)
+    epochs = [progress.epoch for progress in result.history]
+    for axes, title, label, values in (
+        (cost, "The cost along the run", "cost", [progress.cost for progress in result.history]),
+        (norm, "The length of the gradient along the run", "‖∇C‖", [p.gradient_norm for p in result.history]),
     ):
-        axes = page.axes(left, 0.5, 4.7, 2.7, title)
-        axes.semilogy(epochs, values, "o-", color=style.RAISE, linewidth=1.8, markersize=4)
-        axes.set(xlabel="epoch", ylabel=label)
+        axes.plot(epochs, values, "o-", color=style.RAISE, linewidth=1.8, markersize=4)
+        axes.set(title=title, xlabel="epoch", ylabel=label)
         axes.grid()
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        style.plain(axes.yaxis)
-    lines = page.axes(1.0, 4.3, 4.7, 3.1, "The cost along lines through the end")
-    for line in result.random:
-        lines.plot(
-            line.distances,
-            line.costs,
-            color=style.SOFT,
-            linewidth=1,
-            label="random directions" if line is result.random[0] else None,
-        )
-    lines.plot(
-        result.along.distances, result.along.costs, color=style.RAISE, linewidth=2.2, label="down the gradient →"
-    )
-    lines.plot([0], [result.along.here], "o", color=style.INK, markersize=7, label="the network")
-    lines.set(xlabel="distance in θ", ylabel="cost")
-    lines.grid()
-    lines.legend()
-    _curvatures(page.axes(8.2, 4.3, 3.45, 3.1, "How the ground curves there"), [result.along, *result.random])
-    return page.figure
+        if max(values) > 10 * min(values):  # a logarithmic scale within one decade may have no label
+            axes.set_yscale("log")
+            style.decimal_ticks(axes.yaxis)
+    down, *random = result.lines
+    for i, line in enumerate(random):
+        along.plot(line.distances, line.costs, color=style.SOFT, linewidth=1, label="" if i else "random directions")
+    along.plot(down.distances, down.costs, color=style.RAISE, linewidth=2.2, label="along −∇C →")
+    along.plot([0], [down.middle], "o", color=style.INK, markersize=7, label="the network")
+    along.set(title="The cost along lines through the network", xlabel="distance in θ", ylabel="cost")
+    along.grid()
+    along.legend()
+    _curvatures(curvatures, result.lines)
+    return figure
 
 
-def _curvatures(axes: Axes, slices: list[Slice]) -> None:
-    """A bar for every direction; zero is in the middle, for a minimum has all bars to the right of it."""
-    values = torch.tensor([line.curvature for line in slices], dtype=torch.float64)
+def _curvatures(axes: Axes, lines: list[Line]) -> None:
+    """A bar for each direction, zero in the middle: at a minimum all bars are to the right of it."""
+    values = torch.tensor([line.curvature for line in lines], dtype=torch.float64)
     largest, least = values.abs().max().item() or 1.0, values.abs().min().item() or 1.0
-    style.signed_bars(axes, values, [line.name for line in slices], 20 * largest)
+    style.signed_bars(axes, values, [line.name for line in lines], 20 * largest)
     axes.set_xscale("symlog", linthresh=max(least, largest * 1e-6), linscale=0.6)
-    axes.set_xticks([-largest, 0, largest], [f"−{number(largest, 2)}", "0", number(largest, 2)])
+    axes.set_xticks([-largest, 0, largest], [f"−{text.number(largest, 2)}", "0", text.number(largest, 2)])
     axes.minorticks_off()
-    for place, value in enumerate(values.tolist()):
-        style.beside(axes, value, place, number(value, 2))
-    axes.set_xlabel("curvature, dᵀHd (logarithmic away from zero)")
+    for row, value in enumerate(values.tolist()):
+        style.label_end(axes, value, row, text.number(value, 2))
+    axes.set(title="How the cost curves there", xlabel="curvature, dᵀHd (logarithmic away from zero)")

@@ -2,8 +2,8 @@
 
     python -m bp_torch explain data
 
-Every network looks at as many images in all, at the same learning rates; only how often the same ones come back
-differs. The loop is ``walk.Walk``, the score ``training.evaluate``.
+Every network sees equally many images in all, at the same learning rates; only how often they repeat differs. Training
+is by ``training.TrainingStep``, the scores are from ``training.evaluate``.
 """
 
 import dataclasses
@@ -11,22 +11,23 @@ from dataclasses import dataclass
 from statistics import fmean as mean
 from typing import NamedTuple
 
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn.functional import pad
 from tqdm import tqdm
 
+from bp_torch import text
 from bp_torch.data import PIXEL_SCALE, Examples, first_shuffled
 from bp_torch.explain import style
-from bp_torch.explain.subject import CommonOptions, Subject, check_least, walk_down
+from bp_torch.explain.subject import CommonOptions, Subject, check_least, train_steps
 from bp_torch.training import Config, Score, evaluate
 
-MADE_BY = ("walk.Walk.step", "training.evaluate")
+MADE_BY = ("step.TrainingStep.step", "evaluation.evaluate")
 
 IDEA = (
-    "All of this rests on labelled examples, and on many of them. From a hundred images the network learns those "
-    "hundred by heart and little about the next one; each tenfold more closes much of the gap between what it has "
-    "seen and what it has not. That digits come labelled by the ten thousand is why they are the usual first exercise."
+    "All of this needs labelled examples, and many of them. From a hundred images the network learns those hundred by "
+    "heart and little about the next one; each tenfold more closes much of the gap between the images that it has seen "
+    "and those that it has not. Handwritten digits are the usual first exercise because so many have been labelled."
 )
 
 COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000)
@@ -35,21 +36,21 @@ COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000)
 
 @dataclass(frozen=True)
 class Options(CommonOptions):
-    """How long and how often each number of examples is tried."""
+    """How long each network is trained, and how many are trained for each number of examples."""
 
     epochs: int = 5
-    """Each network looks at as many images as this many passes over all training examples hold."""
+    """Each network sees as many images as this many passes over all training examples."""
     seeds: int = 3
     """Networks for each number of examples: other initial values, other examples, other shuffles."""
 
     def __post_init__(self) -> None:
-        """Refuse no training at all."""
+        """Raise ValueError for no training at all."""
         super().__post_init__()
         check_least(epochs=(self.epochs, 1), seeds=(self.seeds, 1))
 
 
-class Learned(NamedTuple):
-    """What a network learned from ``examples`` of the training examples, with this seed."""
+class Trained(NamedTuple):
+    """The scores of a network that was trained on ``examples`` of the training examples, with this seed."""
 
     examples: int
     seed: int
@@ -58,128 +59,114 @@ class Learned(NamedTuple):
 
 
 class MoreData(NamedTuple):
-    """Every network that was trained, the fewest examples first, and the images that the fewest learned from."""
+    """All networks, the fewest examples first, and the images (n, 784) that the first of them learned from."""
 
-    learned: list[Learned]
+    networks: list[Trained]
     images: Tensor
     caption: str
 
     def counts(self) -> list[int]:
         """The numbers of examples, ascending."""
-        return sorted({one.examples for one in self.learned})
+        return sorted({network.examples for network in self.networks})
 
     def values(self, count: int, which: str, of: str) -> list[float]:
         """``of`` ("cost" or "accuracy") on the ``which`` ("training" or "test") set, a value for each seed."""
-        return [getattr(getattr(one, which), of) for one in self.learned if one.examples == count]
+        return [getattr(getattr(network, which), of) for network in self.networks if network.examples == count]
+
+    @property
+    def seeds(self) -> int:
+        """Networks for each number of examples."""
+        return len({network.seed for network in self.networks})
 
 
 def schedule(config: Config, count: int, n: int) -> Config:
-    """``config`` for ``count`` of ``n`` examples: as many seen in all, at rates that fall alike with each one."""
-    if config.batch_size != "full":
-        config = dataclasses.replace(config, batch_size=min(config.batch_size, count))
+    """``config`` for ``count`` of ``n`` examples: equally many seen in all, the learning rate falling equally fast."""
     return dataclasses.replace(
         config,
+        batch_size="full" if config.batch_size == "full" else min(config.batch_size, count),
         epochs=max(1, round(config.epochs * n / count)),
         learning_rate_decay=config.learning_rate_decay * count / n,
     )
 
 
-def learn(config: Config, training: Examples, test: Examples, count: int) -> Learned:
-    """Train a network from its start on ``count`` of the training examples, drawn by the config's seed."""
+def train_on(config: Config, training: Examples, test: Examples, count: int) -> Trained:
+    """Train a new network on ``count`` of the training examples, drawn by the config's seed."""
     some = first_shuffled(training, count, config.seed)
     network = config.network(training.x.device)
-    for _ in walk_down(schedule(config, count, len(training.labels)), network, some, f"{count:,} examples"):
+    for _ in train_steps(schedule(config, count, len(training.labels)), network, some, f"{count:,} examples"):
         pass
-    on_some, on_test = (evaluate(network, examples, config.cost) for examples in (some, test))
-    return Learned(count, config.seed, on_some, on_test)
+    return Trained(count, config.seed, *(evaluate(network, examples, config.cost) for examples in (some, test)))
 
 
 def explain(subject: Subject, options: Options) -> MoreData:
     """Train every network."""
-    n = len(subject.training.labels)
+    training, seed = subject.training, subject.config.seed
+    n = len(training.labels)
     counts = [count for count in COUNTS if count < n] + [n]
-    jobs = [(count, seed) for count in counts for seed in range(options.seeds)]
-    learned = []
-    for count, seed in tqdm(jobs, desc="networks", leave=False, disable=None):
-        config = dataclasses.replace(subject.config, seed=subject.config.seed + seed, epochs=options.epochs)
-        learned.append(learn(config, subject.training, subject.test, count))
-    images = first_shuffled(subject.training, counts[0], subject.config.seed).x.double() * PIXEL_SCALE
-    return MoreData(learned, images, subject.caption)
+    jobs = [(count, seed + i) for count in counts for i in range(options.seeds)]
+    networks = []
+    for count, own_seed in tqdm(jobs, desc="networks", leave=False, disable=None):
+        config = dataclasses.replace(subject.config, seed=own_seed, epochs=options.epochs)
+        networks.append(train_on(config, training, subject.test, count))
+    images = first_shuffled(training, counts[0], seed).x.double() * PIXEL_SCALE
+    return MoreData(networks, images, subject.caption)
 
 
 def finding(result: MoreData) -> str:
     """What the numbers say."""
-    few, *_, all_of_them = result.counts()
-    seen, unseen = (mean(result.values(few, which, "accuracy")) for which in ("training", "test"))
-    most = mean(result.values(all_of_them, "test", "accuracy"))
+    fewest, *_, most = result.counts()
+    seen, unseen = (mean(result.values(fewest, which, "accuracy")) for which in ("training", "test"))
     return (
-        f"From {few:,} examples the network gets {seen:.0%} of those right but only {unseen:.0%} of the test images; "
-        f"from {all_of_them:,} it gets {most:.1%} of them right"
+        f"From {fewest:,} examples the network gets {seen:.0%} of those right, but only {unseen:.0%} of the test "
+        f"images; from {most:,} it gets {mean(result.values(most, 'test', 'accuracy')):.1%} of the test images right"
     )
 
 
 def table(result: MoreData) -> str:
-    """Accuracy and cost on both sets for every number of examples: the mean over the seeds and the spread."""
-    rows = []
-    for count in result.counts():
-        row = [f"{count:,}"]
-        for which in ("training", "test"):
-            right, cost = (result.values(count, which, of) for of in ("accuracy", "cost"))
-            row += [
-                f"{mean(right):.2%}",
-                f"{min(right):.2%} to {max(right):.2%}",
-                f"{mean(cost):.4f}",
-                f"{min(cost):.4f} to {max(cost):.4f}",
-            ]
-        rows.append(row)
-    header = [
-        "examples",
-        *(f"{what}{which}" for which in (" seen", " test") for what in ("right,", "range,", "cost,", "range,")),
-    ]
-    seeds = len({one.seed for one in result.learned})
-    return (
-        f"Trained on fewer and more examples, {seeds} seeds each. {result.caption}.\n\n{style.text_table(header, rows)}"
-    )
+    """Accuracy and cost on both sets for each number of examples: mean and range over the seeds."""
+    header, rows = ["examples"], [[f"{count:,}"] for count in result.counts()]
+    for which in ("training", "test"):
+        for of, form in (("accuracy", ".2%"), ("cost", ".4f")):
+            header += [f"{which} {of}", "range"]
+            for row, count in zip(rows, result.counts(), strict=True):
+                values = result.values(count, which, of)
+                row += [f"{mean(values):{form}}", f"{min(values):{form}} to {max(values):{form}}"]
+    about = f"Networks trained on few and on many examples, {text.count(result.seeds, 'seed')} each. {result.caption}."
+    return f"{about}\n\n{text.table(header, rows)}"
 
 
 @style.styled
 def figure(result: MoreData) -> Figure:
     """Accuracy and cost by the number of examples, and the fewest examples themselves."""
-    seeds = len({one.seed for one in result.learned})
     note = (
-        f"Lines are means over {seeds} seeds, bands reach from the lowest to the highest, dots are single networks. "
-        "All of them look at equally many images; the fewer there are, the more often they come back."
+        f"Lines are means over {text.count(result.seeds, 'seed')}, bands reach from the lowest value to the highest, "
+        "dots are single networks. All networks see equally many images in all: the fewer different ones there are, "
+        "the more often they repeat."
     )
-    page = style.Page(7.3, finding(result), note, result.caption)
-    for left, of, scale, label in ((1.0, "accuracy", 100.0, "% right"), (6.95, "cost", 1.0, "cost")):
-        axes = page.axes(left, 0.5, 4.7, 3.6, "Right answers" if of == "accuracy" else "Cost")
-        for which, colour, style_of_line in (("training", style.LOWER, "--"), ("test", style.RAISE, "-")):
-            counts = result.counts()
+    figure = style.new_figure(7.2, finding(result), note, result.caption)
+    grid = figure.subplot_mosaic([["accuracy", "cost"], ["images", "images"]], height_ratios=(2, 1))
+    counts = result.counts()
+    for of, scale, title, label in (("accuracy", 100, "Right answers", "% right"), ("cost", 1, "Cost", "cost")):
+        axes = grid[of]
+        for which, colour, line, name in (
+            ("training", style.LOWER, "--", "images that it learned from"),
+            ("test", style.RAISE, "-", "images that it never saw (test)"),
+        ):
             values = [[scale * value for value in result.values(count, which, of)] for count in counts]
-            axes.fill_between(
-                counts, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.18, linewidth=0
-            )
-            name = "images it learned from" if which == "training" else "images it never saw (test)"
-            axes.plot(counts, [mean(v) for v in values], style_of_line, color=colour, linewidth=2, label=name)
-            for count, each in zip(counts, values, strict=True):
-                axes.plot([count] * len(each), each, "o", color=colour, markersize=4)
-        axes.set(xscale="log", xlabel="training examples", ylabel=label)
-        style.plain(axes.xaxis)
+            lowest, highest, means = ([kind(found) for found in values] for kind in (min, max, mean))
+            axes.fill_between(counts, lowest, highest, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(counts, means, line, color=colour, linewidth=2, label=name)
+            axes.plot(counts, values, "o", color=colour, markersize=4)
+        axes.set(title=title, xscale="log", xlabel="training examples", ylabel=label)
+        style.decimal_ticks(axes.xaxis)
         axes.grid()
-    axes.set_ylim(bottom=0)
-    axes.legend()
+    grid["cost"].set_ylim(bottom=0)
+    grid["cost"].legend()
     shown = result.images[:100]
-    page.text(
-        style.MARGIN + 0.65,
-        4.85,
-        f"{len(result.images)} examples are all that the first network ever sees",
-        weight="bold",
-        size=11,
-    )
     rows = -(-len(shown) // 25)
-    blank = torch.zeros(rows * 25 - len(shown), 784, dtype=shown.dtype, device=shown.device)
-    mosaic = torch.cat([shown, blank]).reshape(rows, 25, 28, 28).transpose(1, 2).reshape(rows * 28, 25 * 28)
-    axes = page.axes(1.0, 5.2, 10.65, 10.65 * rows / 25)
-    axes.imshow(style.array(mosaic), cmap="Greys", vmin=0, vmax=1)
-    style.bare(axes)
-    return page.figure
+    tiles = pad(shown, (0, 0, 0, rows * 25 - len(shown))).reshape(rows, 25, 28, 28)
+    mosaic = tiles.transpose(1, 2).reshape(rows * 28, 25 * 28)
+    grid["images"].imshow(style.array(mosaic), cmap="Greys", vmin=0, vmax=1)
+    grid["images"].set_title(f"These {len(shown)} examples are all that the first network ever sees")
+    style.hide_ticks(grid["images"])
+    return figure

@@ -1,9 +1,8 @@
-"""Only: what becomes of a network that listens to one digit alone.
+"""Only: what happens to a network that goes on training on the images of one digit alone.
 
     python -m bp_torch explain only --digit 2
 
-The network goes on training (``walk.Walk``) on the images of that digit and no others, and after every step all
-test images are shown to it.
+Every step is one of ``training.TrainingStep``; after each, all test images go forward through the network.
 """
 
 import dataclasses
@@ -12,210 +11,185 @@ from math import ceil
 from typing import NamedTuple
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from bp_torch import text
 from bp_torch.backprop import forward
 from bp_torch.data import CLASSES, PIXEL_SCALE, Examples
 from bp_torch.explain import style
-from bp_torch.explain.subject import CommonOptions, Subject, UsageError, check_digit, check_least, walk_down
+from bp_torch.explain.subject import CommonOptions, Subject, UsageError, check_digit, check_least, train_steps
 from bp_torch.network import Network
 from bp_torch.training import Config
 
-MADE_BY = ("backprop.backward", "walk.Walk.step")
+MADE_BY = ("backprop.backward", "step.TrainingStep.step")
 
 IDEA = (
-    "The wishes of one digit's images serve that digit only. If nobody else is heard, the shortest way down is to give "
-    "that answer to everything, and the network takes it. It is the average over all kinds of examples that makes it "
-    "tell them apart."
+    "The wishes of one digit's images serve that digit only. If the network hears no others, the quickest way to lower "
+    "the cost is to give that one answer to every image, and the network learns to do so. Only the average over "
+    "examples of every kind makes it tell them apart."
 )
 
 
 @dataclass(frozen=True)
 class Options(CommonOptions):
-    """The one digit, and how long only it is heard."""
+    """The digit, and the number of steps."""
 
     digit: int = 2
     """The digit whose images are the only ones."""
     steps: int = 400
-    """Steps down, each on a mini-batch as large as the run's."""
+    """Training steps, each on a mini-batch as large as the run's."""
 
     def __post_init__(self) -> None:
-        """Refuse a digit that is none, and no steps at all."""
+        """Raise ValueError for what is no digit, and for no steps."""
         super().__post_init__()
         check_digit(self.digit)
         check_least(steps=(self.steps, 1))
 
 
 class Only(NamedTuple):
-    """What the network calls the test images, step by step; step 0 is before the first.
+    """How the network classifies the test images after each step; index 0 is before the first.
 
     Attributes:
         digit: the only one that it still learns from.
-        shares: of the test images called 0, …, 9, (steps + 1, 10).
-        right: share of the test images called what they are, (steps + 1,).
+        fractions: of the test images classified as 0, …, 9, (steps + 1, 10).
+        accuracy: on the test images, (steps + 1,).
         images: one test image of each digit, (10, 784).
-        called: what these are called, (steps + 1, 10).
+        predictions: for these images, (steps + 1, 10).
         batch_size: examples per step.
         caption: which network this is.
     """
 
     digit: int
-    shares: Tensor
-    right: Tensor
+    fractions: Tensor
+    accuracy: Tensor
     images: Tensor
-    called: Tensor
+    predictions: Tensor
     batch_size: int
     caption: str
 
 
-def listen_to(
+def train_on_digit(
     network: Network, config: Config, training: Examples, test: Examples, digit: int, steps: int
-) -> tuple[Tensor, Tensor]:
-    """Train ``network`` (which changes) on ``digit`` alone.
+) -> tuple[Tensor, int]:
+    """Train ``network`` (which changes) on the images of ``digit`` alone.
 
-    Returns what all test images are called, (steps + 1, N), and whether that is right.
+    Returns the predictions for all N test images, first and after each step, (steps + 1, N), and the batch size.
     """
-    alone = Examples(training.x[training.labels == digit], training.labels[training.labels == digit])
-    batch_size = len(alone.labels) if config.batch_size == "full" else min(config.batch_size, len(alone.labels))
-    epochs = ceil(steps / ceil(len(alone.labels) / batch_size))
-    config = dataclasses.replace(config, epochs=epochs)
-    x = test.x.to(network.dtype).mul_(PIXEL_SCALE)
-    called = [forward(network, x).activations[-1].argmax(1)]
-    for step in walk_down(config, network, alone, f"only {digit}s"):
-        called.append(forward(network, x).activations[-1].argmax(1))
+    alone = Examples(*(tensor[training.labels == digit] for tensor in training))
+    n = len(alone.labels)
+    batch_size = n if config.batch_size == "full" else min(config.batch_size, n)
+    config = dataclasses.replace(config, epochs=ceil(steps / ceil(n / batch_size)))
+    x = test.x.to(network.dtype) * PIXEL_SCALE
+    predictions = [forward(network, x).activations[-1].argmax(1)]
+    for step in train_steps(config, network, alone, f"only {digit}s"):
+        predictions.append(forward(network, x).activations[-1].argmax(1))
         if step == steps:
             break
-    names = torch.stack(called)
-    return names, names == test.labels
+    return torch.stack(predictions), batch_size
 
 
 def explain(subject: Subject, options: Options) -> Only:
     """Train a copy of the network on ``--digit`` alone for ``--steps`` steps."""
-    if not (subject.training.labels == options.digit).any():
-        raise UsageError(f"--digit: there is no training example of a {options.digit}")
-    test = subject.test
-    names, right = listen_to(subject.network.to(), subject.config, subject.training, test, options.digit, options.steps)
-    shares = torch.stack([(names == j).double().mean(1) for j in range(CLASSES)], 1)
+    digit, training, test = options.digit, subject.training, subject.test
+    if not (training.labels == digit).any():
+        raise UsageError(f"--digit: there is no training example of a {digit}")
+    network = subject.network.to()
+    predictions, batch_size = train_on_digit(network, subject.config, training, test, digit, options.steps)
+    fractions = torch.stack([(predictions == j).double().mean(1) for j in range(CLASSES)], 1)
+    accuracy = (predictions == test.labels).double().mean(1)
     firsts = torch.stack([(test.labels == j).int().argmax() for j in range(CLASSES)])
-    batch_size = subject.config.batch_size
-    examples = int((subject.training.labels == options.digit).sum())
-    return Only(
-        options.digit,
-        shares,
-        right.double().mean(1),
-        test.x[firsts].double() * PIXEL_SCALE,
-        names[:, firsts],
-        examples if batch_size == "full" else min(batch_size, examples),
-        subject.caption,
-    )
+    images = test.x[firsts].double() * PIXEL_SCALE
+    return Only(digit, fractions, accuracy, images, predictions[:, firsts], batch_size, subject.caption)
 
 
 def finding(result: Only) -> str:
     """What the numbers say."""
-    share = result.shares[:, result.digit]
-    steps = len(share) - 1
+    called = result.fractions[:, result.digit]
     return (
-        f"After {steps} steps on {result.digit}s alone, {share[-1].item():.0%} of all test images are called "
-        f"{result.digit} ({share[0].item():.0%} before), and {result.right[-1].item():.0%} are called what they are "
-        f"({result.right[0].item():.0%} before)"
+        f"After {len(called) - 1:,} steps on {result.digit}s alone, {called[-1].item():.0%} of all test images are "
+        f"called {result.digit} ({called[0].item():.0%} before), and {result.accuracy[-1].item():.0%} are called what "
+        f"they are ({result.accuracy[0].item():.0%} before)"
     )
 
 
-def milestones(steps: int) -> list[int]:
+def table_steps(steps: int) -> list[int]:
     """Step 0, then about doubling, to the last."""
     return [0, *(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if step < steps), steps]
 
 
-def turning_points(share: Tensor) -> list[int]:
-    """Step 0, where ``share`` (steps + 1,) first has a quarter, half and three quarters of its rise, and the last."""
-    risen = share - share[0]
-    reached = [int((risen >= part * risen.max()).int().argmax()) for part in (0.25, 0.5, 0.75)]
-    return list(dict.fromkeys([0, *reached, len(share) - 1]))
+def figure_steps(fraction: Tensor) -> list[int]:
+    """Step 0, where ``fraction`` (steps + 1,) has made a quarter, half and three quarters of its rise, the last."""
+    rise = fraction - fraction[0]
+    reached = [int((rise >= part * rise.max()).int().argmax()) for part in (0.25, 0.5, 0.75)]
+    return list(dict.fromkeys([0, *reached, len(fraction) - 1]))
 
 
 def table(result: Only) -> str:
-    """Shares at some steps."""
+    """How the test images are classified, after some of the steps."""
     rows = [
         [
-            f"{step}",
-            f"{result.shares[step, result.digit].item():.2%}",
-            f"{result.right[step].item():.2%}",
-            "  ".join(map(str, result.called[step].tolist())),
+            f"{step:,}",
+            f"{result.fractions[step, result.digit].item():.2%}",
+            f"{result.accuracy[step].item():.2%}",
+            "  ".join(map(str, result.predictions[step].tolist())),
         ]
-        for step in milestones(len(result.right) - 1)
+        for step in table_steps(len(result.accuracy) - 1)
     ]
     header = ["step", f"called {result.digit}", "called right", "a 0, 1, …, 9 are called"]
-    return f"Training on {result.digit}s alone, {result.batch_size} a step. {result.caption}.\n\n" + style.text_table(
-        header, rows
-    )
+    about = f"Training on {result.digit}s alone, {result.batch_size:,} a step. {result.caption}."
+    return f"{about}\n\n{text.table(header, rows)}"
 
 
 @style.styled
 def figure(result: Only) -> Figure:
-    """What all test images are called, step by step, and ten of them with their names."""
+    """How all test images are classified after each step, and ten of them with their predictions."""
     note = (
-        f"Each step learns from {result.batch_size} images of a {result.digit} and from nothing else; after each, "
-        f"all test images are named. Blue: called {result.digit}."
+        f"Each step learns from {result.batch_size:,} images of a {result.digit} and from nothing else; after each, "
+        f"the network classifies all test images. Blue: called {result.digit}."
     )
-    steps = len(result.right) - 1
-    shown = turning_points(result.shares[:, result.digit])
-    page = style.Page(5.0 + 0.95 * len(shown), finding(result), note, result.caption)
-    axes = page.axes(1.05, 0.5, 10.0, 3.3, "What the test images are called")
-    others = [j for j in range(CLASSES) if j != result.digit]
-    order = [result.digit, *others]
+    shown = figure_steps(result.fractions[:, result.digit])
+    heights = (4.2, 0.5 + 0.85 * len(shown))
+    figure = style.new_figure(sum(heights), finding(result), note, result.caption)
+    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
+    _fractions(upper.subplots(), result)
+    style.heading(lower, "Ten of them, and what they are called")
+    for step, row in zip(shown, lower.subplots(len(shown), CLASSES, squeeze=False), strict=True):
+        row[0].set_ylabel(f"step {step:,}", rotation=0, ha="right", va="center", color=style.SOFT)
+        for axes, pixels, prediction in zip(row, result.images, result.predictions[step].tolist(), strict=True):
+            style.digit(axes, pixels)
+            colour = style.RAISE if prediction == result.digit else style.SOFT
+            axes.text(31, 13.5, f"{prediction}", va="center", size=13, weight="bold", color=colour)
+    return figure
+
+
+def _fractions(axes: Axes, result: Only) -> None:
+    """The test images by what they are called, stacked, ``digit`` at the bottom; and how many are called right."""
+    steps = range(len(result.accuracy))
+    order = [result.digit, *(j for j in range(CLASSES) if j != result.digit)]
+    percent = 100 * result.fractions[:, order]
     greys = [f"{0.62 + 0.035 * i:.3f}" for i in range(CLASSES - 1)]
-    axes.stackplot(
-        range(steps + 1),
-        100 * style.array(result.shares[:, order].T),
-        colors=[style.RAISE, *greys],
-        edgecolor="white",
-        linewidth=0.5,
-    )
+    colours = [style.RAISE, *greys]
+    axes.stackplot(steps, style.array(percent.T), colors=colours, edgecolor="white", linewidth=0.5)
     for colour, width in (("white", 4.5), (style.LOWER, 2.4)):
-        axes.plot(range(steps + 1), 100 * style.array(result.right), color=colour, linewidth=width)
+        axes.plot(steps, 100 * style.array(result.accuracy), color=colour, linewidth=width)
     axes.annotate(
         "called what they are",
-        (steps, 100 * result.right[-1].item()),
-        (-8, 6),
+        (steps[-1], 100 * result.accuracy[-1].item()),
+        (-8, 12),
         textcoords="offset points",
-        color="white",
         ha="right",
         weight="bold",
+        color=style.LOWER,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2},
     )
-    edges = 100 * torch.cat([torch.zeros(1, dtype=torch.float64), result.shares[0, order].cumsum(0).cpu()])
-    for j, low, high in zip(order, edges.tolist(), edges[1:].tolist(), strict=False):
-        axes.annotate(
-            f"{j}",
-            (0, (low + high) / 2),
-            (-7, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            size=9,
-            annotation_clip=False,
-            color=style.RAISE if j == result.digit else style.SOFT,
-        ) if high - low > 2 else None
-    axes.set(xlim=(0, steps), ylim=(0, 100), xlabel="step", ylabel="% of the test images")
-    axes.yaxis.tick_right()
-    axes.yaxis.set_label_position("right")
-    page.text(0.62, 2.15, "called", rotation=90, va="center", ha="right")
-    top = 4.75
-    page.text(style.MARGIN, top - 0.3, "Ten of them, and what they are called", weight="bold", size=11)
-    for row, step in enumerate(shown):
-        page.text(style.MARGIN, top + 0.35 + 0.95 * row, f"step {step}", size=10, color=style.SOFT)
-        for j in range(CLASSES):
-            name = int(result.called[step, j])
-            axes = page.axes(1.35 + 1.0 * j, top + 0.1 + 0.95 * row, 0.66, 0.66)
-            style.digit(axes, result.images[j])
-            axes.text(
-                1.06,
-                0.5,
-                f"{name}",
-                transform=axes.transAxes,
-                va="center",
-                size=13,
-                weight="bold",
-                color=style.RAISE if name == result.digit else style.SOFT,
-            )
-    return page.figure
+    axes.set(title="What the test images are called", xlabel="step", ylabel="called (at step 0)")
+    axes.set(xlim=(0, steps[-1]), ylim=(0, 100))
+    axes.locator_params(axis="x", integer=True)
+    middles = percent[0].cumsum(0) - percent[0] / 2
+    readable = [(middles[i].item(), j) for i, j in enumerate(order) if percent[0, i] > 2]
+    axes.set_yticks(*zip(*readable, strict=True))
+    axes.tick_params(axis="y", length=0)
+    axes.get_yticklabels()[0].set_color(style.RAISE)
+    axes.secondary_yaxis("right").set_ylabel("% of the test images")

@@ -24,8 +24,9 @@ code { display: inline-block; }
 
 
 class Section(NamedTuple):
-    """One idea: its command's name, what it is about, the idea in words, what was found, the numbers, and the functions
-    that make it, as "module.function".
+    """One idea: its name, what it is about, the idea in words, the finding, the numbers, the functions it calls.
+
+    ``made_by`` names these as "module.function".
     """
 
     name: str
@@ -37,7 +38,7 @@ class Section(NamedTuple):
 
 
 def html(caption: str, sections: list[Section]) -> str:
-    """The whole page; the pictures lie beside it."""
+    """The whole page; its pictures are NAME.png in the same folder."""
     links = "".join(f'<a href="#{s.name}">{escape(s.name)}</a>' for s in sections)
     body = "".join(_section(section) for section in sections)
     return (
@@ -45,19 +46,19 @@ def html(caption: str, sections: list[Section]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>Backpropagation, made visible</title>\n<style>{STYLE}</style>\n<main>\n"
         "<h1>Backpropagation, made visible</h1>\n"
-        "<p>What a network wants of itself, one idea after another, on real images. Every number comes from the "
-        "hand-written backward pass that trains the network.</p>\n"
+        "<p>What a network should change in itself, one idea after another, on real images. Every number comes from "
+        "the hand-written backward pass that trains the network.</p>\n"
         f'<p class="soft">{escape(caption)}</p>\n<nav>{links}</nav>\n{body}</main>\n</html>\n'
     )
 
 
 def _section(section: Section) -> str:
-    """One idea: the words, the picture, the numbers, and how to get them again."""
+    """One idea: the words, the picture, the numbers, and the command."""
     name, made = escape(section.name), ", ".join(f"<code>{escape(function)}</code>" for function in section.made_by)
     return (
         f'<section id="{name}">\n<h2>{name}</h2>\n<p class="soft">{escape(section.about)}</p>\n'
         f"<p>{escape(section.idea)}</p>\n"
         f'<img src="{name}.png" alt="{escape(section.finding)}">\n<pre>{escape(section.table)}</pre>\n'
-        f'<p class="soft">Made by {made}. Again, with other choices: '
+        f'<p class="soft">Made by {made}. Other options: '
         f"<code>python -m bp_torch explain {name} --help</code></p>\n</section>\n"
     )

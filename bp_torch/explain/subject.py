@@ -1,7 +1,7 @@
-"""What is explained: the network of a run, the examples it learned from, and one of them; and the flags that name them.
+"""What is explained: the network of a run, the examples that it learned from, one of them; and the flags for these.
 
-Every number about a network is computed from a float64 copy of it. Nothing here computes a gradient but
-``whole_gradient``, which only adds up what backprop.py gives for one chunk of the examples after another.
+Every number about a network is computed from a float64 copy of it, by the functions of backprop.py: ``full_gradient``
+adds up what ``backward`` gives for one chunk of the examples after another.
 """
 
 from collections.abc import Generator, Iterator
@@ -14,17 +14,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bp_torch.backprop import Trace, backward, costs, forward
-from bp_torch.data import CLASSES, PIXEL_SCALE, Examples, first_shuffled, load, one_hot, permutation
+from bp_torch.backprop import Backward, Forward, backward, example_costs, forward
+from bp_torch.data import CLASSES, Examples, batch, first_shuffled, load, permutation
+from bp_torch.device import choose_device
 from bp_torch.network import Network
-from bp_torch.training import NETWORK_FILE, Config, choose_device, open_run
+from bp_torch.training import NETWORK_FILE, Config, open_run
 
 CHUNK = 10_000
 """Examples that go forward and back at once: enough to keep a core busy, few enough for 64 MB of float64 pixels."""
 
 
 class UsageError(Exception):
-    """The arguments name something that is not there. The message says what is."""
+    """The arguments name something that does not exist. The message says what does."""
 
 
 # ---- the flags that all ideas share ----
@@ -37,11 +38,11 @@ class CommonOptions:
     run: Path | None = None
     """Folder of the run whose network is explained. None: the newest in runs/."""
     untrained: bool = False
-    """Explain a network fresh from its initial values, with all defaults, instead of a run's."""
+    """Explain an untrained network with all defaults instead of a run's."""
     out: Path | None = None
     """The picture's file (.png, .svg or .pdf). None: explained/IDEA.png in the run's folder."""
     log: bool = False
-    """Put the picture into the run's TensorBoard as well."""
+    """Add the picture to the run's TensorBoard."""
     data_dir: Path | None = None
     """Folder of the data sets. None: the run's own."""
     device: str = "cpu"
@@ -50,21 +51,21 @@ class CommonOptions:
     """CPU threads. Small networks are quickest on one."""
 
     def __post_init__(self) -> None:
-        """Refuse no threads at all."""
+        """Check the number of threads."""
         check_least(threads=(self.threads, 1))
 
 
 @dataclass(frozen=True)
 class ExampleOptions(CommonOptions):
-    """The flags of the ideas that look at one training example."""
+    """The flags of the ideas that explain one training example."""
 
     digit: int | None = None
     """Take an example of this digit. None: of a 2, or of any where --index is given."""
     index: int | None = None
-    """Which one, from 0: of the digit's examples with --digit, else of all. None: the one that asks for most."""
+    """Which one, from 0: of the digit's examples with --digit, else of all. None: the one with the largest δ^L."""
 
     def __post_init__(self) -> None:
-        """Refuse a digit that is none."""
+        """Check the digit."""
         super().__post_init__()
         check_digit(self.digit)
 
@@ -91,7 +92,7 @@ class Subject(NamedTuple):
     Attributes:
         config: how the run was trained, or the defaults.
         network: as it was saved, or fresh.
-        training, test: the examples, as the run saw them.
+        training, test: the examples that the run used.
         folder: the run's.
         trained: whether ``network`` comes from a run.
     """
@@ -119,13 +120,13 @@ class Subject(NamedTuple):
 def open_subject(options: CommonOptions) -> Subject:
     """The run, network and data that ``options`` name.
 
-    Raises UsageError for a run that is not there, TrainingError for one that cannot be read or a device that is not
-    there, DataError for data that cannot be had.
+    Raises UsageError for a run that does not exist, TrainingError for one that cannot be read, DeviceError for a device
+    that is missing, DataError for data that is.
     """
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     if device.type == "mps":
-        raise UsageError("mps computes no float64: take --device cpu")
+        raise UsageError("mps has no float64: use --device cpu")
     if options.untrained:
         if options.run is not None:
             raise UsageError("--run and --untrained exclude each other")
@@ -154,61 +155,54 @@ def newest_run(runs: Path) -> Path:
 
 
 class Example(NamedTuple):
-    """One training example as a batch: ``x`` (1, 784) from 0 to 1, ``y`` (1, 10), both float64."""
+    """One training example as a batch: ``x`` (1, 784) from 0 to 1, ``y`` (1, 10), both float64.
+
+    ``position`` is its index among the training examples.
+    """
 
     x: Tensor
     y: Tensor
     label: int
-    place: int
+    position: int
 
     @property
     def name(self) -> str:
         """As titles call it: "a 2 (training example 5)"."""
-        return f"{'an' if self.label == 8 else 'a'} {self.label} (training example {self.place:,})"
+        return f"{'an' if self.label == 8 else 'a'} {self.label} (training example {self.position:,})"
 
 
 def choose_example(subject: Subject, options: ExampleOptions) -> Example:
     """The example that ``--digit`` and ``--index`` name. Raises UsageError where there is none."""
     examples = subject.training
     digit = 2 if options.digit is None and options.index is None else options.digit
-    everyone = torch.arange(len(examples.labels), device=examples.labels.device)
-    candidates = everyone if digit is None else everyone[examples.labels == digit]
+    candidates = torch.arange(len(examples.labels), device=examples.labels.device)
+    if digit is not None:
+        candidates = candidates[examples.labels == digit]
     last = len(candidates) - 1
-    if last < 0 or not 0 <= (options.index or 0) <= last:
-        of = "" if digit is None else f" of a {digit}"
-        raise UsageError(
-            f"--index: wanted 0 to {last}, got {options.index}"
-            if last >= 0
-            else f"--digit: there is no training example{of}"
-        )
-    chosen = candidates[[loudest(subject, candidates) if options.index is None else options.index]]
-    x, y = inputs_and_wanted(examples, chosen, torch.float64)
-    return Example(x, y, int(examples.labels[chosen]), int(chosen))
+    if last < 0:
+        raise UsageError(f"--digit: there is no training example{'' if digit is None else f' of a {digit}'}")
+    if not 0 <= (options.index or 0) <= last:
+        raise UsageError(f"--index: wanted 0 to {last}, got {options.index}")
+    index = candidates[[largest_output_delta(subject, candidates) if options.index is None else options.index]]
+    x, y = batch(examples, index, torch.float64)
+    return Example(x, y, int(examples.labels[index]), int(index))
 
 
-def loudest(subject: Subject, candidates: Tensor) -> int:
-    """Which of the ``candidates`` has the longest δ^L: the one that wants most of the outputs' weighted sums."""
-    network, best, place = subject.network, -1.0, 0
-    for start in range(0, len(candidates), CHUNK):
-        x, y = inputs_and_wanted(subject.training, candidates[start : start + CHUNK], network.dtype)
-        trace = forward(network, x)
-        backward(network, trace, y, subject.config.cost, examples=1)
-        size, first = trace.deltas[-1].norm(dim=1).max(0)
-        if size > best:
-            best, place = size.item(), start + int(first)
-    return place
+def largest_output_delta(subject: Subject, candidates: Tensor) -> int:
+    """Which of the ``candidates`` (indices of training examples) has the largest ‖δ^L‖."""
+    network = subject.network
+    sizes = []
+    for indices in candidates.split(CHUNK):
+        x, y = batch(subject.training, indices, network.dtype)
+        deltas = backward(network, forward(network, x), y, subject.config.cost, examples=1).deltas
+        sizes.append(deltas[-1].norm(dim=1))
+    return int(torch.cat(sizes).argmax())
 
 
-def inputs_and_wanted(examples: Examples, chosen: Tensor | slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x (B, 784) from 0 to 1 and y (B, 10) of the ``chosen`` examples."""
-    return examples.x[chosen].to(dtype).mul_(PIXEL_SCALE), one_hot(examples.labels[chosen], dtype=dtype)
-
-
-def look(network: Network, example: Example, cost: str) -> Trace:
-    """The trace of one example that went forward and back."""
-    trace = forward(network, example.x)
-    backward(network, trace, example.y, cost)
-    return trace
+def forward_and_backward(network: Network, example: Example, cost: str) -> tuple[Forward, Backward]:
+    """Both passes of one example."""
+    passed = forward(network, example.x)
+    return passed, backward(network, passed, example.y, cost)
 
 
 # ---- all examples ----
@@ -216,40 +210,41 @@ def look(network: Network, example: Example, cost: str) -> Trace:
 
 def chunks(examples: Examples, dtype: torch.dtype, size: int = CHUNK) -> Iterator[tuple[Tensor, Tensor]]:
     """x (B, 784) from 0 to 1 and y (B, 10), ``size`` examples at a time."""
-    for start in range(0, len(examples.labels), size):
-        yield inputs_and_wanted(examples, slice(start, start + size), dtype)
+    for indices in torch.arange(len(examples.labels), device=examples.labels.device).split(size):
+        yield batch(examples, indices, dtype)
 
 
-def whole_gradient(network: Network, examples: Examples, cost: str, chunk: int = CHUNK) -> Tensor:
+def full_gradient(network: Network, examples: Examples, cost: str, chunk: int = CHUNK) -> Tensor:
     """∇C over all examples, (P,)."""
     n = len(examples.labels)
     gradient = torch.zeros_like(network.parameters)
     for x, y in chunks(examples, network.dtype, chunk):
-        gradient += backward(network, forward(network, x), y, cost, examples=n)
+        gradient += backward(network, forward(network, x), y, cost, examples=n).gradient
     return gradient
 
 
-def each_cost(network: Network, examples: Examples, cost: str) -> Tensor:
+def all_costs(network: Network, examples: Examples, cost: str) -> Tensor:
     """C_k of every example, (N,)."""
-    return torch.cat([costs(forward(network, x), y, cost) for x, y in chunks(examples, network.dtype)])
+    return torch.cat([example_costs(forward(network, x), y, cost) for x, y in chunks(examples, network.dtype)])
 
 
 # ---- training, as a run does it ----
 
 
-def walk_down(config: Config, network: Network, examples: Examples, what: str) -> Generator[int, None, None]:
+def train_steps(config: Config, network: Network, examples: Examples, description: str) -> Generator[int, None, None]:
     """Train ``network`` on ``examples`` as ``config`` says, and yield the number of steps after each one.
 
-    The shuffles and learning rates are those of ``training.train``, and the steps are ``Walk``'s.
+    The shuffles, learning rates and steps are those of ``training.train``; ``description`` labels the progress bar.
     """
     n = len(examples.labels)
-    walk = config.walk(network, config.descent(network), examples)
-    steps = 0
-    total = config.epochs * ceil(n / walk.batch_size)
-    with tqdm(total=total, desc=what, unit="step", leave=False, disable=None) as bar:
+    optimizer = config.optimizer(network)
+    step = config.training_step(network, optimizer, examples)
+    done = 0
+    total = config.epochs * ceil(n / step.batch_size)
+    with tqdm(total=total, desc=description, unit="step", leave=False, disable=None) as bar:
         for epoch in range(1, config.epochs + 1):
-            walk.sgd.learning_rate = config.rate_in(epoch)
-            for _ in walk(permutation(n, config.seed, epoch, network.device)):
-                steps += 1
+            optimizer.learning_rate = config.learning_rate_at(epoch)
+            for _ in step.run(permutation(n, config.seed, epoch, network.device)):
+                done += 1
                 bar.update()
-                yield steps
+                yield done

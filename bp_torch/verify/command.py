@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -14,44 +14,48 @@ from tqdm import tqdm
 from bp_torch.activations import ACTIVATIONS
 from bp_torch.cli import one_line_errors, parse
 from bp_torch.costs import COSTS
-from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, DataError, DatasetName, first_shuffled, load, one_hot
+from bp_torch.data import CLASSES, PIXELS, DataError, DatasetName, batch, first_shuffled, load
+from bp_torch.device import DeviceError, choose_device
 from bp_torch.network import Network
-from bp_torch.training import DTypeName, TrainingError, choose_device, open_run, read_config
+from bp_torch.text import count, table
+from bp_torch.training import TrainingError, open_run, read_config
+from bp_torch.training.config import DTypeName
 from bp_torch.verify.backward import check_own
-from bp_torch.verify.report import COLUMNS, Report, Row, count, footnotes, short, table
+from bp_torch.verify.comparison import HEADER, Comparison
+from bp_torch.verify.report import Report, explanations
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is verified: without --run, networks of every activation, output activation and cost on real digits."""
+    """What is checked: without --run, networks of every activation, output activation and cost on real digits."""
 
     run: Path | None = None
-    """Folder of a run: verify the network that it trained, on the test examples of its data."""
+    """Folder of a run: check with its trained network, on the test examples of its data."""
     depths: tuple[int, ...] = (1, 2, 3, 4)
-    """Layers with weights; those between are of 16 neurons. Not for --run."""
+    """Layers with weights; hidden ones have 16 neurons. Not used with --run."""
     batch_sizes: tuple[int, ...] = (1, 2, 7, 100)
     """Examples in a batch."""
     dtypes: tuple[DTypeName, ...] = ("float32", "float64")
-    """Types that the hand-written backward computes in."""
+    """Types in which the hand-written backward computes."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps, where the backward and autograd compute."""
+    """auto, cpu, cuda, cuda:N or mps, for the backward and autograd."""
     tolerance: float | None = None
-    """Relative error that is allowed, and then no more. None: ε^(2/3) of the dtype, and what rounding does."""
+    """Largest relative error that is allowed. None: ε^(2/3) of the dtype, and more where rounding alone causes it."""
     coordinates: int = 1
-    """Central differences for each tensor: of the entry that is furthest off, and of others. 0: none."""
+    """Entries of each tensor for central differences, the one that is furthest off included. 0: none."""
     dataset: DatasetName = "mnist"
-    """The digits. For --run: those that it was trained on."""
+    """Data set. Not used with --run, which takes its own."""
     data_dir: Path | None = None
     """Folder of the data sets. None: data, or that of the run."""
     seed: int = 0
-    """Seed of the initial values, and of which examples and entries are tried."""
+    """Seed of the initial values, the examples and the entries."""
     verbose: bool = False
-    """Print every tensor of every network."""
+    """Print every gradient of every network."""
     json: bool = False
     """Print everything as JSON."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be verified."""
+        """Check every field."""
         wanted = {"depths": (self.depths, 1), "batch-sizes": (self.batch_sizes, 1)}
         wanted |= {"coordinates": ((self.coordinates,), 0), "seed": ((self.seed,), 0)}
         for flag, (numbers, least) in wanted.items():
@@ -64,7 +68,7 @@ class Options:
 
 
 class Case(NamedTuple):
-    """One network on one batch, and what was found."""
+    """One network on one batch, and the report of its check."""
 
     network: Network
     cost: str
@@ -72,78 +76,88 @@ class Case(NamedTuple):
     report: Report
 
     @property
+    def dtype(self) -> str:
+        """Of the network, without "torch."."""
+        return str(self.network.dtype).removeprefix("torch.")
+
+    @property
     def group(self) -> str:
-        """The headline that it is printed under."""
+        """The heading under which it is printed."""
         return f"{self.cost}, {self.network.output_activation} outputs"
 
-    def cells(self, row: Row) -> list[str]:
-        """A row as it is printed, in the order of ``HEADER``."""
-        net = self.network
-        own = [net.activation, str(net.depth), str(self.batch_size), short(net.dtype)]
-        return [row.mark, *own, row.name, *row.cells()]
+    def row(self, comparison: Comparison) -> list[str]:
+        """The cells of one comparison, below ``COLUMNS``."""
+        mark, *cells = comparison.row()[:5]
+        return [mark, self.network.activation, str(self.network.depth), str(self.batch_size), self.dtype, *cells]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that was found, in plain numbers and words."""
+        network = self.network
+        names = {"activation": network.activation, "output_activation": network.output_activation, "cost": self.cost}
+        about = {"sizes": list(network.sizes), "batch_size": self.batch_size}
+        return about | names | {"dtype": self.dtype, "device": str(network.device)} | self.report.to_dict()
 
 
-HEADER = ["", "hidden", "L", "B", "dtype", "", *COLUMNS]
-"""L layers, B examples; the tensor needs no headline."""
+COLUMNS = ["", "hidden", "L", "B", "dtype", *HEADER[1:5]]
+"""L layers, B examples; the first columns of a report."""
 
 
 def main(arguments: list[str]) -> None:
-    """Print what is found; exit 1 when anything disagrees."""
+    """Print what is found. Exit code 1 if any gradient is wrong."""
     options = parse(
         Options,
         prog="python -m bp_torch verify",
-        description="Hold the hand-written backward against autograd and central differences.",
+        description="Check the hand-written backward against autograd and central differences.",
         args=arguments,
     )
-    torch.set_num_threads(1)  # small tensors: a second thread only waits
-    with one_line_errors(TrainingError, DataError, OSError, ValueError):
+    torch.set_num_threads(1)  # the tensors are small: a second thread only waits
+    with one_line_errors(TrainingError, DeviceError, DataError, OSError, ValueError):
         cases = verify(options)
-    print(to_json(cases) if options.json else summary(cases, options))
-    if not all(case.report.ok for case in cases):
+    ok = all(case.report.ok for case in cases)
+    if options.json:
+        print(json.dumps({"ok": ok, "networks": [case.to_dict() for case in cases]}, indent=2))
+    else:
+        print(summary(cases, options))
+    if not ok:
         sys.exit(1)
 
 
-# ---- what is verified ----
+# ---- what is checked ----
 
 
 def verify(options: Options) -> list[Case]:
-    """Check the backward of every network on every batch size. Raises TrainingError and DataError."""
+    """Check the backward of every network with every batch size. Raises TrainingError, DeviceError and DataError."""
     device = choose_device(options.device)
-    trained_on = read_config(options.run) if options.run else None
-    dataset, directory = (trained_on.dataset, trained_on.data_dir) if trained_on else (options.dataset, Path("data"))
+    config = read_config(options.run) if options.run else None
+    dataset, directory = (config.dataset, config.data_dir) if config else (options.dataset, Path("data"))
     test = load(dataset, options.data_dir or directory, device)[1]
     if (most := max(options.batch_sizes)) > len(test.labels):
-        raise TrainingError(f"--batch-sizes: there are {len(test.labels):,} examples, wanted {most:,}")
+        raise TrainingError(f"--batch-sizes: wanted at most the {len(test.labels):,} examples there are, got {most:,}")
     examples = first_shuffled(test, most, options.seed)
-    todo = list(product(networks(options, device), options.batch_sizes))
-    cases = []
+    settings = {"tolerance": options.tolerance, "coordinates": options.coordinates, "seed": options.seed}
+    todo, cases = list(product(networks(options, device), options.batch_sizes)), []
     for (network, cost), n in tqdm(todo, unit="network", leave=False, disable=None, delay=2):
-        x, y = examples.x[:n].to(network.dtype) * PIXEL_SCALE, one_hot(examples.labels[:n], dtype=network.dtype)
-        chosen = {"tolerance": options.tolerance, "coordinates": options.coordinates, "seed": options.seed}
-        cases.append(Case(network, cost, n, check_own(network, x, y, cost, **chosen)))
+        x, y = batch(examples, torch.arange(n, device=device), network.dtype)
+        cases.append(Case(network, cost, n, check_own(network, x, y, cost, **settings)))
     return cases
 
 
 def networks(options: Options, device: torch.device) -> list[tuple[Network, str]]:
-    """The networks that are verified, with their costs."""
+    """The networks to check, with their costs."""
     dtypes = [getattr(torch, name) for name in options.dtypes]
     if options.run is not None:
         config, trained = open_run(options.run, device)
         return [(trained.to(dtype=dtype), config.cost) for dtype in dtypes]
-
-    def fresh(hidden: str, output: str, dtype: torch.dtype, depth: int) -> Network:
-        sizes = (PIXELS, *[16] * (depth - 1), CLASSES)
-        names = {"activation": hidden, "output_activation": output}
-        return Network(sizes, **names, seed=options.seed, dtype=dtype, device=device)
-
-    return [
-        (fresh(hidden, output, dtype, depth), cost)
-        for (hidden, output, cost), dtype, depth in product(combinations(), dtypes, options.depths)
-    ]
+    found = []
+    for (hidden, output, cost), dtype, depth in product(combinations(), dtypes, options.depths):
+        sizes, seed = (PIXELS, *[16] * (depth - 1), CLASSES), options.seed
+        network = Network(sizes, activation=hidden, output_activation=output, seed=seed, dtype=dtype, device=device)
+        found.append((network, cost))
+    return found
 
 
 def combinations() -> list[tuple[str, str, str]]:
-    """Every activation, output activation and cost that go together."""
+    """Every activation, output activation and cost that can be combined."""
     return [
         (hidden, output, cost)
         for cost, output, hidden in product(COSTS, ACTIVATIONS, ACTIVATIONS)
@@ -155,67 +169,68 @@ def combinations() -> list[tuple[str, str, str]]:
 
 
 def summary(cases: list[Case], options: Options) -> str:
-    """What the command prints: of each combination the worst tensor, if any is wrong only those; or everything."""
-    pairs = [(case, row) for case in cases for row in case.report.rows]
-    wrong = [(case, row) for case, row in pairs if not row.ok]
-    shown = pairs
-    if not options.verbose:
-        alike: dict[tuple[str, str], list[tuple[Case, Row]]] = defaultdict(list)
-        for case, row in wrong or pairs:
-            alike[case.group, row.name if options.run else case.network.activation].append((case, row))
-        shown = [max(several, key=lambda pair: pair[1].badness) for several in alike.values()]
-    header, *lines = table(HEADER, [case.cells(row) for case, row in shown])
+    """What the command prints: the comparisons, the diagnoses, how it was compared, and the verdict."""
+    printed = every_comparison(cases) if options.verbose else worst_comparisons(cases, options)
+    gradients = count(sum(len(case.report.gradients) for case in cases), "gradient")
+    networks, bad = count(len(cases), "network"), sum(not case.report.ok for case in cases)
+    verdict = f"{gradients} of {networks} right"
+    if bad:
+        verdict = f"{sum(len(case.report.wrong) for case in cases):,} of {gradients} wrong, in {bad:,} of {networks}"
+    return "\n".join([*printed, "", *diagnosis_lines(cases), *conditions(cases, options), verdict])
+
+
+def every_comparison(cases: list[Case]) -> list[str]:
+    """The whole table of each report, below its network."""
+    blocks = []
+    for case in cases:
+        network = f"{case.network.activation}, {count(case.network.depth, 'layer')}, {case.dtype}"
+        heading = f"{case.group}: {network}, {count(case.batch_size, 'example')}"
+        blocks.append(f"{heading}\n{case.report.table(case.report.gradients)}\n")
+    return "\n".join(blocks).splitlines()
+
+
+def worst_comparisons(cases: list[Case], options: Options) -> list[str]:
+    """Of each combination, or of each gradient of a trained network, the worst; if any is wrong, only wrong ones."""
+    pairs = [(case, c) for case in cases for c in case.report.comparisons]
+    alike: dict[tuple[str, str], list[tuple[Case, Comparison]]] = defaultdict(list)
+    for case, c in [(case, c) for case, c in pairs if not c.ok] or pairs:
+        alike[case.group, c.gradient if options.run else case.network.activation].append((case, c))
+    shown = [max(several, key=lambda pair: pair[1].error_ratio) for several in alike.values()]
+    right = {COLUMNS.index(name) for name in ("L", "B", "error", "allowed")}
+    header, *lines = table(COLUMNS, [case.row(c) for case, c in shown], right=right).splitlines()
     printed = [header]
     for group in dict.fromkeys(case.group for case, _ in shown):
         printed += ["", group, *(line for line, (case, _) in zip(lines, shown, strict=True) if case.group == group)]
-    rows = [row for _, row in pairs]
-    total = f"{count(len(rows), 'gradient')}", f"{count(len(cases), 'network')}"
-    bad = sum(not case.report.ok for case in cases)
-    verdict = (
-        f"{len(wrong):,} of {total[0]} wrong, in {bad:,} of {total[1]}" if wrong else f"{total[0]} of {total[1]} right"
-    )
-    return "\n".join([*printed, "", *_diagnosis_lines(cases), *_conditions(cases, rows, options), verdict])
+    return printed
 
 
-def _diagnosis_lines(cases: list[Case]) -> list[str]:
-    """Each diagnosis once, with the tensors and the number of networks that it holds for."""
+def diagnosis_lines(cases: list[Case]) -> list[str]:
+    """Each problem and diagnosis once, with the gradients and the number of networks that it holds for."""
     names: dict[str, set[str]] = defaultdict(set)
-    networks = Counter(text for case in cases for text in case.report.diagnoses)
+    networks: Counter[str] = Counter()
     for case in cases:
-        for text, tensors in case.report.diagnoses.items():
-            names[text].update(tensors)
+        found = {text: set(gradients) for text, gradients in case.report.diagnoses.items()}
+        for gradient, problems in case.report.problems.items():
+            for problem in problems:
+                found.setdefault(problem, set()).add(gradient)
+        networks.update(list(found))
+        for text, gradients in found.items():
+            names[text] |= gradients
     lines = [f"{', '.join(sorted(names[text]))}: {text} ({count(n, 'network')})" for text, n in networks.most_common()]
     if unexplained := sum(not case.report.ok and not case.report.diagnoses for case in cases):
         lines.append(f"no diagnosis for {count(unexplained, 'network')}")
     return [*lines, ""] if lines else []
 
 
-def _conditions(cases: list[Case], rows: list[Row], options: Options) -> list[str]:
+def conditions(cases: list[Case], options: Options) -> list[str]:
     """What was compared, and how."""
-    network = cases[0].network
+    network, comparisons = cases[0].network, [c for case in cases for c in case.report.comparisons]
     sizes = "-".join(map(str, network.sizes)) if options.run else f"{PIXELS}-16-…-{CLASSES}"
-    shown = "every tensor" if options.verbose else f"the worst of each {'tensor' if options.run else 'combination'}"
-    limits = {short(case.network.dtype): f"{case.report.tolerance:.1e}" for case in cases}
+    shown = f"the worst error of each {'gradient' if options.run else 'combination'}; L layers, B examples; "
+    limits = {case.dtype: f"{case.report.tolerance:.1e} in {case.dtype}" for case in cases}
+    by_autograd = [c.identical for c in comparisons if c.reference == "autograd"]
     return [
-        f"{shown} of L layers and B examples; sizes {sizes} on {network.device}",
-        *footnotes(rows, ", ".join(f"{limit} in {dtype}" for dtype, limit in limits.items())),
-        f"=: equal to autograd's bit for bit, as are {sum(row.bitwise_equal for row in rows) / len(rows):.0%} of all",
+        f"{'' if options.verbose else shown}sizes {sizes} on {network.device}",
+        *explanations(comparisons, ", ".join(limits.values())),
+        f"identical to autograd bit for bit: {sum(by_autograd) / max(1, len(by_autograd)):.0%}",
     ]
-
-
-def to_json(cases: list[Case]) -> str:
-    """Everything that was found, for a program to read."""
-    about = [
-        {
-            "sizes": list(case.network.sizes),
-            "activation": case.network.activation,
-            "output_activation": case.network.output_activation,
-            "cost": case.cost,
-            "batch_size": case.batch_size,
-            "dtype": short(case.network.dtype),
-            "device": str(case.network.device),
-        }
-        | case.report.to_dict()
-        for case in cases
-    ]
-    return json.dumps({"ok": all(case.report.ok for case in cases), "networks": about}, indent=2)

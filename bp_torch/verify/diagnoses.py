@@ -1,132 +1,109 @@
-"""What is wrong, in words: each function is one hypothesis, and says its sentence only if it explains the difference.
+"""What is wrong, in words: each pattern of error has a sentence, which is used only if it explains the difference.
 
-To explain is to leave no more than rounding error. Where no hypothesis does, nothing is said.
+To explain means to leave no more than rounding error. If no pattern does, there is no diagnosis.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
 
+from bp_torch.text import count
+from bp_torch.verify.comparison import Estimate, norm
 from bp_torch.verify.inputs import Tensors
-from bp_torch.verify.report import count
-from bp_torch.verify.rounding import norm
-from bp_torch.verify.witnesses import Testimony, Witnesses
+from bp_torch.verify.references import References
 
 Hypotheses = Callable[[str, Tensors], Iterable[tuple[str, Tensor]]]
+Patterns = Iterator[tuple[str, Tensor, Tensor]]
+"""A sentence, and two tensors that are equal if it is true."""
 
 
-class Error:
-    """A gradient that is wrong, beside what it should be; in float64 on the CPU.
+class WrongGradient:
+    """A gradient that is wrong, and what it should be; in float64 on the CPU.
 
     Attributes:
-        given: as it came, and ``shape`` the one that it should have.
-        truth: what it should be; ``truths`` and ``claimed`` are those of all gradients.
-        ours, right: given and truth in one shape: the whole, or (k,) the entries that are known. Without ``given`` in
-            the right shape there is no ``ours``.
+        given: as it came; ``shape`` is the one that it should have.
+        estimates: what all gradients should be, ``estimate`` is that of this one.
+        ours, right: given and expected in one shape: the whole, or (k,) the entries that are known (``partial``).
+            If ``given`` has a wrong shape, there is no ``ours``.
     """
 
     def __init__(
-        self, name: str, claimed: Tensors, truths: dict[str, Testimony], witnesses: Witnesses, batch_size: int
+        self, name: str, candidates: Tensors, estimates: dict[str, Estimate], references: References, batch_size: int
     ) -> None:
         """Of the gradient called ``name``."""
-        self.name, self.claimed, self.truths, self.witnesses = name, claimed, truths, witnesses
-        self.inputs, self.batch_size, self.truth = witnesses.inputs, batch_size, truths[name]
+        self.name, self.candidates, self.estimates, self.references = name, candidates, estimates, references
+        self.inputs, self.batch_size, self.estimate = references.inputs, batch_size, estimates[name]
         self.shape = self.inputs[name].shape
-        self.given = claimed[name].detach().cpu().double()
-        self.partial = self.truth.entries is not None
-        self.right = self.truth.values if self.partial else self.truth.values.reshape(self.shape)
+        self.given = candidates[name].detach().cpu().double()
+        self.partial = self.estimate.entries is not None
+        self.right = self.estimate.values if self.partial else self.estimate.values.reshape(self.shape)
         if self.given.shape == self.shape:
-            self.ours = self.truth.of(self.given.reshape(-1)).reshape(self.right.shape)
+            self.ours = self.estimate.select(self.given.reshape(-1)).reshape(self.right.shape)
 
-    def explained(self, ours: Tensor, expected: Tensor) -> bool:
-        """Whether ``ours`` is what would be ``expected``, to rounding error."""
-        if ours.shape != expected.shape:
+    def equal(self, ours: Tensor, predicted: Tensor) -> bool:
+        """Whether the two are the same to rounding error."""
+        if ours.shape != predicted.shape:
             return False
-        size, error, whole = norm(expected), norm(ours - expected), norm(self.truth.values)
+        size, error, whole = norm(predicted), norm(ours - predicted), norm(self.estimate.values)
         if not size or not math.isfinite(error):
             return False
-        if error <= self.truth.base * size:
+        if error <= self.estimate.tolerance * size:
             return True
-        slack = self.witnesses.slack(self.name) / whole if whole else math.inf
-        return slack < 0.01 and error <= (self.truth.base + slack) * size
+        noise = self.references.noise_allowance(self.name) / whole if whole else math.inf
+        return noise < 0.01 and error <= (self.estimate.tolerance + noise) * size
 
 
-def diagnose(error: Error, more: Hypotheses | None = None) -> str | None:
-    """What the first hypothesis that explains the error says; None where none does."""
-    if not error.given.isfinite().all():
+def diagnose(wrong: WrongGradient, more: Hypotheses | None = None) -> str | None:
+    """The first sentence that explains the difference, those of ``more`` included; None if there is none."""
+    if not wrong.given.isfinite().all() or not wrong.right.any():
         return None
-
-    def listed(error: Error) -> str | None:
-        pairs = more(error.name, error.claimed) if more else ()
-        return next((text for text, t in pairs if error.explained(error.ours, t.detach().cpu().double())), None)
-
-    if error.given.shape != error.shape:
-        hypotheses = [] if error.partial else [another_shape, not_summed]
-    elif not error.right.any():
-        hypotheses = []
+    if wrong.given.shape != wrong.shape:
+        patterns = iter(()) if wrong.partial else another_shape(wrong)
+    elif not wrong.ours.any():
+        return "is zero throughout: is it ever computed?"
+    elif factors := [text for factor, text in known_factors(wrong) if wrong.equal(wrong.ours, factor * wrong.right)]:
+        return " Or ".join(factors)  # two mistakes can make the same factor
+    elif wrong.partial:
+        patterns = one_factor(wrong)
     else:
-        hypotheses = [zero_throughout, named_factor, *([one_factor] if error.partial else [listed, *STRUCTURES])]
-    return next((text for hypothesis in hypotheses if (text := hypothesis(error))), None)
+        listed = more(wrong.name, wrong.candidates) if more else ()
+        own = ((text, wrong.ours, t.detach().cpu().double()) for text, t in listed)
+        patterns = chain(own, *(pattern(wrong) for pattern in PATTERNS))
+    return next((text for text, ours, predicted in patterns if wrong.equal(ours, predicted)), None)
 
 
-# ---- of another shape than its tensor ----
+def another_shape(wrong: WrongGradient) -> Patterns:
+    """The right numbers in another layout, or a broadcast tensor whose repetitions are not added up."""
+    given, right = wrong.given, wrong.right
+    if given.ndim == 2:
+        yield "is transposed", given.T, right
+    yield "holds the right numbers in another shape", given.reshape(-1), right.reshape(-1)
+    for d in range(given.ndim):
+        text = f"is not summed over dimension {d}, along which the forward repeated (broadcast) the tensor"
+        yield text, given.sum(d).reshape(-1), right.reshape(-1)
+    if _broadcasts(wrong.shape, given.shape):
+        text = "is not summed over the dimensions along which the forward repeated (broadcast) the tensor"
+        yield text, given.sum_to_size(wrong.shape), right
 
 
-def another_shape(error: Error) -> str | None:
-    """The right numbers, laid out otherwise."""
-    if error.given.ndim == 2 and error.explained(error.given.T, error.right):
-        return "is transposed"
-    if error.explained(error.given.reshape(-1), error.right.reshape(-1)):
-        return "holds the right numbers in another shape"
-    return None
-
-
-def not_summed(error: Error) -> str | None:
-    """One gradient for each repetition of a broadcast tensor."""
-    for d in range(error.given.ndim):
-        if error.explained(error.given.sum(d).reshape(-1), error.right.reshape(-1)):
-            return f"is not summed over dimension {d}, along which the forward repeated (broadcast) the tensor"
-    if _broadcasts(error.shape, error.given.shape) and error.explained(
-        error.given.sum_to_size(error.shape), error.right
-    ):
-        return "is not summed over the dimensions along which the forward repeated (broadcast) the tensor"
-    return None
-
-
-# ---- one factor throughout ----
-
-
-def zero_throughout(error: Error) -> str | None:
-    """Nothing there."""
-    return "is zero throughout: is it ever computed?" if not error.ours.any() else None
-
-
-def named_factor(error: Error) -> str | None:
-    """A factor that a slip makes. Where two slips would make the same, both are said."""
-    found = [text for factor, text in _factors(error) if error.explained(error.ours, factor * error.right)]
-    return " Or ".join(found) or None
-
-
-def _factors(error: Error) -> Iterator[tuple[float, str]]:
-    """Each factor, and what slip makes it."""
-    slips = [
+def known_factors(wrong: WrongGradient) -> Iterator[tuple[float, str]]:
+    """Each factor that a known mistake makes, and the mistake."""
+    yield -1, "the sign is wrong"
+    batch = wrong.batch_size
+    for factor, text in [
+        (batch, "off by exactly the batch size: the mean over the batch is missing?"),
+        (1 / batch, "off by exactly one over the batch size: a mean where a sum was meant, or taken twice?"),
         (2, "off by exactly a factor of 2"),
         (0.5, "off by exactly a factor of ½, as when the 2 of a square's derivative is lost"),
-    ]
-    if (batch := error.batch_size) > 1:
-        slips = [
-            (batch, "off by exactly the batch size: the mean over the batch is missing?"),
-            (1 / batch, "off by exactly one over the batch size: a mean where a sum was meant, or taken twice?"),
-            *slips,
-        ]
-    yield -1, "the sign is wrong"
-    for factor, text in slips:
-        yield factor, text
-        yield -factor, f"the sign is wrong, and {text}"
+    ]:
+        if factor != 1:
+            yield factor, text
+            yield -factor, f"the sign is wrong, and {text}"
     lengths: dict[int, str] = {}
-    for name, t in error.inputs.items():
+    for name, t in wrong.inputs.items():
         for d, n in enumerate(t.shape):
             lengths.setdefault(n, f"the length of dimension {d} of {name}")
         lengths.setdefault(t.numel(), f"the number of entries of {name}")
@@ -139,84 +116,75 @@ def _factors(error: Error) -> Iterator[tuple[float, str]]:
             yield 1 / math.sqrt(n), f"off by exactly 1/√{n}, the root of {what}: a scale too many?"
 
 
-def one_factor(error: Error) -> str | None:
-    """A factor that no slip is known for; of fewer than three entries that would be no evidence."""
-    if error.right.count_nonzero() < 3:
-        return None
-    size = norm(error.right)
-    factor = float((error.ours / size * (error.right / size)).sum())
-    fits = error.explained(error.ours, factor * error.right)
-    return f"off by one factor throughout, {factor:.6g}" if fits else None
+# ---- patterns over the entries ----
 
 
-# ---- in how the entries lie to one another ----
-
-
-def of_another(error: Error) -> str | None:
+def of_another(wrong: WrongGradient) -> Patterns:
     """Two gradients swapped."""
-    others = [(name, t) for name, t in error.truths.items() if name != error.name and t.entries is None]
-    same = [name for name, t in others if error.explained(error.ours.reshape(-1), t.values)]
-    return next((f"is the gradient of {name}" for name in same if error.inputs[name].shape == error.shape), None)
+    for name, t in wrong.estimates.items():
+        if name != wrong.name and t.entries is None and wrong.inputs[name].shape == wrong.shape:
+            yield f"is the gradient of {name}", wrong.ours.reshape(-1), t.values
 
 
-def transposed(error: Error) -> str | None:
-    """A square one, transposed."""
-    square = error.right.ndim >= 2 and error.shape[-1] == error.shape[-2] > 1
-    return "is transposed" if square and error.explained(error.ours, error.right.mT) else None
+def transposed(wrong: WrongGradient) -> Patterns:
+    """A square gradient, transposed."""
+    if wrong.right.ndim >= 2 and wrong.shape[-1] == wrong.shape[-2] > 1:
+        yield "is transposed", wrong.ours, wrong.right.mT
 
 
-def mask(error: Error) -> str | None:
-    """Right but for entries that should be zero, or that are."""
-    ours, right = error.ours, error.right
+def mask(wrong: WrongGradient) -> Patterns:
+    """Right except for entries that should be zero, or that are zero and should not be."""
+    ours, right = wrong.ours, wrong.right
     zero, missing = (right == 0) & (ours != 0), (ours == 0) & (right != 0)
     if ((right != 0) & (ours != 0)).sum() < 3:
-        return None
-    if zero.any() and error.explained(ours[~zero], right[~zero]):
-        return (
-            f"is right wherever the gradient is not zero, but {count(int(zero.sum()), 'entry', 'entries')} should "
-            "be zero: a mask is missing?"
-        )
-    if missing.any() and error.explained(ours, right.masked_fill(missing, 0)):
-        return (
-            f"is zero in {count(int(missing.sum()), 'entry', 'entries')} where it should not be, "
-            "and right elsewhere: masked too much, or not all written?"
-        )
-    return None
+        return
+    if zero.any():
+        entries = count(int(zero.sum()), "entry", "entries")
+        text = f"is right wherever the gradient is not zero, but {entries} should be zero: a mask is missing?"
+        yield text, ours[~zero], right[~zero]
+    if missing.any():
+        entries = count(int(missing.sum()), "entry", "entries")
+        text = f"is zero in {entries} where it should not be, and right elsewhere: masked too much, or not all written?"
+        yield text, ours, right.masked_fill(missing, 0)
 
 
-def factor_of_an_input(error: Error) -> str | None:
-    """An input that should multiply it, or should not."""
-    for other, t in error.inputs.items():
-        if t.numel() >= 3 and _broadcasts(t.shape, error.shape):
+def factor_of_an_input(wrong: WrongGradient) -> Patterns:
+    """A product with an input that is missing, or is there once too often."""
+    for other, t in wrong.inputs.items():
+        if t.numel() >= 3 and _broadcasts(t.shape, wrong.shape):
             factor = t.detach().cpu().double()
-            if error.explained(error.ours * factor, error.right):
-                return f"the factor {other} is missing"
-            if error.explained(error.ours, error.right * factor):
-                return f"the factor {other} is there once too often"
-    return None
+            yield f"the factor {other} is missing", wrong.ours * factor, wrong.right
+            yield f"the factor {other} is there once too often", wrong.ours, wrong.right * factor
 
 
-def along_a_dimension(error: Error) -> str | None:
-    """The same all along one dimension, or at one place of it."""
-    ours, right = error.ours, error.right
+def one_factor(wrong: WrongGradient) -> Patterns:
+    """A factor that no known mistake makes. Fewer than three entries would be no evidence."""
+    if wrong.right.count_nonzero() >= 3:
+        size = norm(wrong.right)
+        factor = float((wrong.ours / size * (wrong.right / size)).sum())
+        yield f"off by one factor throughout, {factor:.6g}", wrong.ours, factor * wrong.right
+
+
+def along_a_dimension(wrong: WrongGradient) -> Patterns:
+    """An error that is constant along one dimension, or in one place of it."""
+    ours, right = wrong.ours, wrong.right
     for d in (d for d in range(right.ndim) if right.shape[d] >= 3):
-        if error.explained(ours, right + (ours - right).mean(d, keepdim=True)):
-            return f"off by an amount that is the same all along dimension {d}: a mean over it is not taken away?"
+        text = f"off by an amount that is constant along dimension {d}: its mean is not subtracted?"
+        yield text, ours, right + (ours - right).mean(d, keepdim=True)
         squares = (right * right).sum(d, keepdim=True)
         factor = (ours * right).sum(d, keepdim=True) / squares.where(squares > 0, 1.0)
-        if error.explained(ours, right * factor):
-            low, high = float(factor.min()), float(factor.max())
-            return f"off by a factor that is the same all along dimension {d} (from {low:.3g} to {high:.3g} elsewhere)"
+        low, high = float(factor.min()), float(factor.max())
+        text = f"off by a factor that is constant along dimension {d}, from {low:.3g} to {high:.3g} over the others"
+        yield text, ours, right * factor
         difference = (ours - right).abs().movedim(d, 0)
         at = int(difference.reshape(len(difference), -1).amax(1).argmax())
         rest = torch.arange(right.shape[d]) != at
-        if error.explained(ours.movedim(d, 0)[rest], right.movedim(d, 0)[rest]):
-            return f"is wrong only at index {at} of dimension {d}, which has the length {right.shape[d]}"
-    return None
+        text = f"is wrong only at index {at} of dimension {d}, which has the length {right.shape[d]}"
+        yield text, ours.movedim(d, 0)[rest], right.movedim(d, 0)[rest]
 
 
-STRUCTURES = [of_another, transposed, mask, factor_of_an_input, one_factor, along_a_dimension]
-"""The most telling first."""
+PATTERNS = [of_another, transposed, mask, factor_of_an_input, one_factor, along_a_dimension]
+"""The most specific first."""
 
 
 def _broadcasts(small: torch.Size, shape: torch.Size) -> bool:

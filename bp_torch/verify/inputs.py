@@ -1,4 +1,4 @@
-"""What comes into a check, under names; and what has no gradient, refused in one line."""
+"""The tensors that come into a check, each under a name; what has no gradient is refused with a one-line error."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -7,37 +7,40 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bp_torch.verify.report import count
+from bp_torch.text import count
 
 Tensors = dict[str, Tensor]
 Inputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
-Spread = Callable[[Callable[..., Any]], Callable[[Tensors], Any]]
+Adapter = Callable[[Callable[..., Any]], Callable[[Tensors], Any]]
+"""Makes a function of several arguments into a function of one ``Tensors``."""
 
 
-def named(inputs: Inputs, names: Sequence[str] | None, function: Callable[..., Any]) -> tuple[Tensors, Spread]:
-    """The inputs under names, and how a function of them is called: by keyword where they came as a mapping.
+def named(inputs: Inputs, names: Sequence[str] | None, function: Callable[..., Any]) -> tuple[Tensors, Adapter]:
+    """The inputs under names, and how a function of them is called: by keyword if they came as a mapping.
 
-    Raises TypeError and ValueError as ``check`` says.
+    Raises TypeError and ValueError as ``check`` does.
     """
-    spread: Spread = lambda f: lambda t: f(*t.values())  # noqa: E731
+
+    def adapt(f: Callable[..., Any]) -> Callable[[Tensors], Any]:
+        return (lambda t: f(**t)) if isinstance(inputs, Mapping) else (lambda t: f(*t.values()))
+
     if isinstance(inputs, Mapping):
         tensors = dict(inputs)
-        spread = lambda f: lambda t: f(**t)  # noqa: E731
     else:
         listed = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-        chosen = list(names or _argument_names(function, len(listed)))
-        if len(chosen) != len(listed) or len(set(chosen)) != len(chosen):
-            raise ValueError(f"wanted one name for each of {count(len(listed), 'input')}, got {', '.join(chosen)}")
-        tensors = dict(zip(chosen, listed, strict=True))
+        keys = list(names or _argument_names(function, len(listed)))
+        if len(keys) != len(listed) or len(set(keys)) != len(keys):
+            raise ValueError(f"expected one name for each of {count(len(listed), 'input')}, got {', '.join(keys)}")
+        tensors = dict(zip(keys, listed, strict=True))
     if not tensors:
-        raise ValueError("there are no inputs: wanted at least one tensor")
+        raise ValueError("there are no inputs: expected at least one tensor")
     for name, t in tensors.items():
-        _refuse(name, t)
-    return tensors, spread
+        _require_gradient_possible(name, t)
+    return tensors, adapt
 
 
 def _argument_names(function: Callable[..., Any], n: int) -> list[str]:
-    """The names of the first n arguments, or x1, x2, … where the function does not say."""
+    """The names of the first n arguments, or x1, x2, … if the function does not name them."""
     try:
         arguments = list(inspect.signature(function).parameters.values())[:n]
     except (TypeError, ValueError):
@@ -47,10 +50,10 @@ def _argument_names(function: Callable[..., Any], n: int) -> list[str]:
     return ["x"] if n == 1 else [f"x{i}" for i in range(1, n + 1)]
 
 
-def _refuse(name: str, t: Tensor) -> None:
-    """Raise TypeError or ValueError for an input that has no gradient."""
+def _require_gradient_possible(name: str, t: Tensor) -> None:
+    """Raise TypeError or ValueError for an input that can have no gradient."""
     if not isinstance(t, Tensor):
-        raise TypeError(f"input {name} is a {type(t).__name__}, wanted a tensor")
+        raise TypeError(f"input {name} is a {type(t).__name__}, expected a tensor")
     if not t.is_floating_point():
         raise TypeError(
             f"input {name} is {t.dtype}, which has no gradient: let the function close over it, "
@@ -68,8 +71,8 @@ def not_finite(t: Tensor) -> str:
     return f"{count(len(bad), 'entry that is', 'entries that are')} not finite, the first at {bad[0].tolist()}"
 
 
-def given_gradients(gradients: Any, names: list[str]) -> Tensors:
-    """The gradients under the inputs' names, without those that are None. Raises ValueError where they do not fit."""
+def gradients_by_name(gradients: Any, names: Sequence[str]) -> Tensors:
+    """The gradients under the inputs' names, without those that are None. Raises ValueError if they do not match."""
     if isinstance(gradients, Mapping):
         if unknown := [str(name) for name in gradients if name not in names]:
             raise ValueError(f"a gradient is called {', '.join(unknown)}, the inputs are {', '.join(names)}")
@@ -85,10 +88,10 @@ def given_gradients(gradients: Any, names: list[str]) -> Tensors:
             try:
                 found[name] = torch.as_tensor(g).detach()
             except (TypeError, ValueError, RuntimeError) as error:
-                raise TypeError(f"the gradient of {name} is a {type(g).__name__}, wanted a tensor") from error
+                raise TypeError(f"the gradient of {name} is a {type(g).__name__}, expected a tensor") from error
     return found
 
 
 def copies(tensors: Tensors) -> Tensors:
-    """Each with a memory of its own, and without a history."""
+    """Each with memory of its own, and detached."""
     return {name: t.detach().clone() for name, t in tensors.items()}

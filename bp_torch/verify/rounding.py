@@ -1,7 +1,7 @@
-"""How far rounding alone moves a gradient: autograd is run again with the last digits of every operation perturbed.
+"""How far rounding alone moves a gradient: autograd runs again with the last digit of every operation perturbed.
 
-What is left of a difference of nearly equal numbers (1 − a of a saturated sigmoid, a gradient that is zero because its
-terms cancel, a ReLU's z within rounding of 0) is known only so well, by hand or by autograd.
+A difference of nearly equal numbers (1 − a of a saturated sigmoid, a gradient that is zero because its terms cancel, a
+ReLU's z within rounding of 0) has only few correct digits, by hand or by autograd.
 """
 
 import math
@@ -14,14 +14,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from bp_torch.verify.comparison import flat, norm
+from bp_torch.verify.inputs import Tensors
+
 SAMPLES = 8
 
 
-class LastDigits(TorchDispatchMode):
-    """While it is entered, the inputs of every operation that rounds are off by up to one unit of rounding, at random.
+class PerturbLastDigit(TorchDispatchMode):
+    """A context in which the inputs of every operation that rounds are off by up to one unit of rounding, at random.
 
-    So each result carries an error such as its own arithmetic makes (Parker 1997, Monte Carlo arithmetic). Operations
-    that only choose or move numbers (relu, max, where, index) are let through untouched.
+    So each result has an error such as its own arithmetic makes (Parker 1997, Monte Carlo arithmetic). Operations
+    that only select or move numbers (relu, max, where, index) run unperturbed.
     """
 
     ROUNDS = re.compile(
@@ -37,13 +40,13 @@ class LastDigits(TorchDispatchMode):
         self.generators: dict[torch.device, torch.Generator] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call ``func``, with blurred inputs where it rounds and writes nothing in place."""
+        """Call ``func``, with perturbed inputs if it rounds and writes nothing in place."""
         name = func._schema.name.removeprefix("aten::")
         if self.ROUNDS.fullmatch(name) and not func._schema.is_mutable:
-            args = tree_map_only(Tensor, self._blur, args)
+            args = tree_map_only(Tensor, self._perturb, args)
         return func(*args, **(kwargs or {}))
 
-    def _blur(self, t: Tensor) -> Tensor:
+    def _perturb(self, t: Tensor) -> Tensor:
         if not t.is_floating_point():
             return t
         wide = torch.promote_types(t.dtype, torch.float32)
@@ -52,23 +55,14 @@ class LastDigits(TorchDispatchMode):
         return t * (1 + noise * torch.finfo(t.dtype).eps).to(t.dtype)
 
 
-def rounding_noise(gradients: Callable[[], dict[str, Tensor]], seed: int) -> dict[str, float]:
-    """The largest ‖change‖ of each of autograd's ``gradients`` (flat) in some runs of LastDigits."""
+def rounding_noise(gradients: Callable[[], Tensors], seed: int) -> dict[str, float]:
+    """The largest ‖change‖ of each of autograd's ``gradients`` over some perturbed runs."""
     exact = gradients()
     noise = dict.fromkeys(exact, 0.0)
     for sample in range(SAMPLES):
-        with LastDigits(seed + sample):
+        with PerturbLastDigit(seed + sample):
             moved = gradients()
         for name, g in exact.items():
-            change = norm(moved[name] - g)
+            change = norm(flat(moved[name]) - flat(g))
             noise[name] = max(noise[name], change if math.isfinite(change) else 0.0)
     return noise
-
-
-def norm(t: Tensor) -> float:
-    """‖t‖, whose squares neither overflow nor vanish."""
-    plain = float(torch.linalg.vector_norm(t))
-    if 1e-100 < plain < 1e100 or not t.numel():
-        return plain
-    largest = float(t.abs().max())
-    return largest * float(torch.linalg.vector_norm(t / largest)) if 0 < largest < math.inf else largest

@@ -2,19 +2,18 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
 
-from bp_torch.backprop import Trace, backward, costs, forward
+from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.checkpoint import State
-from bp_torch.data import PIXEL_SCALE, Examples, first_shuffled, one_hot
+from bp_torch.convert import load
+from bp_torch.data import Examples, batch, first_shuffled
 from bp_torch.network import Network
-from bp_torch.runlog import RunLog, confusion_matrix, diverging, most_wrong, weight_maps
 from bp_torch.sgd import SGD
-from bp_torch.training import Config, train
+from bp_torch.tensorboard import RunLog
+from bp_torch.training import Config, StepResult, train
 
 KINDS = ("weights", "biases", "weight_gradients", "bias_gradients", "activations", "deltas")
 
@@ -42,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> tuple[Path,
     return folder, read(folder)
 
 
-def test_every_tag_is_there_and_no_other(run: tuple[Path, EventAccumulator]) -> None:
+def test_tags_are_exactly_these(run: tuple[Path, EventAccumulator]) -> None:
     tags = run[1].Tags()
     layers = [f"layer_{n}" for n in (1, 2, 3)]
     assert set(tags["scalars"]) == {
@@ -66,7 +65,7 @@ def test_every_tag_is_there_and_no_other(run: tuple[Path, EventAccumulator]) -> 
     }
 
 
-def test_the_step_axis_counts_steps_everywhere(run: tuple[Path, EventAccumulator]) -> None:
+def test_step_axis_counts_training_steps(run: tuple[Path, EventAccumulator]) -> None:
     events = run[1]
     assert [event.step for event in events.Scalars("cost/train")] == [5, 10, 15, 20]
     assert [event.step for event in events.Scalars("cost/test")] == [11, 22]
@@ -74,7 +73,7 @@ def test_the_step_axis_counts_steps_everywhere(run: tuple[Path, EventAccumulator
     assert [event.step for event in events.Images("pictures/confusion")] == [22]
 
 
-def test_hparams_are_in_the_runs_own_folder(run: tuple[Path, EventAccumulator]) -> None:
+def test_hparams_are_in_the_folder_of_the_run(run: tuple[Path, EventAccumulator]) -> None:
     folder, events = run
     assert len(list(folder.parent.rglob("events.*"))) == 1, "no run below the run"
     plugin = events.summary_metadata
@@ -85,46 +84,44 @@ def test_hparams_are_in_the_runs_own_folder(run: tuple[Path, EventAccumulator]) 
     assert events.Scalars("final/test_accuracy")[-1].value == events.Scalars("accuracy/test")[-1].value
 
 
-def test_every_run_has_the_same_hyperparameters() -> None:
+def test_hyperparameters_have_the_same_keys_and_types_in_every_run() -> None:
     one = Config().hyperparameters(60_000, 100)
     other = Config(batch_size="full", train_examples=10, cost="softmax-cross-entropy").hyperparameters(10, 10)
     assert {key: type(value) for key, value in one.items()} == {key: type(value) for key, value in other.items()}
 
 
-def test_a_histogram_counts_every_number(run: tuple[Path, EventAccumulator]) -> None:
+def test_histogram_counts_every_number(run: tuple[Path, EventAccumulator]) -> None:
     (*_, last) = run[1].Histograms("weights/layer_1")
-    weights = Network.load(run[0] / "network.safetensors").weights[0]
+    weights = load(run[0] / "network.safetensors").weights[0]
     value = last.histogram_value
     assert (value.num, sum(value.bucket)) == (12_544, 12_544)
     assert (value.min, value.max) == (weights.min().item(), weights.max().item())
     assert value.sum == pytest.approx(weights.double().sum().item(), rel=1e-4)
 
 
-def one_step(network: Network, mnist: tuple[Examples, Examples]) -> tuple[Trace, Tensor]:
-    examples = first_shuffled(mnist[0], 100, 0)
-    y = one_hot(examples.labels, dtype=network.dtype)
-    trace = forward(network, examples.x.to(network.dtype) * PIXEL_SCALE)
-    backward(network, trace, y)
-    trace.tally_up(costs(trace, y))
-    return trace, y
+def one_step(network: Network, mnist: tuple[Examples, Examples]) -> StepResult:
+    x, y = batch(first_shuffled(mnist[0], 100, 0), torch.arange(100), network.dtype)
+    passed = forward(network, x)
+    return StepResult(x, y, passed, backward(network, passed, y))
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_the_points_of_a_curve_are_means_over_their_interval(
+def test_points_of_the_cost_curve_are_means_over_their_interval(
     at_once: bool, tmp_path: Path, mnist: tuple[Examples, Examples]
 ) -> None:
     network = Network(dtype=torch.float64)
     sgd = SGD(network, 0.5, momentum=0.9)
     log = RunLog(tmp_path, network, 2, State(network.parameters, sgd.velocity, torch.zeros(2).double()))
     log.at_once = at_once
-    seen = []
+    means = []
     for step in (1, 2):
-        trace, y = one_step(network, mnist)
-        log.running.add_(trace.tally, alpha=100)
-        seen.append(costs(trace, y).mean().item())
+        result = one_step(network, mnist)
+        costs = example_costs(result.forward, result.y)
+        log.running.add_(torch.stack([costs.sum(), torch.tensor(100.0)]))
+        means.append(costs.mean().item())
         before = network.weights[1].clone()
-        sgd.step(trace.gradient)
-        assert log.step(step, trace, sgd)
+        sgd.step(result.backward.gradient)
+        assert log.step(step, result, sgd)
     ratio = (network.weights[1] - before).norm() / network.weights[1].norm()
     if not at_once:
         assert log.running.tolist() == [0, 0], "the next interval has begun"
@@ -133,37 +130,20 @@ def test_the_points_of_a_curve_are_means_over_their_interval(
         assert log.write_points()
     log.close()
     events = read(tmp_path)
-    assert seen[0] != seen[1]
-    assert [event.value for event in events.Scalars("cost/train")] == [pytest.approx(sum(seen) / 2)]
-    assert events.Scalars("gradient_norm")[0].value == pytest.approx(trace.gradient.norm().item())
+    assert means[0] != means[1]
+    assert [event.value for event in events.Scalars("cost/train")] == [pytest.approx(sum(means) / 2)]
+    assert events.Scalars("gradient_norm")[0].value == pytest.approx(result.backward.gradient.norm().item())
     assert events.Scalars("update_to_weight_norm/layer_2")[0].value == pytest.approx(ratio.item())
 
 
 def test_tensors_with_nan_are_skipped_and_named(tmp_path: Path, mnist: tuple[Examples, Examples]) -> None:
     network = Network()
     log = RunLog(tmp_path, network, 1, State(network.parameters, None, torch.zeros(2).double()))
-    trace, _ = one_step(network, mnist)
+    result = one_step(network, mnist)
     network.weights[1][0, 0] = torch.nan
-    trace.deltas[2][0, 0] = torch.inf
-    assert log.histograms(trace, 1) == ["weights/layer_2", "deltas/layer_3"]
+    result.backward.deltas[2][0, 0] = torch.inf
+    assert log.histograms(result, 1) == ["weights/layer_2", "deltas/layer_3"]
     log.running.fill_(torch.nan)
-    assert not log.step(1, trace, SGD(network, 1.0)), "a cost that is not finite is told"
+    assert not log.step(1, result, SGD(network, 1.0)), "a cost that is not finite is reported"
     log.close()
     assert len(read(tmp_path).Tags()["histograms"]) == 6 * 3 - 2
-
-
-def test_the_confusion_matrix_counts_by_digit_and_answer() -> None:
-    matrix = confusion_matrix(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 2, 2, 0]), 3)
-    assert matrix.tolist() == [[1, 0, 0], [0, 0, 2], [1, 0, 0]]
-
-
-def test_the_most_wrong_are_wrong_and_worst_first() -> None:
-    outputs = torch.tensor([[0.9, 0.1], [0.6, 0.5], [1.0, 0.0], [0.2, 0.8]])
-    assert most_wrong(torch.tensor([0, 1, 1, 1]), outputs).tolist() == [2, 1]
-
-
-def test_maps_are_white_at_zero_red_above_and_blue_below() -> None:
-    zero, above, below = diverging(torch.tensor([[[0.0, 2.0], [-2.0, 1.0]]]))[0].reshape(-1, 3)[:3].astype(int)
-    assert zero.tolist() == [255, 255, 255]
-    assert above[0] > above[2] and below[2] > below[0]
-    assert weight_maps(torch.zeros(5, 784)).dtype == np.uint8

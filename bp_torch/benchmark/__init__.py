@@ -1,0 +1,24 @@
+"""Time one epoch of the hand-written backward beside what one would otherwise write, on this machine.
+
+    python -m bp_torch benchmark                          784-16-16-10, batches of 100
+    python -m bp_torch benchmark --sizes 784 512 512 10 --batch-size 256 --json
+    python -m bp_torch benchmark --sweep                  four sizes, from 13,002 parameters to 5.8 million
+    python -m bp_torch benchmark --device cuda
+
+Every contender does the same task: the same start, the same batches in the same order, the same cost, plain SGD in
+float32, with the shuffle and the gathering of the batches included. contenders.py holds each of them, race.py times
+them, report.py makes the tables, the JSON and the picture, command.py is the command. This package may use autograd:
+autograd is what it compares with.
+"""
+
+from bp_torch.benchmark.contenders import CONTENDERS, Contender, Task
+from bp_torch.benchmark.race import BenchmarkError, Measurement, Result, compare
+
+__all__ = ["CONTENDERS", "BenchmarkError", "Contender", "Measurement", "Result", "Task", "compare"]
+
+
+def main(arguments: list[str]) -> None:
+    """``python -m bp_torch benchmark``."""
+    from bp_torch.benchmark import command  # not above: the contenders need neither flags nor matplotlib
+
+    command.main(arguments)

@@ -1,0 +1,108 @@
+"""The command: read the flags, compare at every size asked for, print the tables, write the picture.
+
+On the CPU one thread is the default: on small layers a second one mostly waits, and the comparison would be one of
+scheduling. NumPy's library reads its number of threads only once, when it is loaded, so the command starts itself again
+with that number in the environment.
+"""
+
+import io
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bp_torch.benchmark.contenders import CONTENDERS, CUDA_CONTENDERS, Task
+from bp_torch.benchmark.race import TOLERANCE, BenchmarkError, compare
+from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table
+from bp_torch.cli import one_line_errors, parse
+from bp_torch.data import DataError, load
+from bp_torch.device import DeviceError, choose_device, set_precision
+from bp_torch.files import replace_file
+from bp_torch.training import Config
+
+SWEEP: tuple[tuple[tuple[int, ...], int], ...] = (
+    ((784, 16, 16, 10), 100),
+    ((784, 100, 10), 100),
+    ((784, 512, 512, 10), 256),
+    ((784, 2048, 2048, 10), 1024),
+)
+"""Sizes and batch size of each measurement of --sweep."""
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured. Raises ValueError for a value that cannot be measured."""
+
+    sizes: tuple[int, ...] = (784, 16, 16, 10)
+    """Neurons per layer: 784 pixels first, 10 digits last."""
+    batch_size: int = 100
+    """Examples per step."""
+    sweep: bool = False
+    """Measure four sizes, from small to large, instead of --sizes and --batch-size. Takes minutes."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:N, or auto for the first GPU there is."""
+    threads: int = 1
+    """CPU threads, for all contenders."""
+    rounds: int = 7
+    """Times that each contender is timed; the median is reported."""
+    json: bool = False
+    """Print the results as JSON instead of tables."""
+    out: Path = Path("benchmark.png")
+    """File of the picture."""
+    data_dir: Path = Path("data")
+    """Folder of the data sets; filled on first use."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        if self.rounds < 1:
+            raise ValueError(f"--rounds: wanted 1 or more, got {self.rounds}")
+        if self.out.suffix != ".png":
+            raise ValueError(f"--out: wanted a name that ends in .png, got {self.out}")
+        if not self.out.parent.is_dir():
+            raise ValueError(f"--out: no folder {self.out.parent}")
+        Config(sizes=self.sizes, batch_size=self.batch_size, threads=self.threads)
+
+
+def main(arguments: list[str]) -> None:
+    """``python -m bp_torch benchmark``."""
+    options = parse(
+        Options,
+        prog="python -m bp_torch benchmark",
+        description="Time the hand-written backward beside what you would otherwise write.",
+        args=arguments,
+    )
+    threads = dict.fromkeys(THREAD_VARIABLES, str(options.threads))
+    if not threads.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, "-m", "bp_torch", "benchmark", *arguments], os.environ | threads)
+    with one_line_errors(BenchmarkError, DeviceError, DataError, OSError):
+        run(options)
+
+
+def run(options: Options) -> None:
+    """Measure and report. Raises BenchmarkError, DeviceError, DataError or OSError."""
+    torch.set_num_threads(options.threads)
+    device = choose_device(options.device)
+    set_precision("full", device)
+    examples, _ = load("mnist", options.data_dir, device)
+    machine = describe_machine(device)
+    show = (lambda text: None) if options.json else print
+    show(", ".join(f"{name} {value}" for name, value in machine.items()))
+    measurements = []
+    for sizes, batch_size in SWEEP if options.sweep else ((options.sizes, options.batch_size),):
+        task = Task(Config(sizes=sizes, batch_size=batch_size, data_dir=options.data_dir), examples)
+        contenders = CUDA_CONTENDERS if device.type == "cuda" else CONTENDERS
+        measurements.append(compare(contenders, task, options.rounds))
+        show(f"\n{contender_table(measurements[-1])}")
+    if options.sweep:
+        show(f"\n{growth_table(measurements)}")
+    show(f"\nall end at the same weights, within {TOLERANCE:.0e} of the distance that ours moved in the first epoch")
+    png = io.BytesIO()
+    draw(measurements, machine).savefig(png, dpi=150)
+    replace_file(options.out, png.getvalue())
+    show(f"saved {options.out}")
+    if options.json:
+        print(as_json(measurements, machine, options.rounds))

@@ -1,0 +1,69 @@
+"""Numbers and tables as text, the same in every command: 0.0312, 1,234, −4.1·10⁻⁷; columns in line, or Markdown."""
+
+from collections.abc import Collection, Sequence
+from math import floor, isfinite, log10
+
+from torch import Tensor
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A value with so many significant digits: 0.0312, 1,234, −4.1·10⁻⁷."""
+    if not isfinite(value):
+        return str(value)
+    size = abs(value)
+    if size == 0:
+        return "0"
+    size = float(f"{size:.{digits - 1}e}")  # 0.999 is 1.0 in two digits, not 1.00
+    if 1e-3 <= size < 1e6:
+        decimals = max(0, digits - 1 - floor(log10(size)))
+        return f"{value:,.{decimals}f}".replace("-", "−")
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{mantissa}·10{superscript(int(exponent))}".replace("-", "−")
+
+
+def unit(values: Tensor) -> tuple[float, str]:
+    """A power of ten for a whole table, so that its largest number has one digit before the point, and its name."""
+    size = values.abs().max().item()
+    power = floor(log10(size)) if size else 0
+    return (1.0, "") if -1 <= power <= 2 else (10.0**power, f" (×10{superscript(power)})")
+
+
+def superscript(power: int) -> str:
+    """The power in small raised digits."""
+    return str(power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def times(ratio: float) -> str:
+    """A ratio in words: 3.2 times, 32 times, 4.1 million times."""
+    for size, word in ((1e12, " trillion"), (1e9, " billion"), (1e6, " million")):
+        if ratio >= size:
+            return f"{number(ratio / size, 2)}{word} times"
+    return f"{number(ratio, 2)} times"
+
+
+def count(n: int, one: str, many: str | None = None) -> str:
+    """1 entry, 2,000 entries."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Collection[int] | None = None,
+    markdown: bool = False,
+) -> str:
+    """Columns as wide as they need; those named in ``right`` (None: all but the first) are aligned to the right."""
+    to_the_right = [column > 0 if right is None else column in right for column in range(len(header))]
+    if markdown:
+        rules = ["--:" if aligned else ":--" for aligned in to_the_right]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rules, *rows))
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if aligned else cell.ljust(width)
+            for cell, width, aligned in zip(cells, widths, to_the_right, strict=True)
+        )
+        for cells in (header, *rows)
+    ]
+    return "\n".join(line.rstrip() for line in lines)

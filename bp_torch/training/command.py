@@ -1,0 +1,42 @@
+"""``python train.py``, also as ``bp-torch train``: flags in, a trained network out, one line for each error."""
+
+import torch
+
+from bp_torch.checkpoint import CheckpointError
+from bp_torch.cli import fail, one_line_errors, parse
+from bp_torch.data import DataError
+from bp_torch.device import DeviceError
+from bp_torch.distributed import DistributedError
+from bp_torch.training.config import Config
+from bp_torch.training.interruption import Stopped
+from bp_torch.training.loop import WrongGradientError, train
+from bp_torch.training.run import TrainingError, read_config
+
+DESCRIPTION = "Train a network on handwritten digits by hand-written backpropagation."
+TROUBLE = (torch.OutOfMemoryError, TrainingError, DeviceError, DataError, CheckpointError, DistributedError, OSError)
+
+
+def main(arguments: list[str] | None, prog: str) -> None:
+    """Read the flags and train. Exit codes: 1 trouble, 2 bad flags, 130 Ctrl-C, 143 SIGTERM."""
+    config = parse(Config, prog=prog, description=DESCRIPTION, args=arguments)
+    with one_line_errors(*TROUBLE):
+        if config.resume:
+            config = resumed(config, arguments, prog)
+        try:
+            train(config)
+        except Stopped as stopped:
+            fail(str(stopped), stopped.code)
+        except WrongGradientError as wrong:
+            print(wrong.report)
+            fail(str(wrong), 1)
+
+
+def resumed(config: Config, arguments: list[str] | None, prog: str) -> Config:
+    """The config of the run to resume, with the flags that were given; those that were not are the run's own."""
+    assert config.resume
+    saved = read_config(config.resume)
+    given = parse(Config, prog=prog, description=DESCRIPTION, args=arguments, default=saved)
+    try:
+        return saved.resumed(given)
+    except ValueError as error:
+        fail(str(error), 2)

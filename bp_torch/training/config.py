@@ -1,0 +1,262 @@
+"""Everything that can be chosen for a run: ``Config``, with a flag of train.py for each field."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from bp_torch.activations import ActivationName
+from bp_torch.costs import CostName, find_cost
+from bp_torch.data import CLASSES, PIXELS, DatasetName, Examples
+from bp_torch.distributed import ALONE, World
+from bp_torch.network import InitName, Network, parameter_count
+from bp_torch.sgd import SGD
+from bp_torch.training.step import TrainingStep
+
+DTypeName = Literal["float32", "float64", "bfloat16", "float16"]
+PrecisionName = Literal["full", "tf32", "bf16"]
+
+LEAST = {
+    "epochs": 0,
+    "seed": 0,
+    "batch_size": 1,
+    "train_examples": 1,
+    "threads": 1,
+    "checkpoint_every": 1,
+    "verify_every": 1,
+    "log_every": 1,
+    "histogram_every": 1,
+}
+"""The fields of Config that are whole numbers, and the smallest value of each."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of a run. Raises ValueError for a value out of its range."""
+
+    sizes: tuple[int, ...] = (784, 16, 16, 10)
+    """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between."""
+    activation: ActivationName = "sigmoid"
+    """Activation of the hidden layers."""
+    output_activation: ActivationName | None = None
+    """Activation of the last layer. None: sigmoid, or identity for the softmax cost, which contains the softmax."""
+    cost: CostName = "quadratic"
+    """Cost of one example; it is averaged over examples."""
+    init: InitName = "lecun"
+    """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in), biases zero; normal 1, biases as well."""
+    learning_rate: float = 3.0
+    """Learning rate of the first epoch."""
+    learning_rate_decay: float = 0.1
+    """The learning rate of epoch e is divided by 1 + decay (e − 1). 0 keeps it constant."""
+    batch_size: int | Literal["full"] = 100
+    """Examples per step. full: all training examples in each step, true gradient descent."""
+    epochs: int = 20
+    """Passes over the training examples."""
+    momentum: float = 0.0
+    """Momentum of SGD, from 0 to below 1."""
+    weight_decay: float = 0.0
+    """Weight decay of SGD, 0 or more."""
+    decay_biases: bool = False
+    """Apply weight decay to the biases too."""
+    dataset: DatasetName = "mnist"
+    """MNIST is part of the package; the others are downloaded."""
+    data_dir: Path = Path("data")
+    """Folder of the data sets; filled on first use."""
+    train_examples: int | None = None
+    """Train on this many of the shuffled training examples. None: on all."""
+    seed: int = 0
+    """Seed of the initial values and of every shuffle."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps. auto is the first GPU, or the CPU without one."""
+    dtype: DTypeName = "float32"
+    """Type of every number in the network."""
+    precision: PrecisionName = "full"
+    """Precision of both passes. full: that of the parameters; tf32: TF32 in matrix products, on a GPU; bf16: bfloat16
+    throughout. The parameters stay float32."""
+    replay: bool = True
+    """Record the operations of a step once and replay them, on a GPU as a CUDA graph. --no-replay is for debugging."""
+    threads: int | None = None
+    """CPU threads. None: one for a small network, else torch's default."""
+    runs_dir: Path = Path("runs")
+    """Folder of the runs."""
+    run_name: str | None = None
+    """Name of the run's folder. None: date, time, sizes, and every setting that is not the default."""
+    resume: Path | None = None
+    """Folder of a run to continue from its last checkpoint. Only --epochs (upwards) and --replay may change."""
+    checkpoint_every: int | None = None
+    """Also save a checkpoint every so many steps. None: after each epoch only."""
+    verify_every: int | None = None
+    """Check the gradient against autograd every so many steps, and stop with a report if they disagree."""
+    log: bool = True
+    """Write the event file that TensorBoard reads."""
+    log_every: int = 100
+    """Steps between two points of the training cost."""
+    histogram_every: int = 1
+    """Epochs between two histograms of each tensor."""
+    log_embedding: bool = False
+    """At the end, add a PR curve for each digit and the last hidden layer's activations for the projector."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if len(self.sizes) < 2 or min(self.sizes) < 1 or (self.sizes[0], self.sizes[-1]) != (PIXELS, CLASSES):
+            raise ValueError(
+                f"--sizes: wanted {PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between, "
+                f"got {' '.join(map(str, self.sizes)) or 'none'}"
+            )
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"{flag(name)}: wanted {least} or more, got {value}")
+        if self.run_name is not None and (self.run_name in ("", "..") or Path(self.run_name).name != self.run_name):
+            raise ValueError(f"--run-name: wanted the name of one folder in --runs-dir, got {self.run_name!r}")
+        if self.threads is not None and self.threads > 4096:
+            raise ValueError(f"--threads: wanted 4096 or less, got {self.threads}")
+        if parameter_count(self.sizes) >= 2**40:
+            raise ValueError(f"--sizes: {parameter_count(self.sizes):,} parameters do not fit in any memory")
+        if self.seed >= 2**32:
+            raise ValueError(f"--seed: wanted less than 2^32, got {self.seed}")
+        if not 0 <= self.learning_rate_decay < inf:
+            raise ValueError(f"--learning-rate-decay: wanted 0 or more, got {self.learning_rate_decay}")
+        if self.precision != "full" and self.dtype != "float32":
+            raise ValueError(f"--precision {self.precision}: wanted --dtype float32, got {self.dtype}")
+        if self.precision == "tf32" and self.verify_every:
+            raise ValueError(
+                "--verify-every: wanted --precision full or bf16, got tf32, in which autograd is no reference"
+            )
+        find_cost(self.cost, self.outputs)
+        self.optimizer(Network((1, 1)))
+
+    @property
+    def outputs(self) -> str:
+        """Name of the output activation: the one chosen, or the default of the cost."""
+        own = "identity" if self.cost == "softmax-cross-entropy" else "sigmoid"
+        return self.output_activation or own
+
+    def network(self, device: torch.device) -> Network:
+        """The network with the initial values of this run."""
+        return Network(
+            self.sizes,
+            activation=self.activation,
+            output_activation=self.outputs,
+            init=self.init,
+            seed=self.seed,
+            dtype=getattr(torch, self.dtype),
+            device=device,
+        )
+
+    def optimizer(self, network: Network) -> SGD:
+        """The optimizer of this run."""
+        return SGD(
+            network,
+            self.learning_rate,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            decay_biases=self.decay_biases,
+        )
+
+    def training_step(
+        self,
+        network: Network,
+        optimizer: SGD,
+        examples: Examples,
+        *,
+        running: Tensor | None = None,
+        world: World = ALONE,
+        record: bool = True,
+    ) -> TrainingStep:
+        """The step of this run on mini-batches of ``examples``. See ``TrainingStep`` for the arguments."""
+        n = len(examples.labels)
+        return TrainingStep(
+            network,
+            optimizer,
+            examples,
+            n if self.batch_size == "full" else min(self.batch_size, n),
+            self.cost,
+            precision=torch.bfloat16 if self.precision == "bf16" else None,
+            running=running,
+            world=world,
+            record=record and self.replay,
+        )
+
+    def hyperparameters(self, examples: int, batch_size: int) -> dict[str, str | float]:
+        """Every setting that the trained network depends on. Keys and types are the same for every run."""
+        return {
+            "sizes": "-".join(map(str, self.sizes)),
+            "activation": self.activation,
+            "output_activation": self.outputs,
+            "cost": self.cost,
+            "init": self.init,
+            "learning_rate": self.learning_rate,
+            "learning_rate_decay": self.learning_rate_decay,
+            "batch_size": batch_size,
+            "epochs": self.epochs,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "decay_biases": str(self.decay_biases),
+            "dataset": self.dataset,
+            "train_examples": examples,
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "precision": self.precision,
+        }
+
+    def learning_rate_at(self, epoch: int) -> float:
+        """The learning rate of ``epoch``, which counts from 1."""
+        return self.learning_rate / (1 + self.learning_rate_decay * (epoch - 1))
+
+    def to_json(self) -> str:
+        """The config as the text of config.json."""
+        fields = dataclasses.asdict(self)
+        del fields["resume"]
+        return json.dumps(fields, indent=2, default=str) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """The config that ``to_json`` wrote, fields that are missing at their defaults. Raises ValueError otherwise."""
+        try:
+            fields = json.loads(text)
+            hints = get_type_hints(cls)
+            for name in hints.keys() & fields.keys():
+                if not _fits(fields[name], hints[name]):
+                    raise TypeError(f"{name} is {fields[name]!r}")
+            paths = {name: Path(fields[name]) for name in ("data_dir", "runs_dir")}
+            return cls(**fields | paths | {"sizes": tuple(fields["sizes"])})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"not the config of a run: {error}") from error
+
+    def resumed(self, given: "Config") -> "Config":
+        """``given``, if a run of this config may continue with it. Raises ValueError if it may not."""
+        for field in dataclasses.fields(self):
+            was, now = getattr(self, field.name), getattr(given, field.name)
+            if field.name not in ("epochs", "resume", "replay") and was != now:
+                raise ValueError(
+                    f"{flag(field.name)} {now} differs from the run's {was}: "
+                    "only --epochs and --replay may change on resuming"
+                )
+        if given.epochs < self.epochs:
+            raise ValueError(
+                f"--epochs {given.epochs} is less than the run's {self.epochs}: on resuming it may only rise"
+            )
+        return given
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether ``value``, read from JSON, has the type ``hint`` of a field."""
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return any(_fits(value, choice) for choice in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is tuple:
+        return isinstance(value, list) and all(type(item) is int for item in value)
+    return type(value) in {Path: (str,), float: (float, int)}.get(hint, (hint,))
+
+
+def flag(field: str) -> str:
+    """The flag of a field of Config."""
+    return "--" + field.replace("_", "-")

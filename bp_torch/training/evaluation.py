@@ -1,0 +1,42 @@
+"""How well a network does: cost and accuracy over a set of examples, computed in chunks."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bp_torch.backprop import Forward, example_costs, forward
+from bp_torch.data import Examples, batch
+from bp_torch.distributed import ALONE, World
+from bp_torch.network import Network
+
+CHUNK = 2**20
+"""Activations, the input's included, that are computed at a time: 4 MiB of float32."""
+
+
+class Score(NamedTuple):
+    """``cost`` is C, the mean over the examples; ``accuracy`` is the fraction classified correctly, 0..1."""
+
+    cost: float
+    accuracy: float
+
+
+def forward_in_chunks(network: Network, examples: Examples) -> Iterator[tuple[Forward, Tensor, Tensor]]:
+    """The forward pass of some ``examples`` at a time, their targets y, and their labels."""
+    indices = torch.arange(len(examples.labels), device=network.device)
+    for chunk in indices.split(max(1, CHUNK // sum(network.sizes))):
+        x, y = batch(examples, chunk, network.dtype)
+        yield forward(network, x), y, examples.labels[chunk]
+
+
+@torch.inference_mode()
+def evaluate(network: Network, examples: Examples, cost: str, world: World = ALONE) -> Score:
+    """Cost and accuracy over all ``examples``; each process computes its shard."""
+    sums = torch.zeros(2, dtype=torch.float64, device=network.device)  # of the costs, of the correct answers
+    for forward_pass, y, labels in forward_in_chunks(network, Examples(*map(world.shard, examples))):
+        sums[0] += example_costs(forward_pass, y, cost).sum(dtype=torch.float64)
+        sums[1] += (forward_pass.activations[-1].argmax(1) == labels).sum()
+    world.all_reduce(sums)
+    cost_sum, correct = sums.tolist()
+    return Score(cost_sum / len(examples.labels), correct / len(examples.labels))

@@ -1,0 +1,207 @@
+"""The training loop: epochs of mini-batch steps, each followed by an evaluation, a line of output and a checkpoint."""
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm import tqdm
+
+from bp_torch.checkpoint import BEST, LAST
+from bp_torch.convert import save as save_network
+from bp_torch.data import Examples, subsample
+from bp_torch.device import choose_device
+from bp_torch.distributed import joined, local_device
+from bp_torch.tensorboard import RunLog
+from bp_torch.training.config import Config
+from bp_torch.training.divergence import diverged
+from bp_torch.training.evaluation import Score, evaluate, forward_in_chunks
+from bp_torch.training.interruption import Signals, Stopped
+from bp_torch.training.run import NETWORK_FILE, Run, TrainingError, start_run
+from bp_torch.training.step import Inspect, StepResult
+
+if TYPE_CHECKING:  # imported where it is used: a run without --verify-every needs no autograd
+    from bp_torch.verify import Report
+
+
+class WrongGradientError(RuntimeError):
+    """A gradient of the run disagrees with autograd. ``report`` says where."""
+
+    def __init__(self, report: "Report", step: int, epoch: int) -> None:
+        """At ``step`` of ``epoch``, whose update was not made."""
+        self.report = report
+        super().__init__(f"the hand-written gradient of step {step} (epoch {epoch}) disagrees with autograd, see above")
+
+
+@torch.inference_mode()
+def train(config: Config, store: str = "env://") -> Path:
+    """Train as ``config`` says, print a line for each epoch, save the network. Returns the run's folder.
+
+    Started by torchrun, this is one process of several, which meet at ``store``.
+    Raises TrainingError, DeviceError, DataError or CheckpointError if the run cannot start or continue, OSError if it
+    cannot be saved, WrongGradientError, and Stopped, with a checkpoint saved, on SIGINT or SIGTERM.
+    """
+    device = choose_device(local_device(config.device))
+    with joined(device, store) as world:
+        run = start_run(config, device, world)
+        say = print if world.is_first else ignore
+        say(introduction(run))
+        steps = config.epochs * run.steps_per_epoch
+        quiet = None if world.is_first else True  # None: quiet unless stderr is a terminal
+        with (
+            open_log(run) as log,
+            Signals() as signals,
+            tqdm(total=steps, initial=run.state.step, unit="step", leave=False, disable=quiet) as bar,
+        ):
+            if log:
+                log.begin(config.hyperparameters(len(run.training.labels), run.step.batch_size), config.to_json())
+            while run.state.epoch <= config.epochs:
+                train_epoch(run, log, signals, bar)
+            if world.is_first:
+                save_network(run.network, run.folder / NETWORK_FILE)
+        say(f"saved {run.folder / NETWORK_FILE}")
+        return run.folder
+
+
+def ignore(line: str) -> None:
+    """What every process but the first does instead of printing."""
+
+
+def introduction(run: Run) -> str:
+    """What will be trained, on what, from where; and the header of the table that follows."""
+    config, state, network, threads = run.config, run.state, run.network, torch.get_num_threads()
+    lines = [
+        f"{'-'.join(map(str, config.sizes))}: {len(network.parameters):,} parameters, {len(run.training.labels):,} "
+        f"training examples, batches of {run.step.batch_size:,}, on {network.device}"
+        + (f" ({threads} thread{'s' * (threads > 1)})" if network.device.type == "cpu" else "")
+        + (f", in {run.world.size} processes" if run.world.size > 1 else "")
+    ]
+    if config.resume and state.epoch <= config.epochs:
+        lines.append(f"continuing {run.folder} at epoch {state.epoch}, step {state.steps} of {run.steps_per_epoch}")
+    elif config.resume:
+        lines.append(f"all {config.epochs} epochs of {run.folder} are done: raise --epochs to continue")
+    if state.epoch <= config.epochs:
+        lines.append("epoch   train cost  accuracy    test cost  accuracy   examples/s   seconds")
+    return "\n".join(lines)
+
+
+@contextmanager
+def open_log(run: Run) -> Iterator[RunLog | None]:
+    """The run's log, in the first process, unless --no-log is given."""
+    if not (run.config.log and run.world.is_first):
+        yield None
+        return
+    every = min(run.config.log_every, run.steps_per_epoch)  # a short epoch has a point too
+    with closing(RunLog(run.folder, run.network, every, run.state)) as log:
+        yield log
+
+
+def train_epoch(run: Run, log: RunLog | None, signals: Signals, bar: "tqdm[Any]") -> None:
+    """Train to the end of the epoch, evaluate, print, log, save a checkpoint."""
+    config, state = run.config, run.state
+    epoch = state.epoch
+    result, rate, seconds = train_steps(run, log, signals, bar)
+    on_training, on_test = (
+        evaluate(run.network, examples, config.cost, run.world) for examples in (subsample(run.training), run.test)
+    )
+    if run.world.is_first:
+        bar.write(
+            f"{epoch:5}   {on_training.cost:10.4f}  {on_training.accuracy:8.2%}   {on_test.cost:10.4f}  "
+            f"{on_test.accuracy:8.2%}   {rate:10,.0f}   {seconds:7.2f}"
+        )
+    if log:
+        log.epoch(
+            cost=on_test.cost,
+            accuracy_train=on_training.accuracy,
+            accuracy_test=on_test.accuracy,
+            examples_per_second=rate,
+            step=state.step,
+        )
+        if epoch % config.histogram_every == 0 and result:
+            log.histograms(result, state.step)
+    if not isfinite(on_training.cost + on_test.cost):
+        raise diverged(run, log, result)
+    if log and epoch == config.epochs:
+        log_results(run, log, on_test)
+    better = on_test.accuracy > state.best_accuracy
+    state.best_accuracy = max(state.best_accuracy, on_test.accuracy)
+    save_checkpoint(run, log, result, also=[BEST] if better else [])
+    if signals.asked(0, run.world, run.network.device):
+        raise Stopped(signals.received or signal.SIGTERM, run.folder)
+
+
+def train_steps(
+    run: Run, log: RunLog | None, signals: Signals, bar: "tqdm[Any]"
+) -> tuple[StepResult | None, float, float]:
+    """Make the remaining steps of the epoch. Returns the last result, the examples per second, and the seconds."""
+    config, state, device = run.config, run.state, run.network.device
+    steps, before, start, result = run.steps_per_epoch, state.steps, time.perf_counter(), None
+    for result in run.rest_of_epoch(gradient_check(run) if config.verify_every else None):
+        bar.update()
+        if log and not log.step(state.step, result, run.step.optimizer):
+            raise diverged(run, log, result)
+        if state.steps == steps:
+            continue  # the epoch's own checkpoint is saved after its results are logged: both or neither
+        stop = signals.asked(state.step, run.world, device)
+        if stop or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
+            save_checkpoint(run, log, result)
+        if stop:
+            raise Stopped(signals.received or signal.SIGTERM, run.folder)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - start
+    return result, max(0, len(run.training.labels) - before * run.step.batch_size) / seconds, seconds
+
+
+def gradient_check(run: Run) -> Inspect:
+    """Checks the gradient of every ``--verify-every``-th step against autograd, before the update."""
+    from bp_torch.verify import check_step
+
+    every, state = run.config.verify_every or 1, run.state
+
+    def inspect(result: StepResult) -> None:
+        step = state.step + 1
+        if step % every:
+            return
+        x, y, gradient = result.x, result.y, result.backward.gradient
+        try:
+            report = check_step(result.forward.network, x, y, run.config.cost, gradient)
+        except ValueError as error:  # parameters or cost are not finite
+            raise TrainingError(f"cannot verify step {step}: {error}; try a smaller --learning-rate") from error
+        if not report.ok:
+            raise WrongGradientError(report, step, state.epoch)
+
+    return inspect
+
+
+def save_checkpoint(run: Run, log: RunLog | None, result: StepResult | None, also: Sequence[str] = ()) -> None:
+    """Save the state as the last checkpoint, once the log is on disk. Raises TrainingError if θ is not finite."""
+    if not torch.isfinite(run.state.parameters).all() or (log and not log.write_points()):
+        raise diverged(run, log, result)
+    if not run.world.is_first:
+        return
+    try:
+        if log:
+            log.flush()  # first: a resumed run does not log again what was logged before its checkpoint
+        for name in (*also, LAST):  # last: it implies that the others are there
+            run.state.save(run.folder / name)
+    except OSError as error:
+        raise TrainingError(f"cannot save into {run.folder}: {error}; the previous checkpoint is intact") from error
+
+
+def log_results(run: Run, log: RunLog, score: Score, most: int = 10_000) -> None:
+    """Log the ``score`` on the test set, and the outputs for the first ``most`` test examples."""
+    examples = Examples(run.test.x[:most], run.test.labels[:most])
+    kept = -2 if run.config.log_embedding else -1  # the last hidden layer is large; only the embedding shows it
+    chunks = [done.activations[kept:] for done, _, _ in forward_in_chunks(run.network, examples)]
+    *hidden, outputs = (torch.cat(parts).float().cpu() for parts in zip(*chunks, strict=True))
+    if run.config.cost == "softmax-cross-entropy":
+        outputs = torch.softmax(outputs, 1)
+    images, labels = (tensor.cpu() for tensor in examples)
+    log.end({"test_accuracy": score.accuracy, "test_cost": score.cost}, images, labels, outputs, run.state.step)
+    if run.config.log_embedding:
+        log.embedding(images, labels, outputs, hidden[0], run.state.step)

@@ -1,0 +1,166 @@
+"""A run: its folder on disk, and all that it holds in memory. Starting, resuming, opening and saving one."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import count
+from math import ceil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bp_torch.checkpoint import CONFIG, LAST, State, make_folder
+from bp_torch.convert import load as load_network
+from bp_torch.data import Examples, first_shuffled, load, permutation
+from bp_torch.device import set_precision, set_threads
+from bp_torch.distributed import ALONE, World
+from bp_torch.files import replace_file
+from bp_torch.network import Network
+from bp_torch.training.config import Config
+from bp_torch.training.step import Inspect, StepResult, TrainingStep
+
+NETWORK_FILE = "network.safetensors"
+
+
+class TrainingError(RuntimeError):
+    """The run cannot start or continue. The message says why, and what to try."""
+
+
+@dataclass
+class Run:
+    """A run in memory, and its folder. ``state`` holds the tensors that training changes, so it is always current."""
+
+    config: Config
+    folder: Path
+    training: Examples
+    test: Examples
+    step: TrainingStep
+    state: State
+    world: World
+
+    @property
+    def network(self) -> Network:
+        """The network that is trained."""
+        return self.step.network
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Mini-batches in an epoch, the short one included."""
+        return ceil(len(self.training.labels) / self.step.batch_size)
+
+    def rest_of_epoch(self, inspect: Inspect | None = None) -> Iterator[StepResult]:
+        """Train from where the state is to the end of its epoch."""
+        config, state, step = self.config, self.state, self.step
+        step.optimizer.learning_rate = config.learning_rate_at(state.epoch)
+        order = permutation(len(self.training.labels), config.seed, state.epoch, self.network.device)
+        for result in step.run(order[state.steps * step.batch_size :], inspect):
+            state.steps += 1
+            state.step += 1
+            yield result
+        state.epoch += 1
+        state.steps = 0
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint. Raises CheckpointError if it cannot be read or is of another network."""
+        self.state.become(State.load(self.folder / LAST, like=self.state))
+
+    def alone(self) -> "Run":
+        """This run as a single process, with no step recorded."""
+        step = self.config.training_step(self.network, self.step.optimizer, self.training, record=False)
+        return dataclasses.replace(self, step=step, world=ALONE)
+
+
+def start_run(config: Config, device: torch.device, world: World) -> Run:
+    """Load the data, make the network and a folder with a first checkpoint; or restore the run to ``resume``.
+
+    Raises TrainingError, DeviceError, DataError or CheckpointError, and then makes no folder.
+    """
+    if config.verify_every and world.size > 1:
+        raise TrainingError("--verify-every checks the gradient of one process: start train.py without torchrun")
+    training, test = load(config.dataset, config.data_dir, device)
+    if config.train_examples is not None:
+        if config.train_examples > len(training.labels):
+            raise TrainingError(
+                f"--train-examples: {config.dataset} has {len(training.labels):,}, got {config.train_examples:,}"
+            )
+        training = first_shuffled(training, config.train_examples, config.seed)
+    try:
+        network = config.network(device)
+    except RuntimeError as error:  # the allocator's message says how much was wanted
+        raise TrainingError(f"no room for this network on {device}: {str(error).splitlines()[0]}") from error
+    optimizer = config.optimizer(network)
+    state = State(
+        network.parameters,
+        optimizer.velocity,
+        torch.zeros(2, dtype=torch.float64, device=device),
+        network=f"{'-'.join(map(str, config.sizes))}, {config.activation}, {config.outputs}",
+    )
+    running = state.running if config.log else None
+    step = config.training_step(network, optimizer, training, running=running, world=world)
+    set_precision(config.precision, device)
+    set_threads(config.threads, step.batch_size * len(network.parameters))
+    run = Run(config, config.resume or new_folder(config), training, test, step, state, world)
+    if config.resume:
+        run.restore()
+    if world.is_first and config.resume:
+        replace_file(run.folder / CONFIG, config.to_json().encode())
+    elif world.is_first:
+        make_folder(run.folder, config.to_json(), run.state)
+    world.broadcast([tensor for tensor in (run.state.parameters, run.state.velocity) if isinstance(tensor, Tensor)])
+    return run
+
+
+def new_folder(config: Config) -> Path:
+    """The folder of a new run: with its own name, or with the default name and a number if that exists."""
+    folder = config.runs_dir / (config.run_name or default_run_name(config))
+    for number in count(2):
+        if config.run_name or not folder.exists():
+            return folder
+        folder = folder.with_name(f"{default_run_name(config)}_{number}")
+    raise AssertionError
+
+
+NOT_IN_NAMES = {
+    "sizes",
+    "data_dir",
+    "runs_dir",
+    "run_name",
+    "threads",
+    "device",
+    "replay",
+    "log",
+    "log_every",
+    "log_embedding",
+}
+"""Fields of Config that a default name does not list. (The sizes are in every name.)"""
+
+
+def default_run_name(config: Config) -> str:
+    """Date, time, sizes, and each setting that is not the default: 2026-01-31_120000_784-16-16-10_seed-1."""
+    parts = [datetime.now().strftime("%Y-%m-%d_%H%M%S"), "-".join(map(str, config.sizes))]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != field.default and field.name not in NOT_IN_NAMES:
+            parts.append(f"{field.name.replace('_', '-')}-{value}")
+    return "_".join(parts)
+
+
+def read_config(folder: Path) -> Config:
+    """The config of the run in ``folder``. Raises TrainingError if there is none."""
+    try:
+        return Config.from_json((folder / CONFIG).read_text())
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"no run in {folder} ({error}); make one with: python train.py") from error
+
+
+def open_run(folder: Path, device: torch.device | str = "cpu") -> tuple[Config, Network]:
+    """The config and the trained network of a run. Raises TrainingError if ``folder`` holds no finished run."""
+    config = read_config(folder)
+    try:
+        return config, load_network(folder / NETWORK_FILE, device)
+    except (OSError, ValueError) as error:
+        raise TrainingError(
+            f"no trained network in {folder} ({error}); finish it with: python train.py --resume {folder}"
+        ) from error

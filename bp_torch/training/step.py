@@ -1,0 +1,120 @@
+"""One step of stochastic gradient descent on a mini-batch: forward, backward, update.
+
+The gradient of a mini-batch is an estimate of the true one, which would need every example; in return each step is
+quick. The lines of ``TrainingStep`` run once for each batch size and are then replayed (recorder.py). Of several
+processes, each computes the gradient of its shard of the mini-batch, and one all-reduce adds them up.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bp_torch.backprop import Backward, Forward, backward, example_costs, forward
+from bp_torch.data import Examples, batch, class_targets
+from bp_torch.distributed import ALONE, World
+from bp_torch.network import Network
+from bp_torch.recorder import Recorder
+from bp_torch.sgd import SGD
+
+
+class StepResult(NamedTuple):
+    """What a step computed, overwritten by the next: x (B, 784) and y (B, 10) of the batch, and both passes."""
+
+    x: Tensor
+    y: Tensor
+    forward: Forward
+    backward: Backward
+
+
+Inspect = Callable[[StepResult], None]
+"""Is called with the result of each backward pass before the update."""
+
+
+class TrainingStep:
+    """The step of one network on mini-batches of some examples.
+
+    A recorded step uses the current contents of its tensors and the current learning rate; all else is as in the first.
+
+    Attributes:
+        network: whose parameters descend.
+        working: what the batch goes through: the network itself, or a copy in a lower precision, made in each step.
+        optimizer: makes the update.
+        batch_size: examples of a whole mini-batch, of all processes together.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        optimizer: SGD,
+        examples: Examples,
+        batch_size: int,
+        cost: str,
+        *,
+        precision: torch.dtype | None = None,
+        running: Tensor | None = None,
+        world: World = ALONE,
+        record: bool = True,
+    ) -> None:
+        """``precision`` is the dtype of both passes (None: the network's). Without ``record`` no step is recorded.
+
+        Each step adds [the sum of its examples' costs, their number] to ``running``, (2,), if that is given.
+        """
+        self.network = network
+        self.working = network if precision in (None, network.dtype) else network.to(dtype=precision)
+        self.optimizer = optimizer
+        self.examples = examples
+        self.batch_size = batch_size
+        self.cost = cost
+        self.running = running
+        self.world = world
+        # ∇C and C, which add up over the shards of a mini-batch
+        self.reduced = torch.zeros(len(network.parameters) + 1, dtype=self.working.dtype, device=network.device)
+        class_targets(self.working.dtype, network.device)  # made now, so that no recording makes it
+        record_calls: Any = partial(Recorder, network.device) if record else lambda function: function
+        self._whole, self._gradient, self._update = map(record_calls, (self.step, self.gradient, self.update))
+
+    def run(self, order: Tensor, inspect: Inspect | None = None) -> Iterator[StepResult]:
+        """Make a step for each mini-batch of ``order``, indices (n,) of examples, and yield its result after each.
+
+        ``inspect`` is called between gradient and update. Nothing here waits for a GPU, unless ``inspect`` does. All
+        calls are made in ``torch.inference_mode``, or none is.
+        """
+        for start in range(0, len(order), self.batch_size):
+            indices = order[start : start + self.batch_size]
+            if self.world.size == 1 and inspect is None:
+                yield self._whole(indices)
+                continue
+            result = self._gradient(indices)
+            if inspect:
+                inspect(result)
+            self.world.all_reduce(self.reduced)
+            self._update(indices)
+            yield result
+
+    def step(self, indices: Tensor) -> StepResult:
+        """Forward, backward and update for the mini-batch of the examples at ``indices`` (B,)."""
+        result = self.gradient(indices)
+        self.update(indices)
+        return result
+
+    def gradient(self, indices: Tensor) -> StepResult:
+        """Forward and backward for this process's shard of the mini-batch; ∇C and C are written into ``reduced``."""
+        if self.working is not self.network:
+            self.working.parameters.copy_(self.network.parameters)
+        x, y = batch(self.examples, self.world.shard(indices), self.working.dtype)
+        forward_pass = forward(self.working, x)
+        n = len(indices)
+        backward_pass = backward(self.working, forward_pass, y, self.cost, examples=n, out=self.reduced[:-1])
+        if self.running is not None:  # each cost is divided first: their sum may be too large for float16
+            torch.sum(example_costs(forward_pass, y, self.cost) / n, 0, out=self.reduced[-1])
+        return StepResult(x, y, forward_pass, backward_pass)
+
+    def update(self, indices: Tensor) -> None:
+        """The step along the reduced gradient."""
+        if self.running is not None:
+            self.running[0].add_(self.reduced[-1], alpha=len(indices))
+            self.running[1].add_(len(indices))
+        self.optimizer.step(self.reduced[:-1])

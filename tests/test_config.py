@@ -1,0 +1,76 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bp_torch.training import Config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sizes": (784, 5)}, r"--sizes: wanted 784 \(pixels\) first, 10 \(digits\) last .*, got 784 5"),
+        ({"sizes": ()}, "--sizes: .*got none"),
+        ({"sizes": (784, 0, 10)}, "--sizes: .*got 784 0 10"),
+        ({"epochs": -1}, "--epochs: wanted 0 or more, got -1"),
+        ({"batch_size": 0}, "--batch-size: wanted 1 or more, got 0"),
+        ({"train_examples": 0}, "--train-examples: wanted 1 or more, got 0"),
+        ({"threads": 0}, "--threads: wanted 1 or more, got 0"),
+        ({"seed": -1}, "--seed: wanted 0 or more, got -1"),
+        ({"precision": "bf16", "dtype": "float64"}, "--precision bf16: wanted --dtype float32, got float64"),
+        ({"precision": "tf32", "verify_every": 10}, "--verify-every: wanted --precision full or bf16"),
+        ({"run_name": "../x"}, r"--run-name: wanted the name of one folder in --runs-dir, got '\.\./x'"),
+        ({"run_name": ".."}, "--run-name: wanted the name of one folder"),
+        ({"run_name": ""}, "--run-name: wanted the name of one folder"),
+        ({"seed": 2**32}, r"--seed: wanted less than 2\^32, got 4294967296"),
+        ({"learning_rate": 0.0}, "learning rate is a positive number, not 0.0"),
+        ({"learning_rate_decay": -0.5}, "--learning-rate-decay: wanted 0 or more, got -0.5"),
+        ({"momentum": 1.0}, "momentum is at least 0 and below 1, not 1.0"),
+        ({"weight_decay": -0.1}, "weight decay is zero or a positive number, not -0.1"),
+        ({"cost": "binary-cross-entropy", "output_activation": "relu"}, "needs sigmoid outputs, the network has relu"),
+    ],
+)
+def test_value_out_of_range_raises_value_error(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config(**fields)
+
+
+def test_output_activation_is_the_default_of_the_cost_unless_given() -> None:
+    assert Config().outputs == "sigmoid"
+    assert Config(cost="softmax-cross-entropy").outputs == "identity"
+    assert Config(cost="softmax-cross-entropy", output_activation="tanh").outputs == "tanh"
+
+
+def test_config_is_the_same_after_json() -> None:
+    config = Config(sizes=(784, 30, 10), data_dir=Path("d"), batch_size="full", train_examples=5)
+    assert Config.from_json(config.to_json()) == config
+    fields = json.loads(config.to_json())
+    del fields["precision"], fields["replay"]
+    assert Config.from_json(json.dumps(fields)) == config, "one of an older version"
+    for text in ('{"sizes": [784, 10]}', "[]", "3"):
+        with pytest.raises(ValueError, match="not the config of a run"):
+            Config.from_json(text)
+
+
+@pytest.mark.parametrize(
+    "damage", [{"batch_size": "foo"}, {"activation": "foo"}, {"epochs": "2"}, {"seed": 1.5}, {"sizes": 3}, {"log": 1}]
+)
+def test_damaged_config_raises_value_error(damage: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"not the config of a run: .*{next(iter(damage))}"):
+        Config.from_json(json.dumps(json.loads(Config().to_json()) | damage))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": 9}, "--seed 9 differs from the run's 0: only --epochs and --replay may change"),
+        ({"momentum": 0.0}, "--momentum 0.0 differs from the run's 0.9"),
+        ({"epochs": 3}, "--epochs 3 is less than the run's 30"),
+    ],
+)
+def test_flag_that_differs_on_resuming_is_named(given: dict[str, Any], message: str) -> None:
+    saved = Config(epochs=30, momentum=0.9)
+    with pytest.raises(ValueError, match=message):
+        saved.resumed(replace(saved, **given))

@@ -1,0 +1,32 @@
+"""The average of all per-example gradients is the gradient; the statistics match their definitions."""
+
+import pytest
+import torch
+
+from bp_torch.explain import average
+from bp_torch.explain.subject import Subject, full_gradient
+
+
+def test_mean_of_per_example_gradients_is_the_gradient(subject: Subject) -> None:
+    network, training = subject.exact, subject.training
+    statistics = average.statistics(average.negative_gradients(network, training, "quadratic", 230))
+    direct = -full_gradient(network, training, "quadratic", chunk=len(training.labels))
+    assert (statistics.mean - direct).abs().max() < 1e-15
+
+
+def test_statistics_match_their_definitions(subject: Subject) -> None:
+    parts = list(average.negative_gradients(subject.exact, subject.training, "quadratic", 230))
+    statistics, whole = average.statistics(parts), torch.cat(parts)
+    mean, nonzero = whole.mean(0), whole != 0
+    torch.testing.assert_close(statistics.deviation, whole.std(0, correction=0), rtol=1e-6, atol=1e-12)
+    agree = (whole.sign() == mean.sign()) & nonzero
+    expected = (agree.sum(0).double() / nonzero.sum(0)).nan_to_num()
+    torch.testing.assert_close(statistics.agreement.nan_to_num(), expected)
+    assert statistics.cancelled == pytest.approx(1 - (mean.norm() / whole.norm(dim=1).mean()).item(), rel=1e-9)
+
+
+def test_mean_without_the_last_examples_is_not_the_gradient(subject: Subject) -> None:
+    network, training = subject.exact, subject.training
+    parts = list(average.negative_gradients(network, training, "quadratic", 100))
+    direct = -full_gradient(network, training, "quadratic", chunk=len(training.labels))
+    assert (average.statistics(parts[:-1]).mean - direct).abs().max() > 1e-10

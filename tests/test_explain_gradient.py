@@ -1,0 +1,47 @@
+"""The gradient predicts how the cost changes, and its components have the names of their parameters."""
+
+import pytest
+import torch
+
+from bp_torch.explain import gradient
+from bp_torch.explain.subject import Subject, full_gradient
+from bp_torch.network import layer_views
+
+
+def test_wiggle_agrees_with_the_gradient_to_second_order(subject: Subject) -> None:
+    network, training = subject.exact, subject.training
+    vector = full_gradient(network, training, "quadratic")
+    order = gradient.sensitivity_order(vector)
+    indices = [int(order[0]), int(order[50])]
+    before = network.parameters.clone()
+    errors: dict[float, list[tuple[float, float]]] = {}
+    for h in (2e-2, 1e-2):
+        moved = gradient.wiggle(network, training, "quadratic", vector, indices, h)
+        errors[h] = [(abs(w.up - w.predicted), abs(w.change - w.predicted)) for w in moved]
+    for (coarse, coarse_both), (fine, fine_both) in zip(errors[2e-2], errors[1e-2], strict=True):
+        assert coarse / fine == pytest.approx(4, rel=0.1)  # C(θ + h) − C(θ) − h g is of the second order in h
+        assert coarse_both / fine_both == pytest.approx(8, rel=0.1)  # and the mean of up and down of the third
+    assert torch.equal(network.parameters, before)
+
+
+def test_cost_changes_have_the_ratio_of_the_components(subject: Subject) -> None:
+    result = gradient.explain(subject, gradient.Options(wiggle=True))
+    most, least = result.wiggles[0], result.wiggles[-1]
+    assert (most.position, least.position) == (int(result.order[0]), int(result.order[-1]))
+    assert abs(most.change / least.change) == pytest.approx(result.ratio(), rel=1e-3)
+    assert result.gradient[result.order].abs().min() > 0
+    assert len(result.order) + int((result.gradient == 0).sum()) == 13_002
+
+
+def test_parameter_names_match_their_indices() -> None:
+    sizes = (784, 16, 16, 10)
+    numbered = torch.arange(13_002)
+    weights, biases = layer_views(numbered, sizes)
+    name = gradient.parameter_name
+    assert name(sizes, int(weights[0][3, 14 * 28 + 9])) == "weight from pixel (14, 9) to neuron 3 of layer 1"
+    assert name(sizes, int(weights[2][8, 5])) == "weight from neuron 5 of layer 2 to neuron 8 of layer 3"
+    assert name(sizes, int(biases[2][2])) == "bias of neuron 2 of layer 3"
+    assert len({name(sizes, i) for i in range(13_002)}) == 13_002
+    for wrong in (-1, 13_002):
+        with pytest.raises(ValueError, match="no parameter"):
+            name(sizes, wrong)

@@ -1,0 +1,36 @@
+"""The repeated run ends at the run's own network, and the curvature is that of the Hessian as autograd has it."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from bp_torch.data import PIXEL_SCALE, Examples, one_hot
+from bp_torch.explain import minimum
+from bp_torch.explain.subject import Subject
+from bp_torch.network import Network, layer_views
+
+
+def test_repeated_run_ends_at_the_same_network(subject: Subject) -> None:
+    result = minimum.explain(subject, minimum.Options(directions=1))
+    assert result.difference == 0
+    assert [progress.epoch for progress in result.history] == list(range(16))
+    assert result.history[-1].gradient_norm == pytest.approx(result.gradient_norm, rel=1e-3)
+    assert result.lines[0].slope == pytest.approx(-result.gradient_norm, rel=1e-9) and result.lines[0].decrease > 0
+
+
+def test_curvature_matches_the_hessian_of_autograd() -> None:
+    network = Network((784, 3, 10), seed=1, dtype=torch.float64)
+    x = torch.randint(256, (20, 784), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    examples = Examples(x, torch.arange(20) % 10)
+    direction = torch.randn(len(network.parameters), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    direction /= direction.norm()
+
+    def cost_of(theta: Tensor) -> Tensor:
+        a = examples.x.double() * PIXEL_SCALE
+        for w, b in zip(*layer_views(theta, network.sizes), strict=True):
+            a = torch.sigmoid(a @ w.T + b)
+        return (a - one_hot(examples.labels, dtype=torch.float64)).square().sum(1).mean()
+
+    _, product = torch.autograd.functional.hvp(cost_of, network.parameters, direction)
+    curvature = minimum.curvature(network, examples, "quadratic", direction)
+    assert curvature == pytest.approx((direction @ product).item(), rel=1e-5)

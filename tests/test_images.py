@@ -1,0 +1,32 @@
+import numpy as np
+import torch
+
+from bp_torch.images import captioned, confusion_matrix, confusion_picture, diverging, most_wrong, weight_maps
+
+
+def test_confusion_matrix_counts_by_digit_and_answer() -> None:
+    matrix = confusion_matrix(torch.tensor([0, 1, 1, 2]), torch.tensor([0, 2, 2, 0]), 3)
+    assert matrix.tolist() == [[1, 0, 0], [0, 0, 2], [1, 0, 0]]
+
+
+def test_most_wrong_examples_are_misclassified_and_worst_first() -> None:
+    outputs = torch.tensor([[0.9, 0.1], [0.6, 0.5], [1.0, 0.0], [0.2, 0.8]])
+    assert most_wrong(torch.tensor([0, 1, 1, 1]), outputs).tolist() == [2, 1]
+
+
+def test_weight_maps_are_white_at_zero_red_above_and_blue_below() -> None:
+    zero, above, below = diverging(torch.tensor([[[0.0, 2.0], [-2.0, 1.0]]]))[0].reshape(-1, 3)[:3].astype(int)
+    assert zero.tolist() == [255, 255, 255]
+    assert above[0] > above[2] and below[2] > below[0]
+    assert weight_maps(torch.zeros(5, 784)).dtype == np.uint8
+
+
+def test_confusion_picture_shades_right_ones_blue_and_wrong_ones_red() -> None:
+    picture = confusion_picture(torch.tensor([[9, 1], [0, 10]]), cell=40, margin=40).astype(int)
+    right, wrong, empty = picture[45, 45], picture[45, 85], picture[85, 45]
+    assert right[2] > right[0] and wrong[0] > wrong[2] and empty.tolist() == [255, 255, 255]
+
+
+def test_captioned_digits_stand_in_rows_of_six() -> None:
+    one, seven = (captioned(torch.zeros(n, 784, dtype=torch.uint8), ["a 2, said 3"] * n) for n in (1, 7))
+    assert seven.shape == (2 * one.shape[0], one.shape[1], 3)

@@ -1,0 +1,58 @@
+"""SIGINT and SIGTERM while training: noted, and obeyed between two steps. Whole runs: test_resume.py."""
+
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from bp_torch.distributed import World
+from bp_torch.training import Stopped
+from bp_torch.training.interruption import ASK_EVERY, Signals
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_exit_code_is_128_plus_the_number_of_the_signal(number: signal.Signals, code: int) -> None:
+    stopped = Stopped(number, Path("runs/one"))
+    assert stopped.code == code
+    assert str(stopped) == (f"stopped by {number.name}, all is saved; continue with: python train.py --resume runs/one")
+
+
+def test_first_signal_is_noted_and_the_second_interrupts() -> None:
+    with Signals() as signals:
+        assert not signals.asked(1, World(), CPU)
+        signal.raise_signal(signal.SIGINT)
+        assert signals.asked(1, World(), CPU) and signals.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_signal_handlers_are_restored() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with Signals():
+        during = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert all(one != other for one, other in zip(before, during, strict=True))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_thread_that_may_not_handle_signals_trains_without() -> None:
+    asked: list[bool] = []
+
+    def work() -> None:
+        with Signals() as signals:
+            asked.append(signals.asked(1, World(), CPU))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert asked == [False]
+
+
+def test_several_processes_ask_each_other_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "any", lambda world, flag, device: True)  # another one has received a signal
+    signals = Signals()
+    asked = [step for step in range(1, 3 * ASK_EVERY) if signals.asked(step, World(0, 2), CPU)]
+    assert asked == [ASK_EVERY, 2 * ASK_EVERY]

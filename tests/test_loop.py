@@ -1,0 +1,174 @@
+"""Whole runs: what they print, log and save, and the network they make."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch import nn
+
+from bp_torch.checkpoint import State
+from bp_torch.convert import to_sequential
+from bp_torch.data import Examples, first_shuffled, one_hot
+from bp_torch.device import DeviceError
+from bp_torch.tensorboard import RunLog
+from bp_torch.training import Config, StepResult, TrainingError, TrainingStep, open_run, train
+from tests.conftest import BEGIN, REFERENCE_COSTS, brief_run, curves, relative_error
+
+CPU = torch.device("cpu")
+
+N = 450
+"""Examples: four mini-batches of 100 and a short one."""
+
+
+def test_network_too_large_for_memory_is_reported_in_one_line(tmp_path: Path, data_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r"--sizes: .* parameters do not fit in any memory"):
+        Config(sizes=(784, 10**20, 10))
+    with pytest.raises(TrainingError, match="no room for this network on cpu"):
+        brief_run(tmp_path, data_dir, "huge", sizes=(784, 10**9, 10))
+    assert not (tmp_path / "huge").exists()
+
+
+def test_full_batch_in_float16_has_a_finite_cost(tmp_path: Path, data_dir: Path) -> None:
+    fields: dict[str, Any] = {"epochs": 2, "batch_size": "full", "cost": "softmax-cross-entropy", "learning_rate": 0.1}
+    brief_run(tmp_path, data_dir, "half", dtype="float16", log_every=1, **fields)  # Σ C_k is above 65,504
+    events = EventAccumulator(str(tmp_path / "half"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("cost/train")] == [pytest.approx(2.3, abs=0.1)] * 2
+
+
+def test_examples_per_second_counts_examples(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(1000))
+    monkeypatch.setattr("bp_torch.training.loop.time.perf_counter", lambda: next(clock))  # an epoch takes a second
+    brief_run(tmp_path, data_dir, "short", epochs=1, train_examples=1001, batch_size=1000)
+    events = EventAccumulator(str(tmp_path / "short"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("examples_per_second")] == [1001]
+    assert [event.step for event in events.Scalars("cost/train")] == [2], "a short epoch has its point too"
+
+
+@pytest.mark.parametrize("log_embedding", [False, True])
+def test_logged_outputs_are_those_of_the_network(
+    log_embedding: bool,
+    tmp_path: Path,
+    data_dir: Path,
+    mnist: tuple[Examples, Examples],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logged: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(RunLog, "end", lambda log, results, x, y, outputs, step: logged.update(outputs=outputs))
+    monkeypatch.setattr(RunLog, "embedding", lambda log, x, y, outputs, hidden, step: logged.update(hidden=hidden))
+    brief_run(tmp_path, data_dir, "logged", epochs=1, train_examples=1000, log_embedding=log_embedding)
+    model = to_sequential(open_run(tmp_path / "logged")[1])
+    pixels = mnist[1].x.float() / 255
+    torch.testing.assert_close(logged["outputs"], model(pixels).detach(), rtol=1e-4, atol=1e-5)
+    assert ("hidden" in logged) == log_embedding
+    if log_embedding:
+        torch.testing.assert_close(logged["hidden"], model[:-2](pixels).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_tf32_without_a_gpu_makes_no_folder(tmp_path: Path, data_dir: Path) -> None:
+    with pytest.raises(DeviceError, match="--precision tf32 takes an NVIDIA GPU of 2020 or later, not cpu"):
+        brief_run(tmp_path, data_dir, "tf32", precision="tf32")
+    assert not (tmp_path / "tf32").exists()
+
+
+def test_one_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path, data_dir: Path) -> None:
+    first, again, other = (
+        brief_run(tmp_path, data_dir, name, epochs=2, train_examples=1050, seed=seed)
+        for name, seed in (("first", 4), ("again", 4), ("other", 5))
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_full_batch_is_true_gradient_descent(tmp_path: Path, data_dir: Path, mnist: tuple[Examples, Examples]) -> None:
+    fields: dict[str, Any] = {"train_examples": 500, "dtype": "float64", "learning_rate": 1.0}
+    ours = brief_run(tmp_path, data_dir, "full", epochs=1, batch_size="full", **fields)
+    examples = first_shuffled(mnist[0], 500, seed=0)
+    model = to_sequential(Config(dtype="float64").network(CPU))
+    outputs = model(examples.x.double() / 255)
+    y = one_hot(examples.labels, dtype=torch.float64)
+    cost = REFERENCE_COSTS["quadratic"](outputs, outputs, y).mean()
+    gradient = nn.utils.parameters_to_vector(torch.autograd.grad(cost, list(model.parameters())))
+    expected = nn.utils.parameters_to_vector(model.parameters()).detach() - gradient
+    assert relative_error(ours, expected) <= 1e-14
+
+
+def test_default_run_reaches_94_5_percent(tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    brief_run(tmp_path, data_dir, "default", threads=1)
+    last = capsys.readouterr().out.splitlines()[-2].split()
+    assert int(last[0]) <= 20
+    assert float(last[4].rstrip("%")) >= 94.5
+
+
+def test_recorded_run_equals_the_run_as_written(
+    tmp_path: Path, data_dir: Path, lazy: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks, logged = [], []
+    for replay in (True, False):
+        config = Config(
+            replay=replay,
+            train_examples=N,
+            epochs=3,
+            log_every=2,
+            checkpoint_every=3,
+            device="cpu",
+            data_dir=data_dir,
+            runs_dir=tmp_path,
+            run_name=f"replay-{replay}",
+        )
+        folder = train(config)
+        networks.append(open_run(folder)[1].parameters)
+        logged.append(curves(folder))
+        monkeypatch.setattr(RunLog, "begin", BEGIN)  # the second run reads its points at once
+    assert torch.equal(*networks)
+    assert [step for step, _ in logged[0]["cost/train"]] == [2, 4, 6, 8, 10, 12, 14]
+    assert logged[0] == logged[1]
+
+
+def test_verified_run_is_recorded_and_equals_the_run_without_verification(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_written: list[int] = []
+    gradient = TrainingStep.gradient
+
+    def counted(step: TrainingStep, indices: torch.Tensor) -> StepResult:
+        as_written.append(len(indices))
+        return gradient(step, indices)
+
+    plain = brief_run(tmp_path, data_dir, "plain", epochs=2, train_examples=N)
+    monkeypatch.setattr(TrainingStep, "gradient", counted)
+    verified = brief_run(tmp_path, data_dir, "verified", epochs=2, train_examples=N, verify_every=1)
+    assert torch.equal(verified, plain)
+    assert as_written == [100, 50], "the lines of a step run once for each batch size"
+
+
+def test_verification_of_parameters_that_are_not_finite_raises_training_error(tmp_path: Path, data_dir: Path) -> None:
+    fields: dict[str, Any] = {"activation": "relu", "output_activation": "relu", "learning_rate": 1e30}
+    with pytest.raises(TrainingError, match=r"cannot verify step 2: .*; try a smaller --learning-rate"):
+        brief_run(tmp_path, data_dir, "diverging", train_examples=N, verify_every=1, **fields)
+
+
+def test_checkpoint_is_saved_after_its_points_are_on_disk(
+    tmp_path: Path, data_dir: Path, lazy: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk: dict[int, list[int]] = {}
+    save, write = State.save, RecordWriter.write
+
+    def slowly(writer: RecordWriter, record: bytes) -> None:  # in a thread of its own, which a checkpoint waits for
+        time.sleep(0.005)
+        write(writer, record)
+
+    def note(state: State, path: Path) -> None:
+        on_disk[state.step] = [step for step, _ in curves(path.parent).get("cost/train", [])]
+        save(state, path)
+
+    monkeypatch.setattr(RecordWriter, "write", slowly)
+    monkeypatch.setattr(State, "save", note)
+    fields: dict[str, Any] = {"train_examples": N, "epochs": 2, "log_every": 1, "checkpoint_every": 3}
+    train(Config(data_dir=data_dir, runs_dir=tmp_path, device="cpu", **fields))
+    assert on_disk == {step: list(range(1, step + 1)) for step in (0, 3, 5, 6, 9, 10)}

@@ -1,0 +1,83 @@
+"""Numbers and tables as text."""
+
+import pytest
+import torch
+
+from bp_torch import text
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [
+        (32.0, "32 times"),
+        (3.24, "3.2 times"),
+        (0.999, "1.0 times"),
+        (4.1e6, "4.1 million times"),
+        (2e9, "2.0 billion times"),
+        (76e12, "76 trillion times"),
+    ],
+)
+def test_ratio_in_words(ratio: float, expected: str) -> None:
+    assert text.times(ratio) == expected
+
+
+def test_number_with_two_significant_digits() -> None:
+    assert [text.number(value, 2) for value in (0, -4.12e-7, 0.0312, 1234)] == ["0", "−4.1·10⁻⁷", "0.031", "1,234"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1.0, "1.00"),
+        (-0.0312, "−0.0312"),
+        (0.9996, "1.00"),
+        (999.6, "1,000"),
+        (123456.0, "123,456"),
+        (999_999.9, "1.00·10⁶"),
+        (0.001, "0.00100"),
+        (0.0009, "9.00·10⁻⁴"),
+        (-2.5e12, "−2.50·10¹²"),
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_number_with_three_significant_digits(value: float, expected: str) -> None:
+    assert text.number(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "factor", "name"),
+    [
+        ([0.2, -1.0], 1.0, ""),
+        ([500.0], 1.0, ""),
+        ([0.0], 1.0, ""),
+        ([-3e-4, 1e-5], 1e-4, " (×10⁻⁴)"),
+        ([2e3], 1e3, " (×10³)"),
+    ],
+)
+def test_unit_leaves_one_digit_before_the_point(values: list[float], factor: float, name: str) -> None:
+    ours = text.unit(torch.tensor(values, dtype=torch.float64))
+    assert ours[0] == pytest.approx(factor)
+    assert ours[1] == name
+
+
+def test_count_uses_singular_and_plural() -> None:
+    assert [text.count(n, "entry", "entries") for n in (0, 1, 2000)] == ["0 entries", "1 entry", "2,000 entries"]
+    assert text.count(3, "step") == "3 steps"
+
+
+def test_columns_of_a_table_are_aligned() -> None:
+    header, rows = ("layer", "weights", "note"), [("1", "12,544", "most"), ("output", "160", "")]
+    assert text.table(header, rows, right=[1]).splitlines() == [
+        "layer   weights  note",
+        "1        12,544  most",
+        "output      160",
+    ]
+    assert text.table(header[:2], [row[:2] for row in rows]) == text.table(
+        header[:2], [row[:2] for row in rows], right=[1]
+    )
+
+
+def test_table_in_markdown() -> None:
+    lines = text.table(("layer", "weights"), [("1", "12,544")], markdown=True).splitlines()
+    assert lines == ["| layer | weights |", "| :-- | --: |", "| 1 | 12,544 |"]
