@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from bp_torch import backprop
 from bp_torch.checkpoint import LAST
@@ -25,6 +27,7 @@ from bp_torch.training.run import start_run
 from tests.conftest import relative_error
 
 FORK = multiprocessing.get_context("fork")  # the child starts with torch loaded
+tqdm.set_lock(threading.RLock())  # its default is shared by forked processes: one that is killed may hold it for ever
 
 
 @pytest.fixture

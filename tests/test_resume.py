@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from bp_torch.checkpoint import BEST, LAST, CheckpointError
 from bp_torch.convert import load
@@ -22,6 +24,7 @@ from bp_torch.training.interruption import Signals
 from tests.conftest import curves
 
 FORK = multiprocessing.get_context("fork")  # the child starts with torch loaded
+tqdm.set_lock(threading.RLock())  # its default is shared by forked processes: one that is killed may hold it for ever
 
 
 @pytest.fixture
