@@ -30,6 +30,14 @@ COMBINATIONS = [
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
+def with_biases(network: Network) -> Network:
+    """The network with random biases in place of zeros."""
+    generator = torch.Generator().manual_seed(1)
+    for b in network.biases:
+        b.copy_(torch.randn(b.shape, generator=generator, dtype=torch.float64))
+    return network
+
+
 def a_batch(network: Network, batch: int, seed: int = 0, scale: float = 1.0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, network.sizes[0], generator=generator, dtype=torch.float64) * scale
@@ -57,9 +65,8 @@ def flatten(views: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]) -> list[Tensor
 def test_every_gradient_equals_autograd(
     activation: str, output: str, cost: str, depth: int, dtype: torch.dtype, device: torch.device
 ) -> None:
-    network = Network(
-        SIZES[depth], activation=activation, output_activation=output, seed=depth, dtype=dtype, device=device
-    )
+    fields: dict[str, Any] = {"activation": activation, "output_activation": output, "dtype": dtype, "device": device}
+    network = with_biases(Network(SIZES[depth], seed=depth, **fields))
     for batch in (1, 2, 7, 100):
         x, y = a_batch(network, batch, seed=batch)
         assert worst_error(network, x, y, cost) <= TOLERANCE[dtype]
@@ -188,9 +195,8 @@ K = 3
 def test_gradients_of_several_networks_equal_autograd(
     activation: str, output: str, cost: str, depth: int, dtype: torch.dtype, device: torch.device
 ) -> None:
-    network = Network(
-        SIZES[depth], activation=activation, output_activation=output, networks=K, dtype=dtype, device=device
-    )
+    fields: dict[str, Any] = {"activation": activation, "output_activation": output, "dtype": dtype, "device": device}
+    network = with_biases(Network(SIZES[depth], networks=K, **fields))
     for batch in (1, 7):
         x, y = a_batch(network, batch)
         assert worst_error(network, x, y, cost) <= TOLERANCE[dtype], "one batch for all"
@@ -206,6 +212,9 @@ def test_several_networks_equal_each_of_them_alone(
 ) -> None:
     fields: dict[str, Any] = {"activation": activation, "output_activation": output, "dtype": dtype}
     together = Network(SIZES[depth], networks=K, seed=5, **fields)
+    alone = [Network(SIZES[depth], seed=5 + k, **fields) for k in range(K)]
+    assert torch.equal(together.parameters, torch.stack([network.parameters for network in alone]))
+    with_biases(together)
     x, y = a_batch(together, 7)
     xs, ys = (torch.stack(parts) for parts in zip(*(a_batch(together, 7, k) for k in range(K)), strict=True))
     for x_given, y_given in ((x, y), (xs, ys), (x, ys)):  # one batch for all, a batch for each, different targets
@@ -215,14 +224,13 @@ def test_several_networks_equal_each_of_them_alone(
             example_costs(passed, y_given, cost),
             per_example_gradients(together, x_given, y_given, cost),
         ]
-        for k, (x_k, y_k) in enumerate(zip(x_given.expand_as(xs), y_given.expand_as(ys), strict=True)):
-            alone = Network(SIZES[depth], seed=5 + k, **fields)
-            assert torch.equal(alone.parameters, together.parameters[k])
-            passed = forward(alone, x_k)
+        for k, (network, x_k, y_k) in enumerate(zip(alone, x_given.expand_as(xs), y_given.expand_as(ys), strict=True)):
+            network.parameters.copy_(together.parameters[k])
+            passed = forward(network, x_k)
             expected = [
-                backward(alone, passed, y_k, cost).gradient,
+                backward(network, passed, y_k, cost).gradient,
                 example_costs(passed, y_k, cost),
-                per_example_gradients(alone, x_k, y_k, cost),
+                per_example_gradients(network, x_k, y_k, cost),
             ]
             for one, other in zip(ours, expected, strict=True):
                 assert one[k].shape == other.shape

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -16,7 +17,8 @@ from bp_torch.network import Network
 @pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh", "identity"])
 @pytest.mark.parametrize("output", ["sigmoid", "relu", "tanh", "identity"])
 def test_sequential_and_back_gives_the_same_network(activation: str, output: str) -> None:
-    network = Network((6, 5, 4, 3), activation=activation, output_activation=output, dtype=torch.float64)
+    fields: dict[str, Any] = {"activation": activation, "output_activation": output, "init": "normal"}
+    network = Network((6, 5, 4, 3), dtype=torch.float64, **fields)
     model = to_sequential(network)
     x = torch.randn(7, 6, dtype=torch.float64)
     torch.testing.assert_close(forward(network, x).activations[-1], model(x).detach())
@@ -52,7 +54,7 @@ def test_leading_flatten_is_dropped() -> None:
 
 
 def test_file_and_back_gives_the_same_network(tmp_path: Path) -> None:
-    network = Network((6, 5, 3), activation="tanh", output_activation="identity", dtype=torch.float64, seed=9)
+    network = Network((6, 5, 3), activation="tanh", output_activation="identity", dtype=torch.float64, init="normal")
     save(network, tmp_path / "n.safetensors")
     back = load(tmp_path / "n.safetensors")
     assert repr(back) == repr(network)

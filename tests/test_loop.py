@@ -1,6 +1,7 @@
 """Whole runs: what they print, log and save, and the network they make."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from bp_torch.convert import to_sequential
 from bp_torch.data import Examples, first_shuffled, one_hot
 from bp_torch.device import DeviceError
 from bp_torch.tensorboard import RunLog
-from bp_torch.training import Config, StepResult, TrainingError, TrainingStep, open_run, train
+from bp_torch.training import Config, StepResult, Stopped, TrainingError, TrainingStep, open_run, train
+from bp_torch.training.interruption import Signals
 from tests.conftest import BEGIN, REFERENCE_COSTS, brief_run, curves, relative_error
 
 CPU = torch.device("cpu")
@@ -48,6 +50,21 @@ def test_examples_per_second_counts_examples(tmp_path: Path, data_dir: Path, mon
     events.Reload()
     assert [event.value for event in events.Scalars("examples_per_second")] == [1001]
     assert [event.step for event in events.Scalars("cost/train")] == [2], "a short epoch has its point too"
+
+
+def test_examples_per_second_after_resuming_counts_the_rest_of_the_epoch(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config(epochs=1, train_examples=N, device="cpu", data_dir=data_dir, runs_dir=tmp_path, run_name="one")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Signals, "asked", lambda signals, step, world, device: step == 2)
+        train(config)
+    clock = iter(range(1000))
+    monkeypatch.setattr("bp_torch.training.loop.time.perf_counter", lambda: next(clock))
+    train(replace(config, resume=tmp_path / "one"))
+    events = EventAccumulator(str(tmp_path / "one"))
+    events.Reload()
+    assert [event.value for event in events.Scalars("examples_per_second")] == [N - 200]
 
 
 @pytest.mark.parametrize("log_embedding", [False, True])

@@ -87,11 +87,11 @@ COPIES: dict[str, Callable[[Network], Network]] = {
 @pytest.mark.parametrize("networks", [None, 2])
 @pytest.mark.parametrize("way", COPIES)
 def test_copied_network_learns(way: str, networks: int | None) -> None:
-    original = Network((8, 6, 4), dtype=torch.float64, networks=networks)
+    original = Network((8, 6, 4), output_activation="identity", dtype=torch.float64, networks=networks)
     before, network = original.parameters.clone(), COPIES[way](original)
     assert torch.equal(network.parameters, before)
     x, y = torch.rand(20, 8, dtype=torch.float64), torch.eye(4, dtype=torch.float64)[torch.arange(20) % 4]
-    sgd, start = SGD(network, 1.0), example_costs(forward(network, x), y).mean()
+    sgd, start = SGD(network, 0.1), example_costs(forward(network, x), y).mean()
     for _ in range(50):
         sgd.step(backward(network, forward(network, x), y).gradient)
     assert example_costs(forward(network, x), y).mean() < 0.9 * start

@@ -156,12 +156,13 @@ def test_memory_that_the_step_no_longer_uses_is_reused() -> None:
 
 
 def test_recordings_of_two_shapes_share_memory() -> None:
-    memory = list[Tensor]()
+    memory, sizes = list[Tensor](), []
     for n in (1000, 700, 1000):
         with Recording(memory) as recording:
             result = chain(torch.rand(n))
         recording.release(result)
-        assert sum(block.nbytes for block in memory) <= 4 * 1000 * result.itemsize
+        sizes.append(sum(block.nbytes for block in memory))
+    assert sizes == sizes[:1] * 3
     recorder = Recorder(CPU, chain)
     for n in (1000, 700, 1000, 700):
         x = torch.rand(n)
@@ -171,15 +172,15 @@ def test_recordings_of_two_shapes_share_memory() -> None:
 def test_tensor_that_outlives_the_step_is_not_overwritten() -> None:
     cached: list[Tensor] = []
 
-    def step(x: Tensor) -> Tensor:
+    def step(x: Tensor) -> list[Tensor]:
         if not cached:
             cached.append(torch.arange(20.0) * 3)
-        return (x * 2 + cached[0][: len(x)]) - 1
+        return [x + n for n in range(4)] + [x * cached[0][: len(x)]]
 
     recorder = Recorder(CPU, step)
     for n in (20, 19, 20, 18, 19):
         x = torch.rand(n)
-        assert torch.equal(recorder(x), (x * 2 + torch.arange(n) * 3) - 1)
+        assert torch.equal(recorder(x)[-1], x * (torch.arange(n) * 3))
         assert torch.equal(cached[0], torch.arange(20.0) * 3)
 
 
@@ -217,7 +218,8 @@ OPERATIONS: list[Operation] = [  # from two vectors of one length to another
     lambda a, b: torch.sub(a, b, out=torch.empty_like(a)),
     lambda a, b: torch.where(a > b, a, b),
     lambda a, b: torch.sub(b, a, out=a),
-    lambda a, b: a.split(len(a) // 2)[0].repeat(2),
+    lambda a, b: torch.stack([a, b]).unbind()[1],  # one of several views
+    lambda a, b: (a > 0.3).where(a < b, b > 0.6).double(),  # torch.where has another order of arguments
 ]
 
 
