@@ -218,7 +218,7 @@ OPERATIONS: list[Operation] = [  # from two vectors of one length to another
     lambda a, b: torch.sub(a, b, out=torch.empty_like(a)),
     lambda a, b: torch.where(a > b, a, b),
     lambda a, b: torch.sub(b, a, out=a),
-    lambda a, b: torch.stack([a, b]).unbind()[1],  # one of several views
+    lambda a, b: (a + 3).split(len(a))[0],  # a view that comes in a tuple
     lambda a, b: (a > 0.3).where(a < b, b > 0.6).double(),  # torch.where has another order of arguments
 ]
 
