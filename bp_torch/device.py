@@ -11,6 +11,10 @@ took 2.3 s and 1.5 s. Torch 2.15, medians of five epochs in turns.
 """
 
 
+MOST_THREADS = 1024
+"""More than any machine has cores; torch ends in a segmentation fault where it cannot start them."""
+
+
 class DeviceError(RuntimeError):
     """The device is not there, or cannot do what was asked. The message says what to try."""
 
@@ -40,6 +44,12 @@ def set_precision(precision: str, device: torch.device) -> None:
     if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
         raise DeviceError(f"--precision tf32 takes an NVIDIA GPU of 2020 or later, not {device}: try bf16")
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise ValueError for a number of CPU threads that no machine has."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"--threads: wanted 1 to {MOST_THREADS}, got {threads}")
 
 
 def set_threads(threads: int | None, multiplications: int) -> None:

@@ -57,6 +57,14 @@ class World:
                 for tensor in tensors:
                     dist.broadcast(tensor, src=0)
 
+    def same(self, text: str) -> str:
+        """The ``text`` of the first process, in every process. Raises DistributedError if one is gone."""
+        texts = [text]
+        if self.size > 1:
+            with lost_process_reported():
+                dist.broadcast_object_list(texts, src=0)
+        return texts[0]
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether ``flag`` is true in any process. Raises DistributedError if one is gone."""
         if self.size == 1:
