@@ -130,6 +130,7 @@ def test_zero_is_in_the_middle_of_a_diverging_scale() -> None:
         (["descent", "--mini-steps", "0"], "--mini-steps: wanted 1 or more, got 0"),
         (["descent", "--seed", str(10**23)], "--seed: wanted less than 4,294,967,296, got 1"),
         (["nudges", "--threads", "100000"], "--threads: wanted 1 to 1024, got 100000"),
+        (["descent", "--run", "RUN", "--single-learning-rate", "1e300"], "--single-learning-rate: the learning rate"),
         (["all", "--nonsense"], "--nonsense"),
         (["nudges", "--run", "RUN", "--device", "tpu"], "no device 'tpu' here"),
     ],

@@ -48,7 +48,7 @@ class CommonOptions:
     data_dir: Path | None = None
     """Folder of the data sets. None: the run's own."""
     device: str = "cpu"
-    """auto, cpu, cuda or cuda:N. The CPU suffices; float64 is needed."""
+    """auto, cpu, cuda or cuda:N. The CPU suffices."""
     threads: int = 1
     """CPU threads. Small networks are quickest on one."""
 
@@ -129,8 +129,6 @@ def open_subject(options: CommonOptions) -> Subject:
     """
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
-    if device.type == "mps":
-        raise UsageError("mps has no float64: use --device cpu")
     if options.untrained:
         if options.run is not None:
             raise UsageError("--run and --untrained exclude each other")

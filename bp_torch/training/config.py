@@ -80,7 +80,7 @@ class Config:
     seed: int = 0
     """Seed of the initial values and of every shuffle."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps. auto is the first GPU, or the CPU without one."""
+    """auto, cpu, cuda or cuda:N. auto is the first NVIDIA GPU, or the CPU without one."""
     dtype: DTypeName = "float32"
     """Type of every number in the network."""
     precision: PrecisionName = "full"

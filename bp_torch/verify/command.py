@@ -42,7 +42,7 @@ class Options:
     dtypes: tuple[DTypeName, ...] = ("float32", "float64")
     """Types in which the hand-written backward computes."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps, for the backward and autograd."""
+    """auto, cpu, cuda or cuda:N, for the backward and autograd."""
     tolerance: float | None = None
     """Largest relative error that is allowed. None: ε^(2/3) of the dtype, and more where rounding alone causes it."""
     coordinates: int = 1
