@@ -64,11 +64,12 @@ class State:
 
     def save(self, path: Path) -> None:
         """Write this state to ``path``. Raises OSError if that fails; the old file is then unchanged."""
-        replace_file(path, lambda file: torch.save(dict(vars(self)), file))  # asdict would copy the tensors
+        content = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in vars(self).items()}
+        replace_file(path, lambda file: torch.save(content, file))
 
     @classmethod
     def load(cls, path: Path, like: "State") -> "State":
-        """Read what ``save`` wrote, to the device of ``like``, with tensors of its shapes and dtypes.
+        """Read what ``save`` wrote, to the CPU, with tensors of the shapes and dtypes of ``like``.
 
         Raises CheckpointError for a file that is missing, damaged, no checkpoint, or of another network.
         """
@@ -78,8 +79,8 @@ class State:
             with zipfile.ZipFile(path) as parts:  # torch does not look at the checksums that it writes
                 if parts.testzip() or any(part.compress_type for part in parts.infolist()):  # nor does it compress
                     raise zipfile.BadZipFile
-            state = cls(**torch.load(path, map_location=like.parameters.device, weights_only=True))
-            state._check_numbers()
+            state = cls(**torch.load(path, map_location="cpu", weights_only=True))
+            state._check_types()
             kinds = [(name, _kind(getattr(state, name)), _kind(getattr(like, name))) for name in TENSORS]
         except CheckpointError:
             raise
@@ -96,8 +97,11 @@ class State:
             raise CheckpointError(f"{path} holds numbers that are not finite")
         return state
 
-    def _check_numbers(self) -> None:
-        """Raise ValueError for a count, an accuracy or a name of a wrong type or out of its range."""
+    def _check_types(self) -> None:
+        """Raise ValueError for a tensor that is not a plain one, and for a number or a name that cannot be."""
+        tensors = [self.parameters, self.running, *([] if self.velocity is None else [self.velocity])]
+        if not all(type(t) is Tensor and t.layout == torch.strided and not t.is_meta for t in tensors):
+            raise ValueError
         counts = {"epoch": 1, "steps": 0, "step": 0, "reported": 0}
         if not all(type(n := getattr(self, name)) is int and n >= least for name, least in counts.items()):
             raise ValueError
@@ -114,11 +118,7 @@ class State:
 
 
 def _kind(tensor: Tensor | None) -> str:
-    if tensor is None:
-        return "none"
-    if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.is_meta:
-        return "not a plain tensor"
-    return f"{tuple(tensor.shape)} of {tensor.dtype}"
+    return "none" if tensor is None else f"{tuple(tensor.shape)} of {tensor.dtype}"
 
 
 def make_folder(folder: Path, config: str, state: State, *, numbered: bool = False) -> Path:

@@ -130,7 +130,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Network:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+        with safetensors.safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[METADATA])
             digest = about.pop("sha256", None)
             found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)

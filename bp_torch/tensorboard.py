@@ -10,7 +10,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,46 +123,41 @@ class RunLog:
 
     def histograms(self, result: "StepResult", step: int) -> list[str]:
         """Weights, biases, gradients, activations and δ of every layer. Returns the tags of those with NaN or ∞."""
-        skipped = []
         dW, db = layer_views(result.backward.gradient, self.network.sizes)
-        for kind, tensors in (
-            ("weights", self.network.weights),
-            ("biases", self.network.biases),
-            ("weight_gradients", dW),
-            ("bias_gradients", db),
-            ("activations", result.forward.activations[1:]),
-            ("deltas", result.backward.deltas),
-        ):
-            for n, tensor in enumerate(tensors, 1):
-                if not self._histogram(f"{kind}/layer_{n}", tensor, step):
-                    skipped.append(f"{kind}/layer_{n}")
-        return skipped
+        kinds: dict[str, Sequence[Tensor]] = {
+            "weights": self.network.weights,
+            "biases": self.network.biases,
+            "weight_gradients": dW,
+            "bias_gradients": db,
+            "activations": result.forward.activations[1:],
+            "deltas": result.backward.deltas,
+        }
+        named = {f"{kind}/layer_{n}": tensor for kind, layers in kinds.items() for n, tensor in enumerate(layers, 1)}
+        return self._histograms(named, step)
 
-    def _histogram(self, tag: str, tensor: Tensor, step: int) -> bool:
-        """Counted on the device: only the counts are copied, not the tensor."""
-        if not tensor.numel():  # the shard of a process may be empty
-            return True
-        values = tensor.float()
-        low, high, total, squares = torch.stack(
-            [values.min(), values.max(), values.sum(), values.square().sum()]
-        ).tolist()
-        if not all(map(isfinite, (low, high, total, squares))):
-            return False
-        if low == high:  # histc would spread a constant over ± 1
-            low, high = low - 1e-6, high + 1e-6
-        counts = torch.histc(values, BINS, low, high)
-        self.writer.add_histogram_raw(
-            tag,
-            min=low,
-            max=high,
-            num=tensor.numel(),
-            sum=total,
-            sum_squares=squares,
-            bucket_limits=np.linspace(low, high, BINS + 1)[1:].tolist(),
-            bucket_counts=counts.tolist(),
-            global_step=step,
-        )
-        return True
+    def _histograms(self, named: Mapping[str, Tensor], step: int) -> list[str]:
+        """Counted on the device, and read from it twice: the ranges of all tensors, then the counts of all."""
+        values = {tag: tensor.float() for tag, tensor in named.items() if tensor.numel()}  # a shard may be empty
+        sums = [torch.stack([v.min(), v.max(), v.sum(), v.square().sum()]) for v in values.values()]
+        found = dict(zip(values, torch.stack(sums).tolist(), strict=True))
+        finite = {tag: numbers for tag, numbers in found.items() if all(map(isfinite, numbers))}
+        ranges = {}
+        for tag, (low, high, _, _) in finite.items():  # histc would spread a constant over ± 1
+            ranges[tag] = (low, high) if low < high else (low - 1e-6, high + 1e-6)
+        counts = [torch.histc(values[tag], BINS, *limits) for tag, limits in ranges.items()]
+        for (tag, limits), counted in zip(ranges.items(), torch.stack(counts).tolist() if counts else [], strict=True):
+            self.writer.add_histogram_raw(
+                tag,
+                min=limits[0],
+                max=limits[1],
+                num=values[tag].numel(),
+                sum=finite[tag][2],
+                sum_squares=finite[tag][3],
+                bucket_limits=np.linspace(*limits, BINS + 1)[1:].tolist(),
+                bucket_counts=counted,
+                global_step=step,
+            )
+        return [tag for tag in values if tag not in finite]
 
     def end(self, results: Mapping[str, float], images: Tensor, labels: Tensor, outputs: Tensor, step: int) -> None:
         """Log the results that HParams compares, and pictures: first layer, confusion matrix, worst mistakes.

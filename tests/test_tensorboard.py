@@ -167,7 +167,7 @@ def test_what_was_logged_after_the_last_checkpoint_is_read_once(tmp_path: Path) 
     for last in (0, 1):  # the first process logged step 2 and was killed; the second goes on from step 1
         log = RunLog(tmp_path, network, 1, State(network.parameters, None, torch.zeros(2), step=last))
         for step in range(last + 1, 3):
-            log._histogram("weights/layer_1", network.weights[0], step)
+            log._histograms({"weights/layer_1": network.weights[0]}, step)
         log.close()
     events = plugin_event_accumulator.EventAccumulator(str(tmp_path))  # as tensorboard --load_fast=false reads
     events.Reload()

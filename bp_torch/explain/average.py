@@ -148,7 +148,7 @@ def explain(subject: Subject, options: Options) -> Average:
     shown = torch.arange(options.first, options.first + options.columns, device=training.labels.device)
     x, y = batch(training, shown, network.dtype)
     rows = select_rows(direct, network.sizes)
-    values = -per_example_gradients(network, x, y, cost)[:, rows].T
+    values = -per_example_gradients(network, x, y, cost).index_select(1, torch.tensor(rows).to(x.device)).T
     return Average(network.sizes, x, y.argmax(1).tolist(), rows, values, found, direct, n, subject.caption)
 
 
@@ -201,7 +201,7 @@ def figure(result: Average) -> Figure:
         style.digit(axes, pixels)
     images[-1].text(0.5, 0, "average\nover all", ha="center", weight="bold")
     images[-1].set_axis_off()
-    values = torch.cat([result.values, result.statistics.mean[result.rows, None]], 1)
+    values = torch.cat([result.values, torch.stack([result.statistics.mean[row] for row in result.rows])[:, None]], 1)
     limit = values.abs().max().item() or 1.0
     size = min(8, 75 / values.shape[1])
     norm = SymLogNorm(linthresh=limit * 1e-5, vmin=-limit, vmax=limit)

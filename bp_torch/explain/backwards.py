@@ -171,7 +171,7 @@ def _pixels(part: Figure | SubFigure, example: Example, step: Step, outputs: boo
     style.heading(total, "The sum, at the pixels")
     first, maps, last = image.subplots(), list(single.subplots(2, 4, squeeze=False).flat), total.subplots()
     style.digit(first, example.x)
-    for axes, values in zip([*maps[: len(shown)], last], [*step.rows[shown], step.total], strict=True):
+    for axes, values in zip([*maps[: len(shown)], last], [*(step.rows[k] for k in shown), step.total], strict=True):
         drawn = style.diverging(axes, values.reshape(28, 28), values.abs().max().item())
         style.outline(axes, example.x)
     for axes in (first, *maps, last):

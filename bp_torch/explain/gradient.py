@@ -86,7 +86,7 @@ class Gradient(NamedTuple):
 
     def ratio(self, rank: int = -1) -> float:
         """The size of the first component in ``order``, divided by that of the one at ``rank`` (the last)."""
-        first, other = self.gradient[self.order[[0, rank]]].abs().tolist()
+        first, other = (abs(self.gradient[self.order[place]].item()) for place in (0, rank))
         return float(first / other)
 
     @property

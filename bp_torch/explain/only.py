@@ -168,7 +168,7 @@ def _fractions(axes: Axes, result: Only) -> None:
     """The test images by what they are called, stacked, ``digit`` at the bottom; and how many are called right."""
     steps = range(len(result.accuracy))
     order = [result.digit, *(j for j in range(CLASSES) if j != result.digit)]
-    percent = 100 * result.fractions[:, order]
+    percent = 100 * result.fractions.cpu()[:, order]
     greys = [f"{0.62 + 0.035 * i:.3f}" for i in range(CLASSES - 1)]
     colours = [style.RAISE, *greys]
     axes.stackplot(steps, style.array(percent.T), colors=colours, edgecolor="white", linewidth=0.5)

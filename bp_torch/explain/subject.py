@@ -185,7 +185,8 @@ def choose_example(subject: Subject, options: ExampleOptions) -> Example:
         raise UsageError(f"--digit: there is no training example{'' if digit is None else f' of a {digit}'}")
     if not 0 <= (options.index or 0) <= last:
         raise UsageError(f"--index: wanted 0 to {last}, got {options.index}")
-    index = candidates[[largest_output_delta(subject, candidates) if options.index is None else options.index]]
+    place = largest_output_delta(subject, candidates) if options.index is None else options.index
+    index = candidates[place : place + 1]
     x, y = batch(examples, index, torch.float64)
     return Example(x, y, int(examples.labels[index]), int(index))
 

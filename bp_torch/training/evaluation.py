@@ -12,8 +12,9 @@ from bp_torch.data import Examples, batch
 from bp_torch.distributed import ALONE, World
 from bp_torch.network import Network
 
-CHUNK = 2**20
-"""Activations, the input's included, that are computed at a time: 4 MiB of float32."""
+CHUNK, GPU_CHUNK = 2**20, 2**26
+"""Activations, the input's included, that are computed at a time: 4 MiB of float32 fit a CPU's cache; a GPU works on
+all of them at once, and 256 MiB fit its memory."""
 
 Pause = Callable[[int], object]
 """Is called before each chunk with its number, from 1; of several processes each makes as many calls."""
@@ -30,7 +31,7 @@ def forward_in_chunks(
     network: Network, examples: Examples, pause: Pause = lambda number: None, world: World = ALONE
 ) -> Iterator[tuple[Forward, Tensor, Tensor]]:
     """The forward pass of some of this process's ``examples`` at a time, their targets y, and their labels."""
-    size = max(1, CHUNK // sum(network.sizes))
+    size = max(1, (CHUNK if network.device.type == "cpu" else GPU_CHUNK) // sum(network.sizes))
     indices = world.shard(torch.arange(len(examples.labels), device=network.device))
     for number in range(ceil(len(examples.labels) / world.size / size)):
         pause(number + 1)

@@ -39,6 +39,7 @@ class Run:
     step: TrainingStep
     state: State
     world: World
+    _drawn: tuple[int, Tensor] | None = None
 
     @property
     def network(self) -> Network:
@@ -52,13 +53,19 @@ class Run:
 
     def rest_of_epoch(self, inspect: Inspect | None = None) -> Iterator[StepResult]:
         """Train from where the state is to the last step of its epoch."""
-        config, state, step = self.config, self.state, self.step
-        step.optimizer.learning_rate = config.learning_rate_at(state.epoch)
-        order = permutation(len(self.training.labels), config.seed, state.epoch, self.network.device)
-        for result in step.run(order[state.steps * step.batch_size :], inspect):
+        state, step = self.state, self.step
+        step.optimizer.learning_rate = self.config.learning_rate_at(state.epoch)
+        for result in step.run(self.order(state.epoch)[state.steps * step.batch_size :], inspect):
             state.steps += 1
             state.step += 1
             yield result
+        self.order(state.epoch + 1)  # drawn while a GPU still works on the steps above
+
+    def order(self, epoch: int) -> Tensor:
+        """The shuffled indices (N,) of the training examples of ``epoch``, which are drawn once."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, permutation(len(self.training.labels), self.config.seed, epoch, self.network.device)
+        return self._drawn[1]
 
     def end_epoch(self) -> None:
         """Let the next step be the first of the next epoch."""

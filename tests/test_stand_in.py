@@ -1,0 +1,120 @@
+"""What would fail on a GPU fails here: training, explaining and verifying on a device that is not the CPU."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bp_torch import explain
+from bp_torch.benchmark.contenders import CONTENDERS, NOT_RECORDED, OURS, Task
+from bp_torch.benchmark.race import compare
+from bp_torch.checkpoint import State
+from bp_torch.data import load
+from bp_torch.explain.subject import CommonOptions, open_subject
+from bp_torch.training import Config, TrainingError, TrainingStep, open_run, train
+from bp_torch.verify import command as verify
+from tests.conftest import brief_run
+from tests.explain_subject import QUICK
+from tests.stand_in import ELSEWHERE, Device
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    """Every command works on the device."""
+    for room in ("training.loop", "explain.subject", "verify.command"):
+        monkeypatch.setattr(f"bp_torch.{room}.choose_device", lambda name: ELSEWHERE)
+    monkeypatch.setattr("bp_torch.benchmark.race.synchronize", lambda device: None)
+    with Device() as device:
+        yield device
+
+
+@pytest.fixture
+def config(tmp_path: Path, data_dir: Path) -> Config:
+    """A short run; its steps are not recorded: the graphs that a GPU records have a stand-in of their own."""
+    fields: dict[str, Any] = {"data_dir": data_dir, "runs_dir": tmp_path, "run_name": "there", "replay": False}
+    return Config(epochs=2, train_examples=1950, momentum=0.9, learning_rate=0.3, log_embedding=True, **fields)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda there, here: there + here,
+        lambda there, here: there.index_select(0, torch.tensor([0])),
+        lambda there, here: there[[0, 1]],
+        lambda there, here: torch.mm(there, here.T),
+        lambda there, here: there.numpy(),
+    ],
+)
+def test_tensors_of_two_devices_do_not_mix(mistake: Any, elsewhere: Device) -> None:
+    there, here = torch.ones(2, 3, device=ELSEWHERE), torch.ones(2, 3)
+    assert there.device == ELSEWHERE and (there @ there.T).tolist() == [[3, 3], [3, 3]]
+    with pytest.raises(RuntimeError):
+        mistake(there, here)
+
+
+def test_run_elsewhere_equals_the_run_on_the_cpu(config: Config, elsewhere: Device) -> None:
+    train(config)
+    train(replace(config, epochs=3, resume=config.runs_dir / "there"))
+    assert torch.equal(open_run(config.runs_dir / "there")[1].parameters, on_the_cpu(config))
+
+
+def on_the_cpu(config: Config) -> Tensor:
+    fields = {"train_examples": 1950, "momentum": 0.9, "learning_rate": 0.3}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bp_torch.training.loop.choose_device", lambda name: torch.device("cpu"))
+        return brief_run(config.runs_dir, config.data_dir, "here", epochs=3, **fields)
+
+
+def test_no_step_waits_for_the_device_and_an_epoch_does_so_a_few_times(
+    config: Config, elsewhere: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the points of its curves, two scores, the ranges and counts of the histograms, and whether θ is finite."""
+    waits: list[int] = []
+    run = TrainingStep.run
+
+    def counted(step: TrainingStep, *arguments: Any) -> Iterator[Any]:
+        waits.append(len(elsewhere.waits))
+        yield from run(step, *arguments)
+        assert len(elsewhere.waits) == waits[-1], "a step waited"
+
+    monkeypatch.setattr(State, "save", lambda state, path: None)
+    monkeypatch.setattr(TrainingStep, "run", counted)
+    train(replace(config, epochs=3, log_embedding=False, learning_rate=3.0))
+    assert waits[1] - waits[0] == waits[2] - waits[1] == 6
+
+
+def test_reduced_precision_and_weight_decay_elsewhere(config: Config, elsewhere: Device) -> None:
+    train(replace(config, precision="bf16", weight_decay=1e-4, decay_biases=True, cost="softmax-cross-entropy"))
+
+
+def test_run_that_diverges_elsewhere_names_the_tensor(config: Config, elsewhere: Device) -> None:
+    wild = replace(config, activation="relu", output_activation="relu", learning_rate=1e30)
+    with pytest.raises(TrainingError, match="the activations of layer 2 overflowed first"):
+        train(wild)
+
+
+@pytest.mark.parametrize("name", explain.IDEAS)
+def test_every_idea_is_explained_elsewhere(name: str, run: Path, elsewhere: Device) -> None:
+    idea = explain.load_idea(name)
+    result = idea.explain(open_subject(CommonOptions(run=run, device="cuda")), idea.Options(**QUICK.get(name, {})))
+    assert idea.table(result) and idea.finding(result)
+    idea.figure(result)
+
+
+def test_verify_checks_elsewhere(run: Path, data_dir: Path, elsewhere: Device) -> None:
+    for options in (verify.Options(depths=(2,), data_dir=data_dir), verify.Options(run=run)):
+        cases = verify.verify(replace(options, batch_sizes=(3,)))
+        assert all(case.report.ok for case in cases)
+
+
+def test_contenders_race_elsewhere(data_dir: Path, elsewhere: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.inference_mode", torch.no_grad)  # torch does not let such tensors leave the mode
+    examples = load("mnist", data_dir, ELSEWHERE)[0]
+    few = examples._replace(x=examples.x[:500], labels=examples.labels[:500])
+    names = ("autograd, TensorDataset", "NumPy by hand", "floor")
+    contenders = {OURS: CONTENDERS[NOT_RECORDED]} | {name: CONTENDERS[name] for name in names}
+    compare(contenders, Task(Config(data_dir=data_dir), few), rounds=1)
