@@ -6,7 +6,9 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.image
@@ -17,7 +19,15 @@ from torch.profiler import ProfilerActivity, profile
 
 from bp_torch.backprop import forward
 from bp_torch.benchmark import CONTENDERS, BenchmarkError, Contender, Measurement, Result, Task, command, compare, main
-from bp_torch.benchmark.contenders import FLOOR, IN_MEMORY, OURS, autograd_in_memory
+from bp_torch.benchmark.contenders import (
+    FLOOR,
+    IN_MEMORY,
+    OURS,
+    UnavailableError,
+    autograd_compiled,
+    autograd_cuda_graph,
+    autograd_in_memory,
+)
 from bp_torch.benchmark.race import TOLERANCE, first_epochs
 from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table
 from bp_torch.data import PIXELS, Examples, batch, load, permutation
@@ -141,6 +151,40 @@ def test_a_contender_that_cannot_run_is_reported_with_its_reason(task: Task, mon
     assert reported["results"][-1]["ratio_to_ours"] is None
     assert reported["results"][-1]["note"] == "no compiler here"
     assert set(dots(m)) == set(FEW)
+
+
+def test_a_contender_that_gives_up_in_a_later_turn_is_reported_with_its_reason(task: Task) -> None:
+    def gives_up(task: Task) -> Contender:
+        right, epochs = autograd_in_memory(task), iter([False, True])
+
+        def epoch(order: torch.Tensor) -> None:
+            if next(epochs):
+                raise UnavailableError("no more memory for graphs")
+            right.epoch(order)
+
+        return Contender(epoch, right.parameters)
+
+    m = compare({**FEW, "gives up": gives_up}, task, rounds=3)
+    assert "| gives up | cannot run here: no more memory for graphs |" in contender_table(m)
+
+
+def test_what_is_compiled_is_kept_for_all_contenders_of_a_size(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    resets: list[None] = []
+    monkeypatch.setattr("torch._dynamo.reset", lambda: resets.append(None))
+    monkeypatch.setattr("torch.compile", lambda function, **_: function)
+    compare({**FEW, "one": autograd_compiled, "two": autograd_compiled}, task, rounds=1)
+    assert len(resets) == 1
+
+
+def test_the_step_in_a_graph_by_hand_starts_from_the_initial_values(
+    task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = SimpleNamespace(wait_stream=lambda stream: None)
+    for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph"):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *_: nullcontext(streams))
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: streams)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: streams)
+    assert torch.equal(autograd_cuda_graph(task).parameters(), task.network().parameters), "the warm-up is undone"
 
 
 # ---- the report ----

@@ -78,8 +78,12 @@ def compare(contenders: Mapping[str, Maker], task: Task, rounds: int) -> Measure
     }
     times: dict[str, list[float]] = {name: [] for name in running}
     for epoch in range(2, 2 + rounds):
-        for name, contender in running.items():
-            times[name].append(time_epoch(contender, task, epoch, fractions[name]) / fractions[name])
+        for name, contender in list(running.items()):
+            try:
+                times[name].append(time_epoch(contender, task, epoch, fractions[name]))
+            except UnavailableError as reason:  # as when the compiler of a graph gives up later than in the first epoch
+                results[name] = Result(name, note=str(reason))
+                del running[name]
     for name in running:
         results[name] = results[name]._replace(seconds=median(times[name]), fraction=fractions[name])
     n, examples = task.network().parameters.numel(), len(task.examples.labels)
@@ -88,6 +92,7 @@ def compare(contenders: Mapping[str, Maker], task: Task, rounds: int) -> Measure
 
 def first_epochs(contenders: Mapping[str, Maker], task: Task) -> tuple[dict[str, Result], dict[str, Contender]]:
     """Run one epoch of each contender; return the results, and those that can run. Raises as ``compare``."""
+    torch._dynamo.reset()  # or what is compiled would first compare each call with what was compiled for another size
     start, end = task.network().parameters, Tensor()
     results, running = {}, {}
     for name, make in contenders.items():
@@ -118,19 +123,21 @@ def fraction_per_turn(contender: Contender, task: Task, first_epoch: float) -> f
     batch = task.batch_size / len(task.examples.labels)
     if first_epoch <= 2 * TURN or PROBE * batch >= 1:
         return 1.0
-    batches = int(TURN / (time_epoch(contender, task, 1, PROBE * batch) / PROBE))
+    batches = int(TURN / (time_epoch(contender, task, 1, PROBE * batch) * batch))
     fraction = max(batches, PROBE) * batch
     return fraction if fraction < 0.5 else 1.0
 
 
 def time_epoch(contender: Contender, task: Task, epoch: int, fraction: float = 1.0) -> float:
-    """Seconds that ``contender`` takes for the first ``fraction`` of an epoch, with the shuffle."""
+    """Seconds that ``contender`` takes for an epoch: for the shuffle, and for the first ``fraction``, scaled up."""
     synchronize(task.device)
     start = time.perf_counter()
     order = task.order(epoch)
+    synchronize(task.device)
+    shuffled = time.perf_counter()
     contender.epoch(order[: round(fraction * len(order))])
     synchronize(task.device)
-    return time.perf_counter() - start
+    return shuffled - start + (time.perf_counter() - shuffled) / fraction
 
 
 def synchronize(device: torch.device) -> None:
