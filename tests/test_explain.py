@@ -15,7 +15,7 @@ from bp_torch import explain
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.data import Examples, batch
 from bp_torch.explain import backwards, style
-from bp_torch.explain.page import Section, html
+from bp_torch.explain.index import Section, html
 from bp_torch.explain.subject import (
     ExampleOptions,
     Subject,
