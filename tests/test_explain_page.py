@@ -65,7 +65,7 @@ def opened(browser: Any, file: Path) -> Iterator[Page]:
         "request", lambda request: None if re.match("(file|data|blob):", request.url) else trouble.append(request.url)
     )
     page.goto(file.as_uri())
-    page.wait_for_function("window.lesson")
+    page.wait_for_selector("#title:not(:empty)")
     yield page
     page.close()
     assert trouble == []
