@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bp_torch import backprop
+from bp_torch import backprop, explain
 from bp_torch.activations import ACTIVATIONS
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.costs import COSTS
@@ -23,6 +23,7 @@ from bp_torch.explain import page as exporter
 from bp_torch.explain.subject import Subject, UsageError
 from bp_torch.network import Network, layer_views
 from bp_torch.sgd import SGD
+from bp_torch.training import Config
 from tests.conftest import Reference
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -36,7 +37,8 @@ RUN = """([data, contents, names]) => {
   const floats = (text) => new Float32Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
   const filled = Object.entries(contents).map(([name, text]) => [name, floats(text)]);
   const recording = new lesson.Recording(data).run(Object.fromEntries(filled));
-  return Object.fromEntries(names.map((name) => [name, recording.read(name)]));
+  const text = (floats) => Array.from(new Uint8Array(floats.buffer), (byte) => String.fromCharCode(byte)).join("");
+  return Object.fromEntries(names.map((name) => [name, btoa(text(Float32Array.from(recording.read(name))))]));
 }"""
 
 
@@ -81,7 +83,9 @@ def run(page: Page, data: dict[str, Any], names: list[str], **contents: Tensor) 
     """Named tensors (n,) of recorded ``data`` after the page has run it."""
     packed = {name: base64.b64encode(tensor.numpy().tobytes()).decode() for name, tensor in contents.items()}
     values = page.evaluate(RUN, [data, packed, names])
-    return {name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()}
+    return {
+        name: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32) for name, text in values.items()
+    }
 
 
 def assert_near(ours: Tensor, expected: Tensor) -> None:
@@ -249,3 +253,285 @@ def test_export_names_what_the_page_cannot_repeat(mistake: Any, message: str, mo
 def test_network_that_is_too_large_is_refused_in_one_line(sizes: tuple[int, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         exporter.check_size(sizes)
+
+
+# ---- what one sees and does ----
+
+
+def visit(page: Page, file: Path, address: str = "") -> None:
+    """Open the page anew in the state of an address."""
+    page.goto("about:blank")
+    page.goto(f"{file.as_uri()}#{address}")
+    page.wait_for_selector("#title:not(:empty)")
+
+
+def untrained(subject: Subject) -> Network:
+    return subject.config.network(torch.device("cpu"))
+
+
+def shown_image(file: Path, position: int) -> tuple[Tensor, Tensor]:
+    images = recorded_in(file)["images"]["shown"]
+    pixels = torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(images["x"]))), dtype=torch.uint8)
+    return pixels.reshape(-1, 784)[[position]].float() / 255, one_hot(torch.tensor([images["labels"][position]]))
+
+
+def ranked(values: Tensor) -> dict[str, float]:
+    """{place: value}, the largest first."""
+    return {str(int(k)): values[k].item() for k in values.abs().argsort(descending=True, stable=True)}
+
+
+def test_three_lists_of_every_neuron_are_those_of_python(opened: Page, file: Path, subject: Subject) -> None:
+    visit(opened, file)
+    network = untrained(subject)
+    x, y = shown_image(file, 2)
+    expected = exporter.example(network, "quadratic", x, y)
+    wishes, biases = layer_views(expected["wish"], network.sizes)
+    listed = """(ids) => ids.map((id) => {
+      const more = document.querySelector(`#${id} .more`);
+      if (more) more.click();
+      return [...document.querySelectorAll(`#${id} .way`)].map((way) => [way.dataset.place, Number(way.dataset.value)]);
+    })"""
+    for layer, n in enumerate(network.sizes[1:], start=1):
+        for j in range(n):
+            name = f"output {j}" if layer == 3 else f"neuron {j} of layer {layer}"
+            opened.locator(f'.neuron[aria-label^="{name}:"]').dispatch_event("click")
+            bias, weights, activations = opened.evaluate(listed, ["biasWay", "weightWays", "activationWays"])
+            assert [place for place, _ in bias] == ["bias"]
+            assert bias[0][1] == pytest.approx(biases[layer - 1][j].item(), rel=1e-4, abs=1e-7)
+            for ours, theirs in ((weights, wishes[layer - 1][j]), (activations, expected[f"requests{layer}"][j])):
+                assert dict(ours) == pytest.approx(ranked(theirs), rel=1e-4, abs=1e-7)
+                sizes = [abs(value) for _, value in ours]
+                assert sizes == sorted(sizes, reverse=True)
+
+
+def test_measured_minus_foretold_falls_fourfold_when_the_step_halves(opened: Page, file: Path) -> None:
+    visit(opened, file)
+    opened.locator("#weightWays .way").first.click()
+    gap = "(change) => lesson.measure(lesson.state.picked, change).difference"
+    whole, half = (opened.evaluate(gap, change) for change in (0.2, 0.1))
+    assert whole / half == pytest.approx(4, rel=0.1)
+    opened.locator("#wiggle").fill("0.5")
+    said = opened.inner_text("#wiggleText")
+    measured, foretold = (float(number) for number in re.findall(r"(\d\.\d+) as", said))
+    now = opened.evaluate("() => lesson.measure(lesson.state.picked, 0.5)")
+    assert (measured, foretold) == pytest.approx((now["measured"], now["foretold"]), rel=1e-4)
+    opened.wait_for_url("**change=0.5**")
+
+
+def test_ratio_of_two_components_is_that_of_the_gradient(opened: Page, file: Path, subject: Subject) -> None:
+    visit(opened, file)
+    x, y = shown_image(file, 2)
+    gradient = exporter.example(untrained(subject), "quadratic", x, y)["gradient"]
+    opened.locator("#weightWays .way").nth(3).click()
+    opened.locator("#weightWays .way").first.click()
+    p, q = opened.evaluate("[lesson.state.picked, lesson.state.compared]")
+    (times,) = re.findall(r"is ([\d.]+) times as sensitive to this one", opened.inner_text("#times"))
+    assert float(times) == pytest.approx((gradient[p] / gradient[q]).abs().item(), rel=5e-3)
+
+
+def test_requests_are_added_up_one_after_another(opened: Page, file: Path, subject: Subject) -> None:
+    visit(opened, file, "step=2")
+    x, y = shown_image(file, 2)
+    sums = exporter.example(untrained(subject), "quadratic", x, y)["sums3"]
+    for count in (1, 4, 10):
+        opened.locator("#sum").fill(str(count))
+        for j in (0, 15):
+            label = opened.locator(f'.neuron[aria-label^="neuron {j} of layer 2:"]').get_attribute("aria-label")
+            (asked,) = re.findall(r"asked for ([+−][\d.]+)$", label)
+            assert float(asked.replace("−", "-")) == pytest.approx(sums[count - 1, j].item(), rel=5e-3)
+
+
+def test_hovered_edge_tells_weight_activation_delta_and_product(opened: Page, file: Path, subject: Subject) -> None:
+    visit(opened, file)
+    network, (x, y) = untrained(subject), shown_image(file, 2)
+    expected = exporter.example(network, "quadratic", x, y)
+    middle = opened.evaluate("""() => {
+      const line = document.querySelectorAll("#net line")[100];
+      const end = (name) => line[name].baseVal.value;
+      const [x, y] = ["x", "y"].map((side) => 0.93 * end(`${side}1`) + 0.07 * end(`${side}2`));
+      const at = new DOMPoint(x, y).matrixTransform(document.getElementById("net").getScreenCTM());
+      return [at.x, at.y];
+    }""")
+    opened.mouse.move(*middle)
+    said = opened.inner_text("#edge").replace("−", "-").replace("-δ", "")
+    k, j = map(int, re.findall(r"neuron (\d+) of layer", said)[:2])
+    found = [float(number) for number in re.findall(r"(?:weight|=) (-?[\d.]*\d)", said)]
+    delta = expected["delta2"][0, j]
+    weight, a = network.weights[1][j, k], expected["a1"][0, k]
+    values = torch.stack([weight, a, delta, delta * a, -delta * weight])
+    assert found == pytest.approx(values.tolist(), rel=6e-3)
+
+
+def test_drawing_changes_the_input_and_the_answer(opened: Page, file: Path) -> None:
+    visit(opened, file, "net=trained")
+    opened.click("#clear")
+    assert opened.evaluate("lesson.state.x.every((value) => value === 0)")
+    box = opened.locator("#pen").bounding_box()
+    opened.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.2 * box["height"])
+    opened.mouse.down()
+    opened.mouse.move(box["x"] + 0.45 * box["width"], box["y"] + 0.8 * box["height"], steps=5)
+    opened.mouse.up()
+    inked = opened.evaluate("[...lesson.recordings.example.read('x')]")
+    assert 20 < sum(value > 0.5 for value in inked) < 120
+    opened.click("#centre")
+    x = torch.tensor(opened.evaluate("[...lesson.state.x]")).reshape(28, 28)
+    rows, columns = ((x.sum(side) * (torch.arange(28) + 0.5)).sum() / x.sum() for side in (1, 0))
+    assert abs(rows - 14) <= 0.75 and abs(columns - 14) <= 0.75
+    drawn, answer = opened.evaluate("[lesson.state.x, document.title]"), opened.inner_text("#sentence")
+    visit(opened, file, opened.evaluate("lesson.address()")[1:])
+    assert opened.evaluate("[lesson.state.x, document.title]") == drawn, "the address holds the drawing"
+    assert opened.inner_text("#sentence") == answer
+
+
+def test_address_restores_the_state(opened: Page, file: Path) -> None:
+    address = "net=trained&step=3&want=7&neuron=2.5&weights=12000.40&image=12&change=0.35&added=6"
+    visit(opened, file, address)
+    assert opened.evaluate("lesson.address()") == f"#{address}"
+    assert opened.inner_text("#neuronName") == "Neuron 5 of layer 2"
+    assert "7" in opened.inner_text("#title") and opened.locator("#steps [aria-current]").inner_text() == "4 ← layer 1"
+    visit(opened, file, "net=nonsense&step=99&neuron=7.x&weights=&image=-1&descent=no")
+    assert opened.evaluate("lesson.state.step") == 0
+
+
+def test_descent_lowers_the_cost_and_is_made_again_from_the_address(opened: Page, file: Path) -> None:
+    visit(opened, file)
+    for mode in ("one", "all", "mini"):
+        opened.click(f'[data-mode="{mode}"]')
+        for _ in range(2):
+            opened.locator("#once").dispatch_event("click")
+    opened.select_option("#only", "2")
+    for _ in range(3):
+        opened.locator("#once").dispatch_event("click")
+    theta = opened.evaluate("[...lesson.theta]")
+    costs = opened.evaluate("lesson.descent.evaluated.map((one) => one.cost)")
+    assert costs[6] < costs[0]
+    assert opened.evaluate("lesson.descent.evaluated.at(-1).answers")[2] == 1000, "only 2s: every answer is 2"
+    address = opened.evaluate("lesson.address()")
+    assert "descent=one.-.3.2x2%7Eall.-.3.2x2%7Emini.-.3.2x2%7Emini.2.3.2x3" in address
+    visit(opened, file, opened.evaluate("lesson.address()")[1:])
+    opened.wait_for_selector("#descentText:has-text('9 steps')")
+    assert opened.evaluate("[...lesson.theta]") == theta
+
+
+def test_average_wish_settles_at_the_negative_gradient(opened: Page, file: Path) -> None:
+    visit(opened, file)
+    opened.click('[data-add="1"]')
+    (first,) = read(opened, "average", "distance")
+    opened.click('[data-add="1000"]')
+    wish, whole, last, count = read(opened, "average", "wish", "whole_wish", "distance", "count")
+    assert first > 0.3 and last < 1e-5 and count == 1000
+    assert_near(wish, whole)
+
+
+@pytest.mark.parametrize("width", [390, 900, 1400])
+def test_nothing_scrolls_sideways_and_no_labels_overlap(opened: Page, file: Path, width: int) -> None:
+    opened.set_viewport_size({"width": width, "height": 900})
+    overlaps = """() => {
+      const boxes = [...document.querySelectorAll("#net text")].filter((text) => text.textContent)
+        .map((text) => [text.textContent, text.getBoundingClientRect()]);
+      return boxes.flatMap(([one, p], n) => boxes.slice(n + 1)
+        .filter(([, q]) => p.left < q.right && q.left < p.right && p.top + 3 < q.bottom && q.top + 3 < p.bottom)
+        .map(([other]) => `${one} / ${other}`));
+    }"""
+    try:
+        for step in range(5):
+            visit(opened, file, f"step={step}&neuron=1.3")
+            assert opened.evaluate("document.documentElement.scrollWidth") <= width
+            assert opened.evaluate(overlaps) == []
+    finally:
+        opened.set_viewport_size({"width": 1400, "height": 950})
+
+
+def test_keyboard_alone_suffices(opened: Page, file: Path) -> None:
+    visit(opened, file)
+    current = "document.querySelector('#steps [aria-current]').textContent"
+    for expected in ("2 outputs", "3 ← layer 2", "4 ← layer 1", "5 ← pixels", "5 ← pixels"):
+        opened.keyboard.press("ArrowRight")
+        assert opened.evaluate(current) == expected
+    opened.keyboard.press("ArrowLeft")
+    assert opened.evaluate(current) == "4 ← layer 1"
+
+    def reach(selector: str) -> None:
+        for _ in range(120):
+            opened.keyboard.press("Tab")
+            if opened.evaluate("(selector) => document.activeElement.matches(selector)", selector):
+                assert opened.evaluate("document.activeElement.matches(':focus-visible')")
+                return
+        pytest.fail(f"Tab does not reach {selector}")
+
+    reach("#pen")
+    opened.keyboard.press("ArrowUp")
+    opened.keyboard.press("Space")
+    assert opened.evaluate("lesson.state.image") is None
+    reach(".neuron")
+    opened.keyboard.press("ArrowDown")
+    assert opened.inner_text("#neuronName") == "Output 3"
+    opened.keyboard.press("Shift+ArrowUp")
+    assert opened.inner_text("#neuronName").endswith("of layer 2")
+    reach("#wiggle")
+    opened.keyboard.press("ArrowRight")
+    assert opened.evaluate("lesson.state.change") == pytest.approx(0.05)
+    reach("#weightWays .way")
+    opened.keyboard.press("Tab")
+    picked = opened.evaluate("lesson.state.picked")
+    opened.keyboard.press("Enter")
+    assert opened.evaluate("lesson.state.picked") != picked
+    reach("#once")
+    opened.keyboard.press("Enter")
+    assert opened.evaluate("lesson.descent.steps") == 1
+
+
+def test_requests_play_unless_less_motion_is_wanted(browser: Any, opened: Page, file: Path) -> None:
+    visit(opened, file)
+    opened.click("#steps button:nth-child(3)")
+    assert opened.inner_text("#sumText") == "all 10 requests added up"
+    page = browser.new_page(reduced_motion="no-preference")
+    visit(page, file)
+    page.click("#steps button:nth-child(3)")
+    assert page.inner_text("#sumText") == "Output 0 asks; sum of 1"
+    page.wait_for_selector("#sumText:has-text('Output 1 asks')")
+    page.close()
+
+
+def test_without_javascript_there_is_a_picture_and_a_sentence(browser: Any, file: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(file.as_uri())
+    assert "an image of a 2" in page.inner_text("body") and not page.locator("#app").is_visible()
+    assert page.evaluate("[...document.images].map((image) => image.naturalWidth)") == [28, 28]
+    context.close()
+
+
+@pytest.mark.parametrize("sizes", [(784, 10), (784, 128, 64, 10), (784, 12, 9, 8, 11, 10)])
+def test_other_networks_have_a_page(browser: Any, subject: Subject, tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    config = Config(sizes=sizes, activation="relu", cost="softmax-cross-entropy", init="he")
+    network = config.network(torch.device("cpu"))
+    file = tmp_path / "page.html"
+    file.write_text(exporter.write_page(subject._replace(config=config, network=network)))
+    assert file.stat().st_size < 1_500_000
+    page, errors = browser.new_page(reduced_motion="reduce"), list[str]()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    visit(page, file)
+    for step in range(len(sizes) + 1):
+        page.locator("#steps button").nth(step).dispatch_event("click")
+    assert page.locator(".neuron").count() == sum(min(n, 20) for n in sizes[1:])
+    for n in {n for n in sizes[1:] if n > 20}:
+        assert f"the 20 most active of {n}" in page.locator("#net").text_content()
+    page.click("#once")
+    page.close()
+    assert errors == []
+
+
+def test_command_writes_the_page_and_opens_it(
+    run: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened_files: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened_files.append)
+    out = tmp_path / "folder" / "page.html"
+    explain.main(["page", "--run", str(run), "--out", str(out), "--open"])
+    assert f"wrote {out}" in capsys.readouterr().out and opened_files == [out.as_uri()]
+    monkeypatch.setattr(exporter, "LARGEST", (784, 2, 10))
+    with pytest.raises(SystemExit) as stop:
+        explain.main(["page", "--run", str(run), "--out", str(out)])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.startswith("error: the page takes up to") and message.count("\n") == 1
