@@ -2,8 +2,11 @@
 
 import base64
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,6 +256,14 @@ def test_export_names_what_the_page_cannot_repeat(mistake: Any, message: str, mo
 def test_network_that_is_too_large_is_refused_in_one_line(sizes: tuple[int, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         exporter.check_size(sizes)
+
+
+def test_linter_finds_nothing_in_the_page() -> None:
+    if (biome := shutil.which("biome", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")) is None:
+        pytest.skip("biome is not installed")
+    command = [biome, "lint", "--error-on-warnings", str(ROOT / "bp_torch" / "explain" / "page.html")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 # ---- what one sees and does ----
@@ -535,3 +546,17 @@ def test_command_writes_the_page_and_opens_it(
         explain.main(["page", "--run", str(run), "--out", str(out)])
     message = capsys.readouterr().err
     assert stop.value.code == 2 and message.startswith("error: the page takes up to") and message.count("\n") == 1
+
+
+# ---- the page in docs/ ----
+
+
+def test_page_in_docs_holds_the_recording_of_todays_code() -> None:
+    config, file = Config(), ROOT / "docs" / "page.html"
+    assert file.stat().st_size < 1_000_000
+    data = recorded_in(file)
+    fresh = exporter.recordings(config.network(torch.device("cpu")), config.cost)
+    assert data["recordings"] == json.loads(json.dumps(fresh)), "make it again: python -m bp_torch explain page"
+    code = file.read_text().replace(json.dumps(data, separators=(",", ":")).replace("</", "<\\/"), '"{data}"')
+    images = r"data:image/png;base64,[\w+/=]+"
+    assert re.sub(images, "", code) == re.sub(r"data:image/png;base64,\{\w+\}", "", exporter.template())
