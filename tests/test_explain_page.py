@@ -418,7 +418,7 @@ def test_descent_lowers_the_cost_and_is_made_again_from_the_address(opened: Page
     assert costs[6] < costs[0]
     assert opened.evaluate("lesson.descent.evaluated.at(-1).answers")[2] == 1000, "only 2s: every answer is 2"
     address = opened.evaluate("lesson.address()")
-    assert "descent=one.-.3.2x2%7Eall.-.3.2x2%7Emini.-.3.2x2%7Emini.2.3.2x3" in address
+    assert "descent=one.-.3x2%7Eall.-.3x2%7Emini.-.3x2%7Emini.2.3x3" in address
     visit(opened, file, opened.evaluate("lesson.address()")[1:])
     opened.wait_for_selector("#descentText:has-text('9 steps')")
     assert opened.evaluate("[...lesson.theta]") == theta
@@ -527,7 +527,8 @@ def test_other_networks_have_a_page(browser: Any, subject: Subject, tmp_path: Pa
         page.locator("#steps button").nth(step).dispatch_event("click")
     assert page.locator(".neuron").count() == sum(min(n, 20) for n in sizes[1:])
     for n in {n for n in sizes[1:] if n > 20}:
-        assert f"the 20 most active of {n}" in page.locator("#net").text_content()
+        assert f": 20 of {n}" in page.locator("#net").text_content()
+        assert "the 20 most active neurons are drawn" in page.inner_text("#legend")
     page.click("#once")
     page.close()
     assert errors == []
