@@ -40,7 +40,9 @@ def main() -> None:
         sheet = browser.new_page(viewport={"width": 1800, "height": 1000})
         sheet.set_content(frames)
         picture = Image.open(BytesIO(sheet.locator("body").screenshot()))
-        picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(DOCS / "page.png", optimize=True)
+        picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            DOCS / "page.png", optimize=True
+        )
         browser.close()
 
 

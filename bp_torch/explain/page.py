@@ -125,35 +125,50 @@ def average(network: Network, cost: str, x: Tensor, y: Tensor, total: Tensor, co
     total.sub_(backward(network, forward(network, x), y, cost).gradient)
     count.add_(1)
     wish = total / count
-    distance = (wish + whole).square().sum().sqrt() / whole.square().sum().sqrt()
-    return {"wish": wish, "whole_wish": -whole, "distance": distance}
+    return {"wish": wish, "whole_wish": -whole, "distance": length(wish + whole) / length(whole)}
 
 
 def plane(path: Tensor) -> Named:
-    """The two main directions (2, P) of a ``path`` (N, P), and the path in them, (N, 2), from its mean ``origin``.
+    """The two main directions of a ``path`` (N, P), ``along`` and ``across`` (1, P), and where its points are in them.
 
-    They are eigenvectors of the Gram matrix of the centred path. Squaring the matrix leaves the largest.
+    ``along_at`` and ``across_at`` (N, 1) count from the mean of the path, ``origin``. The directions are eigenvectors
+    of the Gram matrix of the centred path; a high power of the matrix leaves only the largest.
     """
     origin = path.mean(0, keepdim=True)
     centred = path - origin
-    gram, directions = torch.matmul(centred, centred.mT), []
-    for _ in range(2):
+    gram, named = torch.matmul(centred, centred.mT), {"origin": origin}
+    for name in ("along", "across"):
         power = gram
         for _ in range(7):
-            power = power / (power.square().sum().sqrt() + 1e-20)
             power = torch.matmul(power, power)
+            power = power / length(power)
         weights = torch.matmul(power, gram.square().sum(1, keepdim=True))
-        weights = weights / (weights.square().sum().sqrt() + 1e-20)
-        along = torch.matmul(weights.mT, centred)
-        directions.append(along / (along.square().sum().sqrt() + 1e-20))
+        weights = weights / length(weights)
+        direction = torch.matmul(weights.mT, centred)
+        named[name] = direction / length(direction)
+        named[f"{name}_at"] = torch.matmul(centred, named[name].mT)
         gram = gram - torch.matmul(torch.matmul(gram, weights), weights.mT)
-    both = torch.cat(directions)
-    return {"origin": origin, "directions": both, "coordinates": torch.matmul(centred, both.mT)}
+    return named
 
 
-def surface(network: Network, cost: str, x: Tensor, y: Tensor, origin: Tensor, directions: Tensor, at: Tensor) -> Named:
-    """The mean cost at the point ``at`` (1, 2) of the plane."""
-    network.parameters.copy_((origin + torch.matmul(at, directions))[0])
+def length(tensor: Tensor) -> Tensor:
+    """‖tensor‖, a little more than zero."""
+    return tensor.square().sum().sqrt() + 1e-20
+
+
+def surface(
+    network: Network,
+    cost: str,
+    x: Tensor,
+    y: Tensor,
+    origin: Tensor,
+    along: Tensor,
+    across: Tensor,
+    along_at: Tensor,
+    across_at: Tensor,
+) -> Named:
+    """The mean cost at a point of the plane."""
+    network.parameters.copy_((origin + along_at * along + across_at * across)[0])
     return {"cost": example_costs(forward(network, x), y, cost).mean()}
 
 
@@ -192,12 +207,10 @@ def recording(name: str, network: Network, cost: str) -> dict[str, Any]:
     tensors = {
         "x": torch.zeros(count, PIXELS),
         "y": torch.zeros(count, CLASSES),
-        "at": torch.ones(1, 2),
-        "origin": torch.ones_like(theta)[None],
-        "directions": torch.ones_like(theta).repeat(2, 1),
         "path": torch.ones_like(theta).repeat(count, 1),
+        **{each: torch.ones_like(theta)[None] for each in ("origin", "along", "across")},
         **{each: torch.ones_like(theta) for each in ("change", "gradient", "total", "whole")},
-        **{each: torch.ones(1) for each in ("before", "count", "first", "second")},
+        **{each: torch.ones(1) for each in ("before", "count", "first", "second", "along_at", "across_at")},
     }
     wanted = inspect.signature(function).parameters
     inputs = {each: tensor for each, tensor in tensors.items() if each in wanted}
