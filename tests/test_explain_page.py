@@ -323,16 +323,18 @@ def test_three_lists_of_every_neuron_are_those_of_python(opened: Page, file: Pat
     x, y = shown_image(file, 2)
     expected = exporter.example(network, "quadratic", x, y)
     wishes, biases = layer_views(expected["wish"], network.sizes)
-    listed = """(ids) => ids.map((id) => {
-      const more = document.querySelector(`#${id} .more`);
-      if (more) more.click();
-      return [...document.querySelectorAll(`#${id} .way`)].map((way) => [way.dataset.place, Number(way.dataset.value)]);
-    })"""
+    listed = """([name, ids]) => {
+      document.querySelector(`.neuron[aria-label^="${name}:"]`).dispatchEvent(new Event("click"));
+      return ids.map((id) => {
+        document.querySelector(`#${id} .more`)?.click();
+        const ways = [...document.querySelectorAll(`#${id} .way`)];
+        return ways.map((way) => [way.dataset.place, Number(way.dataset.value)]);
+      });
+    }"""
     for layer, n in enumerate(network.sizes[1:], start=1):
         for j in range(n):
             name = f"output {j}" if layer == 3 else f"neuron {j} of layer {layer}"
-            opened.locator(f'.neuron[aria-label^="{name}:"]').dispatch_event("click")
-            bias, weights, activations = opened.evaluate(listed, ["biasWay", "weightWays", "activationWays"])
+            bias, weights, activations = opened.evaluate(listed, [name, ["biasWay", "weightWays", "activationWays"]])
             assert [place for place, _ in bias] == ["bias"]
             assert bias[0][1] == pytest.approx(biases[layer - 1][j].item(), rel=1e-4, abs=1e-7)
             for ours, theirs in ((weights, wishes[layer - 1][j]), (activations, expected[f"requests{layer}"][j])):
@@ -385,11 +387,13 @@ def test_hovered_edge_tells_weight_activation_delta_and_product(opened: Page, fi
     middle = opened.evaluate("""() => {
       const line = document.querySelectorAll("#net line")[100];
       const end = (name) => line[name].baseVal.value;
-      const [x, y] = ["x", "y"].map((side) => 0.93 * end(`${side}1`) + 0.07 * end(`${side}2`));
+      const [x, y] = ["x", "y"].map((side) => 0.85 * end(`${side}1`) + 0.15 * end(`${side}2`));
       const at = new DOMPoint(x, y).matrixTransform(document.getElementById("net").getScreenCTM());
       return [at.x, at.y];
     }""")
+    opened.mouse.move(0, 0)
     opened.mouse.move(*middle)
+    opened.wait_for_selector("#edge:has-text('is the slope')")
     said = opened.inner_text("#edge").replace("−", "-").replace("-δ", "")
     k, j = map(int, re.findall(r"neuron (\d+) of layer", said)[:2])
     found = [float(number) for number in re.findall(r"(?:weight|=) (-?[\d.]*\d)", said)]
