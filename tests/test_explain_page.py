@@ -527,10 +527,14 @@ def test_requests_play_unless_less_motion_is_wanted(browser: Any, opened: Page, 
     opened.click("#steps button:nth-child(3)")
     assert opened.inner_text("#sumText") == "all 10 requests added up"
     page = browser.new_page(reduced_motion="no-preference")
+    page.clock.install()
     visit(page, file)
-    page.click("#steps button:nth-child(3)")
+    page.locator("#steps button").nth(2).dispatch_event("click")
     assert page.inner_text("#sumText") == "Output 0 asks; sum of 1"
-    page.wait_for_selector("#sumText:has-text('Output 1 asks')")
+    page.clock.run_for(500)
+    assert page.inner_text("#sumText") == "Output 1 asks; sum of 2"
+    page.clock.run_for(5000)
+    assert page.inner_text("#sumText") == "all 10 requests added up"
     page.close()
 
 
