@@ -109,10 +109,14 @@ def step(network: Network, cost: str, optimizer: SGD, x: Tensor, y: Tensor) -> N
 
 
 def evaluate(network: Network, cost: str, x: Tensor, y: Tensor) -> Named:
-    """The mean cost of a batch, how many images get each answer (10,), and the fraction of right ones."""
+    """The mean cost of a batch, how many images get each answer (10,), and the fraction of right ones.
+
+    Of outputs that are equally large, each counts as a part of the answer.
+    """
     passed = forward(network, x)
     a = passed.activations[-1]
     answers = (a - a.amax(1, keepdim=True)).sign() + 1  # 1 for the largest output, 0 for the others
+    answers = answers / answers.sum(1, keepdim=True)
     right = (answers * y).sum() / len(y)
     return {"cost": example_costs(passed, y, cost).mean(), "answers": answers.sum(0), "right": right}
 
@@ -262,7 +266,7 @@ def write_page(subject: Subject) -> str:
     choice = choose_images(network, cost, shown)
     images = {
         "shown": Examples(shown.x[choice], shown.labels[choice]),
-        "training": Examples(*(tensor[:TRAINING_IMAGES].cpu() for tensor in subject.training)),
+        "training": first_images(subject.training),
     }
     data = {
         "caption": subject.caption,
@@ -304,6 +308,12 @@ def choose_images(network: Network, cost: str, images: Examples) -> Tensor:
         plain = far.topk(2, largest=False).indices
         chosen.append([*of_digit[plain].tolist(), int(of_digit[costs[of_digit].argmax()])])
     return torch.tensor(chosen).mT.reshape(-1)
+
+
+def first_images(examples: Examples) -> Examples:
+    """The first thousand; of fewer, all of them again and again."""
+    taken = torch.arange(TRAINING_IMAGES) % len(examples.labels)
+    return Examples(*(tensor.cpu()[taken] for tensor in examples))
 
 
 def first_with(images: Examples, label: int) -> int:
