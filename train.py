@@ -11,7 +11,7 @@ The four equations are in bp_torch/backprop.py, one step in bp_torch/training/st
 bp_torch/training/loop.py.
 """
 
-from bp_torch.training import main
+from bp_torch.cli import start
 
 if __name__ == "__main__":
-    main()
+    start("train", None)

@@ -1,9 +1,8 @@
 """python -m bp_torch train | verify | explain | benchmark, also as bp-torch. Each command has its own --help."""
 
-import importlib
 import sys
 
-from bp_torch.cli import fail
+from bp_torch.cli import fail, one_line_errors, start
 
 COMMANDS = {
     "train": "train a network on handwritten digits (the same as python train.py)",
@@ -21,12 +20,12 @@ def main() -> None:
     """Hand the arguments to the command that the first one names."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(f"{USAGE}\n\nEach command has its own --help.")
+        with one_line_errors(OSError):
+            print(f"{USAGE}\n\nEach command has its own --help.", flush=True)
     elif name not in COMMANDS:
         fail(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}", 2)
-    else:  # only this one is imported: the others load much
-        module = importlib.import_module(f"bp_torch.{'training' if name == 'train' else name}")
-        module.main(arguments)
+    else:
+        start(name, arguments)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bp_torch.costs import Cost, find_cost
-from bp_torch.network import Network, layer_views
+from bp_torch.network import Network, checked_examples, layer_views
 
 
 class Forward(NamedTuple):
@@ -82,13 +82,12 @@ def backward(
 ) -> Backward:
     """∇C of the batch that went forward, for its targets y, written into ``out`` (…, P) if that is given.
 
-    ``examples`` is the B of the mean where y is a shard of a larger batch. Raises ValueError for what does not fit.
+    ``examples`` is the B of the mean where y is a shard of a larger batch; 0: as many as y has. Raises ValueError.
     """
     network.check_batch("y", y, network.sizes[-1], rows=passed.z.shape[-2])
     if passed.network is not network:
         raise ValueError(f"the forward pass is of another network, {passed.network}; wanted one of {network}")
-    if (examples := examples or y.shape[-2]) < 1:
-        raise ValueError("the mean over an empty batch is not defined: wanted at least one example")
+    examples = checked_examples(examples or y.shape[-2])
     a, layers, y = passed.activations, network.layers, y.detach()
     gradient = torch.empty_like(network.parameters) if out is None else out
     dW, db = layer_views(gradient, network.sizes)

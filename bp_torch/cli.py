@@ -4,15 +4,57 @@ Exit codes: 0 done, 1 trouble with data, device or a run, 2 bad arguments, 130 s
 """
 
 import contextlib
+import importlib
 import io
+import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
 from typing import NoReturn, TypeVar
 
-import tyro
-
 T = TypeVar("T")
+
+
+def start(command: str, arguments: list[str] | None) -> None:
+    """Import and run a command of the package: ``train``, ``verify``, ``explain`` or ``benchmark``.
+
+    ``arguments`` are its own; None: those of ``sys.argv``, for train.py.
+    """
+    open_missing_streams()
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop_at_once)
+    with one_line_errors(OSError):
+        module = importlib.import_module(f"bp_torch.{'training' if command == 'train' else command}")
+        signal.signal(signal.SIGINT, before)
+        try:
+            module.main(arguments)
+        finally:
+            sys.stdout.flush()
+
+
+def open_missing_streams() -> None:
+    """Open what the shell closed (2>&-) as a stream to nowhere: the next file that is opened would take its place."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
+
+
+def stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    """Exit from a Ctrl-C while modules are imported: there is nothing to save, and an exception would abort in C++."""
+    os.write(2, b"error: stopped\n")
+    os._exit(128 + number)
+
+
+def train_command() -> str:
+    """How the user starts a training, for messages: as just now, or by the package."""
+    return "python train.py" if Path(sys.argv[0]).name == "train.py" else "bp-torch train"
 
 
 def parse(
@@ -28,6 +70,8 @@ def parse(
     Flags that are not given come from ``default``, or else from the fields' own defaults.
     What tyro or the dataclass itself (by a ValueError) refuses is reported in one line on stderr, exit 2.
     """
+    import tyro  # here: start must come first
+
     errors = io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show √ or δ shows ? instead
@@ -57,16 +101,40 @@ def _one_line(boxed: str) -> str:
 
 def fail(message: str, code: int) -> NoReturn:
     """Print ``message`` as one line on stderr and exit."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    try:
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    except OSError:
+        silence(2)
     sys.exit(code)
+
+
+def silence(descriptor: int) -> None:
+    """Let what is still to be written to a stream that cannot be written go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 @contextlib.contextmanager
 def one_line_errors(*trouble: type[Exception]) -> Iterator[None]:
-    """Turn the exceptions of ``trouble`` into one line and exit 1, and Ctrl-C into exit 130."""
+    """Turn the exceptions of ``trouble`` into one line and exit 1, also too little memory, and Ctrl-C into exit 130.
+
+    Whose output is no longer read, as by ``head``, exits without a word.
+    """
     try:
         yield
+    except BrokenPipeError:
+        silence(1)
+        sys.exit(128 + signal.SIGPIPE)
     except trouble as error:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        if isinstance(error, OSError) and error.strerror and not error.filename:
+            fail(f"cannot write the output: {error.strerror}", 1)
         fail(str(error), 1)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate", str(error)):
+            raise
+        fail(f"not enough memory: {(str(error).splitlines() or [''])[0]}", 1)
     except KeyboardInterrupt:
         fail("stopped", 130)

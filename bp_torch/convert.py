@@ -1,18 +1,25 @@
 """A network to and from ``nn.Sequential``, and to and from a ``.safetensors`` file. Nothing here computes."""
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bp_torch.files import replace_file
 from bp_torch.network import Network, checked_sizes
 
 METADATA = "network"
 """The key in a file's metadata under which sizes and activations are, as JSON."""
+
+DTYPE_NAMES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+"""By their names in the file."""
 
 MODULES: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
@@ -42,28 +49,35 @@ def to_sequential(network: Network) -> nn.Sequential:
 def from_sequential(model: nn.Sequential) -> Network:
     """The network that ``model`` is: ``nn.Linear``s with biases, one hidden activation, one at the end.
 
-    A leading ``nn.Flatten`` is dropped. Raises ValueError for anything else, naming the module.
+    A leading ``nn.Flatten()`` is dropped. Raises ValueError, naming the module, for anything that may compute something
+    else: other classes, subclasses and parametrizations, hooks, a forward of its own, several dtypes or devices.
     """
+    if type(model) is not nn.Sequential or changed(model):
+        raise ValueError(f"wanted a plain nn.Sequential, got {type(model).__name__}{changed(model)}")
     names = {module: name for name, module in MODULES.items()}
     linears: list[nn.Linear] = []
     found: list[str] = []  # the activation behind each linear
     for position, module in enumerate(model):
-        if isinstance(module, nn.Linear) and module.bias is not None:
+        if type(module) is nn.Linear and module.bias is not None and not changed(module):
+            if module in linears:
+                raise ValueError(f"module {position}, {module}, comes twice: its two places would no longer be equal")
             linears.append(module)
             found.append("identity")
-        elif type(module) in names and linears and found[-1] == "identity":
+        elif type(module) in names and linears and found[-1] == "identity" and not changed(module):
             found[-1] = names[type(module)]
-        elif not (isinstance(module, nn.Flatten) and position == 0):
-            raise ValueError(
-                f"module {position} is {module}: wanted nn.Linear with a bias, each followed by at most one of "
-                + ", ".join(f"nn.{m.__name__}" for m in MODULES.values())
-            )
+        elif position or type(module) is not nn.Flatten or repr(module) != repr(nn.Flatten()) or changed(module):
+            wanted = "nn.Linear with a bias, each followed by at most one of "
+            wanted += ", ".join(f"nn.{m.__name__}" for m in MODULES.values())
+            raise ValueError(f"module {position} is {module}{changed(module)}: wanted {wanted}")
     if not linears:
         raise ValueError(f"wanted at least one nn.Linear, got {model}")
     if len(set(found[:-1])) > 1:
         raise ValueError(f"wanted one activation for all hidden layers, got {', '.join(found[:-1])}")
     sizes = (linears[0].in_features, *(linear.out_features for linear in linears))
     like = linears[0].weight
+    kinds = {(parameter.dtype, parameter.device) for linear in linears for parameter in (linear.weight, linear.bias)}
+    if len(kinds) > 1:
+        raise ValueError(f"wanted one dtype and device for all, got {', '.join(f'{t} on {d}' for t, d in kinds)}")
     network = Network(sizes, activation=found[0], output_activation=found[-1], dtype=like.dtype, device=like.device)
     for linear, (W, b, _) in zip(linears, network.layers, strict=True):
         if linear.weight.shape != W.shape:
@@ -73,51 +87,77 @@ def from_sequential(model: nn.Sequential) -> Network:
     return network
 
 
-def save(network: Network, path: Path | str) -> None:
-    """Write a ``.safetensors`` file: tensors W1, b1, W2, b2, …; sizes and activations, as JSON, in its metadata.
+def changed(module: Any) -> str:
+    """In words, what makes ``module`` compute something else than its class says; empty where nothing does."""
+    if "forward" in vars(module):
+        return " with a forward of its own"
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return " with hooks" if any(getattr(module, name) for name in hooks) else ""
 
-    Equal networks give equal files, byte for byte.
-    Raises OSError if it cannot be written; the old file, if there was one, is then unchanged.
+
+def save(network: Network, path: Path | str) -> None:
+    """Write a ``.safetensors`` file: tensors W1, b1, W2, b2, …; in its metadata, as JSON, sizes, activations, checksum.
+
+    The checksum, ``sha256``, is that of θ, which is what the tensors are in this order. Equal networks give equal
+    files, byte for byte. Raises OSError if it cannot be written; the old file, if there was one, is then unchanged.
     """
-    tensors = {f"W{n}": W for n, W in enumerate(network.weights, 1)}
-    tensors |= {f"b{n}": b for n, b in enumerate(network.biases, 1)}
     about = {
         "sizes": network.sizes,
         "activation": network.activation,
         "output_activation": network.output_activation,
+        "sha256": checksum(network),
     }
     # One entry: the library writes several in an order that changes from run to run.
-    replace_file(Path(path), safetensors.torch.save(tensors, {METADATA: json.dumps(about)}))
+    replace_file(Path(path), safetensors.torch.save(named_tensors(network), {METADATA: json.dumps(about)}))
+
+
+def named_tensors(network: Network) -> dict[str, Tensor]:
+    """{"W1": W^1, "b1": b^1, …}."""
+    return {f"{name}{n}": view for n, (W, b, _) in enumerate(network.layers, 1) for name, view in (("W", W), ("b", b))}
+
+
+def checksum(network: Network) -> str:
+    """The SHA-256 of the bytes of θ."""
+    return hashlib.sha256(network.parameters.cpu().contiguous().view(torch.uint8).numpy().data).hexdigest()
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> Network:
     """Read what ``save`` wrote.
 
-    Raises FileNotFoundError, or ValueError naming the file and what is wrong in it.
+    Raises FileNotFoundError, or ValueError naming the file and what is wrong in it. A file without a checksum, of an
+    older version, is read unchecked.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
         with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
             about = json.loads((file.metadata() or {})[METADATA])
-            sizes = checked_sizes(about["sizes"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        network = Network(
-            sizes,
-            activation=about["activation"],
-            output_activation=about["output_activation"],
-            dtype=tensors["W1"].dtype,
-            device=device,
-        )
-        for n, (W, b, _) in enumerate(network.layers, 1):
-            for name, view in ((f"W{n}", W), (f"b{n}", b)):
-                if tensors[name].shape != view.shape:
-                    raise ValueError(f"{name} is {tuple(tensors[name].shape)}, the sizes say {tuple(view.shape)}")
-                if tensors[name].dtype != network.dtype:
-                    raise ValueError(f"{name} is {tensors[name].dtype}, W1 is {network.dtype}")
-                view.copy_(tensors[name])
+            digest = about.pop("sha256", None)
+            found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            check_shapes(checked_sizes(about["sizes"]), {name: part.get_shape() for name, part in found.items()})
+            if wrong := {part.get_dtype() for part in found.values()} - set(DTYPE_NAMES):
+                raise ValueError(f"its numbers are {', '.join(wrong)}, wanted one of {', '.join(DTYPE_NAMES)}")
+            network = Network(**about, dtype=DTYPE_NAMES[found["W1"].get_dtype()], device=device)
+            for name, view in named_tensors(network).items():
+                if DTYPE_NAMES[found[name].get_dtype()] != network.dtype:
+                    raise ValueError(f"{name} is {DTYPE_NAMES[found[name].get_dtype()]}, W1 is {network.dtype}")
+                view.copy_(file.get_tensor(name))
     except KeyError as error:
         raise ValueError(f"{path} holds no network: {error} is missing") from error
-    except (safetensors.SafetensorError, ValueError, TypeError) as error:
+    except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} holds no network: {error}") from error
+    if digest not in (None, checksum(network)):
+        raise ValueError(f"{path} is damaged: its numbers do not have the checksum that it states")
     return network
+
+
+def check_shapes(sizes: tuple[int, ...], found: Mapping[str, Sequence[int]]) -> None:
+    """Raise ValueError unless these are the shapes of W1, b1, … of a network of these sizes, before memory is taken."""
+    wanted: dict[str, list[int]] = {}
+    for n, (n_in, n_out) in enumerate(pairwise(sizes), 1):
+        wanted |= {f"W{n}": [n_out, n_in], f"b{n}": [n_out]}
+    for name in wanted | dict(found):
+        if list(found.get(name, ())) != wanted.get(name):
+            raise ValueError(
+                f"{name} is {found.get(name, 'missing')}, the sizes say {wanted.get(name, 'that there is none')}"
+            )

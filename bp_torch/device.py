@@ -11,25 +11,31 @@ took 2.3 s and 1.5 s. Torch 2.15, medians of five epochs in turns.
 """
 
 
+MOST_THREADS = 1024
+"""More than any machine has cores; torch ends in a segmentation fault where it cannot start them."""
+
+
 class DeviceError(RuntimeError):
     """The device is not there, or cannot do what was asked. The message says what to try."""
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called ``name``; "auto" is the first GPU, else the CPU.
+    """The device called ``name``, a GPU with its number; "auto" is the first NVIDIA GPU, else the CPU.
 
-    Raises DeviceError for a device that this machine does not have: there is no silent fallback.
+    Products of float32 matrices are float32 from now on, whatever the environment says (``set_precision``).
+    Raises DeviceError for a device that this machine does not have: there is no silent fallback. Apple's mps is none:
+    it has no float64, in which costs are added up and gradients are checked.
     """
+    torch.set_float32_matmul_precision("highest")  # TORCH_ALLOW_TF32_CUBLAS_OVERRIDE lowers it, as in NVIDIA's images
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError("wanted auto, cpu, cuda, cuda:N or mps")
-        torch.empty(1, device=device)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("mps has no float64" if name == "mps" else "wanted auto, cpu, cuda or cuda:N")
+        return torch.empty(1, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"no device {name!r} here ({str(error).splitlines()[0]}); try --device cpu") from error
-    return device
 
 
 def set_precision(precision: str, device: torch.device) -> None:
@@ -40,6 +46,12 @@ def set_precision(precision: str, device: torch.device) -> None:
     if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
         raise DeviceError(f"--precision tf32 takes an NVIDIA GPU of 2020 or later, not {device}: try bf16")
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise ValueError for a number of CPU threads that no machine has."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"--threads: wanted 1 to {MOST_THREADS}, got {threads}")
 
 
 def set_threads(threads: int | None, multiplications: int) -> None:

@@ -8,17 +8,27 @@ The backend is NCCL between GPUs and gloo between CPUs. Nothing here knows what 
 """
 
 import os
+import select
+import signal
+import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 PATIENCE = timedelta(seconds=45)
 """How long a process waits for the others before it treats them as dead."""
+
+BEAT, GRACE = 1.0, 15.0
+"""Seconds between two signs of life, and between a signal and an exit without the main thread, if that hangs."""
 
 
 class DistributedError(RuntimeError):
@@ -57,6 +67,14 @@ class World:
                 for tensor in tensors:
                     dist.broadcast(tensor, src=0)
 
+    def same(self, text: str) -> str:
+        """The ``text`` of the first process, in every process. Raises DistributedError if one is gone."""
+        texts = [text]
+        if self.size > 1:
+            with lost_process_reported():
+                dist.broadcast_object_list(texts, src=0)
+        return texts[0]
+
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether ``flag`` is true in any process. Raises DistributedError if one is gone."""
         if self.size == 1:
@@ -84,22 +102,26 @@ def lost_process_reported() -> Iterator[None]:
 def local_device(name: str) -> str:
     """The device that ``name`` (a flag's value) means for this process: of several, each takes its own GPU.
 
+    torchrun shows each process all GPUs of its machine, srun --gpus-per-task=1 only its own.
     Raises DistributedError if there are fewer GPUs than processes, or if all would use one numbered GPU.
     """
-    processes = _number("LOCAL_WORLD_SIZE", 1)
-    if processes == 1 or not (name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())):
+    on_gpu = name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())
+    if _number("WORLD_SIZE", 1) == 1 or not on_gpu:
         return name
     if ":" in name:
-        raise DistributedError(f"--device {name} would be shared by {processes} processes: wanted --device cuda")
-    if torch.cuda.device_count() < processes:
+        raise DistributedError(f"--device {name} would be shared by all processes: wanted --device cuda")
+    gpus, own = torch.cuda.device_count(), _number("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
+    if gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
+        own = 0
+    if own >= gpus:
         raise DistributedError(
-            f"{processes} processes on this machine, but {torch.cuda.device_count()} GPUs: "
+            f"this is process {own}, counted from 0, of this machine, but {gpus} GPUs are visible: "
             "start one process per GPU, or choose --device cpu"
         )
-    return f"cuda:{_number('LOCAL_RANK')}"
+    return f"cuda:{own}"
 
 
-def _number(variable: str, default: int | None = None) -> int:
+def _number(variable: str, default: int | str | None = None) -> int:
     """The number in an environment variable that torchrun sets."""
     value = os.environ.get(variable, default)
     try:
@@ -119,16 +141,97 @@ def joined(device: torch.device, store: str = "env://") -> Iterator[World]:
     if size == 1:
         yield World()
         return
+    on_gpu, rank = device.type == "cuda", _number("RANK")
+    # Torch would end this process with an abort and a page of text; the watch does it with a line.
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     with lost_process_reported():
-        if device.type == "cuda":
+        if on_gpu:
             torch.cuda.set_device(device)
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        rank = _number("RANK")
         try:
-            dist.init_process_group(backend, store, timeout=PATIENCE, rank=rank, world_size=size)
+            met, _, _ = next(iter(rendezvous(store, rank, size, timeout=PATIENCE)))
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                store=met,
+                rank=rank,
+                world_size=size,
+                timeout=PATIENCE,
+                device_id=device if on_gpu else None,
+            )
         except ValueError as error:
             raise DistributedError(f"cannot meet the other processes: {error}") from error
-    try:
-        yield World(rank, size)
-    finally:
-        dist.destroy_process_group()
+    with Watch(met.clone(), rank, size):
+        try:
+            yield World(rank, size)
+        finally:
+            dist.destroy_process_group()
+
+
+class Watch:
+    """While entered, a thread that ends this process if another one is gone, or if a signal finds it hanging.
+
+    Every process leaves signs of life in the ``store`` where they met, and reads those of the others. It is needed
+    because NCCL reports nothing: a sum with a dead process waits in the queue of the GPU, and the main thread waits for
+    the GPU, where neither an exception nor the handler of a signal reaches it.
+    """
+
+    def __init__(
+        self, store: Any, rank: int, size: int, patience: float = PATIENCE.total_seconds(), grace: float = GRACE
+    ) -> None:
+        """For process ``rank`` of ``size``. ``patience`` and ``grace`` are in seconds."""
+        self.store = PrefixStore("watch", store)
+        self.rank, self.size = rank, size
+        self.patience, self.grace = patience, grace
+        self._signals, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        """Start. Signals are noted here too, by Python's own handler, which runs even while the main thread hangs."""
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        self._thread.start()
+
+    def __exit__(self, kind: object, *exception: object) -> None:
+        """Stop. Who leaves without an error is not gone: the others may still be saving."""
+        if self._main:
+            signal.set_wakeup_fd(self._before)
+        os.write(self._wake, b"\0")
+        self._thread.join()
+        if kind is None:
+            with suppress(RuntimeError):  # the process that keeps the store may have left already
+                self.store.set(str(self.rank), "done")
+        os.close(self._signals)
+        os.close(self._wake)
+
+    def _run(self) -> None:
+        last = {other: ("", time.monotonic()) for other in range(self.size) if other != self.rank}
+        beat, late = 0, {}  # late: by which time a signal must have reached its handler, and that handler
+        while True:
+            if select.select([self._signals], [], [], BEAT)[0]:
+                for number in os.read(self._signals, 100):
+                    if number == 0:
+                        return
+                    late[number] = time.monotonic() + self.grace, signal.getsignal(number)
+            now, beat = time.monotonic(), beat + 1
+            for number, (end, handler) in late.items():
+                # Training puts another handler in the place of the first as soon as that is called.
+                if now > end and callable(handler) and signal.getsignal(number) is handler:
+                    name = signal.Signals(number).name
+                    self._exit(f"stopped by {name} while waiting for another process", 128 + number)
+            try:
+                self.store.set(str(self.rank), str(beat))
+                for other, (sign, seen) in last.items():
+                    found = self.store.get(str(other)).decode() if self.store.check([str(other)]) else ""
+                    if found not in (sign, "done"):
+                        last[other] = found, now
+                    elif found != "done" and now - seen > self.patience:
+                        self._exit(f"lost contact with process {other} of {self.size}, counted from 0", 1)
+            except RuntimeError:  # the process that keeps the store is gone
+                if now - max(seen for _, seen in last.values()) > self.patience:
+                    self._exit("lost contact with the process where all met", 1)
+
+    def _exit(self, message: str, code: int) -> None:
+        """End the process from here: its main thread cannot."""
+        print(f"error: {message}; the last checkpoint is intact", file=sys.stderr, flush=True)
+        os._exit(code)

@@ -1,8 +1,10 @@
 """Files are replaced whole: a reader finds the old content or the new, never a part of either."""
 
 import os
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,11 +13,16 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     """Write ``content`` beside ``path``, flush it to disk, then rename it to ``path``.
 
     Large content may be a function that writes to a file. Raises OSError if that fails; ``path`` is then unchanged.
+    A process that is killed leaves the unfinished file, which ``remove_unfinished`` removes.
     """
     descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content) if isinstance(content, bytes) else content(file)
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                with os_errors_first():
+                    content(file)
             file.flush()
             os.fsync(file.fileno())
         Path(beside).chmod(0o666 & ~_umask())  # mkstemp is for secrets: 0600
@@ -23,6 +30,37 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def os_errors_first() -> Iterator[None]:
+    """Raise the OSError that a RuntimeError came from: torch.save reports a full disk by a long one of its own."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise next((cause for cause in causes(error) if isinstance(cause, OSError)), error) from None
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """``error``, and those in whose handling it was raised: a chain that may come back to where it was."""
+    chain = [error]
+    while (before := chain[-1].__context__) and before not in chain:
+        chain.append(before)
+    return chain
+
+
+def remove_unfinished(folder: Path, names: Iterable[str]) -> None:
+    """Remove what ``replace_file`` left beside the files of these ``names``. Nobody may be writing them meanwhile."""
+    names = set(names)
+    for path in folder.iterdir():
+        if unfinished(path) in names and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def unfinished(path: Path) -> str | None:
+    """The name under which ``path`` would have been finished, if tempfile named it ``.NAME.xxxxxxxx``."""
+    found = re.fullmatch(r"\.(.+)\.[a-z0-9_]{8}", path.name)
+    return found and found[1]
 
 
 def _umask() -> int:

@@ -9,7 +9,7 @@ Nothing here computes an activation or a gradient; see backprop.py. Lists count 
 
 from itertools import pairwise
 from math import sqrt
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -18,7 +18,19 @@ from bp_torch.activations import ACTIVATIONS, Activation
 
 InitName = Literal["lecun", "normal", "he"]
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INITS: tuple[str, ...] = ("lecun", "normal", "he")
+
+
+IN_PLACE = "change the numbers in place, as in network.parameters.copy_(vector) or network.weights[0].copy_(W)"
+
+
+class Views(tuple[Tensor, ...]):
+    """Tensors that show parts of one vector: their contents may change, they may not be replaced."""
+
+    def __setitem__(self, position: object, value: object) -> NoReturn:
+        """Raise TypeError."""
+        raise TypeError(f"a view cannot be replaced: {IN_PLACE}")
 
 
 class Layer(NamedTuple):
@@ -34,25 +46,36 @@ def parameter_count(sizes: tuple[int, ...]) -> int:
     return sum(n_in * n_out + n_out for n_in, n_out in pairwise(sizes))
 
 
-def layer_views(vector: Tensor, sizes: tuple[int, ...]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def layer_views(vector: Tensor, sizes: tuple[int, ...]) -> tuple[Views, Views]:
     """The weights (…, n_out, n_in) and biases (…, n_out) that a vector (…, P) in the order of θ holds, as views."""
     lengths = [length for n_in, n_out in pairwise(sizes) for length in (n_out * n_in, n_out)]
     pieces = vector.split(lengths, dim=-1)
     weights = [w.unflatten(-1, (n_out, n_in)) for w, (n_in, n_out) in zip(pieces[::2], pairwise(sizes), strict=True)]
-    return tuple(weights), tuple(pieces[1::2])
+    return Views(weights), Views(pieces[1::2])
 
 
 class Network:
     """A fully connected network, or K of them, as raw tensors.
 
+    No attribute can be assigned: what changes are the numbers in ``parameters``, in place.
+
     Attributes:
         sizes: neurons per layer, (n_0, …, n_L), inputs first.
         activation: name of φ in the hidden layers.
         output_activation: name of φ in the last layer.
+        parameters: θ, (…, P).
         weights: (W^1, …, W^L), each (…, n_out, n_in), views into ``parameters``.
         biases: (b^1, …, b^L), each (…, n_out), views into ``parameters``.
         layers: W^l, b^l and φ of each layer.
     """
+
+    sizes: tuple[int, ...]
+    activation: str
+    output_activation: str
+    parameters: Tensor
+    weights: Views
+    biases: Views
+    layers: tuple[Layer, ...]
 
     def __init__(
         self,
@@ -75,33 +98,42 @@ class Network:
 
         Raises ValueError for sizes, names, a dtype or a number of networks that cannot be.
         """
-        self.sizes = checked_sizes(sizes)
+        sizes = checked_sizes(sizes)
         for name in (activation, output_activation):
             if name not in ACTIVATIONS:
                 raise ValueError(f"unknown activation {name!r}: choose from {', '.join(ACTIVATIONS)}")
-        if not dtype.is_floating_point:
-            raise ValueError(f"a network needs a floating dtype, not {dtype}")
-        if networks is not None and networks < 1:
-            raise ValueError(f"networks: wanted 1 or more, or None, got {networks}")
-        self.activation = activation
-        self.output_activation = output_activation
+        if dtype not in DTYPES:
+            wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise ValueError(f"a network needs a dtype of {wanted}, not {dtype}")
+        if networks is not None and (type(networks) is not int or networks < 1):
+            raise ValueError(f"networks: wanted a whole number from 1, or None, got {networks!r}")
         leading = () if networks is None else (networks,)
-        self._own(torch.empty(*leading, parameter_count(self.sizes), dtype=dtype, device=device))
+        parameters = torch.empty(*leading, parameter_count(sizes), dtype=dtype, device=device)
+        self.__setstate__(
+            {
+                "sizes": sizes,
+                "activation": activation,
+                "output_activation": output_activation,
+                "parameters": parameters,
+            }
+        )
         self.initialise(init, seed)
 
-    def _own(self, parameters: Tensor) -> None:
-        """Take ``parameters`` (…, P) as θ and make the views into it."""
-        self._parameters = parameters
-        self.weights, self.biases = layer_views(parameters, self.sizes)
-        names = [self.activation_of(layer) for layer in range(self.depth)]
-        self.layers = tuple(
-            Layer(W, b, ACTIVATIONS[name]) for W, b, name in zip(self.weights, self.biases, names, strict=True)
-        )
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        """Raise AttributeError."""
+        raise AttributeError(f"network.{name} cannot be assigned: {IN_PLACE}")
 
-    @property
-    def parameters(self) -> Tensor:
-        """θ, (…, P). Change it in place: ``network.parameters.copy_(vector)``; every view then shows the change."""
-        return self._parameters
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle needs: everything but the views, which are made again."""
+        return {name: value for name, value in vars(self).items() if name not in ("weights", "biases", "layers")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take sizes, activations and parameters, and make the views into these parameters."""
+        vars(self).update(state)
+        weights, biases = layer_views(self.parameters, self.sizes)
+        phi = [ACTIVATIONS[self.activation_of(layer)] for layer in range(self.depth)]
+        layers = tuple(map(Layer, weights, biases, phi))
+        vars(self).update(weights=weights, biases=biases, layers=layers)
 
     @property
     def depth(self) -> int:
@@ -129,15 +161,6 @@ class Network:
         sizes = "-".join(map(str, self.sizes))
         return f"Network({several}{sizes}, {self.activation}, {self.output_activation}, {self.dtype}, {self.device})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle needs: everything but the views, which are made again."""
-        return {name: value for name, value in vars(self).items() if name not in ("weights", "biases", "layers")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the state of another network, and make views into these parameters."""
-        vars(self).update(state)
-        self._own(state["_parameters"])
-
     def activation_of(self, layer: int) -> str:
         """Name of φ in ``layer`` (an index into ``weights``): the last layer has its own."""
         return self.output_activation if layer == self.depth - 1 else self.activation
@@ -161,11 +184,17 @@ class Network:
         """A copy of this network in another dtype or on another device."""
         copy = Network.__new__(Network)
         parameters = self.parameters.detach().to(device or self.device, dtype or self.dtype, copy=True)
-        copy.__setstate__(self.__getstate__() | {"_parameters": parameters})
+        copy.__setstate__(self.__getstate__() | {"parameters": parameters})
         return copy
 
     def check_batch(self, name: str, batch: Tensor, width: int, rows: int | None = None) -> None:
-        """Raise ValueError unless ``batch`` is (…, ``rows``, ``width``), in the network's dtype and on its device."""
+        """Raise ValueError unless ``batch`` is (…, ``rows``, ``width``), in the network's dtype and on its device.
+
+        Also where ``.data`` of the parameters or of a view was assigned, so that they are no longer the same numbers.
+        """
+        memory = self.parameters.untyped_storage()._cdata
+        if any(view.untyped_storage()._cdata != memory for view in (*self.weights, *self.biases)):
+            raise ValueError(f"weights and biases are no longer views into the parameters of {self}: {IN_PLACE}")
         if batch.ndim < 2 or batch.shape[-1] != width or batch.shape[:-2] not in ((), self.leading):
             wanted = ", ".join(map(str, (*self.leading, "batch", width)))
             raise ValueError(f"{name} has shape {tuple(batch.shape)}, wanted ({wanted}) for {self}")
@@ -179,6 +208,13 @@ class Network:
 
 def checked_sizes(sizes: tuple[int, ...] | list[int]) -> tuple[int, ...]:
     """``sizes`` as a tuple. Raises ValueError unless they are two or more positive whole numbers."""
-    if len(sizes) < 2 or not all(isinstance(n, int) and n > 0 for n in sizes):
+    if len(sizes) < 2 or not all(type(n) is int and n > 0 for n in sizes):
         raise ValueError(f"sizes are two or more positive whole numbers, inputs first, not {sizes!r}")
     return tuple(sizes)
+
+
+def checked_examples(examples: int) -> int:
+    """``examples``, the B of a mean. Raises ValueError unless it is a whole number from 1."""
+    if type(examples) is not int or examples < 1:
+        raise ValueError(f"the mean is over a whole number of examples, at least one, not {examples!r}")
+    return examples

@@ -28,7 +28,8 @@ Kind = tuple[tuple[torch.Size, torch.dtype], ...]
 """Shapes and dtypes of a step's arguments."""
 
 QUERIES = {"__get__", "__len__", "dim", "size", "stride", "numel", "is_floating_point", "is_contiguous"}
-"""Calls that return what a tensor is (its shape, its dtype), and nothing that it contains."""
+QUERIES |= {"untyped_storage"}
+"""Calls that return what a tensor is (its shape, its dtype, its memory), and nothing that it contains."""
 
 SIZED_BY_CONTENTS = {"nonzero", "argwhere", "masked_select", "unique", "bincount"}
 """Calls that return a tensor whose shape depends on what another contains. An index by a mask does, too."""

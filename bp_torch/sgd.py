@@ -30,12 +30,10 @@ class SGD:
         decay_biases: bool = False,
     ) -> None:
         """For ``network.parameters``. Raises ValueError for a learning rate, momentum or weight decay out of range."""
-        if not 0 < learning_rate < float("inf"):
-            raise ValueError(f"the learning rate is a positive number, not {learning_rate}")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is at least 0 and below 1, not {momentum}")
-        if not 0 <= weight_decay < float("inf"):
-            raise ValueError(f"weight decay is zero or a positive number, not {weight_decay}")
+        if weight_decay != 0:
+            check_positive("weight decay", weight_decay, network.dtype, "zero or a positive number")
         self.parameters = network.parameters
         self.rate = self.parameters.new_empty(())
         self.learning_rate = learning_rate
@@ -53,11 +51,12 @@ class SGD:
 
     @property
     def learning_rate(self) -> float:
-        """η."""
+        """η. Raises ValueError for a value that is not positive, or that is 0 or infinite in the dtype of θ."""
         return self._learning_rate
 
     @learning_rate.setter
     def learning_rate(self, learning_rate: float) -> None:
+        check_positive("the learning rate", learning_rate, self.parameters.dtype)
         self._learning_rate = learning_rate
         self.rate.fill_(learning_rate)
 
@@ -80,3 +79,13 @@ class SGD:
     def direction(self, gradient: Tensor) -> Tensor:
         """v after the step with ``gradient``, (…, P)."""
         return gradient if self.velocity is None else self.velocity
+
+
+def check_positive(name: str, value: float, dtype: torch.dtype, wanted: str = "a positive number") -> None:
+    """Raise ValueError unless ``value`` is positive and finite, and still is when it is rounded to ``dtype``."""
+    if not 0 < value < float("inf"):
+        raise ValueError(f"{name} is {wanted}, not {value}")
+    rounded = torch.tensor(value, dtype=torch.float64).to(dtype).item()
+    if not 0 < rounded < float("inf"):
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{name} is {wanted}, but {value} is {'0' if rounded == 0 else 'infinite'} in {kind}")

@@ -8,6 +8,7 @@ epoch.
 import platform
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from math import isfinite, sqrt
@@ -48,10 +49,8 @@ class RunLog:
 
     def __init__(self, folder: Path, network: Network, every: int, state: State) -> None:
         """Open it at the step of ``state``: what an earlier process logged beyond that step is purged."""
-        earlier = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
-        if str(int(time.time())) in earlier:  # TensorBoard reads files in the order of their seconds: come last
-            time.sleep(1 - time.time() % 1)
-        self.writer = SummaryWriter(str(folder), purge_step=state.step + 1 if earlier else None)
+        # In the first file too: TensorBoard takes the first purge that it reads for the start of the run.
+        self.writer = open_writer(folder, purge_step=state.step + 1)
         self.network = network
         self.every = every
         self.running = state.running  # each step adds to it; it is saved and restored with the state
@@ -208,9 +207,30 @@ class RunLog:
         self.writer.close()
 
 
+def open_writer(folder: Path, purge_step: int | None = None) -> SummaryWriter:
+    """A writer of a new event file in ``folder``. Raises OSError if no file can be written there.
+
+    TensorBoard reads the files of a folder in the order of the seconds in their names, and shows nothing that comes
+    after a later step: this file's name comes last, even if the clock was set back.
+    """
+    with tempfile.TemporaryFile(dir=folder):  # the writer would fail in a thread of its own, with a traceback
+        pass
+    seconds = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+    latest = max([int(number) for number in seconds if number.isdecimal()], default=0)
+    writer = SummaryWriter(str(folder), purge_step=purge_step)
+    events = writer._get_file_writer().event_writer
+    events.flush()
+    made = Path(events._file_name)
+    if int(made.name.split(".")[3]) <= latest:
+        later = made.with_name(made.name.replace(made.name.split(".")[3], f"{latest + 1:010d}"))
+        made.rename(later)
+        events._file_name = events._general_file_writer.filename = str(later)  # opened anew by each write
+    return writer
+
+
 def add_figures(folder: Path, figures: "Mapping[str, Figure]") -> None:
     """Add the figures of ``explain``, ``{idea: figure}``, to a run, in an event file of their own."""
-    with SummaryWriter(str(folder)) as writer:
+    with open_writer(folder) as writer:
         for idea, figure in figures.items():
             writer.add_figure(f"explain/{idea}", figure)
 

@@ -20,6 +20,7 @@ from bp_torch.training import Config, open_run, train
 pytest_plugins = ["tests.explain_subject"]
 
 torch.set_num_threads(1)  # small tensors: a second thread only waits
+torch.set_float32_matmul_precision("highest")  # whatever the environment says
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here"))]
 

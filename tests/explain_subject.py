@@ -35,7 +35,8 @@ QUICK: dict[str, dict[str, Any]] = {
 def run(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
     """The folder of a short run."""
     runs = tmp_path_factory.mktemp("runs")
-    return train(Config(epochs=15, train_examples=2000, threads=1, data_dir=data_dir, runs_dir=runs, run_name="brief"))
+    fields: dict[str, Any] = {"device": "cpu", "threads": 1, "data_dir": data_dir, "runs_dir": runs}
+    return train(Config(epochs=15, train_examples=2000, run_name="brief", **fields))
 
 
 @pytest.fixture(scope="session")

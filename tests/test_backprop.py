@@ -343,9 +343,16 @@ def test_batch_of_other_networks_raises_value_error() -> None:
         forward(network, torch.zeros(3, 4, 5, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("examples", [2.5, float("nan"), True, -3])
+def test_mean_is_over_a_whole_number_of_examples(examples: Any, tiny: Network) -> None:
+    passed = forward(tiny, torch.zeros(2, 5, dtype=torch.float64))
+    with pytest.raises(ValueError, match=f"a whole number of examples, at least one, not {examples}"):
+        backward(tiny, passed, torch.zeros(2, 3, dtype=torch.float64), examples=examples)
+
+
 def test_empty_batch_has_no_mean(tiny: Network) -> None:
     passed = forward(tiny, torch.zeros(0, 5, dtype=torch.float64))
-    with pytest.raises(ValueError, match="mean over an empty batch"):
+    with pytest.raises(ValueError, match="a whole number of examples, at least one, not 0"):
         backward(tiny, passed, torch.zeros(0, 3, dtype=torch.float64))
     empty = torch.zeros(0, 5, dtype=torch.float64), torch.zeros(0, 3, dtype=torch.float64)
     assert per_example_gradients(tiny, *empty).shape == (0, 39)

@@ -213,7 +213,10 @@ def test_the_picture_has_a_panel_for_each_measurement() -> None:
     ("arguments", "message"),
     [
         (["--rounds", "0"], "--rounds: wanted 1 or more, got 0"),
-        (["--threads", "-1"], "--threads: wanted 1 or more, got -1"),
+        (["--threads", "-1"], "--threads: wanted 1 to 1024, got -1"),
+        (["--threads", "100000"], "--threads: wanted 1 to 1024, got 100000"),
+        (["--sweep", "--sizes", "784", "10"], "--sizes has no effect with --sweep"),
+        (["--sweep", "--batch-size", "100"], "--batch-size has no effect with --sweep"),
         (["--batch-size", "0"], "--batch-size: wanted 1 or more, got 0"),
         (["--sizes", "3", "10"], "--sizes"),
         (["--out", "picture.jpg"], "--out: wanted a name that ends in .png"),
@@ -284,6 +287,10 @@ def test_the_command_prints_tables_or_json_and_writes_a_picture(
     assert (pixels - blue).abs().amax(2).lt(0.01).sum() > 50
     main([*arguments, "--json"])
     assert len(json.loads(capsys.readouterr().out)["measurements"]) == (2 if sweep else 1)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        main([*arguments, "--json"])
+    assert capsys.readouterr().out == "", "nothing is printed before the picture is saved"
 
 
 # ---- the memory of a step ----

@@ -1,4 +1,8 @@
 import io
+import json
+import multiprocessing
+import os
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -6,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bp_torch.checkpoint import CONFIG, LAST, CheckpointError, State, make_folder
+from bp_torch.checkpoint import CONFIG, LAST, LOCK, CheckpointError, State, held, make_folder
 
 
 def a_state(n: int = 6, velocity: bool = True, dtype: torch.dtype = torch.float32) -> State:
@@ -80,12 +84,91 @@ def test_checkpoint_of_other_sizes_with_as_many_parameters_raises_checkpoint_err
 
 
 @pytest.mark.parametrize(
-    "field", [{"epoch": "2"}, {"steps": -1}, {"step": 1.5}, {"parameters": [1.0]}, {"running": torch.tensor(0.0)}]
+    "field",
+    [
+        {"epoch": "2"},
+        {"epoch": 0},
+        {"steps": -1},
+        {"step": 1.5},
+        {"step": True},
+        {"reported": None},
+        {"best_accuracy": 7.0},
+        {"best_accuracy": "0.9"},
+        {"network": 3},
+        {"parameters": [1.0]},
+        {"parameters": torch.zeros(6, device="meta")},
+        {"parameters": torch.zeros(6).to_sparse()},
+        {"parameters": torch.full((6,), torch.nan)},
+        {"parameters": torch.nn.Parameter(torch.zeros(6))},
+        {"velocity": torch.full((6,), torch.inf)},
+        {"running": torch.tensor(0.0)},
+        {"colour": 1},
+    ],
 )
 def test_invalid_field_raises_checkpoint_error(field: dict[str, Any], tmp_path: Path) -> None:
     torch.save(asdict(a_state()) | field, tmp_path / LAST)
-    with pytest.raises(CheckpointError, match=r"last\.pt is "):
+    with pytest.raises(CheckpointError, match=r"last\.pt (is|holds numbers that are not finite)"):
         State.load(tmp_path / LAST, like=a_state())
+
+
+def test_checkpoint_that_is_no_regular_file_raises_checkpoint_error(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zeros").symlink_to("/dev/zero")
+    for name in ("fifo", "zeros", "."):
+        with pytest.raises(CheckpointError, match="is not a regular file"):
+            State.load(tmp_path / name, like=a_state())
+
+
+def test_checkpoint_that_would_unpack_to_more_than_it_has_raises_checkpoint_error(tmp_path: Path) -> None:
+    a_state().save(tmp_path / LAST)
+    with (
+        zipfile.ZipFile(tmp_path / LAST) as parts,
+        zipfile.ZipFile(tmp_path / "packed", "w", zipfile.ZIP_DEFLATED) as out,
+    ):
+        for name in parts.namelist():
+            out.writestr(name, parts.read(name))
+    with pytest.raises(CheckpointError, match="packed is damaged"):
+        State.load(tmp_path / "packed", like=a_state())
+
+
+def test_folder_is_held_by_one_process_that_is_named(tmp_path: Path) -> None:
+    def hold(entered: Any, done: Any) -> None:
+        with held(tmp_path):
+            entered.set()
+            done.wait()
+
+    fork = multiprocessing.get_context("fork")
+    entered, done = fork.Event(), fork.Event()
+    holder = fork.Process(target=hold, args=(entered, done))
+    holder.start()
+    entered.wait()
+    with (
+        pytest.raises(CheckpointError, match=f"is being trained by process {holder.pid} on .*: stop that"),
+        held(tmp_path),
+    ):
+        pass
+    holder.kill()
+    holder.join()
+    (tmp_path / ".last.pt.abcd1234").touch()
+    with held(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == [LOCK], "a process that is dead holds nothing"
+
+
+def test_folder_that_a_killed_process_left_half_made_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".one.abcd1234" / "one").mkdir(parents=True)
+    (tmp_path / ".two.abcd1234" / "three").mkdir(parents=True)
+    make_folder(tmp_path / "four", json.dumps({}), a_state())
+    assert {path.name for path in tmp_path.iterdir()} == {"four", LOCK, ".two.abcd1234"}
+
+
+def test_name_that_exists_gets_a_number(tmp_path: Path) -> None:
+    for name in ("one", "one_2", "one_3"):
+        assert make_folder(tmp_path / "one", "{}", a_state(), numbered=True) == tmp_path / name
+
+
+def test_name_that_is_too_long_is_refused_with_the_flag_that_sets_it(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"File name too long.*choose another --run-name"):
+        make_folder(tmp_path / ("n" * 300), "{}", a_state())
 
 
 def test_folder_is_complete_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +179,9 @@ def test_folder_is_complete_or_not_there(tmp_path: Path, monkeypatch: pytest.Mon
         patch.setattr("os.fsync", full)
         with pytest.raises(CheckpointError, match=r"cannot make the run's folder .*one: .*No space left"):
             make_folder(tmp_path / "one", "{}", a_state())
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK]
     make_folder(tmp_path / "one", "{}", a_state())
-    assert {path.name for path in tmp_path.rglob("*")} == {"one", CONFIG, LAST}
+    assert {path.name for path in tmp_path.rglob("*")} == {"one", CONFIG, LAST, LOCK}
     with pytest.raises(
         CheckpointError, match="one exists already: choose another --run-name, or continue it with --resume"
     ):

@@ -1,5 +1,6 @@
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -60,6 +61,13 @@ def test_errors_are_reported_in_one_line_with_an_exit_code(capsys: pytest.Captur
         with pytest.raises(SystemExit) as stop:
             raising(error)()
         assert (stop.value.code, capsys.readouterr().err) == (code, f"error: {line}\n")
+    for short in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes\nstack")):
+        with pytest.raises(SystemExit) as stop:
+            raising(short)()
+        said = capsys.readouterr().err
+        assert stop.value.code == 1 and said.startswith("error: not enough memory") and "stack" not in said
+    with pytest.raises(RuntimeError, match="a bug"):
+        raising(RuntimeError("a bug"))()
     with pytest.raises(KeyError):  # an unexpected error keeps its traceback
         raising(KeyError("a bug"))()
 
@@ -102,3 +110,58 @@ def test_help_and_errors_print_in_any_encoding(encoding: str) -> None:
     assert "--size" in done.stdout and ("δ" in done.stdout) == (encoding == "utf-8")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: Error parsing --size: could not convert string to float") and "help" not in line
+
+
+ROOT = Path(__file__).parent.parent
+
+SHELL = {
+    "stderr closed": ("2>&-", 0),
+    "stdout closed": (">&-", 0),
+    "all closed": (">&- 2>&- <&-", 0),
+    "a reader that stops": ("| true; exit ${PIPESTATUS[0]}", 141),
+    "a full disk": (">/dev/full", 1),
+}
+
+A_COMMAND = """
+import importlib, os, sys, types
+from bp_torch import cli
+importlib.import_module = lambda name: types.SimpleNamespace(main=main)
+"""
+
+
+def shell(code: str, redirection: str) -> subprocess.CompletedProcess[str]:
+    """Run ``start`` on a ``main`` that is defined by ``code``."""
+    script = f"{A_COMMAND}\n{code}\ncli.start('main', [])"
+    command = ["bash", "-c", f'"$0" -c "$1" {redirection}', sys.executable, script]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("way", SHELL)
+def test_output_that_nobody_takes_ends_in_an_exit_code_and_no_traceback(way: str) -> None:
+    redirection, code = SHELL[way]
+    done = shell("main = lambda _: print('x' * 10**6)", redirection)
+    line = "error: cannot write the output: No space left on device\n" if way == "a full disk" else ""
+    assert (done.returncode, done.stderr) == (code, line)
+
+
+def test_closed_streams_are_not_taken_by_the_next_file(tmp_path: Path) -> None:
+    code = f"main = lambda _: open({str(tmp_path / 'out')!r}, 'w').write(str(os.open('/dev/null', 0)))"
+    assert shell(code, ">&- 2>&- <&-").returncode == 0
+    assert int((tmp_path / "out").read_text()) >= 3
+
+
+def test_ctrl_c_while_modules_are_imported_has_no_traceback() -> None:
+    code = "def importing(name):\n  print('importing', flush=True)\n  import time\n  time.sleep(60)"
+    script = f"{A_COMMAND}\n{code}\nimportlib.import_module = importing\ncli.start('main', [])"
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdout and child.stdout.readline() == "importing\n"
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate()
+    assert (child.returncode, said) == (130, "error: stopped\n")
+
+
+def test_command_starts_without_torch() -> None:
+    code = "import sys, bp_torch.cli; assert not {'torch', 'tyro'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

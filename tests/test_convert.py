@@ -1,13 +1,15 @@
 """A network to and from nn.Sequential and to and from a file: unchanged, or refused by name."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from bp_torch.backprop import forward
 from bp_torch.convert import from_sequential, load, save, to_sequential
@@ -29,6 +31,21 @@ def test_sequential_and_back_gives_the_same_network(activation: str, output: str
     assert network.weights[0].any(), "the copy is its own"
 
 
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def hooked(module: Any) -> Any:
+    module.register_forward_hook(lambda module, x, y: 2 * y)
+    return module
+
+
+def patched(module: Any) -> Any:
+    module.forward = lambda x: 2 * x
+    return module
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -42,11 +59,70 @@ def test_sequential_and_back_gives_the_same_network(activation: str, output: str
             "one activation for all hidden layers, got relu, tanh",
         ),
         (nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(4, 2)), "takes 4 inputs, the layer before it gives 3"),
+        (nn.Sequential(Doubled(2, 2)), r"module 0 is Doubled\("),
+        (nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 2))), r"module 0 is ParametrizedLinear\("),
+        (nn.Sequential(hooked(nn.Linear(2, 2))), r"module 0 is Linear\(.*\) with hooks"),
+        (nn.Sequential(nn.Linear(2, 2), hooked(nn.ReLU())), r"module 1 is ReLU\(\) with hooks"),
+        (hooked(nn.Sequential(nn.Linear(2, 2))), "plain nn.Sequential, got Sequential with hooks"),
+        (nn.Sequential(patched(nn.Linear(2, 2))), r"module 0 is Linear\(.*\) with a forward of its own"),
+        (nn.Sequential(nn.Flatten(0), nn.Linear(2, 2)), r"module 0 is Flatten\(start_dim=0"),
+        (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), "one dtype and device for all, got .*float64"),
+        (nn.Sequential(*[nn.Linear(2, 2)] * 2), "module 1, Linear.* comes twice"),
     ],
 )
 def test_unsupported_sequential_raises_value_error(model: nn.Sequential, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_sequential(model)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_damaged_file_never_gives_another_network(seed: int, tmp_path: Path) -> None:
+    path, network, chance = tmp_path / "n.safetensors", Network((6, 5, 3), init="normal"), random.Random(seed)
+    save(network, path)
+    whole = path.read_bytes()
+    for _ in range(200):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice((1, 1, 2, 20))):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        path.write_bytes(damaged[: chance.choice((len(damaged), chance.randrange(len(damaged))))])
+        try:
+            back = load(path)
+        except ValueError:
+            continue
+        assert repr(back) == repr(network) and torch.equal(back.parameters, network.parameters)
+
+
+def test_file_without_a_checksum_is_read(tmp_path: Path) -> None:
+    network, path = Network((3, 2)), tmp_path / "n.safetensors"
+    about = {"sizes": [3, 2], "activation": "sigmoid", "output_activation": "sigmoid"}
+    tensors = {"W1": network.weights[0].contiguous(), "b1": network.biases[0].clone()}
+    safetensors.torch.save_file(tensors, path, {"network": json.dumps(about)})
+    assert torch.equal(load(path).parameters, network.parameters)
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ('{"sizes": [784, 1000000000, 10], "activation": "relu", "output_activation": "relu"}', "the sizes say"),
+        ('{"sizes": [3, 2], "activation": "relu", "output_activation": "relu", "colour": 1}', "colour"),
+        ('{"sizes": [3, 2], "activation": ["relu"], "output_activation": "relu"}', "holds no network"),
+        ("[" * 100_000, "holds no network"),
+        ("[3]", "holds no network"),
+    ],
+)
+def test_wrong_metadata_raises_value_error_before_memory_is_taken(about: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "n.safetensors"
+    safetensors.torch.save_file({"W1": torch.zeros(2, 3), "b1": torch.zeros(2)}, path, {"network": about})
+    with pytest.raises(ValueError, match=message):
+        load(path)
+
+
+def test_file_of_other_numbers_than_floats_raises_value_error(tmp_path: Path) -> None:
+    about = {"sizes": [3, 2], "activation": "sigmoid", "output_activation": "sigmoid"}
+    tensors = {"W1": torch.zeros(2, 3, dtype=torch.float8_e4m3fn), "b1": torch.zeros(2)}
+    safetensors.torch.save_file(tensors, tmp_path / "n.safetensors", {"network": json.dumps(about)})
+    with pytest.raises(ValueError, match="its numbers are F8_E4M3, wanted one of F64, F32, BF16, F16"):
+        load(tmp_path / "n.safetensors")
 
 
 def test_leading_flatten_is_dropped() -> None:
@@ -95,5 +171,5 @@ def test_invalid_file_raises_value_error_naming_it(tmp_path: Path) -> None:
         load(path)
     about = {"sizes": [4, 2], "activation": "sigmoid", "output_activation": "sigmoid"}
     safetensors.torch.save_file({"W1": torch.zeros(2, 3), "b1": torch.zeros(2)}, path, {"network": json.dumps(about)})
-    with pytest.raises(ValueError, match=r"W1 is \(2, 3\), the sizes say \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"W1 is \[2, 3\], the sizes say \[2, 4\]"):
         load(path)

@@ -1,6 +1,13 @@
+import os
+import subprocess
+import sys
+from typing import Any
+
 import pytest
 import torch
 
+from bp_torch import __main__ as package
+from bp_torch.benchmark.command import THREAD_VARIABLES
 from bp_torch.device import DeviceError, choose_device, set_precision, set_threads
 
 
@@ -14,6 +21,39 @@ def test_auto_is_the_first_gpu_else_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     assert choose_device("auto") == torch.device("cpu")
+
+
+EMPTY = torch.empty
+
+
+def mps_has_no_float64(*sizes: Any, device: torch.device | str = "cpu", **options: Any) -> torch.Tensor:
+    assert torch.device(device).type != "mps", "mps was asked for memory"
+    return EMPTY(*sizes, device=device, **options)
+
+
+@pytest.mark.parametrize("command", ["train", "verify", "explain nudges --untrained", "benchmark"])
+def test_a_mac_works_on_its_cpu_and_refuses_mps_in_a_line(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    assert choose_device("auto") == torch.device("cpu")
+    monkeypatch.setattr("torch.empty", mps_has_no_float64)
+    for name in THREAD_VARIABLES:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setattr("sys.argv", ["bp_torch", *command.split(), "--device", "mps"])
+    with pytest.raises(SystemExit) as stop:
+        package.main()
+    said = capsys.readouterr().err
+    assert (stop.value.code, said) == (1, "error: no device 'mps' here (mps has no float64); try --device cpu\n")
+
+
+def test_float32_means_float32_whatever_the_environment_says() -> None:
+    code = "import torch; from bp_torch.device import choose_device; print(torch.get_float32_matmul_precision()); "
+    code += "choose_device('cpu'); print(torch.get_float32_matmul_precision())"
+    environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["high", "highest"]
 
 
 @pytest.mark.parametrize(("threads", "multiplications", "expected"), [(None, 1000, 1), (None, 2**40, 2), (3, 1000, 3)])

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 from tqdm import tqdm
 
-from bp_torch import backprop
+from bp_torch import backprop, distributed
 from bp_torch.checkpoint import LAST
 from bp_torch.cli import one_line_errors
 from bp_torch.convert import load
-from bp_torch.distributed import DistributedError, World, joined, local_device
+from bp_torch.distributed import DistributedError, Watch, World, joined, local_device
 from bp_torch.training import Config, Stopped, step, train
 from bp_torch.training.run import start_run
 from tests.conftest import relative_error
@@ -146,6 +147,8 @@ def test_signal_to_one_process_stops_all_at_the_same_step(config: Config, tmp_pa
     while alone.state.step < state["step"]:
         for _ in islice(alone.rest_of_epoch(), state["step"] - alone.state.step):
             pass
+        if alone.state.steps == alone.steps_per_epoch:
+            alone.end_epoch()
     assert relative_error(state["parameters"], alone.state.parameters) <= 1e-12
 
 
@@ -185,17 +188,93 @@ def test_all_processes_start_from_the_values_of_the_first(
     assert relative_error(weights(config, "together"), weights(config, "alone")) <= 1e-12
 
 
-def test_each_process_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+PLACES: dict[str, tuple[dict[str, str], int, str]] = {
+    "torchrun, two on a machine": ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, 2, "cuda:1"),
+    "torchrun, one on each machine": ({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, 1, "cuda:0"),
+    "torchrun, one on each machine of eight GPUs": ({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, 8, "cuda:0"),
+    "srun, each sees all": ({"SLURM_LOCALID": "1"}, 2, "cuda:1"),
+    "srun, each sees its own": ({"SLURM_LOCALID": "3", "CUDA_VISIBLE_DEVICES": "3"}, 1, "cuda:0"),
+}
+"""How processes are started: the environment of one, the GPUs that it sees, and the one that it takes."""
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_each_process_takes_its_own_gpu(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment, gpus, own = PLACES[place]
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_LOCALID", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"WORLD_SIZE": "4"} | environment).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert [local_device(name) for name in ("cpu", "cuda", "auto")] == ["cpu", "cuda:1", "cuda:1"]
-    with pytest.raises(DistributedError, match="--device cuda:0 would be shared by 2 processes: wanted --device cuda"):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert [local_device(name) for name in ("cpu", "cuda", "auto")] == ["cpu", own, own]
+    with pytest.raises(
+        DistributedError, match="--device cuda:0 would be shared by all processes: wanted --device cuda"
+    ):
         local_device("cuda:0")
+
+
+def test_more_processes_than_gpus_raise_distributed_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(DistributedError, match="2 processes on this machine, but 1 GPUs"):
+    with pytest.raises(DistributedError, match="this is process 1, counted from 0, of this machine, but 1 GPUs"):
         local_device("cuda")
+
+
+def test_processes_on_gpus_meet_with_nccl_and_the_device_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    met: dict[str, Any] = {}
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(
+        "bp_torch.distributed.rendezvous",
+        lambda *arguments, **options: [(HashStore(), 1, 2)],
+    )
+    monkeypatch.setattr(
+        "torch.distributed.init_process_group", lambda backend, **options: met.update(options, backend=backend)
+    )
+    monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: met.update(current=device))
+    with joined(torch.device("cuda:1")) as world:
+        assert world == World(1, 2)
+    assert met["backend"] == "nccl" and met["device_id"] == met["current"] == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGTERM, 143, "stopped by SIGTERM while waiting for another process; the last checkpoint is intact"),
+        (None, 1, "lost contact with process 1 of 2, counted from 0; the last checkpoint is intact"),
+    ],
+)
+def test_process_that_waits_for_one_that_hangs_ends_with_a_line(
+    number: int | None,
+    code: int,
+    said: str,
+    config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(distributed, "Watch", partial(Watch, patience=60 if number else 4, grace=1))
+    endless = replace(config, run_name="hanging", epochs=10_000)
+    waiting, hanging = start(2, tmp_path / "store", lambda store: train(endless, store))
+    wait_for(tmp_path / "hanging" / "best.pt")
+    assert waiting.pid and hanging.pid
+    os.kill(hanging.pid, signal.SIGSTOP)
+    try:
+        time.sleep(0.5)
+        if number:
+            os.kill(waiting.pid, number)
+        waiting.join(20)
+        assert waiting.exitcode == code
+        assert capfd.readouterr().err.splitlines() == [f"error: {said}"]
+        torch.load(tmp_path / "hanging" / LAST, weights_only=True)
+    finally:
+        for process in (waiting, hanging):
+            process.kill()
+            process.join()
 
 
 def test_mean_of_means_would_be_caught(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

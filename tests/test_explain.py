@@ -26,6 +26,7 @@ from bp_torch.explain.subject import (
     full_gradient,
     newest_run,
 )
+from bp_torch.tensorboard import add_figures
 from bp_torch.training import Config
 from tests.explain_subject import QUICK
 
@@ -122,11 +123,14 @@ def test_zero_is_in_the_middle_of_a_diverging_scale() -> None:
         (["backwards", "--digit", "2", "--index", "-1", "--run", "RUN"], "--index: wanted 0 to"),
         (["hebbian", "--layer", "4", "--run", "RUN"], "--layer: wanted 1 to 3, got 4"),
         (["average", "--first", "1996", "--run", "RUN"], "--first: wanted 0 to 1,994"),
-        (["gradient", "--run", "no/such/run"], "no trained network in no/such/run; train one with: python train.py"),
-        (["gradient"], "no run in runs/ holds a trained network; train one with: python train.py"),
+        (["gradient", "--run", "no/such/run"], "no trained network in no/such/run; train one with: bp-torch train"),
+        (["gradient"], "no run in runs/ holds a trained network; train one with: bp-torch train"),
         (["gradient", "--run", "RUN", "--out", "picture.bmp"], "--out: wanted a file ending in .png"),
         (["gradient", "--run", "RUN", "--untrained"], "exclude each other"),
         (["descent", "--mini-steps", "0"], "--mini-steps: wanted 1 or more, got 0"),
+        (["descent", "--seed", str(10**23)], "--seed: wanted less than 4,294,967,296, got 1"),
+        (["nudges", "--threads", "100000"], "--threads: wanted 1 to 1024, got 100000"),
+        (["descent", "--run", "RUN", "--single-learning-rate", "1e300"], "--single-learning-rate: the learning rate"),
         (["all", "--nonsense"], "--nonsense"),
         (["nudges", "--run", "RUN", "--device", "tpu"], "no device 'tpu' here"),
     ],
@@ -160,6 +164,11 @@ def test_picture_is_written_and_logged(run: Path, tmp_path: Path, capsys: pytest
     assert "bang for the buck at output 2" in said and f"wrote {out}" in said
     assert out.read_bytes().startswith(b"\x89PNG")
     assert sum(b"explain/nudges" in events.read_bytes() for events in run.glob("events.out.tfevents.*")) == 1
+
+
+def test_figure_for_a_folder_that_cannot_be_written_raises_os_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        add_figures(tmp_path / "nowhere", {})
 
 
 def test_all_ideas_make_a_page(

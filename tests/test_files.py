@@ -1,9 +1,11 @@
+import io
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
+import torch
 
-from bp_torch.files import replace_file
+from bp_torch.files import remove_unfinished, replace_file
 
 
 def test_failed_write_by_a_function_keeps_the_old_content(tmp_path: Path) -> None:
@@ -30,3 +32,23 @@ def test_failed_flush_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.
     replace_file(path, b"new")
     assert (path.read_bytes(), len(list(tmp_path.iterdir()))) == (b"new", 1)
     assert path.stat().st_mode & 0o600 == 0o600
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = [".last.pt", ".lock", "last.pt", ".other.pt.abcd1234", ".last.pt.short", "last.pt.abcd1234"]
+    for name in [*kept, ".last.pt.abcd_234", ".best.pt.00000000"]:
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path, ("last.pt", "best.pt"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_full_disk_is_told_from_under_the_error_of_torch_save(tmp_path: Path) -> None:
+    class Full(io.BytesIO):
+        def write(self, content: Any) -> int:
+            if self.tell() + len(content) > 10_000:
+                raise OSError(28, "No space left on device")
+            return super().write(content)
+
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
+        replace_file(tmp_path / "f", lambda file: torch.save({"a": torch.zeros(10_000)}, Full()))
+    assert not list(tmp_path.iterdir())

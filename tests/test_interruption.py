@@ -12,13 +12,14 @@ from bp_torch.training import Stopped
 from bp_torch.training.interruption import ASK_EVERY, Signals
 
 CPU = torch.device("cpu")
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_exit_code_is_128_plus_the_number_of_the_signal(number: signal.Signals, code: int) -> None:
     stopped = Stopped(number, Path("runs/one"))
     assert stopped.code == code
-    assert str(stopped) == (f"stopped by {number.name}, all is saved; continue with: python train.py --resume runs/one")
+    assert str(stopped) == (f"stopped by {number.name}, all is saved; continue with: bp-torch train --resume runs/one")
 
 
 def test_first_signal_is_noted_and_the_second_interrupts() -> None:
@@ -30,12 +31,36 @@ def test_first_signal_is_noted_and_the_second_interrupts() -> None:
             signal.raise_signal(signal.SIGINT)
 
 
-def test_signal_handlers_are_restored() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+def test_first_ctrl_c_says_what_a_second_one_does(capfd: pytest.CaptureFixture[str]) -> None:
     with Signals():
-        during = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+        signal.raise_signal(signal.SIGINT)
+    assert capfd.readouterr().err == "\nstopping; again to stop at once\n"
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_second_hangup_has_no_effect(number: signal.Signals) -> None:
+    with Signals() as signals:
+        signal.raise_signal(number)
+        signal.raise_signal(signal.SIGHUP)
+        assert signals.received == number
+
+
+def test_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+            assert not signals.received
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_signal_handlers_are_restored() -> None:
+    before = [signal.getsignal(number) for number in NUMBERS]
+    with Signals():
+        during = [signal.getsignal(number) for number in NUMBERS]
     assert all(one != other for one, other in zip(before, during, strict=True))
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in NUMBERS] == before
 
 
 def test_thread_that_may_not_handle_signals_trains_without() -> None:

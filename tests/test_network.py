@@ -1,4 +1,5 @@
 import copy
+import multiprocessing
 import pickle
 from collections.abc import Callable
 
@@ -54,10 +55,14 @@ def test_unknown_names_and_dtypes_raise_value_error() -> None:
         Network((2, 2), activation="swish")
     with pytest.raises(ValueError, match="unknown initial values 'zeros': choose from lecun, normal, he"):
         Network((2, 2), init="zeros")
-    with pytest.raises(ValueError, match="networks: wanted 1 or more, or None, got 0"):
+    with pytest.raises(ValueError, match="networks: wanted a whole number from 1, or None, got 0"):
         Network((2, 2), networks=0)
-    with pytest.raises(ValueError, match=r"a network needs a floating dtype, not torch\.int64"):
+    with pytest.raises(
+        ValueError, match=r"a network needs a dtype of float64, float32, bfloat16, float16, not torch.int64"
+    ):
         Network((2, 2), dtype=torch.int64)
+    with pytest.raises(ValueError, match="a network needs a dtype of float64"):
+        Network((2, 2), dtype=torch.float8_e4m3fn)
 
 
 def test_to_returns_a_copy_in_another_dtype(device: torch.device) -> None:
@@ -101,9 +106,35 @@ def test_copied_network_learns(way: str, networks: int | None) -> None:
 
 
 def test_parameters_can_only_be_changed_in_place(tiny: Network) -> None:
-    with pytest.raises(AttributeError):
-        tiny.parameters = torch.zeros(39, dtype=torch.float64)  # type: ignore[misc]
-    with pytest.raises(TypeError):
-        tiny.weights[0] = torch.zeros(4, 5)  # type: ignore[index]
+    for name in ("parameters", "weights", "biases", "layers", "sizes", "activation"):
+        with pytest.raises(AttributeError, match=rf"network\.{name} cannot be assigned: .*parameters\.copy_\(vector\)"):
+            setattr(tiny, name, getattr(tiny, name))
+    with pytest.raises(TypeError, match=r"cannot be replaced: .*network\.weights\[0\]\.copy_\(W\)"):
+        tiny.weights[0] = torch.zeros(4, 5)
     tiny.parameters.copy_(torch.zeros(39))
     assert not tiny.weights[0].any()
+
+
+@pytest.mark.parametrize("part", ["parameters", "weights", "biases"])
+def test_views_of_other_memory_than_the_parameters_are_refused(part: str, tiny: Network) -> None:
+    tensor = tiny.parameters if part == "parameters" else getattr(tiny, part)[1]
+    tensor.data = tensor.clone()
+    with pytest.raises(ValueError, match=r"no longer views into the parameters .*change the numbers in place"):
+        forward(tiny, torch.zeros(1, 5, dtype=torch.float64))
+
+
+def test_networks_that_were_sent_to_other_processes_learn_there(tiny: Network) -> None:
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        costs = pool.map(descend, [tiny, Network((5, 4, 3), dtype=torch.float64, seed=1)])
+    assert all(after < 0.5 * before for before, after in costs)
+
+
+def descend(network: Network) -> tuple[float, float]:
+    """The cost before and after 50 steps."""
+    x, y = torch.eye(5, dtype=torch.float64), torch.eye(5, 3, dtype=torch.float64)
+    sgd, costs = SGD(network, 3.0), []
+    for _ in range(51):
+        passed = forward(network, x)
+        costs.append(example_costs(passed, y).mean().item())
+        sgd.step(backward(network, passed, y).gradient)
+    return costs[0], costs[-1]

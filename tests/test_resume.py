@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pty
 import random
 import signal
 import subprocess
@@ -14,10 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing import plugin_event_accumulator
 from tqdm import tqdm
 
-from bp_torch.checkpoint import BEST, LAST, CheckpointError
+from bp_torch.backprop import Forward, forward
+from bp_torch.checkpoint import BEST, LAST, LOCK, CheckpointError
 from bp_torch.convert import load
+from bp_torch.network import Network
 from bp_torch.tensorboard import RunLog
 from bp_torch.training import Config, Stopped, TrainingError, open_run, read_config, train
 from bp_torch.training.interruption import Signals
@@ -104,7 +108,7 @@ def test_epochs_in_two_parts_equal_epochs_at_once(config: Config) -> None:
     assert curves(config.runs_dir / "part")["cost/train"] == curves(config.runs_dir / "whole")["cost/train"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signal_saves_a_checkpoint_and_names_the_command_to_continue(
     number: signal.Signals, code: int, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +133,108 @@ def test_signal_saves_a_checkpoint_and_names_the_command_to_continue(
     monkeypatch.undo()
     train(resumed(short, "stopped"))
     assert torch.equal(weights(config, "stopped"), weights(config, "whole"))
+
+
+@pytest.mark.parametrize("when", ["on the training examples", "on the test examples", "for the pictures"])
+def test_signal_during_an_evaluation_is_heeded_there(
+    when: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(config, epochs=2)
+    train(replace(short, run_name="whole"))
+    chunks: list[int] = []
+
+    def counted(network: Network, x: torch.Tensor) -> Forward:
+        if len(x) > short.batch_size:  # type: ignore[operator]
+            chunks.append(len(x))
+            if len(chunks) == number:
+                signal.raise_signal(signal.SIGTERM)
+        return forward(network, x)
+
+    # 1,950 training examples are 2 chunks, 10,000 test examples 8, and the pictures of the last epoch 8 more
+    number = {"on the training examples": 1, "on the test examples": 4, "for the pictures": 24}[when]
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr("bp_torch.training.evaluation.forward", counted)
+        train(replace(short, run_name="stopped"))
+    assert len(chunks) == number, "the rest of the evaluation was not awaited"
+    train(resumed(short, "stopped"))
+    assert torch.equal(weights(config, "stopped"), weights(config, "whole"))
+    stopped, whole = (config.runs_dir / name for name in ("stopped", "whole"))
+    assert curves(stopped) == curves(whole)
+    assert histogram_steps(stopped) == histogram_steps(whole) == [20, 40]
+    best = [torch.load(folder / BEST, weights_only=True) for folder in (stopped, whole)]
+    assert torch.equal(best[0]["parameters"], best[1]["parameters"])
+
+
+def histogram_steps(folder: Path) -> list[int]:
+    """The steps of a histogram, as ``tensorboard --load_fast=false`` reads them."""
+    events = plugin_event_accumulator.EventAccumulator(str(folder))
+    events.Reload()
+    return [event.step for event in events.Tensors("weights/layer_1")]
+
+
+def test_epochs_may_be_lowered_to_what_is_done(config: Config) -> None:
+    train(replace(config, epochs=2, run_name="whole"))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Signals, "asked", lambda signals, step, world, device: step == 0)  # at the end of an epoch
+        train(replace(config, run_name="part"))
+    part = resumed(config, "part")
+    with pytest.raises(TrainingError, match=r"--epochs 0: epoch 1 of .*part is done or begun already"):
+        train(replace(part, epochs=0))
+    train(replace(part, epochs=1))
+    folder = config.runs_dir / "part"
+    assert read_config(folder).epochs == 1
+    assert [step for step, _ in curves(folder)["final/test_accuracy"]] == [20]
+    train(replace(part, epochs=1))
+    assert len(curves(folder)["final/test_accuracy"]) == 1, "logged once"
+    train(replace(part, epochs=2))
+    assert torch.equal(weights(config, "part"), weights(config, "whole"))
+
+
+def test_run_that_is_being_trained_cannot_be_resumed_meanwhile(config: Config) -> None:
+    child = FORK.Process(target=train, args=(replace(config, epochs=10_000, run_name="one"),))
+    child.start()
+    while not (config.runs_dir / "one" / BEST).exists():
+        time.sleep(0.05)
+    try:
+        with pytest.raises(CheckpointError, match=f"one is being trained by process {child.pid} on"):
+            train(resumed(config, "one"))
+        assert child.is_alive()
+    finally:
+        child.kill()
+        child.join()
+
+
+def test_run_whose_terminal_closes_saves_and_stops(config: Config) -> None:
+    child, terminal = pty.fork()
+    if child == 0:
+        code = 0
+        try:
+            train(replace(config, epochs=10_000, run_name="one"))
+        except Stopped as stopped:
+            code = stopped.code
+        finally:
+            os._exit(code)
+    while not (config.runs_dir / "one" / BEST).exists():
+        time.sleep(0.05)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    state = torch.load(config.runs_dir / "one" / LAST, weights_only=True)
+    assert state["step"] > 20
+
+
+@pytest.mark.parametrize("change", [{"steps": 30}, {"step": 7}, {"epoch": 9}])
+def test_checkpoint_of_a_step_that_is_not_in_its_epoch_is_refused(change: dict[str, int], config: Config) -> None:
+    train(replace(config, epochs=1, run_name="one"))
+    path = config.runs_dir / "one" / LAST
+    torch.save(torch.load(path, weights_only=True) | change, path)
+    with pytest.raises(CheckpointError, match=r"last\.pt is of another run: step \d+ of epoch \d is not its step"):
+        train(replace(resumed(config, "one"), epochs=2))
+
+
+def test_config_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(TrainingError, match=r"config\.json is not a regular file"):
+        read_config(tmp_path)
 
 
 def test_damaged_checkpoint_is_named_and_not_changed(config: Config) -> None:
@@ -185,7 +291,7 @@ def check_full(
         train(replace(resumed(config, "one"), epochs=4))
     assert (config.runs_dir / "one" / LAST).read_bytes() == kept
     assert open_run(config.runs_dir / "one")[1].sizes == (784, 16, 16, 10)
-    assert not list((config.runs_dir / "one").glob(".*")), "nothing half written is left"
+    assert [path.name for path in (config.runs_dir / "one").glob(".*")] == [LOCK], "nothing half written is left"
 
 
 def test_failed_write_keeps_the_previous_checkpoint(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

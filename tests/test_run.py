@@ -1,20 +1,37 @@
+import multiprocessing
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from bp_torch.distributed import World
-from bp_torch.training import Config, TrainingError, open_run
-from bp_torch.training.run import default_run_name, new_folder, start_run
+from bp_torch.training import Config, TrainingError, open_run, train
+from bp_torch.training.config import LONGEST_NAME
+from bp_torch.training.run import default_run_name, start_run
+
+FORK = multiprocessing.get_context("fork")
 
 
-def test_default_name_that_exists_gets_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bp_torch.training.run.default_run_name", lambda config: "now")
-    for name in ("now", "now_2", "now_3"):
-        folder = new_folder(Config(runs_dir=tmp_path))
-        assert folder == tmp_path / name
-        folder.mkdir()
-    assert new_folder(Config(runs_dir=tmp_path, run_name="now")) == tmp_path / "now"
+def test_twenty_starts_in_one_second_each_have_a_folder(data_dir: Path, tmp_path: Path) -> None:
+    config = Config(epochs=0, train_examples=100, log=False, data_dir=data_dir, runs_dir=tmp_path, device="cpu")
+    children = [FORK.Process(target=train, args=(config,)) for _ in range(20)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert [child.exitcode for child in children] == [0] * 20
+    assert len(list(tmp_path.glob("*/network.safetensors"))) == 20
+
+
+def test_default_name_that_is_too_long_is_cut_and_ends_in_a_hash(data_dir: Path, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"epochs": 0, "log": False, "data_dir": data_dir, "runs_dir": tmp_path, "device": "cpu"}
+    config = Config(sizes=(784, *[16] * 100, 10), train_examples=100, **fields)
+    folder = train(config)
+    assert len(folder.name) == LONGEST_NAME and re.search(r"-[0-9a-f]{8}$", folder.name)
+    assert default_run_name(config)[-8:] != default_run_name(replace(config, seed=1))[-8:]
 
 
 def test_default_name_has_every_setting_that_is_not_the_default() -> None:
@@ -24,13 +41,11 @@ def test_default_name_has_every_setting_that_is_not_the_default() -> None:
 
 
 def test_folder_without_a_trained_network_is_named_in_the_error(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"no run in .*nowhere .*make one with: python train\.py"):
+    with pytest.raises(TrainingError, match=r"no run in .*nowhere .*make one with: bp-torch train"):
         open_run(tmp_path / "nowhere")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").write_text(Config().to_json())
-    with pytest.raises(
-        TrainingError, match=r"no trained network in .*finish it with: python train\.py --resume .*begun"
-    ):
+    with pytest.raises(TrainingError, match=r"no trained network in .*finish it with: bp-torch train --resume .*begun"):
         open_run(tmp_path / "begun")
 
 

@@ -53,6 +53,7 @@ def test_several_networks_step_as_each_of_them_alone() -> None:
     [
         ({"learning_rate": 0.0}, "learning rate is a positive number, not 0.0"),
         ({"learning_rate": float("nan")}, "learning rate is a positive number, not nan"),
+        ({"learning_rate": -1.0}, "learning rate is a positive number, not -1.0"),
         ({"learning_rate": 1.0, "momentum": 1.0}, "momentum is at least 0 and below 1, not 1.0"),
         ({"learning_rate": 1.0, "weight_decay": -1.0}, "weight decay is zero or a positive number, not -1.0"),
     ],
@@ -60,6 +61,34 @@ def test_several_networks_step_as_each_of_them_alone() -> None:
 def test_values_out_of_range_raise_value_error(tiny: Network, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SGD(tiny, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "message"),
+    [
+        (torch.float32, -1.0, "the learning rate is a positive number, not -1.0"),
+        (torch.float32, 0.0, "the learning rate is a positive number, not 0.0"),
+        (torch.float32, float("nan"), "the learning rate is a positive number, not nan"),
+        (torch.float32, 1e-50, "the learning rate is a positive number, but 1e-50 is 0 in float32"),
+        (torch.float32, 1e300, r"the learning rate is a positive number, but 1e\+300 is infinite in float32"),
+        (torch.float16, 1e-8, "the learning rate is a positive number, but 1e-08 is 0 in float16"),
+    ],
+)
+def test_learning_rate_that_trains_nothing_raises_value_error(dtype: torch.dtype, value: float, message: str) -> None:
+    network = Network((5, 4, 3), dtype=dtype)
+    sgd = SGD(network, 1.0)
+    with pytest.raises(ValueError, match=message):
+        sgd.learning_rate = value
+    assert sgd.learning_rate == 1.0
+    with pytest.raises(ValueError, match=message):
+        SGD(network, value)
+
+
+def test_weight_decay_is_bounded_by_the_dtype() -> None:
+    with pytest.raises(
+        ValueError, match=r"weight decay is zero or a positive number, but 1e\+308 is infinite in float32"
+    ):
+        SGD(Network((5, 4, 3)), 1.0, weight_decay=1e308)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bp_torch.backprop import backward, example_costs, forward
@@ -12,7 +13,7 @@ from bp_torch.convert import load
 from bp_torch.data import Examples, batch, first_shuffled
 from bp_torch.network import Network
 from bp_torch.sgd import SGD
-from bp_torch.tensorboard import RunLog
+from bp_torch.tensorboard import RunLog, open_writer
 from bp_torch.training import Config, StepResult, train
 
 KINDS = ("weights", "biases", "weight_gradients", "bias_gradients", "activations", "deltas")
@@ -147,3 +148,27 @@ def test_tensors_with_nan_are_skipped_and_named(tmp_path: Path, mnist: tuple[Exa
     assert not log.step(1, result, SGD(network, 1.0)), "a cost that is not finite is reported"
     log.close()
     assert len(read(tmp_path).Tags()["histograms"]) == 6 * 3 - 2
+
+
+def test_file_of_a_clock_that_was_set_back_still_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for clock in (2_000_000_000.5, 1_000_000_000.5, 1_500_000_000.5, 2_000_000_000.5):
+        with monkeypatch.context() as patch:
+            patch.setattr("time.time", lambda clock=clock: clock)
+            with open_writer(tmp_path) as writer:
+                writer.add_scalar("clock", clock, len(list(tmp_path.iterdir())))
+    files = sorted(tmp_path.iterdir())
+    assert [int(file.name.split(".")[3]) for file in files] == [2_000_000_000 + n for n in range(4)]
+    events = read(tmp_path)
+    assert [event.step for event in events.Scalars("clock")] == [1, 2, 3, 4]
+
+
+def test_what_was_logged_after_the_last_checkpoint_is_read_once(tmp_path: Path) -> None:
+    network = Network((784, 5, 10))
+    for last in (0, 1):  # the first process logged step 2 and was killed; the second goes on from step 1
+        log = RunLog(tmp_path, network, 1, State(network.parameters, None, torch.zeros(2), step=last))
+        for step in range(last + 1, 3):
+            log._histogram("weights/layer_1", network.weights[0], step)
+        log.close()
+    events = plugin_event_accumulator.EventAccumulator(str(tmp_path))  # as tensorboard --load_fast=false reads
+    events.Reload()
+    assert [event.step for event in events.Tensors("weights/layer_1")] == [1, 2]

@@ -134,7 +134,7 @@ def test_resumed_run_keeps_the_flags_it_was_started_with(
     with pytest.raises(SystemExit) as stop:
         command("--resume", folder, "--seed", "9")
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: --seed 9 differs from the run's 0: only --epochs and --replay")
+    assert capsys.readouterr().err.startswith("error: --seed 9 differs from the run's 0: only --epochs, --replay")
 
 
 def test_stopped_run_has_the_exit_code_of_the_signal(

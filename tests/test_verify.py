@@ -732,7 +732,11 @@ def test_command_checks_a_trained_network(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("--depths 0", "--depths: wanted 1 or more, got 0"),
+        ("--depths 0", "--depths: wanted 1 to 100, got 0"),
+        ("--depths 2000000", "--depths: wanted 1 to 100, got 2000000"),
+        ("--seed 100000000000000000000000", "--seed: wanted 0 to 4,294,967,295, got 1"),
+        ("--run r --depths 2", "--depths has no effect with --run"),
+        ("--run r --dataset mnist", "--dataset has no effect with --run"),
         ("--batch-sizes 0", "--batch-sizes: wanted 1 or more"),
         ("--tolerance 2", "--tolerance: wanted a relative error"),
         ("--dtypes float8", "float8"),

@@ -37,12 +37,12 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 class Options:
     """What is measured. Raises ValueError for a value that cannot be measured."""
 
-    sizes: tuple[int, ...] = (784, 16, 16, 10)
-    """Neurons per layer: 784 pixels first, 10 digits last."""
-    batch_size: int = 100
-    """Examples per step."""
+    sizes: tuple[int, ...] | None = None
+    """Neurons per layer: 784 pixels first, 10 digits last. None: 784 16 16 10."""
+    batch_size: int | None = None
+    """Examples per step. None: 100."""
     sweep: bool = False
-    """Measure four sizes, from small to large, instead of --sizes and --batch-size. Takes minutes."""
+    """Measure four sizes, from small to large. Not with --sizes and --batch-size. Takes minutes."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto for the first GPU there is."""
     threads: int = 1
@@ -64,7 +64,17 @@ class Options:
             raise ValueError(f"--out: wanted a name that ends in .png, got {self.out}")
         if not self.out.parent.is_dir():
             raise ValueError(f"--out: no folder {self.out.parent}")
-        Config(sizes=self.sizes, batch_size=self.batch_size, threads=self.threads)
+        for flag, value in (("sizes", self.sizes), ("batch-size", self.batch_size)):
+            if self.sweep and value is not None:
+                raise ValueError(f"--{flag} has no effect with --sweep, which has its own: leave one of them out")
+        for sizes, batch_size in self.tasks:
+            Config(sizes=sizes, batch_size=batch_size, threads=self.threads)
+
+    @property
+    def tasks(self) -> tuple[tuple[tuple[int, ...], int], ...]:
+        """Sizes and batch size of each measurement."""
+        own = self.sizes or SWEEP[0][0], SWEEP[0][1] if self.batch_size is None else self.batch_size
+        return SWEEP if self.sweep else (own,)
 
 
 def main(arguments: list[str]) -> None:
@@ -92,7 +102,7 @@ def run(options: Options) -> None:
     show = (lambda text: None) if options.json else print
     show(", ".join(f"{name} {value}" for name, value in machine.items()))
     measurements = []
-    for sizes, batch_size in SWEEP if options.sweep else ((options.sizes, options.batch_size),):
+    for sizes, batch_size in options.tasks:
         task = Task(Config(sizes=sizes, batch_size=batch_size, data_dir=options.data_dir), examples)
         contenders = CUDA_CONTENDERS if device.type == "cuda" else CONTENDERS
         measurements.append(compare(contenders, task, options.rounds))

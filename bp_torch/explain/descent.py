@@ -23,7 +23,7 @@ from bp_torch import text
 from bp_torch.backprop import backward, forward
 from bp_torch.data import Examples, batch, first_shuffled
 from bp_torch.explain import style
-from bp_torch.explain.subject import CommonOptions, Subject, check_least, full_gradient, train_steps
+from bp_torch.explain.subject import CommonOptions, Subject, UsageError, check_least, full_gradient, train_steps
 from bp_torch.network import Network
 from bp_torch.training import Config, evaluate
 
@@ -185,10 +185,14 @@ def explain(subject: Subject, options: Options) -> Descent:
     config, training = subject.config, subject.training
     start = config.network(subject.network.device)
     mini, single = options.mini_batch, options.single_learning_rate or config.learning_rate / 10
+    try:
+        one_by_one = replace(config, batch_size=1, learning_rate=single)
+    except ValueError as error:
+        raise UsageError(f"--single-learning-rate: {error}") from error
     methods = [
         ("all examples", replace(config, batch_size="full"), options.full_steps),
         (f"mini-batches of {mini:,}", replace(config, batch_size=mini), options.mini_steps),
-        ("single examples", replace(config, batch_size=1, learning_rate=single), options.single_steps),
+        ("single examples", one_by_one, options.single_steps),
     ]
     paths = [follow_path(name, method, start.to(), training, steps) for name, method, steps in methods]
     plane = plane_through(torch.cat([path.points for path in paths]))

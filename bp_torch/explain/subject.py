@@ -15,10 +15,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bp_torch.backprop import Backward, Forward, backward, example_costs, forward
+from bp_torch.cli import train_command
 from bp_torch.data import CLASSES, Examples, batch, first_shuffled, load, permutation
-from bp_torch.device import choose_device
+from bp_torch.device import check_threads, choose_device
 from bp_torch.network import Network
 from bp_torch.training import NETWORK_FILE, Config, open_run
+from bp_torch.training.config import SEEDS
 
 CHUNK = 10_000
 """Examples that go forward and back at once: enough to keep a core busy, few enough for 64 MB of float64 pixels."""
@@ -42,13 +44,13 @@ class NetworkOptions:
     data_dir: Path | None = None
     """Folder of the data sets. None: the run's own."""
     device: str = "cpu"
-    """auto, cpu, cuda or cuda:N. The CPU suffices; float64 is needed."""
+    """auto, cpu, cuda or cuda:N. The CPU suffices."""
     threads: int = 1
     """CPU threads. Small networks are quickest on one."""
 
     def __post_init__(self) -> None:
         """Check the number of threads."""
-        check_least(threads=(self.threads, 1))
+        check_threads(self.threads)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,8 @@ def check_least(**flags: tuple[int, int]) -> None:
     for name, (value, least) in flags.items():
         if value < least:
             raise ValueError(f"--{name.replace('_', '-')}: wanted {least} or more, got {value}")
+        if name == "seed" and value >= SEEDS:
+            raise ValueError(f"--seed: wanted less than {SEEDS:,}, got {value}")
 
 
 # ---- the network and its data ----
@@ -131,8 +135,6 @@ def open_subject(options: NetworkOptions) -> Subject:
     """
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
-    if device.type == "mps":
-        raise UsageError("mps has no float64: use --device cpu")
     if options.untrained:
         if options.run is not None:
             raise UsageError("--run and --untrained exclude each other")
@@ -141,7 +143,7 @@ def open_subject(options: NetworkOptions) -> Subject:
     else:
         folder = options.run or newest_run(Config().runs_dir)
         if not (folder / NETWORK_FILE).is_file():
-            raise UsageError(f"no trained network in {folder}; train one with: python train.py")
+            raise UsageError(f"no trained network in {folder}; train one with: {train_command()}")
         config, network = open_run(folder, device)
     training, test = load(config.dataset, options.data_dir or config.data_dir, device)
     if config.train_examples is not None:
@@ -153,7 +155,7 @@ def newest_run(runs: Path) -> Path:
     """The folder in ``runs`` whose network was saved last. Raises UsageError where there is none."""
     networks = sorted(runs.glob(f"*/{NETWORK_FILE}"), key=lambda file: file.stat().st_mtime)
     if not networks:
-        raise UsageError(f"no run in {runs}/ holds a trained network; train one with: python train.py")
+        raise UsageError(f"no run in {runs}/ holds a trained network; train one with: {train_command()}")
     return networks[-1].parent
 
 

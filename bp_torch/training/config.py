@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from bp_torch.activations import ActivationName
 from bp_torch.costs import CostName, find_cost
 from bp_torch.data import CLASSES, PIXELS, DatasetName, Examples
+from bp_torch.device import check_threads
 from bp_torch.distributed import ALONE, World
 from bp_torch.network import InitName, Network, parameter_count
 from bp_torch.sgd import SGD
@@ -22,12 +24,17 @@ from bp_torch.training.step import TrainingStep
 DTypeName = Literal["float32", "float64", "bfloat16", "float16"]
 PrecisionName = Literal["full", "tf32", "bf16"]
 
+SEEDS = 2**32
+"""Seeds are below this number."""
+
+LONGEST_NAME = 200
+"""Characters of a run's name: file systems allow 255 bytes, and a folder that is being made has a longer name."""
+
 LEAST = {
     "epochs": 0,
     "seed": 0,
     "batch_size": 1,
     "train_examples": 1,
-    "threads": 1,
     "checkpoint_every": 1,
     "verify_every": 1,
     "log_every": 1,
@@ -73,7 +80,7 @@ class Config:
     seed: int = 0
     """Seed of the initial values and of every shuffle."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps. auto is the first GPU, or the CPU without one."""
+    """auto, cpu, cuda or cuda:N. auto is the first NVIDIA GPU, or the CPU without one."""
     dtype: DTypeName = "float32"
     """Type of every number in the network."""
     precision: PrecisionName = "full"
@@ -88,7 +95,8 @@ class Config:
     run_name: str | None = None
     """Name of the run's folder. None: date, time, sizes, and every setting that is not the default."""
     resume: Path | None = None
-    """Folder of a run to continue from its last checkpoint. Only --epochs (upwards) and --replay may change."""
+    """Folder of a run to continue from its last checkpoint. Only --epochs, --replay, --data-dir and --device may
+    change."""
     checkpoint_every: int | None = None
     """Also save a checkpoint every so many steps. None: after each epoch only."""
     verify_every: int | None = None
@@ -104,6 +112,9 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check every field."""
+        for name, hint in get_type_hints(type(self)).items():
+            if not _fits(getattr(self, name), hint):
+                raise ValueError(f"{flag(name)}: wanted {_in_words(hint)}, got {getattr(self, name)!r}")
         if len(self.sizes) < 2 or min(self.sizes) < 1 or (self.sizes[0], self.sizes[-1]) != (PIXELS, CLASSES):
             raise ValueError(
                 f"--sizes: wanted {PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between, "
@@ -113,14 +124,12 @@ class Config:
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
                 raise ValueError(f"{flag(name)}: wanted {least} or more, got {value}")
-        if self.run_name is not None and (self.run_name in ("", "..") or Path(self.run_name).name != self.run_name):
-            raise ValueError(f"--run-name: wanted the name of one folder in --runs-dir, got {self.run_name!r}")
-        if self.threads is not None and self.threads > 4096:
-            raise ValueError(f"--threads: wanted 4096 or less, got {self.threads}")
+        self._check_names()
+        check_threads(self.threads)
         if parameter_count(self.sizes) >= 2**40:
             raise ValueError(f"--sizes: {parameter_count(self.sizes):,} parameters do not fit in any memory")
-        if self.seed >= 2**32:
-            raise ValueError(f"--seed: wanted less than 2^32, got {self.seed}")
+        if self.seed >= SEEDS:
+            raise ValueError(f"--seed: wanted less than {SEEDS:,}, got {self.seed}")
         if not 0 <= self.learning_rate_decay < inf:
             raise ValueError(f"--learning-rate-decay: wanted 0 or more, got {self.learning_rate_decay}")
         if self.precision != "full" and self.dtype != "float32":
@@ -129,8 +138,33 @@ class Config:
             raise ValueError(
                 "--verify-every: wanted --precision full or bf16, got tf32, in which autograd is no reference"
             )
+        if not self.log:
+            defaults = {name: getattr(type(self), name) for name in ("log_every", "histogram_every", "log_embedding")}
+            if unused := [flag(name) for name, default in defaults.items() if getattr(self, name) != default]:
+                raise ValueError(f"{unused[0]} has no effect with --no-log: leave one of them out")
         find_cost(self.cost, self.outputs)
-        self.optimizer(Network((1, 1)))
+        optimizer = self.optimizer(Network((1, 1), dtype=getattr(torch, self.dtype)))
+        try:
+            optimizer.learning_rate = self.learning_rate_at(max(1, self.epochs))  # the smallest
+        except ValueError as error:
+            raise ValueError(f"--learning-rate-decay: in epoch {self.epochs}, {error}") from error
+
+    def _check_names(self) -> None:
+        """Raise ValueError for a name or a path that cannot be written, on disk or on a screen."""
+        name = self.run_name
+        if name is not None and (name in ("", "..") or Path(name).name != name):
+            raise ValueError(f"--run-name: wanted the name of one folder in --runs-dir, got {name!r}")
+        if name is not None and len(name.encode(errors="replace")) > LONGEST_NAME:
+            raise ValueError(f"--run-name: wanted at most {LONGEST_NAME} bytes, got {name!r}")
+        for field in ("run_name", "runs_dir", "data_dir", "resume"):
+            text = str(getattr(self, field))
+            try:
+                os.fsencode(text)
+                writable = text.isprintable()
+            except UnicodeEncodeError:
+                writable = False
+            if not writable:
+                raise ValueError(f"{flag(field)}: wanted characters that this system can write, got {text!a}")
 
     @property
     def outputs(self) -> str:
@@ -211,8 +245,8 @@ class Config:
         return self.learning_rate / (1 + self.learning_rate_decay * (epoch - 1))
 
     def to_json(self) -> str:
-        """The config as the text of config.json."""
-        fields = dataclasses.asdict(self)
+        """The config as the text of config.json. The data are found again from any folder: their path is absolute."""
+        fields = dataclasses.asdict(self) | {"data_dir": self.data_dir.absolute()}
         del fields["resume"]
         return json.dumps(fields, indent=2, default=str) + "\n"
 
@@ -221,40 +255,48 @@ class Config:
         """The config that ``to_json`` wrote, fields that are missing at their defaults. Raises ValueError otherwise."""
         try:
             fields = json.loads(text)
-            hints = get_type_hints(cls)
-            for name in hints.keys() & fields.keys():
-                if not _fits(fields[name], hints[name]):
-                    raise TypeError(f"{name} is {fields[name]!r}")
             paths = {name: Path(fields[name]) for name in ("data_dir", "runs_dir")}
             return cls(**fields | paths | {"sizes": tuple(fields["sizes"])})
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, AttributeError, RecursionError, ValueError) as error:
             raise ValueError(f"not the config of a run: {error}") from error
 
     def resumed(self, given: "Config") -> "Config":
         """``given``, if a run of this config may continue with it. Raises ValueError if it may not."""
         for field in dataclasses.fields(self):
             was, now = getattr(self, field.name), getattr(given, field.name)
-            if field.name not in ("epochs", "resume", "replay") and was != now:
+            if field.name not in MAY_CHANGE and was != now:
                 raise ValueError(
                     f"{flag(field.name)} {now} differs from the run's {was}: "
-                    "only --epochs and --replay may change on resuming"
+                    "only --epochs, --replay, --data-dir and --device may change on resuming"
                 )
-        if given.epochs < self.epochs:
-            raise ValueError(
-                f"--epochs {given.epochs} is less than the run's {self.epochs}: on resuming it may only rise"
-            )
         return given
 
 
+MAY_CHANGE = ("resume", "epochs", "replay", "data_dir", "device")
+
+
 def _fits(value: object, hint: Any) -> bool:
-    """Whether ``value``, read from JSON, has the type ``hint`` of a field."""
+    """Whether ``value`` has the type ``hint`` of a field."""
     if isinstance(hint, UnionType) or get_origin(hint) is Union:
         return any(_fits(value, choice) for choice in get_args(hint))
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) is tuple:
-        return isinstance(value, list) and all(type(item) is int for item in value)
-    return type(value) in {Path: (str,), float: (float, int)}.get(hint, (hint,))
+        return isinstance(value, tuple) and all(type(item) is int for item in value)
+    return isinstance(value, hint) if hint is Path else type(value) in {float: (float, int)}.get(hint, (hint,))
+
+
+def _in_words(hint: Any) -> str:
+    """What fits the type ``hint`` of a field."""
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return " or ".join(map(_in_words, get_args(hint)))
+    if get_origin(hint) is Literal:
+        return " or ".join(get_args(hint))
+    if get_origin(hint) is tuple:
+        return "a tuple of whole numbers"
+    return {int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a Path"}.get(
+        hint, "None"
+    )
 
 
 def flag(field: str) -> str:

@@ -18,7 +18,7 @@ def diverged(run: Run, log: RunLog | None, result: StepResult | None) -> Trainin
     if not run.world.is_first:
         return TrainingError("the cost is not finite: stopped with the first process, which says where")
     if log:
-        skipped = log.histograms(result, run.state.step) if result else []
+        skipped = log.histograms(result, run.state.step) if result and run.state.steps < run.steps_per_epoch else []
         if skipped:
             print(f"{len(skipped)} histograms contain NaN or infinity and are not logged, such as {skipped[0]}")
         log.flush()

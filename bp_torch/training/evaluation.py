@@ -1,6 +1,7 @@
 """How well a network does: cost and accuracy over a set of examples, computed in chunks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,9 @@ from bp_torch.network import Network
 CHUNK = 2**20
 """Activations, the input's included, that are computed at a time: 4 MiB of float32."""
 
+Pause = Callable[[int], object]
+"""Is called before each chunk with its number, from 1; of several processes each makes as many calls."""
+
 
 class Score(NamedTuple):
     """``cost`` is C, the mean over the examples; ``accuracy`` is the fraction classified correctly, 0..1."""
@@ -22,19 +26,26 @@ class Score(NamedTuple):
     accuracy: float
 
 
-def forward_in_chunks(network: Network, examples: Examples) -> Iterator[tuple[Forward, Tensor, Tensor]]:
-    """The forward pass of some ``examples`` at a time, their targets y, and their labels."""
-    indices = torch.arange(len(examples.labels), device=network.device)
-    for chunk in indices.split(max(1, CHUNK // sum(network.sizes))):
+def forward_in_chunks(
+    network: Network, examples: Examples, pause: Pause = lambda number: None, world: World = ALONE
+) -> Iterator[tuple[Forward, Tensor, Tensor]]:
+    """The forward pass of some of this process's ``examples`` at a time, their targets y, and their labels."""
+    size = max(1, CHUNK // sum(network.sizes))
+    indices = world.shard(torch.arange(len(examples.labels), device=network.device))
+    for number in range(ceil(len(examples.labels) / world.size / size)):
+        pause(number + 1)
+        chunk = indices[number * size : (number + 1) * size]  # may be empty: shards differ by one
         x, y = batch(examples, chunk, network.dtype)
         yield forward(network, x), y, examples.labels[chunk]
 
 
 @torch.inference_mode()
-def evaluate(network: Network, examples: Examples, cost: str, world: World = ALONE) -> Score:
+def evaluate(
+    network: Network, examples: Examples, cost: str, world: World = ALONE, pause: Pause = lambda number: None
+) -> Score:
     """Cost and accuracy over all ``examples``; each process computes its shard."""
     sums = torch.zeros(2, dtype=torch.float64, device=network.device)  # of the costs, of the correct answers
-    for forward_pass, y, labels in forward_in_chunks(network, Examples(*map(world.shard, examples))):
+    for forward_pass, y, labels in forward_in_chunks(network, examples, pause, world):
         sums[0] += example_costs(forward_pass, y, cost).sum(dtype=torch.float64)
         sums[1] += (forward_pass.activations[-1].argmax(1) == labels).sum()
     world.all_reduce(sums)

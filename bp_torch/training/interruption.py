@@ -1,16 +1,23 @@
-"""Ctrl-C and SIGTERM: noted while training, so that the run can save a checkpoint and then stop."""
+"""Ctrl-C, SIGTERM, or a terminal that closes: noted while training, so that the run can save a checkpoint and stop."""
 
+import os
 import signal
+import stat
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 import torch
 
+from bp_torch.cli import train_command
 from bp_torch.distributed import World
 
 ASK_EVERY = 16
 """Steps after which several processes ask each other whether one of them is to stop."""
+
+HANGUP = getattr(signal, "SIGHUP", None)
+"""A terminal has closed. Not on Windows."""
 
 
 class Stopped(Exception):  # noqa: N818 (no error)
@@ -21,12 +28,15 @@ class Stopped(Exception):  # noqa: N818 (no error)
         self.code = 128 + received
         super().__init__(
             f"stopped by {signal.Signals(received).name}, all is saved; continue with: "
-            f"python train.py --resume {folder}"
+            f"{train_command()} --resume {folder}"
         )
 
 
 class Signals:
-    """While entered, the first SIGINT or SIGTERM is noted in ``received``; a second one has its usual effect."""
+    """While entered, the first SIGINT, SIGTERM or SIGHUP is noted in ``received``.
+
+    A second SIGINT or SIGTERM has its usual effect; SIGHUP, which shells and terminals send several times, has none.
+    """
 
     received = 0
 
@@ -40,12 +50,22 @@ class Signals:
         """Install the handlers, in the main thread only: no other may."""
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if HANGUP and signal.getsignal(HANGUP) != signal.SIG_IGN:  # nohup has it ignored
+                numbers.append(HANGUP)
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         self._restore()
+        if HANGUP in self._before:
+            signal.signal(HANGUP, signal.SIG_IGN)
+        if number == HANGUP:
+            leave_terminal()
+        elif number == signal.SIGINT:
+            with suppress(OSError):  # not print: the signal may have come in the middle of one
+                os.write(2, b"\nstopping; again to stop at once\n")
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
@@ -54,3 +74,12 @@ class Signals:
     def __exit__(self, *exception: object) -> None:
         """Restore the handlers."""
         self._restore()
+
+
+def leave_terminal() -> None:
+    """Let what would be written to the closed terminal go nowhere: writing to it is an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)

@@ -2,8 +2,9 @@
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from bp_torch.checkpoint import BEST, LAST
+from bp_torch.checkpoint import BEST, LAST, NETWORK_FILE
 from bp_torch.convert import save as save_network
 from bp_torch.data import Examples, subsample
 from bp_torch.device import choose_device
@@ -19,9 +20,9 @@ from bp_torch.distributed import joined, local_device
 from bp_torch.tensorboard import RunLog
 from bp_torch.training.config import Config
 from bp_torch.training.divergence import diverged
-from bp_torch.training.evaluation import Score, evaluate, forward_in_chunks
+from bp_torch.training.evaluation import Pause, Score, evaluate, forward_in_chunks
 from bp_torch.training.interruption import Signals, Stopped
-from bp_torch.training.run import NETWORK_FILE, Run, TrainingError, start_run
+from bp_torch.training.run import Run, TrainingError, started
 from bp_torch.training.step import Inspect, StepResult
 
 if TYPE_CHECKING:  # imported where it is used: a run without --verify-every needs no autograd
@@ -46,9 +47,8 @@ def train(config: Config, store: str = "env://") -> Path:
     cannot be saved, WrongGradientError, and Stopped, with a checkpoint saved, on SIGINT or SIGTERM.
     """
     device = choose_device(local_device(config.device))
-    with joined(device, store) as world:
-        run = start_run(config, device, world)
-        say = print if world.is_first else ignore
+    with joined(device, store) as world, started(config, device, world) as run:
+        say: Callable[[str], object] = print if world.is_first else ignore
         say(introduction(run))
         steps = config.epochs * run.steps_per_epoch
         quiet = None if world.is_first else True  # None: quiet unless stderr is a terminal
@@ -61,13 +61,16 @@ def train(config: Config, store: str = "env://") -> Path:
                 log.begin(config.hyperparameters(len(run.training.labels), run.step.batch_size), config.to_json())
             while run.state.epoch <= config.epochs:
                 train_epoch(run, log, signals, bar)
+            if run.state.reported < config.epochs:  # --epochs was lowered to what is done
+                report(run, log, evaluate(run.network, run.test, config.cost, world))
+                save_checkpoint(run, log, None)
             if world.is_first:
                 save_network(run.network, run.folder / NETWORK_FILE)
         say(f"saved {run.folder / NETWORK_FILE}")
         return run.folder
 
 
-def ignore(line: str) -> None:
+def ignore(_: object) -> None:
     """What every process but the first does instead of printing."""
 
 
@@ -105,14 +108,22 @@ def train_epoch(run: Run, log: RunLog | None, signals: Signals, bar: "tqdm[Any]"
     config, state = run.config, run.state
     epoch = state.epoch
     result, rate, seconds = train_steps(run, log, signals, bar)
+    if log and result and epoch % config.histogram_every == 0:  # now: after a stop below there is no result
+        log.histograms(result, state.step)
+    pause = partial(stop_if_asked, run, log, result, signals)
     on_training, on_test = (
-        evaluate(run.network, examples, config.cost, run.world) for examples in (subsample(run.training), run.test)
+        evaluate(run.network, examples, config.cost, run.world, pause)
+        for examples in (subsample(run.training), run.test)
     )
     if run.world.is_first:
         bar.write(
             f"{epoch:5}   {on_training.cost:10.4f}  {on_training.accuracy:8.2%}   {on_test.cost:10.4f}  "
             f"{on_test.accuracy:8.2%}   {rate:10,.0f}   {seconds:7.2f}"
         )
+    if not isfinite(on_training.cost + on_test.cost):
+        raise diverged(run, log, result)
+    if epoch == config.epochs:
+        report(run, log, on_test, pause)
     if log:
         log.epoch(
             cost=on_test.cost,
@@ -121,14 +132,9 @@ def train_epoch(run: Run, log: RunLog | None, signals: Signals, bar: "tqdm[Any]"
             examples_per_second=rate,
             step=state.step,
         )
-        if epoch % config.histogram_every == 0 and result:
-            log.histograms(result, state.step)
-    if not isfinite(on_training.cost + on_test.cost):
-        raise diverged(run, log, result)
-    if log and epoch == config.epochs:
-        log_results(run, log, on_test)
     better = on_test.accuracy > state.best_accuracy
     state.best_accuracy = max(state.best_accuracy, on_test.accuracy)
+    run.end_epoch()
     save_checkpoint(run, log, result, also=[BEST] if better else [])
     if signals.asked(0, run.world, run.network.device):
         raise Stopped(signals.received or signal.SIGTERM, run.folder)
@@ -146,15 +152,20 @@ def train_steps(
             raise diverged(run, log, result)
         if state.steps == steps:
             continue  # the epoch's own checkpoint is saved after its results are logged: both or neither
-        stop = signals.asked(state.step, run.world, device)
-        if stop or (config.checkpoint_every and state.step % config.checkpoint_every == 0):
+        stop_if_asked(run, log, result, signals, state.step)
+        if config.checkpoint_every and state.step % config.checkpoint_every == 0:
             save_checkpoint(run, log, result)
-        if stop:
-            raise Stopped(signals.received or signal.SIGTERM, run.folder)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
     return result, max(0, len(run.training.labels) - before * run.step.batch_size) / seconds, seconds
+
+
+def stop_if_asked(run: Run, log: RunLog | None, result: StepResult | None, signals: Signals, moment: int) -> None:
+    """Save a checkpoint and raise Stopped if a signal came. Several processes ask each other at some ``moment``s."""
+    if signals.asked(moment, run.world, run.network.device):
+        save_checkpoint(run, log, result)
+        raise Stopped(signals.received or signal.SIGTERM, run.folder)
 
 
 def gradient_check(run: Run) -> Inspect:
@@ -193,11 +204,15 @@ def save_checkpoint(run: Run, log: RunLog | None, result: StepResult | None, als
         raise TrainingError(f"cannot save into {run.folder}: {error}; the previous checkpoint is intact") from error
 
 
-def log_results(run: Run, log: RunLog, score: Score, most: int = 10_000) -> None:
+def report(run: Run, log: RunLog | None, score: Score, pause: Pause = ignore, most: int = 10_000) -> None:
     """Log the ``score`` on the test set, and the outputs for the first ``most`` test examples."""
+    run.state.reported = run.config.epochs
+    if not log:
+        return
     examples = Examples(run.test.x[:most], run.test.labels[:most])
     kept = -2 if run.config.log_embedding else -1  # the last hidden layer is large; only the embedding shows it
-    chunks = [done.activations[kept:] for done, _, _ in forward_in_chunks(run.network, examples)]
+    pause = pause if run.world.size == 1 else ignore  # the other processes do not come here
+    chunks = [done.activations[kept:] for done, _, _ in forward_in_chunks(run.network, examples, pause)]
     *hidden, outputs = (torch.cat(parts).float().cpu() for parts in zip(*chunks, strict=True))
     if run.config.cost == "softmax-cross-entropy":
         outputs = torch.softmax(outputs, 1)

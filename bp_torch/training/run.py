@@ -1,27 +1,27 @@
 """A run: its folder on disk, and all that it holds in memory. Starting, resuming, opening and saving one."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import count
 from math import ceil
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bp_torch.checkpoint import CONFIG, LAST, State, make_folder
+from bp_torch.checkpoint import CONFIG, LAST, NETWORK_FILE, CheckpointError, State, held, make_folder
+from bp_torch.cli import train_command
 from bp_torch.convert import load as load_network
 from bp_torch.data import Examples, first_shuffled, load, permutation
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import ALONE, World
 from bp_torch.files import replace_file
 from bp_torch.network import Network
-from bp_torch.training.config import Config
+from bp_torch.training.config import LONGEST_NAME, Config
 from bp_torch.training.step import Inspect, StepResult, TrainingStep
-
-NETWORK_FILE = "network.safetensors"
 
 
 class TrainingError(RuntimeError):
@@ -51,7 +51,7 @@ class Run:
         return ceil(len(self.training.labels) / self.step.batch_size)
 
     def rest_of_epoch(self, inspect: Inspect | None = None) -> Iterator[StepResult]:
-        """Train from where the state is to the end of its epoch."""
+        """Train from where the state is to the last step of its epoch."""
         config, state, step = self.config, self.state, self.step
         step.optimizer.learning_rate = config.learning_rate_at(state.epoch)
         order = permutation(len(self.training.labels), config.seed, state.epoch, self.network.device)
@@ -59,17 +59,36 @@ class Run:
             state.steps += 1
             state.step += 1
             yield result
-        state.epoch += 1
-        state.steps = 0
+
+    def end_epoch(self) -> None:
+        """Let the next step be the first of the next epoch."""
+        self.state.epoch += 1
+        self.state.steps = 0
 
     def restore(self) -> None:
-        """Go back to the last checkpoint. Raises CheckpointError if it cannot be read or is of another network."""
-        self.state.become(State.load(self.folder / LAST, like=self.state))
+        """Go back to the last checkpoint. Raises CheckpointError if it cannot be read or is of another run."""
+        path, per_epoch = self.folder / LAST, self.steps_per_epoch
+        state = State.load(path, like=self.state)
+        if state.steps > per_epoch or state.step != (state.epoch - 1) * per_epoch + state.steps:
+            raise CheckpointError(
+                f"{path} is of another run: step {state.steps} of epoch {state.epoch} is not its step {state.step} "
+                f"with {per_epoch} steps in an epoch"
+            )
+        self.state.become(state)
 
     def alone(self) -> "Run":
         """This run as a single process, with no step recorded."""
         step = self.config.training_step(self.network, self.step.optimizer, self.training, record=False)
         return dataclasses.replace(self, step=step, world=ALONE)
+
+
+@contextmanager
+def started(config: Config, device: torch.device, world: World) -> Iterator[Run]:
+    """The run of ``start_run``, whose folder no other process may train in meanwhile."""
+    with held(config.resume) if config.resume and world.is_first else nullcontext():
+        run = start_run(config, device, world)
+        with held(run.folder) if world.is_first and not config.resume else nullcontext():
+            yield run
 
 
 def start_run(config: Config, device: torch.device, world: World) -> Run:
@@ -101,25 +120,20 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     step = config.training_step(network, optimizer, training, running=running, world=world)
     set_precision(config.precision, device)
     set_threads(config.threads, step.batch_size * len(network.parameters))
-    run = Run(config, config.resume or new_folder(config), training, test, step, state, world)
+    run = Run(config, config.resume or config.runs_dir, training, test, step, state, world)
     if config.resume:
         run.restore()
+        begun = state.epoch - (state.steps == 0)
+        if config.epochs < begun:
+            raise TrainingError(f"--epochs {config.epochs}: epoch {begun} of {run.folder} is done or begun already")
     if world.is_first and config.resume:
         replace_file(run.folder / CONFIG, config.to_json().encode())
     elif world.is_first:
-        make_folder(run.folder, config.to_json(), run.state)
+        folder = config.runs_dir / (config.run_name or default_run_name(config))
+        run.folder = make_folder(folder, config.to_json(), run.state, numbered=config.run_name is None)
+    run.folder = Path(world.same(str(run.folder)))
     world.broadcast([tensor for tensor in (run.state.parameters, run.state.velocity) if isinstance(tensor, Tensor)])
     return run
-
-
-def new_folder(config: Config) -> Path:
-    """The folder of a new run: with its own name, or with the default name and a number if that exists."""
-    folder = config.runs_dir / (config.run_name or default_run_name(config))
-    for number in count(2):
-        if config.run_name or not folder.exists():
-            return folder
-        folder = folder.with_name(f"{default_run_name(config)}_{number}")
-    raise AssertionError
 
 
 NOT_IN_NAMES = {
@@ -138,21 +152,29 @@ NOT_IN_NAMES = {
 
 
 def default_run_name(config: Config) -> str:
-    """Date, time, sizes, and each setting that is not the default: 2026-01-31_120000_784-16-16-10_seed-1."""
+    """Date, time, sizes, and each setting that is not the default: 2026-01-31_120000_784-16-16-10_seed-1.
+
+    A name that is too long for a folder is cut, and ends in a hash of the whole.
+    """
     parts = [datetime.now().strftime("%Y-%m-%d_%H%M%S"), "-".join(map(str, config.sizes))]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value != field.default and field.name not in NOT_IN_NAMES:
             parts.append(f"{field.name.replace('_', '-')}-{value}")
-    return "_".join(parts)
+    name = "_".join(parts)
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest}"
 
 
 def read_config(folder: Path) -> Config:
     """The config of the run in ``folder``. Raises TrainingError if there is none."""
+    path = folder / CONFIG
     try:
-        return Config.from_json((folder / CONFIG).read_text())
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is not a regular file")
+        return Config.from_json(path.read_text())
     except (OSError, ValueError) as error:
-        raise TrainingError(f"no run in {folder} ({error}); make one with: python train.py") from error
+        raise TrainingError(f"no run in {folder} ({error}); make one with: {train_command()}") from error
 
 
 def open_run(folder: Path, device: torch.device | str = "cpu") -> tuple[Config, Network]:
@@ -162,5 +184,5 @@ def open_run(folder: Path, device: torch.device | str = "cpu") -> tuple[Config, 
         return config, load_network(folder / NETWORK_FILE, device)
     except (OSError, ValueError) as error:
         raise TrainingError(
-            f"no trained network in {folder} ({error}); finish it with: python train.py --resume {folder}"
+            f"no trained network in {folder} ({error}); finish it with: {train_command()} --resume {folder}"
         ) from error

@@ -5,6 +5,7 @@ import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import product
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +20,13 @@ from bp_torch.device import DeviceError, choose_device
 from bp_torch.network import Network
 from bp_torch.text import count, table
 from bp_torch.training import TrainingError, open_run, read_config
-from bp_torch.training.config import DTypeName
+from bp_torch.training.config import SEEDS, DTypeName
 from bp_torch.verify.backward import check_own
 from bp_torch.verify.comparison import HEADER, Comparison
 from bp_torch.verify.report import Report, explanations
+
+DEPTHS = (1, 2, 3, 4)
+DEEPEST = 100
 
 
 @dataclass(frozen=True)
@@ -31,20 +35,20 @@ class Options:
 
     run: Path | None = None
     """Folder of a run: check with its trained network, on the test examples of its data."""
-    depths: tuple[int, ...] = (1, 2, 3, 4)
-    """Layers with weights; hidden ones have 16 neurons. Not used with --run."""
+    depths: tuple[int, ...] | None = None
+    """Layers with weights; hidden ones have 16 neurons. Not with --run. None: 1 2 3 4."""
     batch_sizes: tuple[int, ...] = (1, 2, 7, 100)
     """Examples in a batch."""
     dtypes: tuple[DTypeName, ...] = ("float32", "float64")
     """Types in which the hand-written backward computes."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps, for the backward and autograd."""
+    """auto, cpu, cuda or cuda:N, for the backward and autograd."""
     tolerance: float | None = None
     """Largest relative error that is allowed. None: ε^(2/3) of the dtype, and more where rounding alone causes it."""
     coordinates: int = 1
     """Entries of each tensor for central differences, the one that is furthest off included. 0: none."""
-    dataset: DatasetName = "mnist"
-    """Data set. Not used with --run, which takes its own."""
+    dataset: DatasetName | None = None
+    """Data set. Not with --run, which takes its own. None: mnist."""
     data_dir: Path | None = None
     """Folder of the data sets. None: data, or that of the run."""
     seed: int = 0
@@ -56,11 +60,16 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        wanted = {"depths": (self.depths, 1), "batch-sizes": (self.batch_sizes, 1)}
-        wanted |= {"coordinates": ((self.coordinates,), 0), "seed": ((self.seed,), 0)}
-        for flag, (numbers, least) in wanted.items():
-            if not numbers or min(numbers) < least:
-                raise ValueError(f"--{flag}: wanted {least} or more, got {' '.join(map(str, numbers)) or 'nothing'}")
+        depths = DEPTHS if self.depths is None else self.depths
+        wanted = {"depths": (depths, 1, DEEPEST), "batch-sizes": (self.batch_sizes, 1, inf)}
+        wanted |= {"coordinates": ((self.coordinates,), 0, inf), "seed": ((self.seed,), 0, SEEDS - 1)}
+        for flag, (numbers, least, most) in wanted.items():
+            if not numbers or min(numbers) < least or max(numbers) > most:
+                bounds = f"{least} or more" if most == inf else f"{least} to {most:,}"
+                raise ValueError(f"--{flag}: wanted {bounds}, got {' '.join(map(str, numbers)) or 'nothing'}")
+        for flag, value in (("depths", self.depths), ("dataset", self.dataset)):
+            if self.run is not None and value is not None:
+                raise ValueError(f"--{flag} has no effect with --run, which has its own: leave one of them out")
         if not self.dtypes:
             raise ValueError("--dtypes: wanted at least one")
         if self.tolerance is not None and not 0 < self.tolerance < 1:
@@ -129,7 +138,7 @@ def verify(options: Options) -> list[Case]:
     """Check the backward of every network with every batch size. Raises TrainingError, DeviceError and DataError."""
     device = choose_device(options.device)
     config = read_config(options.run) if options.run else None
-    dataset, directory = (config.dataset, config.data_dir) if config else (options.dataset, Path("data"))
+    dataset, directory = (config.dataset, config.data_dir) if config else (options.dataset or "mnist", Path("data"))
     test = load(dataset, options.data_dir or directory, device)[1]
     if (most := max(options.batch_sizes)) > len(test.labels):
         raise TrainingError(f"--batch-sizes: wanted at most the {len(test.labels):,} examples there are, got {most:,}")
@@ -149,7 +158,7 @@ def networks(options: Options, device: torch.device) -> list[tuple[Network, str]
         config, trained = open_run(options.run, device)
         return [(trained.to(dtype=dtype), config.cost) for dtype in dtypes]
     found = []
-    for (hidden, output, cost), dtype, depth in product(combinations(), dtypes, options.depths):
+    for (hidden, output, cost), dtype, depth in product(combinations(), dtypes, options.depths or DEPTHS):
         sizes, seed = (PIXELS, *[16] * (depth - 1), CLASSES), options.seed
         network = Network(sizes, activation=hidden, output_activation=output, seed=seed, dtype=dtype, device=device)
         found.append((network, cost))
