@@ -199,10 +199,9 @@ def test_evaluation_and_average_are_those_of_python(opened: Page, subject: Subje
 
 
 def test_plane_is_that_of_the_singular_vectors(opened: Page, subject: Subject) -> None:
-    generator = torch.Generator().manual_seed(0)
-    network = Network((784, 3, 10))
-    scale = torch.tensor([5.0, 2.0, *[0.1] * 98])
-    left, right = (torch.linalg.qr(torch.randn(n, 100, generator=generator))[0] for n in (100, len(network.parameters)))
+    generator, n, network = torch.Generator().manual_seed(0), exporter.PATH, Network((784, 3, 10))
+    scale = torch.tensor([5.0, 2.0, *[0.1] * (n - 2)])
+    left, right = (torch.linalg.qr(torch.randn(m, n, generator=generator))[0] for m in (n, len(network.parameters)))
     path = (left * scale) @ right.T + 1
     recorded = exporter.recording("plane", network, "quadratic")
     ours = run(opened, recorded, ["along", "across", "along_at", "across_at"], path=path)

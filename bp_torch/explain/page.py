@@ -41,7 +41,7 @@ DEEPEST = 6
 
 MINI_BATCH = 100
 TRAINING_IMAGES = 1000
-PATH = 100
+PATH = 64
 """Points of the path that its plane is fitted to."""
 
 OPTIONS = {"alpha", "beta", "dim", "keepdim", "value"}
