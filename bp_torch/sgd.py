@@ -13,7 +13,8 @@ class SGD:
     """θ ← θ − η v, with v ← μ v + ∇C + λ θ (momentum μ, weight decay λ; v starts at zero).
 
     Attributes:
-        learning_rate: η > 0. A tensor in the dtype of θ holds it too, so that a recorded step uses its current value.
+        learning_rate: η > 0.
+        rate: η as a tensor in the dtype of θ, so that a recorded step uses its current value.
         momentum: μ, 0 ≤ μ < 1.
         weight_decay: λ ≥ 0, on the weights, and on the biases too with ``decay_biases``.
         velocity: v, (…, P), or None where μ = λ = 0 and v is the gradient itself.
@@ -34,7 +35,7 @@ class SGD:
         if weight_decay != 0:
             check_positive("weight decay", weight_decay, network.dtype, "zero or a positive number")
         self.parameters = network.parameters
-        self._rate = self.parameters.new_empty(())
+        self.rate = self.parameters.new_empty(())
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.weight_decay = weight_decay
@@ -57,7 +58,7 @@ class SGD:
     def learning_rate(self, learning_rate: float) -> None:
         check_positive("the learning rate", learning_rate, self.parameters.dtype)
         self._learning_rate = learning_rate
-        self._rate.fill_(learning_rate)
+        self.rate.fill_(learning_rate)
 
     def step(self, gradient: Tensor) -> None:
         """One step against ``gradient`` (…, P), which is not changed and may have a lower precision than θ.
@@ -73,7 +74,7 @@ class SGD:
             self.velocity.mul_(self.momentum).add_(gradient)
             for velocity, parameters in self._decaying:
                 velocity.add_(parameters, alpha=self.weight_decay)
-        self.parameters.addcmul_(self.direction(gradient), self._rate, value=-1)
+        self.parameters.addcmul_(self.direction(gradient), self.rate, value=-1)
 
     def direction(self, gradient: Tensor) -> Tensor:
         """v after the step with ``gradient``, (…, P)."""

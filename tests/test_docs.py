@@ -165,7 +165,7 @@ def test_some_commands_are_found() -> None:
 
 def known_flags() -> set[str]:
     options = [options_of(command) for command in ("train", "verify", "benchmark")]
-    options += [options_of("explain", idea) for idea in (*explain.IDEAS, "all")]
+    options += [options_of("explain", idea) for idea in (*explain.IDEAS, "page", "all")]
     names = {field.name.replace("_", "-") for kind in options for field in fields(kind)}
     return {f"--{prefix}{name}" for name in names for prefix in ("", "no-")} | {"--help"}
 

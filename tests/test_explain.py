@@ -15,7 +15,7 @@ from bp_torch import explain
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.data import Examples, batch
 from bp_torch.explain import backwards, style
-from bp_torch.explain.page import Section, html
+from bp_torch.explain.index import Section, html
 from bp_torch.explain.subject import (
     ExampleOptions,
     Subject,
@@ -154,7 +154,7 @@ def test_mistake_is_reported_in_one_line(
 def test_help_lists_all_ideas(capsys: pytest.CaptureFixture[str]) -> None:
     explain.main(["--help"])
     said = capsys.readouterr().out
-    assert all(f"  {name} " in said for name in (*explain.IDEAS, "all"))
+    assert all(f"  {name} " in said for name in (*explain.IDEAS, "page", "all"))
 
 
 def test_picture_is_written_and_logged(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +182,8 @@ def test_all_ideas_make_a_page(
     for name in ("backwards", "hebbian"):
         assert (tmp_path / f"{name}.png").is_file() and f'<img src="{name}.png"' in page
         assert f"explain/{name}".encode() in events.read_bytes()
+    assert page.index('<a href="page.html">') < page.index('<a href="#backwards">')
+    assert (tmp_path / "page.html").is_file()
     assert backwards.IDEA.split(",")[0] in page and "sum of the rows" in page
 
 

@@ -10,6 +10,7 @@ Nothing here computes.
 
 import importlib
 import time
+import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,14 @@ ON_THE_PAGE: dict[str, dict[str, Any]] = {"gradient": {"wiggle": True}}
 
 FILE_TYPES = (".png", ".svg", ".pdf")
 
+PAGE = "a page for the browser that holds the network, to touch: page.html"
+
 EVERY_IDEA = "all of them, as one folder of pictures and a page, index.html"
 
 USAGE = (
     "usage: python -m bp_torch explain IDEA [OPTIONS]\n\n"
     "Show an idea on a trained network: numbers as a table, and a picture.\n\n"
-    + "\n".join(f"  {name:10} {says}" for name, says in (IDEAS | {"all": EVERY_IDEA}).items())
+    + "\n".join(f"  {name:10} {says}" for name, says in (IDEAS | {"page": PAGE, "all": EVERY_IDEA}).items())
     + "\n\n"
     "Each has its own --help. The network is that of the newest run in runs/; make one with: python train.py"
 )
@@ -58,14 +61,17 @@ def main(arguments: list[str]) -> None:
     if name in ("-h", "--help"):
         print(USAGE)
         return
-    if name != "all" and name not in IDEAS:
-        fail(f"unknown idea {name!r}: choose from {', '.join(IDEAS)}, all", 2)
-    kind, about = (AllOptions, EVERY_IDEA) if name == "all" else (load_idea(name).Options, load_idea(name).IDEA)
+    if name not in (*IDEAS, "page", "all"):
+        fail(f"unknown idea {name!r}: choose from {', '.join(IDEAS)}, page, all", 2)
+    kind = AllOptions if name == "all" else load_idea(name).Options
+    about = {"page": PAGE, "all": EVERY_IDEA}.get(name) or load_idea(name).IDEA
     options = parse(kind, prog=f"python -m bp_torch explain {name}", description=about, args=rest)
     with one_line_errors(TrainingError, DataError, DeviceError, OSError):
         try:
             if name == "all":
                 show_all(options)
+            elif name == "page":
+                show_page(options)
             else:
                 show(name, options)
         except UsageError as error:
@@ -96,6 +102,23 @@ def show(name: str, options: Any) -> None:
     print(f"wrote {out}")
 
 
+def show_page(options: Any) -> None:
+    """Write the page that holds the network, and open it if that is asked for."""
+    from bp_torch.explain.page import PageError, write_page
+
+    subject = open_subject(options)
+    out = options.out or subject.folder / "explained" / "page.html"
+    try:
+        page = write_page(subject)
+    except PageError as error:
+        fail(str(error), 1)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(out, page.encode())
+    print(f"wrote {out}")
+    if options.open:
+        webbrowser.open(out.resolve().as_uri())
+
+
 @dataclass(frozen=True)
 class AllOptions(CommonOptions):
     """The flags of ``explain all``."""
@@ -106,7 +129,8 @@ class AllOptions(CommonOptions):
 
 def show_all(options: AllOptions) -> None:
     """Write every idea's picture, and the page that explains them."""
-    from bp_torch.explain.page import Section, html
+    from bp_torch.explain.index import Section, html
+    from bp_torch.explain.page import PageError, write_page
     from bp_torch.explain.style import file_content
 
     subject = open_subject(options)
@@ -124,7 +148,13 @@ def show_all(options: AllOptions) -> None:
                 Section(name, IDEAS[name], idea.IDEA, idea.finding(result), idea.table(result), idea.MADE_BY)
             )
             bar.write(f"{name:10} {time.perf_counter() - start:6.1f} s   {idea.finding(result)}")
-    replace_file(folder / "index.html", html(subject.caption, sections).encode())
+    try:
+        replace_file(folder / "page.html", write_page(subject).encode())
+        pages = {"page.html": "the network, to touch"}
+    except (PageError, UsageError) as error:
+        print(f"no page.html: {error}")
+        pages = {}
+    replace_file(folder / "index.html", html(subject.caption, sections, pages).encode())
     if options.log:
         add_figures(subject.folder, figures)
     print(f"wrote {folder / 'index.html'}")

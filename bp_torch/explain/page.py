@@ -1,64 +1,333 @@
-"""The page of ``explain all``: every idea in words, beside its picture and its numbers. One HTML file."""
+"""Page: one HTML file that shows the lesson on a real network, in a browser, from the lines of backprop.py.
 
-from html import escape
-from typing import NamedTuple
+    python -m bp_torch explain page
+    python -m bp_torch explain page --run runs/NAME --open
 
-STYLE = """
-:root { --ink: #1b2430; --soft: #68727f; --faint: #d9dee5; --blue: #0b62a8; }
-* { box-sizing: border-box; }
-body { margin: 0; color: var(--ink); background: #fff; font: 17px/1.6 system-ui, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 1248px; margin: 0 auto; padding: 56px 24px 96px; }
-h1 { font-size: clamp(28px, 7vw, 40px); line-height: 1.15; margin: 0 0 12px; }
-h2 { font-size: 28px; line-height: 1.2; margin: 0 0 4px; }
-p { max-width: 46em; margin: 0 0 16px; overflow-wrap: anywhere; }
-.soft { color: var(--soft); font-size: 15px; }
-nav { margin: 28px 0 0; display: flex; flex-wrap: wrap; gap: 8px 20px; }
-a { color: var(--blue); text-decoration: none; }
-a:hover { text-decoration: underline; }
-section { border-top: 1px solid var(--faint); margin-top: 64px; padding-top: 48px; }
-img { display: block; width: 100%; height: auto; margin: 24px 0; border: 1px solid var(--faint); border-radius: 6px; }
-pre { max-height: 420px; overflow: auto; margin: 0 0 16px; padding: 16px 20px; background: #f6f8fa; }
-pre, code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 12px; line-height: 1.5; }
-code { display: inline-block; }
+Each function below is run once and recorded (recorder.py). page.html gets the recordings as data and repeats them with
+new contents: it holds products, sums and functions of single numbers, and no line of backpropagation. What it shows of
+a network is therefore computed here, also what only the page shows, such as a wish or the cost foretold by a gradient.
 """
 
+import base64
+import inspect
+import json
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
-class Section(NamedTuple):
-    """One idea: its name, what it is about, the idea in words, the finding, the numbers, the functions it calls.
+import torch
+from matplotlib.image import imsave
+from torch import Tensor
 
-    ``made_by`` names these as "module.function".
+from bp_torch.backprop import backward, example_costs, forward, input_gradient
+from bp_torch.costs import find_cost
+from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, Examples, one_hot
+from bp_torch.explain import style
+from bp_torch.explain.subject import NetworkOptions, Subject, UsageError
+from bp_torch.network import Network, parameter_count
+from bp_torch.recorder import Recording
+from bp_torch.sgd import SGD
+
+LARGEST = (784, 128, 64, 10)
+"""The network with the most parameters that the page takes: its file is then below 1.5 MB."""
+
+DEEPEST = 6
+"""Layers that fit beside each other."""
+
+MINI_BATCH = 100
+TRAINING_IMAGES = 1000
+PATH = 64
+"""Points of the path that its plane is fitted to."""
+
+OPTIONS = {"alpha", "beta", "dim", "keepdim", "value"}
+"""The keyword options of torch's functions that the page's calculator knows."""
+
+Named = dict[str, Tensor]
+
+
+class PageError(RuntimeError):
+    """The page cannot repeat what was recorded. The message names the operation."""
+
+
+@dataclass(frozen=True)
+class Options(NetworkOptions):
+    """The flags of ``explain page``."""
+
+    out: Path | None = None
+    """The page's file. None: explained/page.html in the run's folder."""
+    open: bool = False
+    """Open the page in the browser."""
+
+
+# ---- what is recorded: functions of tensors ----
+
+
+def example(network: Network, cost: str, x: Tensor, y: Tensor) -> Named:
+    """Both passes of one image, and what it wants: −∂C/∂ of every quantity, and of every weight's share in it.
+
+    For each layer l from 1: ``a``, ``delta`` (1, n_l); ``own``, −δ; ``requests`` (n_l, n_(l−1)), what each neuron alone
+    asks of each activation before it; ``sums``, the requests added up one by one; and ``asked`` of l − 1, −∂C/∂a.
     """
-
-    name: str
-    about: str
-    idea: str
-    finding: str
-    table: str
-    made_by: tuple[str, ...]
-
-
-def html(caption: str, sections: list[Section]) -> str:
-    """The whole page; its pictures are NAME.png in the same folder."""
-    links = "".join(f'<a href="#{s.name}">{escape(s.name)}</a>' for s in sections)
-    body = "".join(_section(section) for section in sections)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Backpropagation, made visible</title>\n<style>{STYLE}</style>\n<main>\n"
-        "<h1>Backpropagation, made visible</h1>\n"
-        "<p>What a network should change in itself, one idea after another, on real images. Every number comes from "
-        "the hand-written backward pass that trains the network.</p>\n"
-        f'<p class="soft">{escape(caption)}</p>\n<nav>{links}</nav>\n{body}</main>\n</html>\n'
-    )
+    passed = forward(network, x)
+    back = backward(network, passed, y, cost)
+    named = {"cost": example_costs(passed, y, cost), "gradient": back.gradient, "wish": -back.gradient}
+    named[f"asked{network.depth}"] = -find_cost(cost).derivative(passed.activations[-1], y)
+    for l, (delta, W) in enumerate(zip(back.deltas, network.weights, strict=True), start=1):
+        # every neuron as a network of one output: δ (n_l, 1, 1), W (n_l, 1, n_(l−1))
+        requests = -input_gradient(delta.mT.unsqueeze(-1), W.unsqueeze(-2)).squeeze(-2)
+        named |= {f"a{l}": passed.activations[l], f"delta{l}": delta, f"own{l}": -delta, f"requests{l}": requests}
+        named |= {f"sums{l}": requests.cumsum(0), f"asked{l - 1}": -input_gradient(delta, W)}
+    return named
 
 
-def _section(section: Section) -> str:
-    """One idea: the words, the picture, the numbers, and the command."""
-    name, made = escape(section.name), ", ".join(f"<code>{escape(function)}</code>" for function in section.made_by)
-    return (
-        f'<section id="{name}">\n<h2>{name}</h2>\n<p class="soft">{escape(section.about)}</p>\n'
-        f"<p>{escape(section.idea)}</p>\n"
-        f'<img src="{name}.png" alt="{escape(section.finding)}">\n<pre>{escape(section.table)}</pre>\n'
-        f'<p class="soft">Made by {made}. Other options: '
-        f"<code>python -m bp_torch explain {name} --help</code></p>\n</section>\n"
-    )
+def wiggle(
+    network: Network, moved: Network, cost: str, x: Tensor, y: Tensor, change: Tensor, gradient: Tensor, before: Tensor
+) -> Named:
+    """The cost after a ``change`` (P,) of θ: measured on ``moved``, and foretold by gradient and cost before."""
+    torch.add(network.parameters, change, out=moved.parameters)
+    measured = example_costs(forward(moved, x), y, cost)
+    foretold = before + (gradient * change).sum()
+    return {"measured": measured, "foretold": foretold, "difference": measured - foretold}
+
+
+def ratio(first: Tensor, second: Tensor) -> Named:
+    """How many times as sensitive the cost is to one parameter as to another."""
+    return {"times": (first / second).abs()}
+
+
+def step(network: Network, cost: str, optimizer: SGD, x: Tensor, y: Tensor) -> Named:
+    """One step down on a batch, with the batch's cost before it."""
+    passed = forward(network, x)
+    gradient = backward(network, passed, y, cost).gradient
+    optimizer.step(gradient)
+    return {"cost": example_costs(passed, y, cost).mean(), "gradient": gradient}
+
+
+def evaluate(network: Network, cost: str, x: Tensor, y: Tensor) -> Named:
+    """The mean cost of a batch, how many images get each answer (10,), and the fraction of right ones.
+
+    Of outputs that are equally large, each counts as a part of the answer.
+    """
+    passed = forward(network, x)
+    a = passed.activations[-1]
+    answers = (a - a.amax(1, keepdim=True)).sign() + 1  # 1 for the largest output, 0 for the others
+    answers = answers / answers.sum(1, keepdim=True)
+    right = (answers * y).sum() / len(y)
+    return {"cost": example_costs(passed, y, cost).mean(), "answers": answers.sum(0), "right": right}
+
+
+def average(network: Network, cost: str, x: Tensor, y: Tensor, total: Tensor, count: Tensor, whole: Tensor) -> Named:
+    """The wish of one more image, added in place to the ``total`` of ``count`` images; their average wish.
+
+    ``distance`` is how far the average is from −``whole``, the gradient over all images, relative to its length.
+    """
+    total.sub_(backward(network, forward(network, x), y, cost).gradient)
+    count.add_(1)
+    wish = total / count
+    return {"wish": wish, "whole_wish": -whole, "distance": length(wish + whole) / length(whole)}
+
+
+def plane(path: Tensor) -> Named:
+    """The two main directions of a ``path`` (N, P), ``along`` and ``across`` (1, P), and where its points are in them.
+
+    ``along_at`` and ``across_at`` (N, 1) count from the mean of the path, ``origin``. The directions are eigenvectors
+    of the Gram matrix of the centred path; a high power of the matrix leaves only the largest.
+    """
+    origin = path.mean(0, keepdim=True)
+    centred = path - origin
+    gram, named = torch.matmul(centred, centred.mT), {"origin": origin}
+    for name in ("along", "across"):
+        power = gram
+        for _ in range(7):
+            power = torch.matmul(power, power)
+            power = power / length(power)
+        weights = torch.matmul(power, gram.square().sum(1, keepdim=True))
+        weights = weights / length(weights)
+        direction = torch.matmul(weights.mT, centred)
+        named[name] = direction / length(direction)
+        named[f"{name}_at"] = torch.matmul(centred, named[name].mT)
+        gram = gram - torch.matmul(torch.matmul(gram, weights), weights.mT)
+    return named
+
+
+def length(tensor: Tensor) -> Tensor:
+    """‖tensor‖, a little more than zero."""
+    return tensor.square().sum().sqrt() + 1e-20
+
+
+def surface(
+    network: Network,
+    cost: str,
+    x: Tensor,
+    y: Tensor,
+    origin: Tensor,
+    along: Tensor,
+    across: Tensor,
+    along_at: Tensor,
+    across_at: Tensor,
+) -> Named:
+    """The mean cost at a point of the plane."""
+    network.parameters.copy_((origin + along_at * along + across_at * across)[0])
+    return {"cost": example_costs(forward(network, x), y, cost).mean()}
+
+
+# ---- recordings as data ----
+
+RECORDED: dict[str, tuple[Callable[..., Named], int]] = {
+    "example": (example, 1),
+    "wiggle": (wiggle, 1),
+    "ratio": (ratio, 1),
+    "step1": (step, 1),
+    "step100": (step, MINI_BATCH),
+    "step1000": (step, TRAINING_IMAGES),
+    "evaluate": (evaluate, TRAINING_IMAGES),
+    "average": (average, 1),
+    "plane": (plane, PATH),
+    "surface": (surface, TRAINING_IMAGES),
+}
+"""What the page repeats: a function above, and for how many images (of ``plane``, points)."""
+
+
+def recordings(network: Network, cost: str) -> dict[str, Any]:
+    """Everything that the page repeats, by name. Raises PageError for what its calculator lacks."""
+    return {name: recording(name, network, cost) for name in RECORDED}
+
+
+def recording(name: str, network: Network, cost: str) -> dict[str, Any]:
+    """One run of ``RECORDED[name]`` as data, its inputs and results as named tensors, which the page fills and reads.
+
+    Raises PageError for what the page's calculator lacks.
+    """
+    function, count = RECORDED[name]
+    network = network.to()
+    theta, optimizer = network.parameters, SGD(network, 1.0)
+    owned = {"network": {"parameters": theta}, "optimizer": {"rate": optimizer.rate}}
+    things = {"network": network, "moved": network.to(), "cost": cost, "optimizer": optimizer}
+    tensors = {
+        "x": torch.zeros(count, PIXELS),
+        "y": torch.zeros(count, CLASSES),
+        "path": torch.ones_like(theta).repeat(count, 1),
+        **{each: torch.ones_like(theta)[None] for each in ("origin", "along", "across")},
+        **{each: torch.ones_like(theta) for each in ("change", "gradient", "total", "whole")},
+        **{each: torch.ones(1) for each in ("before", "count", "first", "second", "along_at", "across_at")},
+    }
+    wanted = inspect.signature(function).parameters
+    inputs = {each: tensor for each, tensor in tensors.items() if each in wanted}
+    with torch.inference_mode(), Recording() as recorded:
+        results = function(**inputs, **{each: thing for each, thing in things.items() if each in wanted})
+    for each, tensors in owned.items():
+        inputs |= tensors if each in wanted else {}
+    data: dict[str, Any] = recorded.to_data(**inputs, **results)
+    check_repeatable(data)
+    return data
+
+
+def check_repeatable(recording: dict[str, Any]) -> None:
+    """Raise PageError for the first call that the page's calculator lacks."""
+    known = operations()
+    for call in recording["calls"]:
+        name = call["operation"]
+        if name not in known:
+            raise PageError(f"the page's calculator lacks the operation {name!r}: add it to OPERATIONS in page.html")
+        for option in sorted(call["options"].keys() - OPTIONS):
+            raise PageError(f"the page's calculator lacks the option {option!r} of the operation {name!r}")
+        for place in [call["out"], *call["arguments"]]:
+            if isinstance(place, dict) and (place["dtype"] != "float32" or len(place["shape"]) > 3):
+                what = f"{place['dtype']} of shape {tuple(place['shape'])}"
+                raise PageError(f"the page's calculator takes float32 of at most 3 dimensions, {name!r} has {what}")
+
+
+def operations() -> set[str]:
+    """The operations that the page's calculator has."""
+    (table,) = re.findall(r"^const OPERATIONS = \{\n(.*?)^\};", template(), re.M | re.S)
+    return set(re.findall(r"^  (\w+)[:(]", table, re.M))
+
+
+def template() -> str:
+    """The page without data."""
+    return resources.files("bp_torch").joinpath("explain", "page.html").read_text(encoding="utf-8")
+
+
+# ---- the page ----
+
+
+def write_page(subject: Subject) -> str:
+    """The whole page. Raises UsageError for a network that it cannot show, PageError as ``recordings`` does."""
+    check_size(subject.network.sizes)
+    network, cost = subject.network.to(dtype=torch.float32, device="cpu"), subject.config.cost
+    untrained = subject.config.network(torch.device("cpu")).to(dtype=torch.float32)
+    networks = {"untrained": untrained} | ({"trained": network} if subject.trained else {})
+    shown = Examples(subject.test.x.cpu(), subject.test.labels.cpu())
+    choice = choose_images(network, cost, shown)
+    images = {
+        "shown": Examples(shown.x[choice], shown.labels[choice]),
+        "training": first_images(subject.training),
+    }
+    data = {
+        "caption": subject.caption,
+        "sizes": network.sizes,
+        "learningRate": subject.config.learning_rate,
+        "absorbs": find_cost(cost).absorbs is not None,
+        "recordings": recordings(network, cost),
+        "networks": {name: packed(each.parameters) for name, each in networks.items()},
+        "images": {name: {"x": packed(each.x), "labels": each.labels.tolist()} for name, each in images.items()},
+    }
+    plain = first_with(images["shown"], 2)
+    pixels = images["shown"].x[plain].to(torch.float32)[None] * PIXEL_SCALE
+    wish = example(untrained, cost, pixels, one_hot(torch.tensor([2])))["asked0"]
+    page = template().replace("{image}", picture(pixels, "Greys", 0, 1))
+    page = page.replace("{wish}", picture(wish, style.DIVERGING, -wish.abs().max().item(), wish.abs().max().item()))
+    return page.replace('"{data}"', json.dumps(data, separators=(",", ":")).replace("</", "<\\/"))
+
+
+def check_size(sizes: tuple[int, ...]) -> None:
+    """Raise UsageError for a network that is not one of 28×28 images and 10 digits, or is too large."""
+    shape = "-".join(map(str, sizes))
+    if (sizes[0], sizes[-1]) != (PIXELS, CLASSES):
+        raise UsageError(f"the page takes networks from {PIXELS} pixels to {CLASSES} outputs, this one is {shape}")
+    if parameter_count(sizes) > parameter_count(LARGEST) or len(sizes) - 1 > DEEPEST:
+        most = (
+            f"{parameter_count(LARGEST):,} parameters, as {'-'.join(map(str, LARGEST))} has, in up to {DEEPEST} layers"
+        )
+        raise UsageError(f"the page takes up to {most}; {shape} has {parameter_count(sizes):,} in {len(sizes) - 1}")
+
+
+def choose_images(network: Network, cost: str, images: Examples) -> Tensor:
+    """Thirty images, (30,): of each digit the two nearest to their mean, then the one with the largest cost."""
+    chosen = []
+    x = images.x.to(torch.float32) * PIXEL_SCALE
+    costs = example_costs(forward(network, x), one_hot(images.labels), cost)
+    for digit in range(CLASSES):
+        of_digit = (images.labels == digit).nonzero()[:, 0]
+        far = (x[of_digit] - x[of_digit].mean(0)).square().sum(1)
+        plain = far.topk(2, largest=False).indices
+        chosen.append([*of_digit[plain].tolist(), int(of_digit[costs[of_digit].argmax()])])
+    return torch.tensor(chosen).mT.reshape(-1)
+
+
+def first_images(examples: Examples) -> Examples:
+    """The first thousand; of fewer, all of them again and again."""
+    taken = torch.arange(TRAINING_IMAGES) % len(examples.labels)
+    return Examples(*(tensor.cpu()[taken] for tensor in examples))
+
+
+def first_with(images: Examples, label: int) -> int:
+    """The position of the first image with this label."""
+    return int((images.labels == label).nonzero()[0])
+
+
+def packed(tensor: Tensor) -> str:
+    """The bytes of a tensor, compressed, in base64."""
+    return base64.b64encode(zlib.compress(tensor.contiguous().numpy().tobytes(), 9)).decode()
+
+
+def picture(values: Tensor, colours: Any, low: float, high: float) -> str:
+    """784 values as a PNG in base64."""
+    file = BytesIO()
+    imsave(file, style.array(values.reshape(28, 28)), cmap=colours, vmin=low, vmax=high, format="png")
+    return base64.b64encode(file.getvalue()).decode()

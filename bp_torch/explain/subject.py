@@ -34,17 +34,13 @@ class UsageError(Exception):
 
 
 @dataclass(frozen=True)
-class CommonOptions:
-    """The flags of every idea."""
+class NetworkOptions:
+    """The flags that choose a network and its data."""
 
     run: Path | None = None
     """Folder of the run whose network is explained. None: the newest in runs/."""
     untrained: bool = False
     """Explain an untrained network with all defaults instead of a run's."""
-    out: Path | None = None
-    """The picture's file (.png, .svg or .pdf). None: explained/IDEA.png in the run's folder."""
-    log: bool = False
-    """Add the picture to the run's TensorBoard."""
     data_dir: Path | None = None
     """Folder of the data sets. None: the run's own."""
     device: str = "cpu"
@@ -55,6 +51,16 @@ class CommonOptions:
     def __post_init__(self) -> None:
         """Check the number of threads."""
         check_threads(self.threads)
+
+
+@dataclass(frozen=True)
+class CommonOptions(NetworkOptions):
+    """The flags of every idea."""
+
+    out: Path | None = None
+    """The picture's file (.png, .svg or .pdf). None: explained/IDEA.png in the run's folder."""
+    log: bool = False
+    """Add the picture to the run's TensorBoard."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class Subject(NamedTuple):
         return f"{name}: {sizes}, {self.config.activation}, {self.config.cost} cost, {self.config.dataset}"
 
 
-def open_subject(options: CommonOptions) -> Subject:
+def open_subject(options: NetworkOptions) -> Subject:
     """The run, network and data that ``options`` name.
 
     Raises UsageError for a run that does not exist, TrainingError for one that cannot be read, DeviceError for a device

@@ -1,0 +1,621 @@
+"""The page in a real browser: its numbers against Python and autograd, and what one does with mouse and keyboard."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bp_torch import backprop, explain
+from bp_torch.activations import ACTIVATIONS
+from bp_torch.backprop import backward, example_costs, forward
+from bp_torch.costs import COSTS
+from bp_torch.data import PIXEL_SCALE, Examples, one_hot
+from bp_torch.explain import page as exporter
+from bp_torch.explain.subject import Subject, UsageError
+from bp_torch.network import Network, layer_views
+from bp_torch.recorder import Recording
+from bp_torch.sgd import SGD
+from bp_torch.training import Config
+from tests.conftest import Reference
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+
+ROOT = Path(__file__).parent.parent
+Page = Any
+
+RUN = """([data, contents, names]) => {
+  const floats = (text) => new Float32Array(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
+  const filled = Object.entries(contents).map(([name, text]) => [name, floats(text)]);
+  const recording = new lesson.Recording(data).run(Object.fromEntries(filled));
+  const text = (floats) => Array.from(new Uint8Array(floats.buffer), (byte) => String.fromCharCode(byte)).join("");
+  return Object.fromEntries(names.map((name) => [name, btoa(text(Float32Array.from(recording.read(name))))]));
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def file(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("page") / "page.html"
+    file.write_text(exporter.write_page(subject))
+    return file
+
+
+@pytest.fixture(scope="module")
+def opened(browser: Any, file: Path) -> Iterator[Page]:
+    """The page in one tab for all tests; at the end no error and no request may have been seen."""
+    page, trouble = browser.new_page(viewport={"width": 1400, "height": 950}, reduced_motion="reduce"), list[str]()
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+    page.on(
+        "request", lambda request: None if re.match("(file|data|blob):", request.url) else trouble.append(request.url)
+    )
+    page.goto(file.as_uri())
+    page.wait_for_selector("#title:not(:empty)")
+    yield page
+    page.close()
+    assert trouble == []
+
+
+def read(page: Page, recording: str, *names: str) -> list[Tensor]:
+    """Named tensors of a recording in the page, as they are now, (n,)."""
+    values = page.evaluate("([name, all]) => all.map((one) => lesson.recordings[name].read(one))", [recording, names])
+    return [torch.tensor(value, dtype=torch.float32) for value in values]
+
+
+def run(page: Page, data: dict[str, Any], names: list[str], **contents: Tensor) -> dict[str, Tensor]:
+    """Named tensors (n,) of recorded ``data`` after the page has run it."""
+    packed = {name: base64.b64encode(tensor.numpy().tobytes()).decode() for name, tensor in contents.items()}
+    values = page.evaluate(RUN, [data, packed, names])
+    return {
+        name: torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.float32) for name, text in values.items()
+    }
+
+
+def assert_near(ours: Tensor, expected: Tensor) -> None:
+    """Within 1e-6 + 5e-5 ‖expected‖."""
+    ours, expected = ours.flatten().double(), expected.flatten().double()
+    assert ours.shape == expected.shape
+    assert (ours - expected).norm() <= 1e-6 + 5e-5 * expected.norm()
+
+
+def batch_of(examples: Examples, indices: Any) -> tuple[Tensor, Tensor]:
+    return examples.x[indices].float() * PIXEL_SCALE, one_hot(examples.labels[indices])
+
+
+# ---- numbers: the calculator against Python and autograd ----
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_every_quantity_of_forty_images_is_that_of_python(opened: Page, subject: Subject, trained: bool) -> None:
+    network = subject.network if trained else subject.config.network(torch.device("cpu"))
+    recorded = exporter.recording("example", network, "quadratic")
+    names = [name for name in recorded["tensors"] if name not in ("x", "y", "parameters")]
+    for k in range(20):
+        x, y = batch_of(subject.test, [20 * k + trained])
+        ours = run(opened, recorded, names, x=x, y=y, parameters=network.parameters)
+        expected = exporter.example(network, "quadratic", x, y)
+        assert expected.keys() == ours.keys()
+        for name in names:
+            assert_near(ours[name], expected[name])
+        exact = Reference(network.to(dtype=torch.float64), x.double(), y.double(), "quadratic")
+        for name, value in {
+            "gradient": exact.gradient,
+            "wish": -exact.gradient,
+            "cost": exact.cost,
+            "asked0": -exact.x_gradient,
+            "a3": exact.outputs,
+            **{f"delta{l}": delta for l, delta in enumerate(exact.deltas, start=1)},
+        }.items():
+            assert_near(ours[name], value)
+
+
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_and_cost_is_replayed(opened: Page, activation: str, cost: str) -> None:
+    outputs = COSTS[cost].absorbs or ("identity" if cost == "softmax-cross-entropy" else activation)
+    network = Network((784, 9, 8, 7, 10), activation=activation, output_activation=outputs, init="he")
+    recorded = exporter.recording("example", network, cost)
+    x, y = torch.rand(1, 784, generator=torch.Generator().manual_seed(1)), one_hot(torch.tensor([3]))
+    ours = run(opened, recorded, ["gradient", "cost"], x=x, y=y, parameters=network.parameters)
+    exact = Reference(network.to(dtype=torch.float64), x.double(), y.double(), cost)
+    assert_near(ours["gradient"], exact.gradient)
+    assert_near(ours["cost"], exact.cost)
+
+
+def test_ten_training_steps_are_those_of_python(opened: Page, subject: Subject) -> None:
+    network = subject.config.network(torch.device("cpu"))
+    optimizer, begin = SGD(network, 3.0), network.parameters.clone()
+    recorded = exporter.recording("step100", network, "quadratic")
+    theirs, costs = begin.clone(), []
+    for k in range(10):
+        x, y = batch_of(subject.training, slice(100 * k, 100 * k + 100))
+        passed = forward(network, x)
+        costs.append(example_costs(passed, y).mean())
+        optimizer.step(backward(network, passed, y).gradient)
+        ours = run(opened, recorded, ["parameters", "cost"], x=x, y=y, parameters=theirs, rate=torch.tensor(3.0))
+        theirs = ours["parameters"]
+        assert ours["cost"].item() == pytest.approx(costs[-1].item(), rel=1e-5)
+    way = (network.parameters - begin).norm()
+    assert (theirs - network.parameters).norm() <= 1e-6 * way
+
+
+def test_left_out_phi_prime_is_seen_in_the_layers_before_the_last(
+    opened: Page, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backprop, "hidden_delta", lambda delta, W, phi_prime: backprop.input_gradient(delta, W))
+    network = subject.network
+    recorded = exporter.recording("example", network, "quadratic")
+    x, y = batch_of(subject.test, [5])
+    ours = run(opened, recorded, ["gradient"], x=x, y=y, parameters=network.parameters)["gradient"].double()
+    exact = Reference(network.to(dtype=torch.float64), x.double(), y.double(), "quadratic").gradient
+    errors = []
+    for layer in zip(*layer_views(ours, network.sizes), *layer_views(exact, network.sizes), strict=True):
+        W, b, W_exact, b_exact = layer
+        errors.append(((W - W_exact).norm() / W_exact.norm(), (b - b_exact).norm() / b_exact.norm()))
+    assert max(errors[2]) < 5e-5
+    assert min(*errors[0], *errors[1]) > 0.5
+
+
+def test_evaluation_and_average_are_those_of_python(opened: Page, subject: Subject) -> None:
+    network = subject.network
+    recorded = {name: exporter.recording(name, network, "quadratic") for name in ("evaluate", "average")}
+    x, y = batch_of(subject.training, slice(1000))
+    ours = run(opened, recorded["evaluate"], ["cost", "answers", "right"], x=x, y=y, parameters=network.parameters)
+    passed = forward(network, x)
+    answers = passed.activations[-1].argmax(1)
+    assert ours["cost"].item() == pytest.approx(example_costs(passed, y).mean().item(), rel=1e-5)
+    assert ours["answers"].tolist() == torch.bincount(answers, minlength=10).tolist()
+    assert ours["right"].item() == pytest.approx((answers == y.argmax(1)).float().mean().item())
+    whole = backward(network, passed, y).gradient
+    contents = {"total": torch.zeros_like(whole), "count": torch.zeros(1), "whole": whole}
+    for k in range(3):
+        contents |= {"x": x[k : k + 1], "y": y[k : k + 1], "parameters": network.parameters}
+        ours = run(opened, recorded["average"], ["total", "count", "wish", "distance"], **contents)
+        contents |= {"total": ours["total"], "count": ours["count"]}
+    expected = -backward(network, forward(network, x[:3]), y[:3]).gradient
+    assert_near(ours["wish"], expected)
+    assert ours["distance"].item() == pytest.approx(((expected + whole).norm() / whole.norm()).item(), rel=1e-3)
+
+
+def test_plane_is_that_of_the_singular_vectors(opened: Page, subject: Subject) -> None:
+    generator, n, network = torch.Generator().manual_seed(0), exporter.PATH, Network((784, 3, 10))
+    scale = torch.tensor([5.0, 2.0, *[0.1] * (n - 2)])
+    left, right = (torch.linalg.qr(torch.randn(m, n, generator=generator))[0] for m in (n, len(network.parameters)))
+    path = (left * scale) @ right.T + 1
+    recorded = exporter.recording("plane", network, "quadratic")
+    ours = run(opened, recorded, ["along", "across", "along_at", "across_at"], path=path)
+    centred = path - path.mean(0)
+    directions = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
+    for name, direction in zip(("along", "across"), directions, strict=True):
+        assert abs(ours[name] @ direction).item() == pytest.approx(1, abs=1e-3)
+        torch.testing.assert_close(ours[f"{name}_at"], centred @ ours[name], atol=1e-3, rtol=1e-3)
+
+
+def test_other_ways_to_write_a_formula_are_replayed(opened: Page) -> None:
+    ways: list[Callable[[Tensor], Tensor]] = [
+        lambda a: 1 - a,
+        lambda a: 1 / (1 + torch.exp(-a)),
+        lambda a: a * (1 - a) / 3,
+        lambda a: 2**a - a**2,
+        lambda a: a.t() @ a,
+        lambda a: torch.mm(a, a.mT),
+        lambda a: torch.addmm(a[:, :1], a, a.mT, beta=2, alpha=-1),
+        lambda a: torch.maximum(a, a.mean(dim=0)) + torch.minimum(a, a.mean(1, keepdim=True)),
+        lambda a: a.sum((0, 1)) - a.sum(-1, keepdim=True) + a.sum(),
+        lambda a: torch.softmax(a, 0) + torch.log_softmax(a, 1),
+        lambda a: a.cumsum(1) - a.cumsum(-2),
+        lambda a: a.clone().mul_(a).sub_(1, alpha=2).addcmul_(a, a, value=3).abs().log(),
+        lambda a: torch.tanh(a).relu().sign() + torch.zeros_like(a) - torch.ones_like(a),
+        lambda a: a.reciprocal() + a.amax(0),
+        lambda a: (a[:, None] * a[None]).sum(1).neg(),
+    ]
+    a = torch.rand(3, 4, generator=torch.Generator().manual_seed(2)) + 0.1
+    for way in ways:
+        with torch.inference_mode(), Recording() as recording:
+            result = way(a)
+        expected, data = result.clone(), recording.to_data(a=a, result=result)
+        exporter.check_repeatable(data)
+        assert_near(run(opened, data, ["result"], a=a)["result"], expected)
+
+
+# ---- the export ----
+
+
+def recorded_in(file: Path) -> Any:
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', file.read_text(), re.S)
+    return json.loads(data)
+
+
+def test_page_is_one_small_file_with_the_subjects_networks(file: Path, subject: Subject) -> None:
+    assert file.stat().st_size < 1_000_000
+    assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|\bimport\b.*from|@import""", file.read_text())
+    networks = recorded_in(file)["networks"]
+    for name, network in (("trained", subject.network), ("untrained", subject.config.network(torch.device("cpu")))):
+        values = np.frombuffer(zlib.decompress(base64.b64decode(networks[name])), np.float32)
+        assert values.tolist() == network.parameters.tolist()
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (lambda a, W, b: torch.erf(torch.addmm(b, a, W.mT)), "lacks the operation 'erf'"),
+        (lambda a, W, b: (torch.addmm(b, a, W.mT)[None, None] * 1)[0, 0], "at most 3 dimensions, 'mul' has float32"),
+        (lambda a, W, b: torch.addmm(b, a, W.mT).div(1.5, rounding_mode="floor"), "option 'rounding_mode'"),
+    ],
+)
+def test_export_names_what_the_page_cannot_repeat(mistake: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backprop, "weighted_sum", mistake)
+    with pytest.raises(exporter.PageError, match=message):
+        exporter.recording("example", Network((784, 4, 10)), "quadratic")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((784, 129, 64, 10), "the page takes up to 109,386 parameters, as 784-128-64-10 has"),
+        ((784, 8, 8, 8, 8, 8, 8, 10), "in up to 6 layers; 784-8-8-8-8-8-8-10 has"),
+        ((784, 16, 3), "from 784 pixels to 10 outputs, this one is 784-16-3"),
+    ],
+)
+def test_network_that_is_too_large_is_refused_in_one_line(sizes: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        exporter.check_size(sizes)
+
+
+def test_linter_finds_nothing_in_the_page() -> None:
+    if (biome := shutil.which("biome", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")) is None:
+        pytest.skip("biome is not installed")
+    command = [biome, "lint", "--error-on-warnings", str(ROOT / "bp_torch" / "explain" / "page.html")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+# ---- what one sees and does ----
+
+
+def visit(page: Page, file: Path, address: str = "") -> None:
+    """Open the page anew in the state of an address."""
+    page.goto("about:blank")
+    page.goto(f"{file.as_uri()}#{address}")
+    page.wait_for_selector("#title:not(:empty)")
+
+
+def untrained(subject: Subject) -> Network:
+    return subject.config.network(torch.device("cpu"))
+
+
+def shown_image(file: Path, position: int) -> tuple[Tensor, Tensor]:
+    images = recorded_in(file)["images"]["shown"]
+    pixels = torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(images["x"]))), dtype=torch.uint8)
+    return pixels.reshape(-1, 784)[[position]].float() / 255, one_hot(torch.tensor([images["labels"][position]]))
+
+
+def number(said: str) -> float:
+    """A number as the page writes it, such as −2.6·10⁻⁴."""
+    plain = str.maketrans("−⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "--0123456789")
+    return float(said.translate(plain).replace("·10", "e"))
+
+
+def ranked(values: Tensor) -> dict[str, float]:
+    """{place: value}, the largest first."""
+    return {str(int(k)): values[k].item() for k in values.abs().argsort(descending=True, stable=True)}
+
+
+def test_three_lists_of_every_neuron_are_those_of_python(opened: Page, file: Path, subject: Subject) -> None:
+    visit(opened, file)
+    network = untrained(subject)
+    x, y = shown_image(file, 2)
+    expected = exporter.example(network, "quadratic", x, y)
+    wishes, biases = layer_views(expected["wish"], network.sizes)
+    listed = """([name, ids]) => {
+      document.querySelector(`.neuron[aria-label^="${name}:"]`).dispatchEvent(new Event("click"));
+      return ids.map((id) => {
+        document.querySelector(`#${id} .more`)?.click();
+        const ways = [...document.querySelectorAll(`#${id} .way`)];
+        return ways.map((way) => [way.dataset.place, Number(way.dataset.value)]);
+      });
+    }"""
+    for layer, n in enumerate(network.sizes[1:], start=1):
+        for j in range(n):
+            name = f"output {j}" if layer == 3 else f"neuron {j} of layer {layer}"
+            bias, weights, activations = opened.evaluate(listed, [name, ["biasWay", "weightWays", "activationWays"]])
+            assert [place for place, _ in bias] == ["bias"]
+            assert bias[0][1] == pytest.approx(biases[layer - 1][j].item(), rel=1e-4, abs=1e-7)
+            for ours, theirs in ((weights, wishes[layer - 1][j]), (activations, expected[f"requests{layer}"][j])):
+                assert dict(ours) == pytest.approx(ranked(theirs), rel=1e-4, abs=1e-7)
+                sizes = [abs(value) for _, value in ours]
+                assert sizes == sorted(sizes, reverse=True)
+
+
+def test_measured_minus_foretold_falls_fourfold_when_the_step_halves(opened: Page, file: Path) -> None:
+    visit(opened, file)
+    opened.locator("#weightWays .way").first.click()
+    gap = "(change) => lesson.measure(lesson.state.picked, change).difference"
+    whole, half = (opened.evaluate(gap, change) for change in (0.2, 0.1))
+    assert whole / half == pytest.approx(4, rel=0.1)
+    opened.locator("#wiggle").fill("0.5")
+    said = opened.inner_text("#wiggleText")
+    measured, foretold = (float(number) for number in re.findall(r"(\d\.\d+) as", said))
+    now = opened.evaluate("() => lesson.measure(lesson.state.picked, 0.5)")
+    assert (measured, foretold) == pytest.approx((now["measured"], now["foretold"]), rel=1e-4)
+    opened.wait_for_url("**change=0.5**")
+
+
+def test_ratio_of_two_components_is_that_of_the_gradient(opened: Page, file: Path, subject: Subject) -> None:
+    visit(opened, file)
+    x, y = shown_image(file, 2)
+    gradient = exporter.example(untrained(subject), "quadratic", x, y)["gradient"]
+    opened.locator("#weightWays .way").nth(3).click()
+    opened.locator("#weightWays .way").first.click()
+    p, q = opened.evaluate("[lesson.state.picked, lesson.state.compared]")
+    (times,) = re.findall(r"is ([\d.]+) times as sensitive to this one", opened.inner_text("#times"))
+    assert float(times) == pytest.approx((gradient[p] / gradient[q]).abs().item(), rel=5e-3)
+
+
+def test_requests_are_added_up_one_after_another(opened: Page, file: Path, subject: Subject) -> None:
+    visit(opened, file, "step=2")
+    x, y = shown_image(file, 2)
+    sums = exporter.example(untrained(subject), "quadratic", x, y)["sums3"]
+    for count in (1, 4, 10):
+        opened.locator("#sum").fill(str(count))
+        for j in (0, 15):
+            label = opened.locator(f'.neuron[aria-label^="neuron {j} of layer 2:"]').get_attribute("aria-label")
+            (asked,) = re.findall(r"asked for (.*)$", label)
+            assert number(asked) == pytest.approx(sums[count - 1, j].item(), rel=0.05)
+
+
+def test_hovered_edge_tells_weight_activation_delta_and_product(opened: Page, file: Path, subject: Subject) -> None:
+    visit(opened, file)
+    network, (x, y) = untrained(subject), shown_image(file, 2)
+    expected = exporter.example(network, "quadratic", x, y)
+    middle = opened.evaluate("""() => {
+      const line = document.querySelectorAll("#net line")[100];
+      const end = (name) => line[name].baseVal.value;
+      const [x, y] = ["x", "y"].map((side) => 0.85 * end(`${side}1`) + 0.15 * end(`${side}2`));
+      const at = new DOMPoint(x, y).matrixTransform(document.getElementById("net").getScreenCTM());
+      return [at.x, at.y];
+    }""")
+    opened.mouse.move(0, 0)
+    opened.mouse.move(*middle)
+    opened.wait_for_selector("#edge:has-text('is the slope')")
+    said = opened.inner_text("#edge")
+    k, j = map(int, re.findall(r"neuron (\d+) of layer", said)[:2])
+    found = [number(text.rstrip(".")) for text in re.findall(r"(?:: weight|=) ([^ ,;]+)", said)]
+    delta = expected["delta2"][0, j]
+    weight, a = network.weights[1][j, k], expected["a1"][0, k]
+    values = torch.stack([weight, a, delta, delta * a, -delta * weight])
+    assert found == pytest.approx(values.tolist(), rel=0.05)
+
+
+def test_drawing_changes_the_input_and_the_answer(opened: Page, file: Path) -> None:
+    visit(opened, file, "net=trained")
+    opened.click("#clear")
+    assert opened.evaluate("lesson.state.x.every((value) => value === 0)")
+    box = opened.locator("#pen").bounding_box()
+    opened.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.2 * box["height"])
+    opened.mouse.down()
+    opened.mouse.move(box["x"] + 0.45 * box["width"], box["y"] + 0.8 * box["height"], steps=5)
+    opened.mouse.up()
+    inked = opened.evaluate("[...lesson.recordings.example.read('x')]")
+    assert 20 < sum(value > 0.5 for value in inked) < 120
+    opened.click("#centre")
+    x = torch.tensor(opened.evaluate("[...lesson.state.x]")).reshape(28, 28)
+    rows, columns = ((x.sum(side) * (torch.arange(28) + 0.5)).sum() / x.sum() for side in (1, 0))
+    assert abs(rows - 14) <= 0.75 and abs(columns - 14) <= 0.75
+    drawn, answer = opened.evaluate("[lesson.state.x, document.title]"), opened.inner_text("#sentence")
+    visit(opened, file, opened.evaluate("lesson.address()")[1:])
+    assert opened.evaluate("[lesson.state.x, document.title]") == drawn, "the address holds the drawing"
+    assert opened.inner_text("#sentence") == answer
+
+
+def test_address_restores_the_state(opened: Page, file: Path) -> None:
+    address = "net=trained&step=3&want=7&neuron=2.5&weights=12000.40&image=12&change=0.35&added=6"
+    visit(opened, file, address)
+    assert opened.evaluate("lesson.address()") == f"#{address}"
+    assert opened.inner_text("#neuronName") == "Neuron 5 of layer 2"
+    assert "7" in opened.inner_text("#title") and opened.locator("#steps [aria-current]").inner_text() == "4 ← layer 1"
+    visit(opened, file, "net=nonsense&step=99&neuron=7.x&weights=&image=-1&descent=no")
+    assert opened.evaluate("lesson.state.step") == 0
+
+
+def test_descent_lowers_the_cost_and_is_made_again_from_the_address(opened: Page, file: Path) -> None:
+    visit(opened, file)
+    for mode in ("one", "all", "mini"):
+        opened.click(f'[data-mode="{mode}"]')
+        for _ in range(2):
+            opened.locator("#once").dispatch_event("click")
+    opened.select_option("#only", "2")
+    for _ in range(3):
+        opened.locator("#once").dispatch_event("click")
+    theta = opened.evaluate("[...lesson.theta]")
+    costs = opened.evaluate("lesson.descent.evaluated.map((one) => one.cost)")
+    assert costs[6] < costs[0]
+    assert opened.evaluate("lesson.descent.evaluated.at(-1).answers")[2] == 1000, "only 2s: every answer is 2"
+    address = opened.evaluate("lesson.address()")
+    assert "descent=one.-.3x2%7Eall.-.3x2%7Emini.-.3x2%7Emini.2.3x3" in address
+    visit(opened, file, opened.evaluate("lesson.address()")[1:])
+    opened.wait_for_selector("#descentText:has-text('9 steps')")
+    assert opened.evaluate("[...lesson.theta]") == theta
+
+
+def test_descent_stops_where_the_cost_is_no_longer_finite(opened: Page, file: Path) -> None:
+    visit(opened, file)
+    opened.evaluate("lesson.theta.fill(NaN)")
+    opened.locator("#once").dispatch_event("click")
+    assert "smaller learning rate" in opened.inner_text("#descentText")
+    opened.click("#again")
+    assert "No step yet" in opened.inner_text("#descentText")
+
+
+def test_few_training_images_are_taken_again(subject: Subject) -> None:
+    few = Examples(subject.training.x[:30], subject.training.labels[:30])
+    taken = exporter.first_images(few)
+    assert (
+        len(taken.labels) == 1000 and torch.equal(taken.x[30:60], few.x) and torch.equal(taken.labels[:30], few.labels)
+    )
+
+
+def test_average_wish_settles_at_the_negative_gradient(opened: Page, file: Path) -> None:
+    visit(opened, file)
+    opened.click('[data-add="1"]')
+    (first,) = read(opened, "average", "distance")
+    opened.click('[data-add="1000"]')
+    wish, whole, last, count = read(opened, "average", "wish", "whole_wish", "distance", "count")
+    assert first > 0.3 and last < 1e-5 and count == 1000
+    assert_near(wish, whole)
+
+
+@pytest.mark.parametrize("width", [390, 900, 1400])
+def test_nothing_scrolls_sideways_and_no_labels_overlap(opened: Page, file: Path, width: int) -> None:
+    opened.set_viewport_size({"width": width, "height": 900})
+    overlaps = """() => {
+      const boxes = [...document.querySelectorAll("#net text")].filter((text) => text.textContent)
+        .map((text) => [text.textContent, text.getBoundingClientRect()]);
+      return boxes.flatMap(([one, p], n) => boxes.slice(n + 1)
+        .filter(([, q]) => p.left < q.right && q.left < p.right && p.top + 3 < q.bottom && q.top + 3 < p.bottom)
+        .map(([other]) => `${one} / ${other}`));
+    }"""
+    try:
+        for step in range(5):
+            visit(opened, file, f"step={step}&neuron=1.3")
+            assert opened.evaluate("document.documentElement.scrollWidth") <= width
+            assert opened.evaluate(overlaps) == []
+    finally:
+        opened.set_viewport_size({"width": 1400, "height": 950})
+
+
+def test_keyboard_alone_suffices(opened: Page, file: Path) -> None:
+    visit(opened, file)
+    current = "document.querySelector('#steps [aria-current]').textContent"
+    for expected in ("2 outputs", "3 ← layer 2", "4 ← layer 1", "5 ← pixels", "5 ← pixels"):
+        opened.keyboard.press("ArrowRight")
+        assert opened.evaluate(current) == expected
+    opened.keyboard.press("ArrowLeft")
+    assert opened.evaluate(current) == "4 ← layer 1"
+
+    def reach(selector: str) -> None:
+        for _ in range(120):
+            opened.keyboard.press("Tab")
+            if opened.evaluate("(selector) => document.activeElement.matches(selector)", selector):
+                assert opened.evaluate("document.activeElement.matches(':focus-visible')")
+                return
+        pytest.fail(f"Tab does not reach {selector}")
+
+    reach("#pen")
+    opened.keyboard.press("ArrowUp")
+    opened.keyboard.press("Space")
+    assert opened.evaluate("lesson.state.image") is None
+    reach(".neuron")
+    opened.keyboard.press("ArrowDown")
+    assert opened.inner_text("#neuronName") == "Output 3"
+    opened.keyboard.press("Shift+ArrowUp")
+    assert opened.inner_text("#neuronName").endswith("of layer 2")
+    reach("#wiggle")
+    opened.keyboard.press("ArrowRight")
+    assert opened.evaluate("lesson.state.change") == pytest.approx(0.05)
+    reach("#weightWays .way")
+    opened.keyboard.press("Tab")
+    picked = opened.evaluate("lesson.state.picked")
+    opened.keyboard.press("Enter")
+    assert opened.evaluate("lesson.state.picked") != picked
+    reach("#once")
+    opened.keyboard.press("Enter")
+    assert opened.evaluate("lesson.descent.steps") == 1
+
+
+def test_requests_play_unless_less_motion_is_wanted(browser: Any, opened: Page, file: Path) -> None:
+    visit(opened, file)
+    opened.click("#steps button:nth-child(3)")
+    assert opened.inner_text("#sumText") == "all 10 requests added up"
+    page = browser.new_page(reduced_motion="no-preference")
+    page.clock.install()
+    visit(page, file)
+    page.locator("#steps button").nth(2).dispatch_event("click")
+    assert page.inner_text("#sumText") == "Output 0 asks; sum of 1"
+    page.clock.run_for(500)
+    assert page.inner_text("#sumText") == "Output 1 asks; sum of 2"
+    page.clock.run_for(5000)
+    assert page.inner_text("#sumText") == "all 10 requests added up"
+    page.close()
+
+
+def test_without_javascript_there_is_a_picture_and_a_sentence(browser: Any, file: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(file.as_uri())
+    assert "an image of a 2" in page.inner_text("body") and not page.locator("#app").is_visible()
+    assert page.evaluate("[...document.images].map((image) => image.naturalWidth)") == [28, 28]
+    context.close()
+
+
+@pytest.mark.parametrize("sizes", [(784, 10), (784, 128, 64, 10), (784, 12, 9, 8, 11, 10)])
+def test_other_networks_have_a_page(browser: Any, subject: Subject, tmp_path: Path, sizes: tuple[int, ...]) -> None:
+    config = Config(sizes=sizes, activation="relu", cost="softmax-cross-entropy", init="he")
+    network = config.network(torch.device("cpu"))
+    file = tmp_path / "page.html"
+    file.write_text(exporter.write_page(subject._replace(config=config, network=network)))
+    assert file.stat().st_size < 1_500_000
+    page, errors = browser.new_page(reduced_motion="reduce"), list[str]()
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    visit(page, file)
+    for step in range(len(sizes) + 1):
+        page.locator("#steps button").nth(step).dispatch_event("click")
+    assert page.locator(".neuron").count() == sum(min(n, 20) for n in sizes[1:])
+    for n in {n for n in sizes[1:] if n > 20}:
+        assert f": 20 of {n}" in page.locator("#net").text_content()
+        assert "the 20 most active neurons are drawn" in page.inner_text("#legend")
+    page.click("#once")
+    page.close()
+    assert errors == []
+
+
+def test_command_writes_the_page_and_opens_it(
+    run: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened_files: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened_files.append)
+    out = tmp_path / "folder" / "page.html"
+    explain.main(["page", "--run", str(run), "--out", str(out), "--open"])
+    assert f"wrote {out}" in capsys.readouterr().out and opened_files == [out.as_uri()]
+    monkeypatch.setattr(exporter, "LARGEST", (784, 2, 10))
+    with pytest.raises(SystemExit) as stop:
+        explain.main(["page", "--run", str(run), "--out", str(out)])
+    message = capsys.readouterr().err
+    assert stop.value.code == 2 and message.startswith("error: the page takes up to") and message.count("\n") == 1
+
+
+# ---- the page in docs/ ----
+
+
+def test_page_in_docs_holds_the_recording_of_todays_code() -> None:
+    config, file = Config(), ROOT / "docs" / "page.html"
+    assert file.stat().st_size < 1_000_000
+    data = recorded_in(file)
+    fresh = exporter.recordings(config.network(torch.device("cpu")), config.cost)
+    assert data["recordings"] == json.loads(json.dumps(fresh)), (
+        "make it again: python -m bp_torch explain page --out docs/page.html"
+    )
+    code = file.read_text().replace(json.dumps(data, separators=(",", ":")).replace("</", "<\\/"), '"{data}"')
+    images = r"data:image/png;base64,[\w+/=]+"
+    assert re.sub(images, "", code) == re.sub(r"data:image/png;base64,\{\w+\}", "", exporter.template())
