@@ -192,6 +192,8 @@ class Network:
 
         Also where ``.data`` of the parameters or of a view was assigned, so that they are no longer the same numbers.
         """
+        if torch.compiler.is_compiling():
+            return  # memory and devices are not known there, and are those of the lines that are compiled
         memory = self.parameters.untyped_storage()._cdata
         if any(view.untyped_storage()._cdata != memory for view in (*self.weights, *self.biases)):
             raise ValueError(f"weights and biases are no longer views into the parameters of {self}: {IN_PLACE}")

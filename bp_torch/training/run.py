@@ -151,6 +151,7 @@ NOT_IN_NAMES = {
     "threads",
     "device",
     "replay",
+    "compile",
     "log",
     "log_every",
     "log_embedding",

@@ -6,7 +6,6 @@ processes, each computes the gradient of its shard of the mini-batch, and one al
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from bp_torch.backprop import Backward, Forward, backward, example_costs, forward
 from bp_torch.data import Examples, batch, class_targets
+from bp_torch.device import DeviceError
 from bp_torch.distributed import ALONE, World
 from bp_torch.network import Network
 from bp_torch.recorder import Recorder
@@ -57,8 +57,11 @@ class TrainingStep:
         running: Tensor | None = None,
         world: World = ALONE,
         record: bool = True,
+        compiled: bool = False,
     ) -> None:
         """``precision`` is the dtype of both passes (None: the network's). Without ``record`` no step is recorded.
+
+        A ``compiled`` step goes through torch.compile first, and is recorded on a GPU only.
 
         Each step adds [the sum of its examples' costs, their number] to ``running``, (2,), if that is given.
         """
@@ -73,8 +76,12 @@ class TrainingStep:
         # ∇C and C, which add up over the shards of a mini-batch
         self.reduced = torch.zeros(len(network.parameters) + 1, dtype=self.working.dtype, device=network.device)
         class_targets(self.working.dtype, network.device)  # made now, so that no recording makes it
-        record_calls: Any = partial(Recorder, network.device) if record else lambda function: function
-        self._whole, self._gradient, self._update = map(record_calls, (self.step, self.gradient, self.update))
+        lines: list[Any] = [self.step, self.gradient, self.update]
+        if compiled:
+            lines = list(map(compiled_lines, lines))
+        if record and not (compiled and network.device.type == "cpu"):
+            lines = [Recorder(network.device, function) for function in lines]
+        self._whole, self._gradient, self._update = lines
 
     def run(self, order: Tensor, inspect: Inspect | None = None) -> Iterator[StepResult]:
         """Make a step for each mini-batch of ``order``, indices (n,) of examples, and yield its result after each.
@@ -118,3 +125,19 @@ class TrainingStep:
             self.running[0].add_(self.reduced[-1], alpha=len(indices))
             self.running[1].add_(len(indices))
         self.optimizer.step(self.reduced[:-1])
+
+
+def compiled_lines(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """``function`` compiled as a whole for each batch size. Its first call raises DeviceError where that fails."""
+    torch.compiler.assume_constant_result(class_targets)
+    # A GPU's graphs are the recorder's: those of the compiler would copy each batch into memory of their own.
+    compiled = torch.compile(function, fullgraph=True, dynamic=False, options={"triton.cudagraphs": False})
+
+    def call(indices: Tensor) -> Any:
+        try:
+            return compiled(indices)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DeviceError(f"--compile does not work here ({reason}): leave it out") from error
+
+    return call
