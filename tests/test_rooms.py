@@ -40,6 +40,7 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "network",
     "costs",
     "activations",
+    "deform",
     "data",
     "distributed",
     "device",
