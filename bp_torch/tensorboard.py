@@ -82,7 +82,7 @@ class RunLog:
         """
         if step % self.every:
             return True
-        gradient, rate = result.backward.gradient, optimizer.learning_rate
+        gradient, (rate,) = result.backward.gradient, optimizer.each(optimizer.learning_rate)
         values = [self.running[0] / self.running[1], torch.linalg.vector_norm(gradient)]
         directions, _ = layer_views(optimizer.direction(gradient), self.network.sizes)
         for direction, w in zip(directions, self.network.weights, strict=True):
