@@ -46,16 +46,32 @@ class Run:
         return self.step.network
 
     @property
+    def examples(self) -> int:
+        """Training examples of an epoch."""
+        return len(self.training.labels)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Mini-batches in an epoch, the short one included."""
-        return ceil(len(self.training.labels) / self.step.batch_size)
+        return ceil(self.examples / self.step.batch_size)
+
+    def learning_rate(self) -> float | Tensor:
+        """The learning rate of the state's epoch."""
+        return self.config.learning_rate_at(self.state.epoch)
+
+    def order(self) -> Tensor:
+        """The order of the examples in the state's epoch, (n,)."""
+        return permutation(self.examples, self.config.seed, self.state.epoch, self.network.device)
+
+    def is_finite(self) -> bool:
+        """Whether training may go on: no parameter is NaN or ∞."""
+        return bool(torch.isfinite(self.state.parameters).all())
 
     def rest_of_epoch(self, inspect: Inspect | None = None) -> Iterator[StepResult]:
         """Train from where the state is to the last step of its epoch."""
-        config, state, step = self.config, self.state, self.step
-        step.optimizer.learning_rate = config.learning_rate_at(state.epoch)
-        order = permutation(len(self.training.labels), config.seed, state.epoch, self.network.device)
-        for result in step.run(order[state.steps * step.batch_size :], inspect):
+        state, step = self.state, self.step
+        step.optimizer.learning_rate = self.learning_rate()
+        for result in step.run(self.order()[..., state.steps * step.batch_size :], inspect):
             state.steps += 1
             state.step += 1
             yield result
@@ -68,7 +84,7 @@ class Run:
     def restore(self) -> None:
         """Go back to the last checkpoint. Raises CheckpointError if it cannot be read or is of another run."""
         path, per_epoch = self.folder / LAST, self.steps_per_epoch
-        state = State.load(path, like=self.state)
+        state = type(self.state).load(path, like=self.state)
         if state.steps > per_epoch or state.step != (state.epoch - 1) * per_epoch + state.steps:
             raise CheckpointError(
                 f"{path} is of another run: step {state.steps} of epoch {state.epoch} is not its step {state.step} "
@@ -98,12 +114,8 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     """
     if config.verify_every and world.size > 1:
         raise TrainingError("--verify-every checks the gradient of one process: start train.py without torchrun")
-    training, test = load(config.dataset, config.data_dir, device)
+    training, test = load_data(config, device)
     if config.train_examples is not None:
-        if config.train_examples > len(training.labels):
-            raise TrainingError(
-                f"--train-examples: {config.dataset} has {len(training.labels):,}, got {config.train_examples:,}"
-            )
         training = first_shuffled(training, config.train_examples, config.seed)
     try:
         network = config.network(device)
@@ -114,7 +126,7 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
         network.parameters,
         optimizer.velocity,
         torch.zeros(2, dtype=torch.float64, device=device),
-        network=f"{'-'.join(map(str, config.sizes))}, {config.activation}, {config.outputs}",
+        network=config.network_name,
     )
     running = state.running if config.log else None
     step = config.training_step(network, optimizer, training, running=running, world=world)
@@ -134,6 +146,16 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     run.folder = Path(world.same(str(run.folder)))
     world.broadcast([tensor for tensor in (run.state.parameters, run.state.velocity) if isinstance(tensor, Tensor)])
     return run
+
+
+def load_data(config: Config, device: torch.device) -> tuple[Examples, Examples]:
+    """The training and the test set, whole. Raises DataError, or TrainingError for more examples than there are."""
+    training, test = load(config.dataset, config.data_dir, device)
+    if (config.train_examples or 0) > len(training.labels):
+        raise TrainingError(
+            f"--train-examples: {config.dataset} has {len(training.labels):,}, got {config.train_examples:,}"
+        )
+    return training, test
 
 
 NOT_IN_NAMES = {
