@@ -207,12 +207,16 @@ class Config:
         optimizer: SGD,
         examples: Examples,
         *,
+        of: int | None = None,
         running: Tensor | None = None,
         world: World = ALONE,
         record: bool = True,
     ) -> TrainingStep:
-        """The step of this run on mini-batches of ``examples``. See ``TrainingStep`` for the arguments."""
-        n = len(examples.labels)
+        """The step of this run on mini-batches of ``examples``, of which an epoch has ``of`` (None: all).
+
+        See ``TrainingStep`` for the other arguments.
+        """
+        n = of or len(examples.labels)
         return TrainingStep(
             network,
             optimizer,

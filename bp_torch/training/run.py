@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from math import ceil
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -181,6 +182,7 @@ def default_run_name(config: Config) -> str:
     parts = [datetime.now().strftime("%Y-%m-%d_%H%M%S"), "-".join(map(str, config.sizes))]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        value = "-".join(map(str, value)) if isinstance(value, tuple) else value
         if value != field.default and field.name not in NOT_IN_NAMES:
             parts.append(f"{field.name.replace('_', '-')}-{value}")
     name = "_".join(parts)
@@ -188,15 +190,23 @@ def default_run_name(config: Config) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest}"
 
 
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
 def read_config(folder: Path) -> Config:
     """The config of the run in ``folder``. Raises TrainingError if there is none."""
+    return read_config_as(Config, folder, f"no run in {folder}", train_command())
+
+
+def read_config_as(kind: type[AnyConfig], folder: Path, missing: str, make: str) -> AnyConfig:
+    """The config in ``folder``. Raises TrainingError if it is ``missing``, with the command to ``make`` it."""
     path = folder / CONFIG
     try:
         if path.exists() and not path.is_file():
             raise ValueError(f"{path} is not a regular file")
-        return Config.from_json(path.read_text())
+        return kind.from_json(path.read_text())
     except (OSError, ValueError) as error:
-        raise TrainingError(f"no run in {folder} ({error}); make one with: {train_command()}") from error
+        raise TrainingError(f"{missing} ({error}); make one with: {make}") from error
 
 
 def open_run(folder: Path, device: torch.device | str = "cpu") -> tuple[Config, Network]:
