@@ -130,7 +130,7 @@ def train_groups(
 def open_group(members: list[Config], data: tuple[Examples, Examples], folder: Path) -> Group:
     """A group as its last checkpoint in ``folder`` has it, or else before its first step."""
     group = new_group(members, *data, folder)
-    set_threads(group.config.threads, group.step.batch_size * group.network.parameters.numel())
+    set_threads(group.config.threads, group.step.batch_size * group.network.parameters.shape[-1])
     if (folder / LAST).exists():
         group.restore()
     return group

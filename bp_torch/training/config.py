@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
+from functools import cache
 from math import inf
 from pathlib import Path
 from types import UnionType
@@ -151,10 +152,10 @@ class Config:
 
     def _check_types(self) -> None:
         """Raise ValueError for a field whose value has another type."""
-        for field in dataclasses.fields(self):
-            value, hint = getattr(self, field.name), get_type_hints(type(self))[field.name]
-            if not _fits(value, hint):
-                raise ValueError(f"{flag(field.name)}: wanted {_in_words(hint)}, got {value!r}")
+        kind: Any = type(self)
+        for name, hint in type_hints(kind).items():
+            if get_origin(hint) is not ClassVar and not _fits(getattr(self, name), hint):
+                raise ValueError(f"{flag(name)}: wanted {_in_words(hint)}, got {getattr(self, name)!r}")
 
     def _check_names(self) -> None:
         """Raise ValueError for a name or a path that cannot be written, on disk or on a screen."""
@@ -288,6 +289,10 @@ class Config:
                     f"only {', '.join(others)} and {last} may change on resuming"
                 )
         return given
+
+
+type_hints = cache(get_type_hints)
+"""The types of a class's fields, resolved once: a sweep has thousands of configs."""
 
 
 def _fits(value: object, hint: Any) -> bool:
