@@ -82,7 +82,7 @@ class RunLog:
         """
         if step % self.every:
             return True
-        gradient, rate = result.backward.gradient, optimizer.learning_rate
+        gradient, (rate,) = result.backward.gradient, optimizer.each(optimizer.learning_rate)
         values = [self.running[0] / self.running[1], torch.linalg.vector_norm(gradient)]
         directions, _ = layer_views(optimizer.direction(gradient), self.network.sizes)
         for direction, w in zip(directions, self.network.weights, strict=True):
@@ -99,7 +99,7 @@ class RunLog:
             finite = finite and isfinite(cost)
             named = {"cost/train": cost, "gradient_norm": norm, "learning_rate": rate}
             named |= {f"update_to_weight_norm/layer_{n}": ratio for n, ratio in enumerate(ratios, 1)}
-            self._scalars(named, step, taken)
+            self.scalars(named, step, taken)
         self._points.clear()
         return finite
 
@@ -107,7 +107,7 @@ class RunLog:
         self, *, cost: float, accuracy_train: float, accuracy_test: float, examples_per_second: float, step: int
     ) -> None:
         """Log the scores after an epoch."""
-        self._scalars(
+        self.scalars(
             {
                 "cost/test": cost,
                 "accuracy/train": accuracy_train,
@@ -117,7 +117,8 @@ class RunLog:
             step,
         )
 
-    def _scalars(self, values: Mapping[str, float], step: int, taken: float | None = None) -> None:
+    def scalars(self, values: Mapping[str, float], step: int, taken: float | None = None) -> None:
+        """Log numbers at a step, taken at this time: seconds since 1970, None for now."""
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, step, taken)
 
@@ -164,7 +165,6 @@ class RunLog:
 
         ``images`` (N, 784) bytes, ``labels`` (N,) and ``outputs`` (N, 10) are of the test set, on the CPU.
         """
-        self._scalars({f"final/{name}": results[name] for name in RESULTS}, step)
         matrix = confusion_matrix(labels, outputs.argmax(1), outputs.shape[1])
         wrong = most_wrong(labels, outputs)
         said = [
@@ -176,6 +176,11 @@ class RunLog:
             ("most_wrong", captioned(images[wrong], said)),
         ):
             self.writer.add_image(f"pictures/{name}", picture, step, dataformats="HWC")
+        self.results(results, step)
+
+    def results(self, results: Mapping[str, float], step: int) -> None:
+        """Log the results that HParams compares, and that the run is done."""
+        self.scalars({f"final/{name}": results[name] for name in RESULTS}, step)
         self._file.add_summary(self._end)
 
     def embedding(

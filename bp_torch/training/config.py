@@ -4,10 +4,11 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
+from functools import cache
 from math import inf
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -113,11 +114,11 @@ class Config:
     log_embedding: bool = False
     """At the end, add a PR curve for each digit and the last hidden layer's activations for the projector."""
 
+    may_change: ClassVar[tuple[str, ...]] = ("epochs", "replay", "data_dir", "device")
+
     def __post_init__(self) -> None:
         """Check every field."""
-        for name, hint in get_type_hints(type(self)).items():
-            if not _fits(getattr(self, name), hint):
-                raise ValueError(f"{flag(name)}: wanted {_in_words(hint)}, got {getattr(self, name)!r}")
+        self._check_types()
         if len(self.sizes) < 2 or min(self.sizes) < 1 or (self.sizes[0], self.sizes[-1]) != (PIXELS, CLASSES):
             raise ValueError(
                 f"--sizes: wanted {PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between, "
@@ -151,6 +152,13 @@ class Config:
             optimizer.learning_rate = self.learning_rate_at(max(1, self.epochs))  # the smallest
         except ValueError as error:
             raise ValueError(f"--learning-rate-decay: in epoch {self.epochs}, {error}") from error
+
+    def _check_types(self) -> None:
+        """Raise ValueError for a field whose value has another type."""
+        kind: Any = type(self)
+        for name, hint in type_hints(kind).items():
+            if get_origin(hint) is not ClassVar and not _fits(getattr(self, name), hint):
+                raise ValueError(f"{flag(name)}: wanted {_in_words(hint)}, got {getattr(self, name)!r}")
 
     def _check_names(self) -> None:
         """Raise ValueError for a name or a path that cannot be written, on disk or on a screen."""
@@ -203,12 +211,16 @@ class Config:
         optimizer: SGD,
         examples: Examples,
         *,
+        of: int | None = None,
         running: Tensor | None = None,
         world: World = ALONE,
         record: bool = True,
     ) -> TrainingStep:
-        """The step of this run on mini-batches of ``examples``. See ``TrainingStep`` for the arguments."""
-        n = len(examples.labels)
+        """The step of this run on mini-batches of ``examples``, of which an epoch has ``of`` (None: all).
+
+        See ``TrainingStep`` for the other arguments.
+        """
+        n = of or len(examples.labels)
         return TrainingStep(
             network,
             optimizer,
@@ -244,6 +256,11 @@ class Config:
             "precision": self.precision,
         }
 
+    @property
+    def network_name(self) -> str:
+        """Sizes and activations, as a checkpoint has them."""
+        return f"{'-'.join(map(str, self.sizes))}, {self.activation}, {self.outputs}"
+
     def learning_rate_at(self, epoch: int) -> float:
         """The learning rate of ``epoch``, which counts from 1."""
         return self.learning_rate / (1 + self.learning_rate_decay * (epoch - 1))
@@ -255,28 +272,31 @@ class Config:
         return json.dumps(fields, indent=2, default=str) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Config":
+    def from_json(cls, text: str) -> Self:
         """The config that ``to_json`` wrote, fields that are missing at their defaults. Raises ValueError otherwise."""
         try:
             fields = json.loads(text)
             paths = {name: Path(fields[name]) for name in ("data_dir", "runs_dir")}
-            return cls(**fields | paths | {"sizes": tuple(fields["sizes"])})
+            lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+            return cls(**{"sizes": ()} | fields | paths | lists)
         except (TypeError, KeyError, AttributeError, RecursionError, ValueError) as error:
             raise ValueError(f"not the config of a run: {error}") from error
 
-    def resumed(self, given: "Config") -> "Config":
+    def resumed(self, given: Self) -> Self:
         """``given``, if a run of this config may continue with it. Raises ValueError if it may not."""
         for field in dataclasses.fields(self):
             was, now = getattr(self, field.name), getattr(given, field.name)
-            if field.name not in MAY_CHANGE and was != now:
+            if field.name not in ("resume", *self.may_change) and was != now:
+                *others, last = map(flag, self.may_change)
                 raise ValueError(
                     f"{flag(field.name)} {now} differs from the run's {was}: "
-                    "only --epochs, --replay, --data-dir and --device may change on resuming"
+                    f"only {', '.join(others)} and {last} may change on resuming"
                 )
         return given
 
 
-MAY_CHANGE = ("resume", "epochs", "replay", "data_dir", "device")
+type_hints = cache(get_type_hints)
+"""The types of a class's fields, resolved once: a sweep has thousands of configs."""
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -286,7 +306,7 @@ def _fits(value: object, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(type(item) is int for item in value)
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
     return isinstance(value, hint) if hint is Path else type(value) in {float: (float, int)}.get(hint, (hint,))
 
 
@@ -297,7 +317,7 @@ def _in_words(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(get_args(hint))
     if get_origin(hint) is tuple:
-        return "a tuple of whole numbers"
+        return f"a tuple of {({int: 'whole numbers', float: 'numbers'}).get(get_args(hint)[0], 'names')}"
     return {int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a Path"}.get(
         hint, "None"
     )

@@ -158,7 +158,7 @@ def train_steps(
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
-    return result, max(0, len(run.training.labels) - before * run.step.batch_size) / seconds, seconds
+    return result, max(0, run.examples - before * run.step.batch_size) / seconds, seconds
 
 
 def stop_if_asked(run: Run, log: RunLog | None, result: StepResult | None, signals: Signals, moment: int) -> None:
@@ -191,7 +191,7 @@ def gradient_check(run: Run) -> Inspect:
 
 def save_checkpoint(run: Run, log: RunLog | None, result: StepResult | None, also: Sequence[str] = ()) -> None:
     """Save the state as the last checkpoint, once the log is on disk. Raises TrainingError if θ is not finite."""
-    if not torch.isfinite(run.state.parameters).all() or (log and not log.write_points()):
+    if not run.is_finite() or (log and not log.write_points()):
         raise diverged(run, log, result)
     if not run.world.is_first:
         return
