@@ -68,12 +68,15 @@ class Deformation:
             raise ValueError(f"--sigma: wanted 0.5 or more for an elastic field, got {self.sigma}")
 
 
-def deformed(examples: Examples, how: Deformation, seed: int, epoch: int) -> Examples:
-    """The same examples with their images deformed, as in ``epoch`` (from 1) of the run with this ``seed``."""
+def deformed(examples: Examples, how: Deformation, seed: int, epoch: int, out: Tensor | None = None) -> Examples:
+    """The same examples with their images deformed, as in ``epoch`` (from 1) of the run with this ``seed``.
+
+    They are written into ``out``, (N, 784) bytes, if that is given.
+    """
     device = examples.x.device
     basis = smooth_basis(how.sigma) if how.alpha else torch.zeros(SIDE, 0)
     matrices, shifts, waves = (part.to(device) for part in draw(examples.labels, how, basis.shape[1], seed, epoch))
-    x, basis = torch.empty_like(examples.x), basis.to(device) * sqrt(how.alpha)
+    x, basis = torch.empty_like(examples.x) if out is None else out, basis.to(device) * sqrt(how.alpha)
     for start in range(0, len(x), CHUNK):
         part = slice(start, start + CHUNK)
         sources = affine_sources(matrices[part], shifts[part])

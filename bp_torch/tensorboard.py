@@ -22,6 +22,7 @@ from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from bp_torch.checkpoint import State
+from bp_torch.data import Examples
 from bp_torch.images import captioned, confusion_matrix, confusion_picture, most_wrong, weight_maps
 from bp_torch.network import Network, layer_views
 from bp_torch.sgd import SGD
@@ -159,6 +160,12 @@ class RunLog:
                 global_step=step,
             )
         return [tag for tag in values if tag not in finite]
+
+    def deformed(self, examples: Examples, step: int, most: int = 30) -> None:
+        """Log the first training images as they were deformed in this epoch."""
+        names = [str(label) for label in examples.labels[:most].tolist()]
+        picture = captioned(examples.x[:most], names)
+        self.writer.add_image("pictures/deformed", picture, step, dataformats="HWC")
 
     def end(self, results: Mapping[str, float], images: Tensor, labels: Tensor, outputs: Tensor, step: int) -> None:
         """Log the results that HParams compares, and pictures: first layer, confusion matrix, worst mistakes.

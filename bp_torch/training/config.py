@@ -5,7 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 from functools import cache
-from math import inf
+from math import cos, inf, pi
 from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
@@ -16,6 +16,7 @@ from torch import Tensor
 from bp_torch.activations import ActivationName
 from bp_torch.costs import CostName, find_cost
 from bp_torch.data import CLASSES, PIXELS, DatasetName, Examples
+from bp_torch.deform import Deformation
 from bp_torch.device import check_threads
 from bp_torch.distributed import ALONE, World
 from bp_torch.network import InitName, Network, parameter_count
@@ -24,6 +25,8 @@ from bp_torch.training.step import TrainingStep
 
 DTypeName = Literal["float32", "float64", "bfloat16", "float16"]
 PrecisionName = Literal["full", "tf32", "bf16"]
+Schedule = Literal["inverse", "exponential", "cosine", "constant"]
+DeformName = Literal["none", "affine", "elastic", "both"]
 
 SEEDS = 2**32
 """Seeds are below this number."""
@@ -61,7 +64,10 @@ class Config:
     learning_rate: float = 3.0
     """Learning rate of the first epoch."""
     learning_rate_decay: float = 0.1
-    """The learning rate of epoch e is divided by 1 + decay (e − 1). 0 keeps it constant."""
+    """How fast the learning rate falls: the decay of --schedule inverse and exponential."""
+    schedule: Schedule = "inverse"
+    """Learning rate of epoch e, as a part of that of the first: inverse 1 / (1 + decay (e − 1)); exponential
+    (1 − decay)^(e − 1); cosine (1 + cos(π (e − 1) / epochs)) / 2; constant 1."""
     batch_size: int | Literal["full"] = 100
     """Examples per step. full: all training examples in each step, true gradient descent."""
     epochs: int = 20
@@ -78,8 +84,23 @@ class Config:
     """Folder of the data sets; filled on first use."""
     train_examples: int | None = None
     """Train on this many of the shuffled training examples. None: on all."""
+    deform: DeformName = "none"
+    """Deform the training images, anew in each epoch: affine turns, shears, scales and shifts them, elastic bends them,
+    both does both."""
+    rotation: float = Deformation.rotation
+    """With --deform affine or both: largest angle in degrees; half as large for 1 and 7, as --shear is."""
+    shear: float = Deformation.shear
+    """Largest angle in degrees by which vertical lines lean."""
+    scale: float = Deformation.scale
+    """Width and height are multiplied by 1 − scale to 1 + scale."""
+    shift: float = Deformation.shift
+    """Largest shift in pixels, right and down."""
+    sigma: float = Deformation.sigma
+    """With --deform elastic or both: standard deviation in pixels of the Gaussian that smooths the noise."""
+    alpha: float = Deformation.alpha
+    """Factor of the smoothed noise."""
     seed: int = 0
-    """Seed of the initial values and of every shuffle."""
+    """Seed of the initial values, of every shuffle and of every deformation."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. auto is the first NVIDIA GPU, or the CPU without one."""
     dtype: DTypeName = "float32"
@@ -146,6 +167,16 @@ class Config:
             defaults = {name: getattr(type(self), name) for name in ("log_every", "histogram_every", "log_embedding")}
             if unused := [flag(name) for name, default in defaults.items() if getattr(self, name) != default]:
                 raise ValueError(f"{unused[0]} has no effect with --no-log: leave one of them out")
+        parts = {"affine": ("rotation", "shear", "scale", "shift"), "elastic": ("sigma", "alpha")}
+        for kind, names in parts.items():
+            for name in names:
+                if self.deform not in (kind, "both") and getattr(self, name) != getattr(Deformation, name):
+                    raise ValueError(f"--{name} has no effect without --deform {kind} or both")
+        if self.schedule == "exponential" and self.learning_rate_decay >= 1:
+            raise ValueError(
+                f"--learning-rate-decay: wanted less than 1 with --schedule exponential, got {self.learning_rate_decay}"
+            )
+        self.deformation  # noqa: B018 (raises for a value out of range)
         find_cost(self.cost, self.outputs)
         optimizer = self.optimizer(Network((1, 1), dtype=getattr(torch, self.dtype)))
         try:
@@ -176,6 +207,16 @@ class Config:
                 writable = False
             if not writable:
                 raise ValueError(f"{flag(field)}: wanted characters that this system can write, got {text!a}")
+
+    @property
+    def deformation(self) -> Deformation | None:
+        """How the training images are deformed; None where they are not."""
+        if self.deform == "none":
+            return None
+        affine = (
+            (self.rotation, self.shear, self.scale, self.shift) if self.deform != "elastic" else (0.0, 0.0, 0.0, 0.0)
+        )
+        return Deformation(*affine, self.sigma, self.alpha if self.deform != "affine" else 0.0)
 
     @property
     def outputs(self) -> str:
@@ -244,6 +285,7 @@ class Config:
             "init": self.init,
             "learning_rate": self.learning_rate,
             "learning_rate_decay": self.learning_rate_decay,
+            "schedule": self.schedule,
             "batch_size": batch_size,
             "epochs": self.epochs,
             "momentum": self.momentum,
@@ -251,6 +293,7 @@ class Config:
             "decay_biases": str(self.decay_biases),
             "dataset": self.dataset,
             "train_examples": examples,
+            "deform": self.deform,
             "seed": self.seed,
             "dtype": self.dtype,
             "precision": self.precision,
@@ -263,7 +306,14 @@ class Config:
 
     def learning_rate_at(self, epoch: int) -> float:
         """The learning rate of ``epoch``, which counts from 1."""
-        return self.learning_rate / (1 + self.learning_rate_decay * (epoch - 1))
+        decay, done = self.learning_rate_decay, epoch - 1
+        parts = {
+            "inverse": lambda: 1 / (1 + decay * done),
+            "exponential": lambda: (1 - decay) ** done,
+            "cosine": lambda: (1 + cos(pi * done / max(1, self.epochs))) / 2,
+            "constant": lambda: 1.0,
+        }
+        return self.learning_rate * parts[self.schedule]()
 
     def to_json(self) -> str:
         """The config as the text of config.json. The data are found again from any folder: their path is absolute."""
@@ -292,6 +342,8 @@ class Config:
                     f"{flag(field.name)} {now} differs from the run's {was}: "
                     f"only {', '.join(others)} and {last} may change on resuming"
                 )
+        if self.schedule == "cosine" and given.epochs != self.epochs:
+            raise ValueError("--epochs cannot change with --schedule cosine: every learning rate depends on it")
         return given
 
 

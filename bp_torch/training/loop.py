@@ -110,6 +110,8 @@ def train_epoch(run: Run, log: RunLog | None, signals: Signals, bar: "tqdm[Any]"
     result, rate, seconds = train_steps(run, log, signals, bar)
     if log and result and epoch % config.histogram_every == 0:  # now: after a stop below there is no result
         log.histograms(result, state.step)
+        if config.deformation:
+            log.deformed(run.step.examples, state.step)
     pause = partial(stop_if_asked, run, log, result, signals)
     on_training, on_test = (
         evaluate(run.network, examples, config.cost, run.world, pause)

@@ -17,6 +17,7 @@ from bp_torch.checkpoint import CONFIG, LAST, NETWORK_FILE, CheckpointError, Sta
 from bp_torch.cli import train_command
 from bp_torch.convert import load as load_network
 from bp_torch.data import Examples, first_shuffled, load, permutation
+from bp_torch.deform import deformed
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import ALONE, World
 from bp_torch.files import replace_file
@@ -79,6 +80,8 @@ class Run:
         """Train from where the state is to the last step of its epoch."""
         state, step = self.state, self.step
         step.optimizer.learning_rate = self.learning_rate()
+        if self.config.deformation:  # into the memory that the step reads
+            deformed(self.training, self.config.deformation, self.config.seed, state.epoch, out=step.examples.x)
         for result in step.run(self.order(state.epoch)[..., state.steps * step.batch_size :], inspect):
             state.steps += 1
             state.step += 1
@@ -103,7 +106,7 @@ class Run:
 
     def alone(self) -> "Run":
         """This run as a single process, with no step recorded."""
-        step = self.config.training_step(self.network, self.step.optimizer, self.training, record=False)
+        step = self.config.training_step(self.network, self.step.optimizer, self.step.examples, record=False)
         return dataclasses.replace(self, step=step, world=ALONE)
 
 
@@ -138,7 +141,8 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
         network=config.network_name,
     )
     running = state.running if config.log else None
-    step = config.training_step(network, optimizer, training, running=running, world=world)
+    used = training._replace(x=training.x.clone()) if config.deformation else training
+    step = config.training_step(network, optimizer, used, running=running, world=world)
     set_precision(config.precision, device)
     set_threads(config.threads, step.batch_size * len(network.parameters))
     run = Run(config, config.resume or config.runs_dir, training, test, step, state, world)
