@@ -19,12 +19,22 @@ whole difference.
 """
 
 from bp_torch.verify.backward import check_own, check_step
-from bp_torch.verify.check import check, check_layer
+from bp_torch.verify.check import check, check_layer, check_module
 from bp_torch.verify.comparison import REFERENCES, Comparison
 from bp_torch.verify.references import tolerance_of
 from bp_torch.verify.report import Report
 
-__all__ = ["REFERENCES", "Comparison", "Report", "check", "check_layer", "check_own", "check_step", "tolerance_of"]
+__all__ = [
+    "REFERENCES",
+    "Comparison",
+    "Report",
+    "check",
+    "check_layer",
+    "check_module",
+    "check_own",
+    "check_step",
+    "tolerance_of",
+]
 
 
 def main(arguments: list[str]) -> None:

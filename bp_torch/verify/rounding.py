@@ -4,7 +4,6 @@ A difference of nearly equal numbers (1 − a of a saturated sigmoid, a gradient
 ReLU's z within rounding of 0) has only few correct digits, by hand or by autograd.
 """
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from bp_torch.verify.comparison import flat, norm
-from bp_torch.verify.inputs import Tensors
+from bp_torch.verify.inputs import Tensors, flat
 
 SAMPLES = 8
 
@@ -47,22 +45,43 @@ class PerturbLastDigit(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _perturb(self, t: Tensor) -> Tensor:
-        if not t.is_floating_point():
+        if not (t.is_floating_point() or t.is_complex()):
             return t
         wide = torch.promote_types(t.dtype, torch.float32)
         generator = self.generators.setdefault(t.device, torch.Generator(t.device).manual_seed(self.seed))
-        noise = torch.rand(t.shape, generator=generator, dtype=wide, device=t.device).mul_(2).sub_(1)
+        real = torch.float64 if wide in (torch.float64, torch.complex128) else torch.float32
+        noise = torch.rand(t.shape, generator=generator, dtype=real, device=t.device).mul_(2).sub_(1)
         return t * (1 + noise * torch.finfo(t.dtype).eps).to(t.dtype)
 
 
-def rounding_noise(gradients: Callable[[], Tensors], seed: int) -> dict[str, float]:
-    """The largest ‖change‖ of each of autograd's ``gradients`` over some perturbed runs."""
-    exact = gradients()
-    noise = dict.fromkeys(exact, 0.0)
+def rounding_noise(gradients: Callable[[], Tensors], seed: int) -> Tensors:
+    """The mean square by which each entry (n,) of autograd's ``gradients`` changes, over some perturbed runs."""
+    exact = {name: flat(g) for name, g in gradients().items()}
+    noise = {name: torch.zeros_like(g) for name, g in exact.items()}
     for sample in range(SAMPLES):
         with PerturbLastDigit(seed + sample):
             moved = gradients()
         for name, g in exact.items():
-            change = norm(flat(moved[name]) - flat(g))
-            noise[name] = max(noise[name], change if math.isfinite(change) else 0.0)
+            noise[name] += (flat(moved[name]) - g).square().nan_to_num(0, 0, 0) / SAMPLES
     return noise
+
+
+class Widths(TorchDispatchMode):
+    """A context that notes in which dtypes of real or complex numbers operations compute.
+
+    Attributes:
+        eps: the coarsest rounding among them; 0 before the first.
+    """
+
+    def __init__(self) -> None:
+        """With nothing noted."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.eps = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func`` and note the dtypes of what it takes and returns."""
+        result = func(*args, **(kwargs or {}))
+        for t in tree_leaves((args, kwargs, result)):
+            if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex()):
+                self.eps = max(self.eps, torch.finfo(t.dtype).eps)
+        return result
