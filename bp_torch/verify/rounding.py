@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -36,6 +37,11 @@ class PerturbLastDigit(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.seed = seed
         self.generators: dict[torch.device, torch.Generator] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled: so the compiler, which takes a second or more, is not loaded."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func``, with perturbed inputs if it rounds and writes nothing in place."""
@@ -66,7 +72,7 @@ def rounding_noise(gradients: Callable[[], Tensors], seed: int) -> Tensors:
     return noise
 
 
-class Widths(TorchDispatchMode):
+class Widths(TorchFunctionMode):
     """A context that notes in which dtypes of real or complex numbers operations compute.
 
     Attributes:
@@ -75,10 +81,10 @@ class Widths(TorchDispatchMode):
 
     def __init__(self) -> None:
         """With nothing noted."""
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.eps = 0.0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func`` and note the dtypes of what it takes and returns."""
         result = func(*args, **(kwargs or {}))
         for t in tree_leaves((args, kwargs, result)):
