@@ -5,6 +5,8 @@ import io
 import json
 import math
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -245,7 +247,7 @@ def one_row_off(g: Tensor) -> Tensor:
         (lambda g: g.reshape(-1), "the right numbers in another shape"),
         (lambda g: g * 0, "is zero throughout"),
         (lambda g: g * (torch.arange(5) != 2), "is zero in 5 entries where it should not be"),
-        (lambda g: g + 0.125, "constant along dimension 0"),
+        (lambda g: g + 0.125, "off by the same amount in every entry, 0.125"),
         (one_row_off, "is wrong only at index 3 of dimension 0"),
         (lambda g: g + 0.1 * randn(5, 5, seed=9).to(g.dtype), None),
         (lambda g: g * (1 + 0.01 * randn(5, 5, seed=9).to(g.dtype)), None),
@@ -706,22 +708,30 @@ def test_command_prints_each_combination_once(digits: tuple[str, ...]) -> None:
     text, code = run("--depths 2 --batch-sizes 1 7 --dtypes float32 --coordinates 0", *digits)
     lines = [line for line in text.splitlines() if line.startswith("ok ")]
     assert code == 0 and len(lines) == len(COMBINATIONS) == 36
-    assert "504 gradients of 72 networks right" in text
+    assert "612 gradients of 72 networks right" in text
 
 
 def test_verbose_and_json_print_every_comparison(digits: tuple[str, ...]) -> None:
     text, code = run("--depths 1 2 --batch-sizes 2 --dtypes float64 --verbose", *digits)
-    assert code == 0 and sum(line.startswith("ok ") for line in text.splitlines()) == 36 * (4 + 7) * 3
+    assert code == 0 and sum(line.startswith("ok ") for line in text.splitlines()) == 36 * ((4 + 7) * 2 + 2 * 4)
     as_json, code = run("--depths 1 --batch-sizes 2 --dtypes float64 --json", *digits)
     found = json.loads(as_json)
     assert code == 0 and found["ok"] and len(found["networks"]) == 36
-    assert {c["gradient"] for c in found["networks"][0]["comparisons"] if c["ok"]} == {"W1", "b1", "δ1", "x"}
+    assert {c["gradient"] for c in found["networks"][0]["comparisons"] if c["ok"]} == {
+        "W1",
+        "b1",
+        "δ1",
+        "x",
+        "costs",
+        "each example",
+        "recorded",
+    }
 
 
 def test_command_exits_1_with_a_diagnosis(digits: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backprop, "output_delta", sum_not_mean)
     text, code = run("--depths 2 --batch-sizes 7 --dtypes float32 --coordinates 0", *digits)
-    assert code == 1 and "252 of 252 gradients wrong" in text
+    assert code == 1 and "288 of 360 gradients wrong" in text
     assert "is 7 times what it should be, the batch size: the mean over the batch is missing? (36 networks)" in text
 
 
@@ -733,8 +743,8 @@ def test_command_checks_a_trained_network(
         Config(runs_dir=tmp_path, data_dir=data_dir, epochs=1, train_examples=500, device="cpu", activation="relu")
     )
     text, code = run("", "--run", str(folder), "--device", "cpu")
-    assert code == 0 and "784-16-16-10" in text and "80 gradients of 8 networks right" in text
-    assert sum(line.startswith("ok ") for line in text.splitlines()) == 10
+    assert code == 0 and "784-16-16-10" in text and "86 gradients of 8 networks right" in text
+    assert sum(line.startswith("ok ") for line in text.splitlines()) == 13
     capsys.readouterr()
     assert run("", "--run", str(tmp_path / "nowhere"))[1] == 1
     assert "no run in" in capsys.readouterr().err
@@ -754,3 +764,38 @@ def test_bad_arguments_are_reported_in_one_line(arguments: str, said: str, capsy
     assert run(arguments)[1] == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "gradient"),
+    [("per_example_gradients", "each example"), ("example_costs", "costs")],
+)
+def test_command_judges_costs_and_single_examples(
+    target: str, gradient: str, digits: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(backprop, target)
+
+    def wrong(*given: Any, **named: Any) -> Tensor:
+        found: Tensor = right(*given, **named)
+        return found.mul_(1.01)
+
+    monkeypatch.setattr(backprop, target, wrong)
+    text, code = run("--depths 1 --batch-sizes 3 7 --dtypes float64 --coordinates 0", *digits)
+    assert code == 1 and gradient in text
+
+
+def test_command_judges_a_replayed_recording(digits: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bp_torch.recorder.Recording.replay", lambda recording: None)
+    text, code = run("--depths 2 --batch-sizes 3 7 --dtypes float64 --coordinates 0", *digits)
+    assert code == 1 and "recorded" in text
+
+
+def test_check_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("", "--data-dir", str(tmp_path / "nowhere"))[1] == 1
+    assert "there is no folder" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_import_loads_no_plots_and_no_compiler() -> None:
+    code = "import sys, bp_torch.verify; print([m for m in sys.modules if m.split('.')[0] in {'torchvision', "
+    code += "'matplotlib', 'tensorboard'} or m == 'torch._dynamo'])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -38,7 +38,10 @@ __all__ = [
 
 
 def main(arguments: list[str]) -> None:
-    """``python -m bp_torch verify``."""
-    from bp_torch.verify import command  # not above: training imports this package, and the command imports training
+    """``python -m bp_torch verify``, and ``python -m bp_torch verify bench``."""
+    from bp_torch.verify import bench, command  # not above: training imports this package; command imports training
 
-    command.main(arguments)
+    if arguments[:1] == ["bench"]:
+        bench.main(arguments[1:])
+    else:
+        command.main(arguments)

@@ -73,12 +73,17 @@ class Differences:
         self.inputs = inputs | {name: inputs[name].clone(memory_format=torch.contiguous_format)}
         self.entries = real_view(self.inputs[name])
         self.start = self.entries.clone()
+        self.copies = True  # until it is known that the function works on none of its inputs in place
         self.middle = self.value()
+        with torch.inference_mode(False), torch.no_grad():
+            lent = copies(self.inputs)
+            self.function(lent)
+        self.copies = not all(torch.equal(lent[key], t) for key, t in self.inputs.items())
 
     def value(self) -> float:
         """The function at ``entries``, as they are now."""
         with torch.inference_mode(False), torch.no_grad():
-            return float(self.function(copies(self.inputs)))
+            return float(self.function(copies(self.inputs) if self.copies else dict(self.inputs)))
 
     def at_entry(self, i: int, negligible: float) -> Derivative:
         """The derivative by entry ``i``; it may be ``kinked``."""

@@ -224,7 +224,10 @@ class Judge:
             given, right = candidate.widened[name].reshape(shape), references.gradients["float64"]
             expected = {n: Estimate("float64", v, None, norm(v), tolerance) for n, v in right.items()}
             tolerance = tolerance_of(torch.float64 if candidate.widened_eps < EPS32 else torch.float32)
-        noise = 0.0 if in_float64 else references.noise_allowance(name)
+        noise, problem = 0.0 if in_float64 else references.noise_allowance(name), references.problem
+        if in_float64 and references.inputs64:
+            arguments = problem.arguments.arguments | references.inputs64
+            problem = replace(problem, arguments=problem.arguments.replaced(arguments))
         return WrongGradient(
             name,
             given,
@@ -234,7 +237,7 @@ class Judge:
             self._beside(in_float64),
             tolerance,
             noise,
-            references.problem,
+            problem,
             self.batch_size,
         )
 

@@ -155,7 +155,8 @@ class References:
         found = list[Derivative]()
         try:
             differences = self.differences(name)
-            along = self._along_directions(differences, n, size, tolerance) if len(indices) < n else None
+            few = len(indices) == n or len(indices) < DIRECTIONS
+            along = None if few else self._along_directions(differences, n, size, tolerance)
             for i in tqdm(indices.tolist(), desc=f"central differences of {name}", leave=False, disable=None, delay=2):
                 if found and time.monotonic() - start > seconds:
                     break

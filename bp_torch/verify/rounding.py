@@ -23,13 +23,13 @@ class PerturbLastDigit(TorchDispatchMode):
     """A context in which the inputs of every operation that rounds are off by up to one unit of rounding, at random.
 
     So each result has an error such as its own arithmetic makes (Parker 1997, Monte Carlo arithmetic). Operations
-    that only select or move numbers (relu, max, where, index) run unperturbed.
+    that only select or move numbers (relu, max, where, index, and their backwards) run unperturbed.
     """
 
     ROUNDS = re.compile(
-        r"(add)?mm|(badd)?bmm|mv|dot|linear|convolution|add|r?sub|mul|div|addcmul|addcdiv|sum|cumsum|prod|mean|var|std|"
+        r"(?!threshold|hard|leaky|max_pool)((add)?mm|(badd)?bmm|mv|dot|linear|convolution|add|r?sub|mul|div|addcmul|addcdiv|sum|cumsum|prod|mean|var|std|"
         r"var_mean|exp|expm1|log|log1p|logsumexp|pow|r?sqrt|reciprocal|square|sigmoid|tanh|erf|sin|cos|"
-        r".*(norm|softmax|attention|_backward).*"
+        r".*(norm|softmax|attention|_backward).*)"
     )
 
     def __init__(self, seed: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bp_torch.verify.comparison import norm
-from bp_torch.verify.inputs import flat
+from bp_torch.verify.inputs import copies, flat
 from bp_torch.verify.problem import Problem, autograd
 
 Arguments = dict[str, Any]
@@ -52,7 +52,7 @@ def factor_of(ours: Tensor, right: Tensor, tolerance: float) -> float | None:
 
 def cause(problem: Problem, name: str, factor: float, tolerance: float) -> str | None:
     """Which length makes the gradient of ``name`` ``factor`` times too large, if other lengths show it."""
-    here = dict(problem.arguments.arguments)
+    here = problem.arguments.arguments | _output(problem)
     matching = [(q, form) for q in quantities(here) for form in FORMS if _close(form[1](q[1](here)), abs(factor))]
     if not matching or not problem.is_function:
         return None
@@ -99,7 +99,16 @@ def measure(problem: Problem, name: str, tolerance: float) -> Iterator[Measured]
             continue
         made += 1
         if len(ours) == len(right) and (factor := factor_of(ours, right, tolerance)) is not None:
-            yield Measured(arguments, factor)
+            yield Measured(arguments | _output(other), factor)
+
+
+def _output(problem: Problem) -> Arguments:
+    """dy, if there is one output that is not a scalar: it has lengths of its own."""
+    if problem.scalar:
+        return {}
+    with torch.no_grad():
+        outputs = problem.outputs(problem.reference or problem.forward, copies(problem.inputs))
+    return {"dy": outputs[0]} if len(outputs) == 1 else {}
 
 
 def shortened(arguments: Arguments) -> Iterator[Arguments]:
