@@ -213,6 +213,23 @@ class Judge:
             text = diagnose(self._wrong_gradient(name), self.hypotheses) or self._low_precision(name)
         if text:
             report.diagnoses.setdefault(text, []).append(name)
+        elif name not in report.problems and name in self.expected:
+            report.where[name] = self._where(name)
+
+    def _where(self, name: str) -> str:
+        """How many entries are off, and the one that is furthest off."""
+        estimate, shape = self.expected[name], as_real(self.references.inputs[name]).shape
+        if estimate.entries is not None:
+            return "differs, and no pattern that is known explains it"
+        ours, right = flat(self.candidate.gradients[name]), estimate.values
+        off = (ours - right).abs()
+        limit = self.references.tolerance * float(right.abs().max()) + self.references.underflow
+        at = [int(k) for k in torch.unravel_index(off.argmax(), shape)]
+        i = int(off.argmax())
+        return (
+            f"{int((off > limit).sum()):,} of {len(off):,} entries are off, and no pattern that is known explains it; "
+            f"the furthest is at {at}: {float(ours[i]):.6g}, where {float(right[i]):.6g} is right"
+        )
 
     def _wrong_gradient(self, name: str) -> WrongGradient:
         """In float64 if the gradient is wrong there too: there is less rounding to hide in."""
@@ -291,7 +308,7 @@ class Judge:
                     low - room <= float(ours[i]) <= high + room
                 ):
                     return None
-                found.append((i, low, high))
+                found.append((i, low + 0.0, high + 0.0))
         except Exception:  # a step may leave the region in which the function can be evaluated
             return None
         i, low, high = found[0]

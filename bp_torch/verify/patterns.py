@@ -76,8 +76,20 @@ def mask(wrong: WrongGradient) -> Iterator[Pair]:
         yield text, ours[~zero], right[~zero]
     if missing.any():
         entries = count(int(missing.sum()), "entry", "entries")
-        text = f"is zero in {entries} where it should not be, and right elsewhere: masked too much, or not all written?"
+        where = _whole_slices(missing)
+        text = (
+            f"is zero in {entries} where it should not be{where}, and right elsewhere: masked too much, or not written?"
+        )
         yield text, ours, right.masked_fill(missing, 0)
+
+
+def _whole_slices(chosen: Tensor) -> str:
+    """The indices of a dimension that the chosen entries fill, in brackets; "" if they fill none."""
+    for d in (d for d in range(chosen.ndim) if chosen.ndim > 1):
+        rows = slices(chosen, d)
+        if bool((rows.all(1) | ~rows.any(1)).all()):
+            return f" (all of {_indices(rows.all(1)).rstrip(',')} of dimension {d})"
+    return ""
 
 
 def signs(wrong: WrongGradient) -> Iterator[Pair]:

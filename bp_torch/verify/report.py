@@ -31,6 +31,7 @@ class Report:
         forward: how the forward differs from the reference; "" if it does not.
         unjudged: the inputs of which no gradient is judged, and why.
         multiples: by gradient, its error as a multiple of autograd's own in the same dtype, both against float64.
+        where: by gradient, where it is wrong, if no diagnosis says so.
         slopes: computes by gradient the slope of the Taylor remainder, 2 if the gradient is right.
     """
 
@@ -46,6 +47,7 @@ class Report:
     forward: str = ""
     unjudged: dict[str, str] = field(default_factory=dict)
     multiples: dict[str, float] = field(default_factory=dict)
+    where: dict[str, str] = field(default_factory=dict)
     slopes: Callable[[], dict[str, float]] = field(default=dict, repr=False, compare=False)
 
     def __bool__(self) -> bool:
@@ -145,7 +147,7 @@ class Report:
         for name in self.wrong:
             for text in (*self.setup.get(name, ()), *self.problems.get(name, ())):
                 found.setdefault(text, []).append(name)
-            for texts in (self.kinks, self.noise):
+            for texts in (self.kinks, self.noise, self.where):
                 if name in texts:
                     found.setdefault(texts[name], []).append(name)
         return [f"{', '.join(names)}: {text}" for text, names in found.items()]
