@@ -286,16 +286,16 @@ class Judge:
             return None
         if references.inputs[name].is_complex():
             return None
-        ours, right = (
-            flat(self.candidate.gradients[name]),
-            references.gradients["float64" if ("float64" in references.gradients) else "autograd"][name],
-        )
+        in_float64 = any(c.reference == "widened" and c.gradient == name for c in self.report.comparisons)
+        best = references.gradients.get("float64", references.gradients["autograd"])
+        ours = self.candidate.widened[name] if in_float64 else flat(self.candidate.gradients[name])
+        right, tolerance = best[name], WIDENED if in_float64 else references.tolerance
         if len(ours) != len(right) or not ours.isfinite().all() or not right.isfinite().all():
             return None
         off = (ours - right).abs()
         order = off.argsort(descending=True)
         left = (off[order] ** 2).flip(0).cumsum(0).flip(0).sqrt()
-        differing = order[: int((left > references.tolerance * norm(right) + references.underflow).sum())].tolist()
+        differing = order[: int((left > tolerance * norm(right) + references.underflow).sum())].tolist()
         if not 0 < len(differing) <= KINKS:
             return None
         try:

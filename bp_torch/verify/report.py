@@ -138,7 +138,7 @@ class Report:
             return f"{self.verdict}: the forward is not the reference; {total} compared{unjudged}"
         if not self.wrong:
             return f"{self.verdict}: {total} right{unjudged}"
-        what = {"WRONG": "wrong", "KINK": "differs, on kinks only", "NOISE": "cannot be told at this precision"}
+        what = {"WRONG": "wrong", "KINK": "off, on kinks only", "NOISE": "cannot be told at this precision"}
         return f"{self.verdict}: {len(self.wrong):,} of {total} {what.get(self.verdict, 'cannot be judged')}{unjudged}"
 
     def problem_lines(self) -> list[str]:
