@@ -20,6 +20,7 @@ from bp_torch.cli import parse
 from bp_torch.convert import MODULES
 from bp_torch.costs import COSTS
 from bp_torch.training import Config, train
+from bp_torch.verify import bench
 from bp_torch.verify import command as verify
 
 ROOT = Path(__file__).parent.parent
@@ -133,7 +134,8 @@ def numbers(line: str) -> list[float]:
 def options_of(command: str, idea: str = "") -> type[Any]:
     if command == "explain":
         return explain.AllOptions if idea == "all" else explain.load_idea(idea).Options
-    return {"train": Config, "verify": verify.Options, "benchmark": benchmark.Options}[command]
+    options = {"train": Config, "verify": verify.Options, "bench": bench.Options, "benchmark": benchmark.Options}
+    return options[command]
 
 
 def commands() -> list[str]:
@@ -152,6 +154,8 @@ def test_commands_are_accepted(line: str) -> None:
         command, arguments = "train", words[words.index("train.py") + 1 :]
     else:
         command, *arguments = words[words.index("bp_torch") + 1 :] if "bp_torch" in words else words[1:] or ["train"]
+    if command == "verify" and arguments[:1] == ["bench"]:
+        command, arguments = "bench", arguments[1:]
     idea = arguments.pop(0) if command == "explain" and arguments else "all"
     if idea == "IDEA":
         idea = "all"
