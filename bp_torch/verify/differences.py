@@ -95,20 +95,21 @@ class Differences:
 
         derivative = central_difference(at, self.middle, x, negligible)
         self.entries[i] = x
-        unit = torch.zeros_like(self.start)
+        unit = torch.zeros(len(self.start), dtype=torch.float64)
         unit[i] = 1.0
         return self._looked_at_for_kinks(derivative, unit, negligible)
 
     def along(self, direction: Tensor, negligible: float) -> Derivative:
-        """The derivative along ``direction`` (n,); it may be ``kinked``."""
-
-        def at(step: float) -> float:
-            torch.add(self.start, direction, alpha=step, out=self.entries)
-            return self.value()
-
-        derivative = central_difference(at, self.middle, 0.0, negligible)
+        """The derivative along ``direction`` (n,), on the CPU; it may be ``kinked``."""
+        there = direction.to(self.start.device)
+        derivative = central_difference(lambda step: self.moved(there, step), self.middle, 0.0, negligible)
         self.entries.copy_(self.start)
         return self._looked_at_for_kinks(derivative, direction, negligible)
+
+    def moved(self, direction: Tensor, step: float) -> float:
+        """The function a ``step`` along ``direction`` from its place; ``entries`` stay there."""
+        torch.add(self.start, direction, alpha=step, out=self.entries)
+        return self.value()
 
     def _looked_at_for_kinks(self, derivative: Derivative, direction: Tensor, negligible: float) -> Derivative:
         """``kinked`` too if it is not autograd's, and autograd's own changes by as much within a step.
@@ -122,7 +123,7 @@ class Differences:
         if not derivative.kinked and off > 10 * negligible + derivative.uncertainty:
             for factor in (1, 0.5, -0.5, -1):
                 moved = copies(self.inputs)
-                real_view(moved[self.name]).add_(direction, alpha=factor * derivative.step)
+                real_view(moved[self.name]).add_(direction.to(self.start.device), alpha=factor * derivative.step)
                 if abs(float(self.gradient(moved) @ direction) - here) > off / 4:
                     return derivative._replace(kinked=True)
         return derivative

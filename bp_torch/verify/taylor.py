@@ -27,8 +27,8 @@ def slopes(references: References, candidate: Candidate) -> dict[str, float]:
         slope, size = float(ours @ v), max(abs(differences.middle), 1e-300)
         remainders = []
         for h in (1e-2, 1e-3):
-            torch.add(differences.start, v, alpha=h, out=differences.entries)
-            remainders.append(abs(differences.value() - differences.middle - h * slope))
+            moved = differences.moved(v.to(differences.start.device), h)
+            remainders.append(abs(moved - differences.middle - h * slope))
         if min(remainders) > 1e-13 * size:
             found[name] = math.log10(remainders[0] / remainders[1])
     return found
