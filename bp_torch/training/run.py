@@ -32,7 +32,10 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Run:
-    """A run in memory, and its folder. ``state`` holds the tensors that training changes, so it is always current."""
+    """A run in memory, and its folder. ``state`` holds the tensors that training changes, so it is always current.
+
+    ``inspect`` is called with each step before its update.
+    """
 
     config: Config
     folder: Path
@@ -41,6 +44,7 @@ class Run:
     step: TrainingStep
     state: State
     world: World
+    inspect: Inspect | None = dataclasses.field(default=None, kw_only=True)
     _drawn: tuple[int, Tensor] | None = dataclasses.field(default=None, kw_only=True)
 
     @property
@@ -76,13 +80,13 @@ class Run:
         """Whether training may go on: no parameter is NaN or ∞."""
         return bool(torch.isfinite(self.state.parameters).all())
 
-    def rest_of_epoch(self, inspect: Inspect | None = None) -> Iterator[StepResult]:
+    def rest_of_epoch(self) -> Iterator[StepResult]:
         """Train from where the state is to the last step of its epoch."""
         state, step = self.state, self.step
         step.optimizer.learning_rate = self.learning_rate()
         if self.config.deformation:  # into the memory that the step reads
             deformed(self.training, self.config.deformation, self.config.seed, state.epoch, out=step.examples.x)
-        for result in step.run(self.order(state.epoch)[..., state.steps * step.batch_size :], inspect):
+        for result in step.run(self.order(state.epoch)[..., state.steps * step.batch_size :], self.inspect):
             state.steps += 1
             state.step += 1
             yield result
@@ -105,9 +109,9 @@ class Run:
         self.state.become(state)
 
     def alone(self) -> "Run":
-        """This run as a single process, with no step recorded."""
+        """This run as a single process, with no step recorded or inspected."""
         step = self.config.training_step(self.network, self.step.optimizer, self.step.examples, record=False)
-        return dataclasses.replace(self, step=step, world=ALONE)
+        return dataclasses.replace(self, step=step, world=ALONE, inspect=None)
 
 
 @contextmanager
