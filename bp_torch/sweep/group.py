@@ -56,8 +56,9 @@ class GroupState(State):
                 raise ValueError
 
     def mark(self, wrong: list[bool], step: int) -> None:
-        """Note the networks that went wrong by ``step``, if they had not before."""
-        self.diverged = [known or step * new for known, new in zip(self.diverged, wrong, strict=True)]
+        """Note the networks that went wrong by ``step``, if they had not before that."""
+        pairs = zip(self.diverged, wrong, strict=True)
+        self.diverged = [min(known or step, step) if new else known for known, new in pairs]
 
 
 class Curves(RunLog):
