@@ -293,14 +293,15 @@ def test_stopped_sweep_names_the_command_to_continue(config: SweepConfig, monkey
 def test_sweep_goes_on_from_its_checkpoint_with_a_network_that_diverged(
     config: SweepConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wild = replace(config, learning_rate=(0.001, 100.0), seeds=1, activation="identity", output_activation="identity")
+    wild = replace(config, learning_rate=(0.001, 100.0), activation="identity", output_activation="identity")
+    wild = replace(wild, seeds=1, at_once=4)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Signals, "asked", lambda signals, step, *_: step == 25)
         sweep(wild)
     folder = config.runs_dir / "one"
     capsys.readouterr()
     sweep(replace(wild, resume=folder))
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("    1/2")]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("    1/1")]
     assert [int(line[1]) for line in lines] == list(range(3, 9)), "25 steps are two epochs and a half"
     report = json.loads((folder / "sweep.json").read_text())
     assert [network["diverged_at_step"] for network in report["networks"]] == [None, None, 3, 3]
