@@ -47,16 +47,22 @@ def groups(config: SweepConfig, device: torch.device) -> list[list[Config]]:
     """
     members, settings = config.members(), len(config.settings)
     one_seed = config.seeds == 1 or (config.at_once is None and device.type == "cpu" and settings >= ENOUGH)
-    size = working_set(members[0], own_batch=not one_seed)
-    room, free = free_memory(device) // (COPIES * size), free_memory(device)
-    at_once = config.at_once or max(1, min(room, CACHE // size if device.type == "cpu" else MANY))
-    if min(at_once, len(members)) > max(1, room):
+    at_once = config.at_once or quickest(members[0], device, own_batch=not one_seed)
+    needed = COPIES * working_set(members[0], own_batch=not one_seed) * min(at_once, len(members))
+    if config.at_once and len(members) > 1 and needed > (free := free_memory(device)):
         raise ValueError(
-            f"--at-once {at_once}: {min(at_once, len(members)):,} networks need about "
-            f"{gigabytes(COPIES * size * min(at_once, len(members)))}, {device} has {gigabytes(free)} free"
+            f"--at-once {at_once}: {min(at_once, len(members)):,} networks need about {gigabytes(needed)}, "
+            f"{device} has {gigabytes(free)} free"
         )
     blocks = [members[i : i + settings] for i in range(0, len(members), settings)] if one_seed else [members]
     return [part for block in blocks for part in even_parts(block, at_once)]
+
+
+def quickest(member: Config, device: torch.device, *, own_batch: bool) -> int:
+    """How many networks like ``member`` take the least time each when they are trained at once."""
+    size = working_set(member, own_batch=own_batch)
+    most = CACHE // size if device.type == "cpu" else MANY
+    return max(1, min(most, free_memory(device) // (COPIES * size)))
 
 
 def even_parts(members: list[Config], most: int) -> list[list[Config]]:
