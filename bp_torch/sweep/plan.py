@@ -4,9 +4,9 @@ On a CPU the step of K networks saves the time between the operations, until wha
 every operation waits for memory. A network works on its parameters, their gradient, its activations and δ, and, where
 each has a shuffle of its own, on its mini-batch. Time for each network as a part of that of one trained alone:
 
-    networks at once         2     4     8    16    32    64
-    one shuffle for all   0.80  0.70  0.63  0.59  0.61  0.59
-    a shuffle each        0.87  0.81  0.77  0.84  1.04  1.36
+    networks at once         2     3     4     8    12    16    32    64
+    one shuffle for all   0.86  0.72  0.69  0.61  0.62  0.65  0.62  0.64
+    a shuffle each        0.88  0.88  0.78  0.80  0.80  0.88  1.07  1.20
 
 784-16-16-10, batches of 100, one thread of an AMD EPYC (Zen 5, 1 MB of level-2 cache for each core), torch 2.14.1,
 2026-11-24, medians of seven turns while other processes ran. Hence: a group works on no more than ``CACHE``, which is 8
@@ -26,9 +26,9 @@ from bp_torch.training.config import Config
 CACHE = 2**22
 """Bytes that a group on a CPU works on."""
 
-ENOUGH = 4
-"""Settings from which on networks of one seed make a group of their own: four that share a batch take less time than
-eight with a batch each."""
+ENOUGH = 3
+"""Settings from which on networks of one seed make a group of their own: three that share a batch take less time each
+than eight with a batch each."""
 
 MANY = 128
 """The most networks of a group on a GPU."""
