@@ -290,6 +290,25 @@ def test_stopped_sweep_names_the_command_to_continue(config: SweepConfig, monkey
     assert torch.equal(weights(folder, best), weights(whole, best))
 
 
+def test_sweep_goes_on_from_its_checkpoint_with_a_network_that_diverged(
+    config: SweepConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = replace(config, learning_rate=(0.001, 100.0), activation="identity", output_activation="identity")
+    wild = replace(wild, seeds=1, at_once=4)
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Signals, "asked", lambda signals, step, *_: step == 25)
+        sweep(wild)
+    folder = config.runs_dir / "one"
+    capsys.readouterr()
+    sweep(replace(wild, resume=folder))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("    1/1")]
+    assert [int(line[1]) for line in lines] == list(range(3, 9)), "25 steps are two epochs and a half"
+    report = json.loads((folder / "sweep.json").read_text())
+    assert [network["diverged_at_step"] for network in report["networks"]] == [None, None, 3, 3]
+    whole = sweep(replace(wild, run_name="whole"))
+    assert torch.equal(weights(folder, wild.members()[:2]), weights(whole, wild.members()[:2]))
+
+
 def test_sweep_that_is_being_trained_cannot_be_resumed_meanwhile(config: SweepConfig) -> None:
     folder = config.runs_dir / "one"
     child = FORK.Process(target=sweep, args=(replace(config, epochs=10_000),))

@@ -56,8 +56,9 @@ class GroupState(State):
                 raise ValueError
 
     def mark(self, wrong: list[bool], step: int) -> None:
-        """Note the networks that went wrong by ``step``, if they had not before."""
-        self.diverged = [known or step * new for known, new in zip(self.diverged, wrong, strict=True)]
+        """Note the networks that went wrong by ``step``, if they had not before that."""
+        pairs = zip(self.diverged, wrong, strict=True)
+        self.diverged = [min(known or step, step) if new else known for known, new in pairs]
 
 
 class Curves(RunLog):
@@ -93,6 +94,7 @@ class Group(Run):
 
     members: list[Config]
     state: GroupState
+    chosen: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def examples(self) -> int:
@@ -116,8 +118,10 @@ class Group(Run):
 
     def _chosen(self, seed: int) -> Tensor:
         """The training examples of this seed, as indices."""
-        every = torch.arange(len(self.training.labels), device=self.network.device)
-        return first_shuffled(Examples(every, every), self.examples, seed).labels
+        if seed not in self.chosen:
+            every = torch.arange(len(self.training.labels), device=self.network.device)
+            self.chosen[seed] = first_shuffled(Examples(every, every), self.examples, seed).labels
+        return self.chosen[seed]
 
     def is_finite(self) -> bool:
         """True, once the networks with a number that is not are marked, and set to zero: a checkpoint has none."""

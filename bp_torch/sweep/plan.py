@@ -4,9 +4,9 @@ On a CPU the step of K networks saves the time between the operations, until wha
 every operation waits for memory. A network works on its parameters, their gradient, its activations and δ, and, where
 each has a shuffle of its own, on its mini-batch. Time for each network as a part of that of one trained alone:
 
-    networks at once         2     4     8    16    32    64
-    one shuffle for all   0.80  0.70  0.63  0.59  0.61  0.59
-    a shuffle each        0.87  0.81  0.77  0.84  1.04  1.36
+    networks at once         2     3     4     8    12    16    32    64
+    one shuffle for all   0.86  0.72  0.69  0.61  0.62  0.65  0.62  0.64
+    a shuffle each        0.88  0.88  0.78  0.80  0.80  0.88  1.07  1.20
 
 784-16-16-10, batches of 100, one thread of an AMD EPYC (Zen 5, 1 MB of level-2 cache for each core), torch 2.14.1,
 2026-11-24, medians of seven turns while other processes ran. Hence: a group works on no more than ``CACHE``, which is 8
@@ -26,9 +26,9 @@ from bp_torch.training.config import Config
 CACHE = 2**22
 """Bytes that a group on a CPU works on."""
 
-ENOUGH = 4
-"""Settings from which on networks of one seed make a group of their own: four that share a batch take less time than
-eight with a batch each."""
+ENOUGH = 3
+"""Settings from which on networks of one seed make a group of their own: three that share a batch take less time each
+than eight with a batch each."""
 
 MANY = 128
 """The most networks of a group on a GPU."""
@@ -47,16 +47,22 @@ def groups(config: SweepConfig, device: torch.device) -> list[list[Config]]:
     """
     members, settings = config.members(), len(config.settings)
     one_seed = config.seeds == 1 or (config.at_once is None and device.type == "cpu" and settings >= ENOUGH)
-    size = working_set(members[0], own_batch=not one_seed)
-    room, free = free_memory(device) // (COPIES * size), free_memory(device)
-    at_once = config.at_once or max(1, min(room, CACHE // size if device.type == "cpu" else MANY))
-    if min(at_once, len(members)) > max(1, room):
+    at_once = config.at_once or quickest(members[0], device, own_batch=not one_seed)
+    needed = COPIES * working_set(members[0], own_batch=not one_seed) * min(at_once, len(members))
+    if config.at_once and len(members) > 1 and needed > (free := free_memory(device)):
         raise ValueError(
-            f"--at-once {at_once}: {min(at_once, len(members)):,} networks need about "
-            f"{gigabytes(COPIES * size * min(at_once, len(members)))}, {device} has {gigabytes(free)} free"
+            f"--at-once {at_once}: {min(at_once, len(members)):,} networks need about {gigabytes(needed)}, "
+            f"{device} has {gigabytes(free)} free"
         )
     blocks = [members[i : i + settings] for i in range(0, len(members), settings)] if one_seed else [members]
     return [part for block in blocks for part in even_parts(block, at_once)]
+
+
+def quickest(member: Config, device: torch.device, *, own_batch: bool) -> int:
+    """How many networks like ``member`` take the least time each when they are trained at once."""
+    size = working_set(member, own_batch=own_batch)
+    most = CACHE // size if device.type == "cpu" else MANY
+    return max(1, min(most, free_memory(device) // (COPIES * size)))
 
 
 def even_parts(members: list[Config], most: int) -> list[list[Config]]:
