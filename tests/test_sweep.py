@@ -22,6 +22,7 @@ from bp_torch.sweep.command import main
 from bp_torch.sweep.plan import CACHE, COPIES, groups, working_set
 from bp_torch.training import Config, Stopped, TrainingError, open_run, read_config, train
 from bp_torch.training.interruption import Signals
+from bp_torch.training.run import default_run_name
 from tests.conftest import brief_run, curves, relative_error
 from tests.test_distributed import FORK, codes, start
 
@@ -420,3 +421,8 @@ def test_only_some_flags_may_change_on_resuming(
     with pytest.raises(SystemExit):
         main(["--resume", str(tmp_path)])
     assert "no sweep in" in capsys.readouterr().err
+
+
+def test_default_name_says_what_differs_from_the_defaults() -> None:
+    config = SweepConfig(learning_rate=(0.3, 1.0), seeds=4, at_once=2, save="best")
+    assert default_run_name(config).split("_", 2)[2] == "784-16-16-10_learning-rate-0.3-1.0_seeds-4"

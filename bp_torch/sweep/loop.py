@@ -14,9 +14,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
-from bp_torch.checkpoint import LAST, CheckpointError, held, make_folder, remove_unfinished_folders
+from bp_torch.checkpoint import LAST, LOCK, CheckpointError, held, make_folder, remove_unfinished_folders
 from bp_torch.data import Examples
 from bp_torch.device import choose_device, set_precision, set_threads
 from bp_torch.distributed import World, joined, local_device
@@ -58,7 +59,8 @@ def sweep(config: SweepConfig, store: str = "env://") -> Path:
             print(introduction(config, plan, device, world))
         train_groups(config, plan, range(world.rank, len(plan), world.size), data, folder)
         if all((folder / GROUPS / str(number) / RESULTS).exists() for number in range(1, len(plan) + 1)):
-            finish(config, plan, data, folder)
+            with FileLock(folder / GROUPS / LOCK):  # two processes may end at the same time
+                finish(config, plan, data, folder)
     return folder
 
 
