@@ -20,8 +20,9 @@ from bp_torch.data import Examples
 from bp_torch.sweep import Group, SweepConfig, new_group, sweep
 from bp_torch.sweep.command import main
 from bp_torch.sweep.plan import CACHE, COPIES, groups, working_set
-from bp_torch.training import Config, Stopped, TrainingError, open_run, read_config, train
+from bp_torch.training import Config, Stopped, TrainingError, evaluate, open_run, read_config, train
 from bp_torch.training.interruption import Signals
+from bp_torch.training.run import default_run_name
 from tests.conftest import brief_run, curves, relative_error
 from tests.test_distributed import FORK, codes, start
 
@@ -334,9 +335,32 @@ def test_checkpoint_of_another_group_is_refused(config: SweepConfig, monkeypatch
         torch.save(fields | change, path)
         with pytest.raises(CheckpointError, match=r"last\.pt is damaged, or not a checkpoint|is of another network"):
             sweep(replace(config, resume=folder))
-    (folder / "groups.json").write_text('[["other"]]')
-    with pytest.raises(CheckpointError, match=r"groups\.json is damaged, or of another sweep"):
-        sweep(replace(config, resume=folder))
+    for plan in ('[["other"]]', "[]", "{", "[[3]]"):
+        (folder / "groups.json").write_text(plan)
+        with pytest.raises(CheckpointError, match=r"groups\.json is damaged, or of another sweep"):
+            sweep(replace(config, resume=folder))
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "3", '{"accuracy": [], "cost": [], "best": [], "diverged": []}'])
+def test_damaged_results_are_named(content: str, config: SweepConfig) -> None:
+    folder = sweep(replace(config, epochs=1))
+    (folder / "groups/2/results.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"groups/2/results\.json is damaged: remove it"):
+        sweep(replace(config, epochs=1, resume=folder))
+    (folder / "groups/2/results.json").unlink()
+    before = (folder / "sweep.json").read_text()
+    sweep(replace(config, epochs=1, resume=folder))
+    assert (folder / "sweep.json").read_text() == before
+
+
+@pytest.mark.parametrize("save", ["all", "best"])
+def test_no_epochs_score_the_initial_values(save: Any, config: SweepConfig, mnist: tuple[Examples, Examples]) -> None:
+    folder = sweep(replace(config, epochs=0, save=save))
+    report = json.loads((folder / "sweep.json").read_text())
+    member = config.members()[0]
+    accuracy = evaluate(member.network(CPU), mnist[1], "quadratic").accuracy
+    assert report["networks"][0]["test_accuracy"] == pytest.approx(accuracy, abs=1e-3)
+    assert len(names(folder)) == (8 if save == "all" else 4)
 
 
 def test_processes_share_the_groups(config: SweepConfig, tmp_path: Path) -> None:
@@ -420,3 +444,8 @@ def test_only_some_flags_may_change_on_resuming(
     with pytest.raises(SystemExit):
         main(["--resume", str(tmp_path)])
     assert "no sweep in" in capsys.readouterr().err
+
+
+def test_default_name_says_what_differs_from_the_defaults() -> None:
+    config = SweepConfig(learning_rate=(0.3, 1.0), seeds=4, at_once=2, save="best")
+    assert default_run_name(config).split("_", 2)[2] == "784-16-16-10_learning-rate-0.3-1.0_seeds-4"

@@ -14,9 +14,10 @@ from statistics import median
 from typing import Any
 
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
-from bp_torch.checkpoint import LAST, CheckpointError, held, make_folder, remove_unfinished_folders
+from bp_torch.checkpoint import LAST, LOCK, CheckpointError, held, make_folder, remove_unfinished_folders
 from bp_torch.data import Examples
 from bp_torch.device import choose_device, set_precision, set_threads
 from bp_torch.distributed import World, joined, local_device
@@ -29,7 +30,7 @@ from bp_torch.sweep.plan import groups
 from bp_torch.text import count
 from bp_torch.training.config import Config
 from bp_torch.training.interruption import Signals, Stopped
-from bp_torch.training.loop import save_checkpoint, stop_if_asked, train_steps
+from bp_torch.training.loop import ignore, save_checkpoint, stop_if_asked, train_steps
 from bp_torch.training.run import default_run_name, load_data
 
 GROUPS = "groups"
@@ -55,10 +56,11 @@ def sweep(config: SweepConfig, store: str = "env://") -> Path:
             folder = stack.enter_context(opened(config, plan, world))
         plan = read_plan(config, folder)
         if world.is_first:
-            print(introduction(config, plan, device, world))
+            print(introduction(config, plan, device, world, folder))
         train_groups(config, plan, range(world.rank, len(plan), world.size), data, folder)
         if all((folder / GROUPS / str(number) / RESULTS).exists() for number in range(1, len(plan) + 1)):
-            finish(config, plan, data, folder)
+            with FileLock(folder / GROUPS / LOCK):  # two processes may end at the same time
+                finish(config, plan, data, folder)
     return folder
 
 
@@ -82,19 +84,25 @@ def read_plan(config: SweepConfig, folder: Path) -> list[list[Config]]:
     """The groups that the sweep in ``folder`` began with. Raises CheckpointError if they are not of ``config``."""
     members = {member.run_name: member for member in config.members()}
     try:
-        return [[members.pop(name) for name in names] for names in json.loads((folder / PLAN).read_text())]
+        plan = [[members.pop(name) for name in names] for names in json.loads((folder / PLAN).read_text())]
+        if members:
+            raise KeyError(f"{len(members)} networks are missing")
     except (ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{folder / PLAN} is damaged, or of another sweep") from error
+    return plan
 
 
-def introduction(config: SweepConfig, plan: list[list[Config]], device: torch.device, world: World) -> str:
+def introduction(
+    config: SweepConfig, plan: list[list[Config]], device: torch.device, world: World, folder: Path
+) -> str:
     """What will be trained, and the header of the lines that follow."""
     networks = sum(map(len, plan))
-    at_once = max(map(len, plan))
+    at_once, done = max(map(len, plan)), len(list((folder / GROUPS).glob(f"*/{RESULTS}")))
     return (
         f"{count(networks, 'network')} {'-'.join(map(str, config.sizes))}: {count(len(config.settings), 'setting')}, "
         f"{count(config.seeds, 'seed')}, at most {at_once} at once, on {device.type}"
         + (f", in {world.size} processes" if world.size > 1 else "")
+        + (f"\ncontinuing {folder}: {done} of {count(len(plan), 'group')} done" if config.resume else "")
         + "\n  group   epoch   best test   median   diverged   examples/s   seconds"
     )
 
@@ -149,6 +157,9 @@ def train_group(group: Group, name: str, signals: Signals, bar: "tqdm[Any]") -> 
         save_checkpoint(group, log, result)
         if signals.received:
             raise Stopped(signals.received, group.folder)
+    if config.epochs == 0:
+        group.record(*group.evaluate(ignore))
+        save_checkpoint(group, log, None)
 
 
 def epoch_line(group: Group, name: str, rate: float, seconds: float) -> str:
@@ -164,8 +175,11 @@ def finish(config: SweepConfig, plan: list[list[Config]], data: tuple[Examples, 
     """Print the table, save picture and JSON, and the best networks if only they are saved."""
     results: list[report.Result] = []
     for number, members in enumerate(plan, 1):
-        own = folder / GROUPS / str(number)
-        results += report.to_results(members, json.loads((own / RESULTS).read_text()))
+        path = folder / GROUPS / str(number) / RESULTS
+        try:
+            results += report.to_results(members, json.loads(path.read_text()))
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{path} is damaged: remove it, and its networks are trained again") from error
     if config.save == "best":
         best = [report.best_of(row) for row in report.rows(config, results)]
         save_chosen({result.name for result in best if result}, plan, data, folder)

@@ -187,6 +187,8 @@ NOT_IN_NAMES = {
     "log",
     "log_every",
     "log_embedding",
+    "at_once",
+    "save",
 }
 """Fields of Config that a default name does not list. (The sizes are in every name.)"""
 
@@ -199,8 +201,8 @@ def default_run_name(config: Config) -> str:
     parts = [datetime.now().strftime("%Y-%m-%d_%H%M%S"), "-".join(map(str, config.sizes))]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        value = "-".join(map(str, value)) if isinstance(value, tuple) else value
         if value != field.default and field.name not in NOT_IN_NAMES:
+            value = "-".join(map(str, value)) if isinstance(value, tuple) else value
             parts.append(f"{field.name.replace('_', '-')}-{value}")
     name = "_".join(parts)
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
