@@ -28,7 +28,11 @@ def start(command: str, arguments: list[str] | None) -> None:
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, stop_at_once)
     with one_line_errors(OSError):
+        if sys.stderr.isatty():  # importing torch takes a second or more
+            print(f"{command}: loading torch …\r", end="", file=sys.stderr, flush=True)
         module = importlib.import_module(f"bp_torch.{'training' if command == 'train' else command}")
+        if sys.stderr.isatty():
+            print("\x1b[K", end="", file=sys.stderr, flush=True)
         signal.signal(signal.SIGINT, before)
         try:
             module.main(arguments)

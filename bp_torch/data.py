@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
-from torchvision import datasets
 
 from bp_torch.files import replace_file
 
@@ -44,18 +43,25 @@ class Examples(NamedTuple):
 class Family(NamedTuple):
     """Where torchvision keeps one data set: ``<directory>/<folder>/raw/<files>``, unpacked from ``archives``."""
 
-    loader: type[datasets.MNIST]
+    name: str
     options: dict[str, Any]
     files: tuple[str, ...]
     archives: tuple[str, ...]
 
     def raw(self, directory: Path) -> Path:
         """The folder of the unpacked files."""
-        return directory / self.loader.__name__ / "raw"
+        return directory / self.name / "raw"
+
+    @property
+    def loader(self) -> Any:
+        """The class of torchvision, which takes as long to import as torch: not before it is used."""
+        from torchvision import datasets
+
+        return getattr(datasets, self.name)
 
 
-def _family(loader: type[datasets.MNIST], *files: str, archives: tuple[str, ...] = (), **options: Any) -> Family:
-    return Family(loader, options, files, archives or tuple(f"{name}.gz" for name in files))
+def _family(name: str, *files: str, archives: tuple[str, ...] = (), **options: Any) -> Family:
+    return Family(name, options, files, archives or tuple(f"{name}.gz" for name in files))
 
 
 _MNIST_FILES = (
@@ -66,18 +72,18 @@ _MNIST_FILES = (
 )
 
 FAMILIES: dict[str, Family] = {
-    "mnist": _family(datasets.MNIST, *_MNIST_FILES),
-    "fashion-mnist": _family(datasets.FashionMNIST, *_MNIST_FILES),
-    "kmnist": _family(datasets.KMNIST, *_MNIST_FILES),
+    "mnist": _family("MNIST", *_MNIST_FILES),
+    "fashion-mnist": _family("FashionMNIST", *_MNIST_FILES),
+    "kmnist": _family("KMNIST", *_MNIST_FILES),
     "qmnist": _family(
-        datasets.QMNIST,
+        "QMNIST",
         "qmnist-train-images-idx3-ubyte",
         "qmnist-train-labels-idx2-int",
         "qmnist-test-images-idx3-ubyte",
         "qmnist-test-labels-idx2-int",
     ),
     "emnist-digits": _family(
-        datasets.EMNIST,
+        "EMNIST",
         "emnist-digits-train-images-idx3-ubyte",
         "emnist-digits-train-labels-idx1-ubyte",
         "emnist-digits-test-images-idx3-ubyte",
@@ -150,7 +156,7 @@ def _download(family: Family, directory: Path) -> None:
     except (RuntimeError, OSError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise DataError(
-            f"torchvision could not download {family.loader.__name__} ({reason[0].strip()}): "
+            f"torchvision could not download {family.name} ({reason[0].strip()}): "
             f"put {', '.join(family.archives)} into {raw}, as published, and start again"
         ) from error
     sums = []
@@ -199,7 +205,7 @@ def _read(family: Family, directory: Path, *, train: bool, device: torch.device 
     images, labels = data.data, data.targets
     if labels.ndim == 2:  # QMNIST: the digit, then who wrote it and where
         labels = labels[:, 0]
-    if family.loader is datasets.EMNIST:  # stored on its side
+    if family.name == "EMNIST":  # stored on its side
         images = images.transpose(1, 2)
     if images.shape[1:] != (28, 28) or len(images) != len(labels) or not 0 <= labels.min() <= labels.max() < CLASSES:
         raise DataError(f"{family.raw(directory)} does not hold 28×28 images with one label from 0 to 9 each")

@@ -56,6 +56,7 @@ class RunLog:
         self.every = every
         self.running = state.running  # each step adds to it; it is saved and restored with the state
         self.at_once = network.device.type == "cpu"  # reading a number from a GPU means waiting for it
+        self.cost: float | None = None  # of the last point that was written
         self._points: list[tuple[int, float, float, Tensor]] = []  # step, time, learning rate, values on the device
         # add_hparams would make a run of its own below this one
         self._file: FileWriter = self.writer._get_file_writer()
@@ -97,7 +98,7 @@ class RunLog:
         finite = True
         for step, taken, rate, values in self._points:
             cost, norm, *ratios = values.tolist()
-            finite = finite and isfinite(cost)
+            finite, self.cost = finite and isfinite(cost), cost
             named = {"cost/train": cost, "gradient_norm": norm, "learning_rate": rate}
             named |= {f"update_to_weight_norm/layer_{n}": ratio for n, ratio in enumerate(ratios, 1)}
             self.scalars(named, step, taken)

@@ -70,8 +70,14 @@ def train(config: Config, store: str = "env://") -> Path:
                 save_network(run.network, run.folder / NETWORK_FILE)
         if run.inspect:
             say(str(run.inspect))
-        say(f"saved {run.folder / NETWORK_FILE}")
+        say(f"saved {run.folder / NETWORK_FILE}\n\n{what_next(run)}")
         return run.folder
+
+
+def what_next(run: Run) -> str:
+    """The two commands that show what was learned."""
+    watch = f"watch it:  tensorboard --logdir {run.folder.parent}\n" if run.config.log else ""
+    return f"{watch}touch it:  python -m bp_torch explain page --run {run.folder}"
 
 
 def ignore(_: object) -> None:
@@ -156,6 +162,8 @@ def train_steps(
         bar.update()
         if log and not log.step(state.step, result, run.step.optimizer):
             raise diverged(run, log, result)
+        if log and state.step % log.every == 0 and log.cost is not None:
+            bar.set_postfix_str(f"cost {log.cost:.4f}", refresh=False)
         if state.steps == steps:
             continue  # the epoch's own checkpoint is saved after its results are logged: both or neither
         stop_if_asked(run, log, result, signals, state.step)
