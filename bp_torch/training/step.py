@@ -120,7 +120,7 @@ class TrainingStep:
         if self.working is not self.network:
             self.working.parameters.copy_(self.network.parameters)
         n, shard = indices.shape[-1], self.world.shard(indices)
-        x, y = batch(self.examples, shard.flatten(), self.working.dtype)
+        x, y = batch(self.examples, shard.reshape(-1), self.working.dtype)
         x, y = (tensor.view(*shard.shape, tensor.shape[-1]) for tensor in (x, y))
         forward_pass = forward(self.working, x)
         backward_pass = backward(self.working, forward_pass, y, self.cost, examples=n, out=self.slope)
