@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def start(command: str, arguments: list[str] | None) -> None:
-    """Import and run a command of the package: ``train``, ``verify``, ``explain`` or ``benchmark``.
+    """Import and run a command of the package: ``train``, ``sweep``, ``verify``, ``explain`` or ``benchmark``.
 
     ``arguments`` are its own; None: those of ``sys.argv``, for train.py.
     """

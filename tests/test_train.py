@@ -41,7 +41,7 @@ def train(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_one_epoch_on_2000_examples(tmp_path: Path) -> None:
     done = train("--epochs", "1", "--train-examples", "2000", "--run-name", "r", "--device", "cpu", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, ""), "no progress bar where the output is not a terminal"
-    about, head, epoch, saved, _, *next_commands = done.stdout.splitlines()
+    about, head, epoch, saved, *next_commands = done.stdout.splitlines()
     assert "13,002 parameters, 2,000 training examples, batches of 100, on cpu" in about
     assert head.split("  ")[0] == "epoch"
     number, *values = epoch.replace("%", "").replace(",", "").split()

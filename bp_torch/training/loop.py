@@ -70,7 +70,7 @@ def train(config: Config, store: str = "env://") -> Path:
                 save_network(run.network, run.folder / NETWORK_FILE)
         if run.inspect:
             say(str(run.inspect))
-        say(f"saved {run.folder / NETWORK_FILE}\n\n{what_next(run)}")
+        say(f"saved {run.folder / NETWORK_FILE}\n{what_next(run)}")
         return run.folder
 
 
