@@ -230,7 +230,7 @@ def _disagreement(agreement: Axes, scatter: Axes, result: Average) -> None:
         for layer, parts in enumerate(zip(*layer_views(values, result.sizes), strict=True), 1):
             found = torch.cat([part.flatten() for part in parts])
             found = found[found.isfinite()]
-            colour = style.LAYER_COLOURS[(layer - 1) % len(style.LAYER_COLOURS)]
+            colour = style.LINES[(layer - 1) % len(style.LINES)]
             axes.hist(
                 style.array(found),
                 bins.tolist(),

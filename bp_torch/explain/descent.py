@@ -238,7 +238,7 @@ def table(result: Descent) -> str:
     )
 
 
-COLOURS = (style.INK, style.RAISE, style.LOWER)
+COLOURS = style.LINES[:3]
 
 
 @style.styled
