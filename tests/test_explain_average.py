@@ -30,3 +30,15 @@ def test_mean_without_the_last_examples_is_not_the_gradient(subject: Subject) ->
     parts = list(average.negative_gradients(network, training, "quadratic", 100))
     direct = -full_gradient(network, training, "quadratic", chunk=len(training.labels))
     assert (average.statistics(parts[:-1]).mean - direct).abs().max() > 1e-10
+
+
+def test_average_as_it_is_made_is_the_mean_of_so_many_wishes(subject: Subject) -> None:
+    result = average.explain(subject, average.Options(first=1500))
+    wishes = torch.cat(list(average.negative_gradients(subject.exact, subject.training, "quadratic", 500)))
+    around = torch.cat([wishes[1500:], wishes[:1500]])
+    assert list(result.made) == [1, 10, 100, 1000, 2000]
+    for count, made in result.made.items():
+        torch.testing.assert_close(made, around[:count].mean(0), rtol=0, atol=1e-15)
+    cosine = torch.cosine_similarity(result.made[100], around[0], dim=0)
+    share = cosine * result.made[100].norm() / around[0].norm()
+    assert result.left(1) == pytest.approx(1) and result.left(100) == pytest.approx(share.item())

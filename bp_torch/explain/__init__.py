@@ -27,12 +27,14 @@ from bp_torch.tensorboard import add_figures
 from bp_torch.training import TrainingError
 
 IDEAS = {
+    "cost": "the cost of one image: ten squared differences, added up",
     "gradient": "how sensitive the cost is to each weight and bias",
     "nudges": "what one image wants of every output, and three ways to get it",
     "hebbian": "whether neurons that fire together are wired together",
     "backwards": "what each neuron asks of the layer before it, and the sum that is passed on",
     "only": "what happens to a network that listens to one digit alone",
     "average": "the wishes of all images side by side; their average is −∇C",
+    "batches": "the examples, shuffled and cut into mini-batches",
     "descent": "a few careful steps down, or many quick ones that stagger",
     "minimum": "whether the run ended in a minimum, or was still going down",
     "data": "how much better the network gets with more training examples",

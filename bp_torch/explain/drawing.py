@@ -32,14 +32,15 @@ def draw_network(
     layer: int = 0,
     values: Tensor | None = None,
     neuron: int | None = None,
+    ring: int | None = None,
     wishes: Mapping[int, Tensor] | None = None,
     edges: Sequence[tuple[int, int]] = (),
 ) -> None:
     """Draw the network of ``passed``, the forward pass of one image.
 
     The edges into ``layer`` (from 1; 0: none) stand out: by their ``values`` (n_l, n_(l−1)), None: their weights; with
-    ``neuron`` only those into it, which has a ring; with ``edges`` only these, as (to, from). ``wishes`` (n_l,) of
-    some layers are triangles.
+    ``neuron`` only those into it, which has a ring; with ``edges`` only these, as (to, from). ``ring`` is an output
+    that has a ring as well. ``wishes`` (n_l,) of some layers are triangles.
     """
     network = passed.network
     shown = {
@@ -62,6 +63,8 @@ def draw_network(
         axes.text(across[l], 1.06, few, ha="center", size=9, color=style.SOFT)
     if neuron is not None and layer:
         axes.plot(across[layer], places[layer][neuron], "o", markersize=13, color="none", markeredgecolor=style.INK)
+    if ring is not None:
+        axes.plot(LAST, places[network.depth][ring], "o", markersize=13, color="none", markeredgecolor=style.INK)
     for j, y in places[network.depth].items():
         axes.text(LAST + 0.12, y, f"{j}", ha="center", va="center", size=9)
     style.digit(image := axes.inset_axes(IMAGE), passed.activations[0][0])
