@@ -5,6 +5,7 @@ import torch
 
 from bp_torch.explain import average
 from bp_torch.explain.subject import Subject, full_gradient
+from bp_torch.network import layer_views
 
 
 def test_mean_of_per_example_gradients_is_the_gradient(subject: Subject) -> None:
@@ -42,3 +43,12 @@ def test_average_as_it_is_made_is_the_mean_of_so_many_wishes(subject: Subject) -
     cosine = torch.cosine_similarity(result.made[100], around[0], dim=0)
     share = cosine * result.made[100].norm() / around[0].norm()
     assert result.left(1) == pytest.approx(1) and result.left(100) == pytest.approx(share.item())
+
+
+def test_short_names_say_the_same_as_the_long_ones() -> None:
+    sizes = (784, 16, 16, 10)
+    numbered = torch.arange(13_002)
+    weights, biases = layer_views(numbered, sizes)
+    assert average.short_name(sizes, int(weights[0][3, 14 * 28 + 9])) == "W1: (14, 9) → 3"
+    assert average.short_name(sizes, int(weights[2][8, 5])) == "W3: 5 → 8"
+    assert average.short_name(sizes, int(biases[1][7])) == "b2: 7"

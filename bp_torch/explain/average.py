@@ -5,7 +5,7 @@
 The negative gradients of single examples come from ``backprop.per_example_gradients``, ∇C from one ``backward``.
 """
 
-import textwrap
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -230,12 +230,12 @@ def figure(result: Average, narrow: bool = False) -> Figure:
         f"examples; over all parameters it differs from −∇C, computed in one pass, by {text.number(result.error, 1)} "
         "at most."
     )
-    columns = 4 if narrow else len(result.labels)
-    high = 1.4 + (0.62 if narrow else 0.42) * len(result.rows)
+    columns = 3 if narrow else len(result.labels)
+    high = 1.4 + 0.42 * len(result.rows)
     made = style.Panel(partial(_made, result=result, columns=2 if narrow else 6), 1, 6.6)
     rows: list[style.Row] = [
         (3.0, [made]),
-        (high, [style.Panel(partial(_table, result=result, columns=columns, wrap=17 if narrow else 60), 1, high)]),
+        (high, [style.Panel(partial(_table, result=result, columns=columns, short=narrow), 1, high)]),
         (
             3.6,
             [
@@ -247,6 +247,12 @@ def figure(result: Average, narrow: bool = False) -> Figure:
     return style.compose(rows, finding(result), note, result.caption, narrow)
 
 
+def short_name(sizes: tuple[int, ...], index: int) -> str:
+    """The parameter as in "W1: (14, 9) → 3" or "b1: 3": its layer, where from, where to."""
+    kind, *numbers = re.findall(r"^weight|^bias|\(\d+, \d+\)|\d+", parameter_name(sizes, index))
+    return f"W{numbers[-1]}: {numbers[0]} → {numbers[-2]}" if kind == "weight" else f"b{numbers[-1]}: {numbers[0]}"
+
+
 def _made(part: SubFigure, result: Average, columns: int) -> None:
     """What more and more examples want, on average, of the weights of one neuron; the last again on its own scale."""
     shown = {count: layer_views(average, result.sizes)[0][0] for count, average in result.made.items()}
@@ -256,25 +262,30 @@ def _made(part: SubFigure, result: Average, columns: int) -> None:
     maps = list(part.subplots(-(-(len(shown) + 1) // columns), columns, squeeze=False).flat)
     for axes, (count, weights) in zip(maps, shown.items(), strict=False):
         style.diverging(axes, weights[j].reshape(28, 28), limit)
-        name = f"all {count:,}" if count == result.examples else text.count(count, "image")
-        axes.set_title(f"{name}\n{result.left(count):.1%} of the first", fontsize=9.5, fontweight="normal", pad=5)
+        name = (
+            f"all {count:,}" if count == result.examples else "the first image" if count == 1 else f"{count:,} images"
+        )
+        axes.set_title(f"{name}\n{result.left(count):.0%} of its wish left", fontsize=9.5, fontweight="normal", pad=5)
     last = maps[len(shown)]
     weights = shown[result.examples][j]
     style.diverging(last, weights.reshape(28, 28), weights.abs().max().item())
     last.set_title(
-        f"all, with {text.times(limit / (weights.abs().max().item() or 1))}\nthe colour", fontsize=9.5, pad=5
+        f"all, with {text.times(limit / (weights.abs().max().item() or 1))}\nthe colour",
+        fontsize=9.5,
+        fontweight="normal",
+        pad=5,
     )
     for axes in maps:
         style.hide_ticks(axes)
         axes.set_visible(bool(axes.images))
 
 
-def _table(part: SubFigure, result: Average, columns: int, wrap: int) -> None:
+def _table(part: SubFigure, result: Average, columns: int, short: bool) -> None:
     """Parameters as rows under the images of the examples, in numbers and colours, a power of ten for each row."""
     shown = min(columns, len(result.labels))
     style.heading(part, f"What each of {shown} images wants, and the average over all {result.examples:,}")
     images, axes = part.subplots(2, shown + 1, height_ratios=(0.7, 0.42 * len(result.rows)), squeeze=False)
-    for place, pixels in zip(images, result.images, strict=False):
+    for place, pixels in zip(images, result.images[:shown], strict=False):
         style.digit(place, pixels)
     images[-1].text(0.5, 0, "average", ha="center", weight="bold", size=9)
     images[-1].set_axis_off()
@@ -288,10 +299,11 @@ def _table(part: SubFigure, result: Average, columns: int, wrap: int) -> None:
         style.hide_ticks(place)
         for row, (value, strength) in enumerate(zip(column.tolist(), colour.abs().tolist(), strict=True)):
             ink = "white" if strength > 0.5 else style.INK
-            written = f"{value:+.2f}".replace("-", "−") if value else "0"
+            written = f"{value:+.2f}".replace("-", "−") if abs(value) >= 0.005 else "0.00" if value else "0"
             place.text(0, row, written, ha="center", va="center", size=9, color=ink)
-    names = [parameter_name(result.sizes, i) + power for i, (_, power) in zip(result.rows, units, strict=True)]
-    axes[0].set_yticks(range(len(names)), [textwrap.fill(name, wrap) for name in names])
+    named = short_name if short else parameter_name
+    names = [named(result.sizes, i) + power for i, (_, power) in zip(result.rows, units, strict=True)]
+    axes[0].set_yticks(range(len(names)), [name.replace(" (×", "\n(×") if short else name for name in names])
     axes[0].tick_params(axis="y", length=0)
 
 

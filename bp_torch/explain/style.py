@@ -20,7 +20,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
 WIDTH = 12.0  # inches
@@ -217,6 +217,7 @@ def label_end(axes: Axes, value: float, row: float, text: str, **options: Any) -
 
 
 def decimal_ticks(axis: Axis) -> None:
-    """Write a logarithmic scale as 0.1, 1, 10,000 and not as powers of ten."""
+    """Write a logarithmic scale as 0.1, 1, 10,000 and not as powers of ten, and not more of these than have room."""
+    axis.set_major_locator(LogLocator(numticks=5))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}" if value < 1 else f"{value:,.0f}"))
     axis.set_minor_formatter(NullFormatter())
