@@ -119,16 +119,17 @@ def check_narrow(figure: Figure) -> None:
 
 
 @pytest.mark.parametrize("sizes", [(784, 10), (784, 40, 9, 8, 10)])
-@pytest.mark.parametrize("name", ["gradient", "nudges", "backwards", "hebbian", "average"])
+@pytest.mark.parametrize("name", ["cost", "gradient", "nudges", "hebbian", "backwards", "average", "batches"])
 def test_other_networks_draw_as_well(subject: Subject, name: str, sizes: tuple[int, ...]) -> None:
     config = Config(sizes=sizes, activation="relu", cost="softmax-cross-entropy", init="he")
     few = Examples(subject.training.x[:60], subject.training.labels[:60])
     other = subject._replace(config=config, network=config.network(torch.device("cpu")), training=few, trained=False)
     idea = explain.load_idea(name)
-    result = idea.explain(other, idea.Options())
-    figure = idea.figure(result)
-    figure.set_dpi(30)
-    figure.canvas.draw()
+    result = idea.explain(other, idea.Options(**({"batch_size": 20} if name == "batches" else {})))
+    for narrow in (False, True):
+        figure = idea.figure(result, narrow=narrow)
+        figure.set_dpi(30)
+        figure.canvas.draw()
     assert "Untrained" in idea.table(result)
 
 
@@ -144,7 +145,7 @@ def test_zero_is_in_the_middle_of_a_diverging_scale() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nonsense"], "unknown idea 'nonsense': choose from gradient"),
+        (["nonsense"], "unknown idea 'nonsense': choose from cost, gradient"),
         (["only", "--digit", "12"], "--digit: wanted 0 to 9, got 12"),
         (["nudges", "--neuron", "10"], "--neuron: wanted 0 to 9, got 10"),
         (["nudges", "--index", "2000", "--run", "RUN"], "--index: wanted 0 to 1999, got 2000"),
@@ -157,6 +158,8 @@ def test_zero_is_in_the_middle_of_a_diverging_scale() -> None:
         (["gradient", "--run", "RUN", "--untrained"], "exclude each other"),
         (["gradient", "--ratio", "1"], "--ratio: wanted above 1, got 1"),
         (["nudges", "--index", "3", "--loudest"], "--index and --loudest exclude each other"),
+        (["batches", "--shown", "7"], "--shown: wanted 6 or less, got 7"),
+        (["batches", "--run", "RUN", "--batch-size", "2001"], "--batch-size: wanted 1 to 2,000, got 2001"),
         (["descent", "--mini-steps", "0"], "--mini-steps: wanted 1 or more, got 0"),
         (["descent", "--seed", str(10**23)], "--seed: wanted less than 4,294,967,296, got 1"),
         (["nudges", "--threads", "100000"], "--threads: wanted 1 to 1024, got 100000"),
@@ -299,5 +302,5 @@ def test_functions_that_an_idea_names_are_called(subject: Subject, name: str) ->
     idea = explain.load_idea(name)
     few = Examples(subject.training.x[:120], subject.training.labels[:120])
     small = subject._replace(training=few, config=dataclasses.replace(subject.config, epochs=1))
-    quick = QUICK.get(name, {}) | ({"steps": 3} if name == "only" else {})
+    quick = QUICK.get(name, {}) | {"only": {"steps": 3}, "batches": {"batch_size": 50}}.get(name, {})
     assert idea.MADE_BY and set(idea.MADE_BY) <= called_functions(idea, small, idea.Options(**quick))

@@ -147,17 +147,17 @@ def figure(result: Backwards, narrow: bool = False) -> Figure:
         "number over a small image is that of the neuron, with the change that has the full colour."
     )
     drawings = [style.Panel(partial(_network, result=result, name=name), 1, 3.1) for name in result.ways]
-    rows: list[style.Row] = [(2.8, drawings)]
+    rows: list[style.Row] = [(2.7, drawings)]
     for name, way in result.ways.items():
         tables = [
             style.Panel(partial(_wishes, step=step, name=name, outputs=step is way.steps[0]), 1, 4.0)
             for step in way.steps[:-1]
         ]
-        rows += [(4.1, tables)] if tables else []
+        rows += [(3.4, tables)] if tables else []
     columns = 2 if narrow else 4
     maps = style.Panel(partial(_maps, result=result, columns=columns), 5, 1.6 * 8 / columns)
     sums = [style.Panel(partial(_sum, result=result, name=name), 3.2, 3.6) for name in result.ways]
-    rows.append((3.6, [maps, *sums]))
+    rows.append((3.2, [maps, *sums]))
     return style.compose(rows, finding(result), note, result.caption, narrow)
 
 
