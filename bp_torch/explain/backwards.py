@@ -162,11 +162,11 @@ def figure(result: Backwards, narrow: bool = False) -> Figure:
 
 
 def _network(part: SubFigure, result: Backwards, name: str) -> None:
-    """One network with the wishes of all layers, and the edges that the outputs ask through."""
+    """One network with the wishes of all layers, and what the outputs ask along their edges."""
     way = result.ways[name]
-    style.heading(part, f"{name.capitalize()}: the wishes of every neuron, −δ")
+    style.heading(part, f"{name.capitalize()}: all wishes, and what the outputs ask")
     wishes = {step.layer: step.wishes for step in way.steps}
-    draw_network(part.subplots(), way.passed, layer=way.passed.network.depth, wishes=wishes)
+    draw_network(part.subplots(), way.passed, layer=way.steps[0].layer, values=way.steps[0].rows, wishes=wishes)
 
 
 def _wishes(part: SubFigure, step: Step, name: str, outputs: bool) -> None:
@@ -201,7 +201,7 @@ def _maps(part: SubFigure, result: Backwards, columns: int) -> None:
     peaks = step.rows.abs().amax(1)
     shown = peaks.sort(descending=True, stable=True).indices[:8].tolist()
     few = "" if len(shown) == len(step.rows) else f"{len(shown)} largest "
-    style.heading(part, f"{name.capitalize()}: the {few}wishes of layer 1, at the pixels")
+    style.heading(part, f"{name.capitalize()}: the {few}wishes of layer 1 at the pixels")
     maps = list(part.subplots(-(-len(shown) // columns), columns, squeeze=False).flat)
     for axes, k in zip(maps, shown, strict=False):
         style.diverging(axes, step.rows[k].reshape(28, 28), peaks[k].item())

@@ -427,14 +427,13 @@ def _angles(part: SubFigure, result: Descent) -> None:
     """Every measured angle by batch size."""
     style.heading(part, "How far off a mini-batch points, by its size")
     axes = part.subplots()
-    shifts = ((0.93, 8), (1.07, -16))
-    for (where, by_size), colour, (shift, beside) in zip(result.angles.items(), COLOURS[1:], shifts, strict=False):
+    for (where, by_size), colour, shift in zip(result.angles.items(), COLOURS[1:], (0.93, 1.07), strict=False):
         sizes = [size * shift for size in by_size]
         for size, found in zip(sizes, by_size.values(), strict=True):
             axes.plot([size] * len(found), found, "o", color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
         means = [mean(found) for found in by_size.values()]
         axes.plot(sizes, means, "o-", color=colour, linewidth=1.6)
-        _label(axes, (sizes[-1], means[-1]), where, colour, xytext=(0, beside), ha="right")
+        _label(axes, (sizes[-2:][0], means[-2:][0]), where, colour, xytext=(10, 6), ha="left")
     axes.axhline(90, color=style.SOFT, linewidth=0.9, linestyle=":")
     axes.text(
         0.99, 92, "90°: a random direction", transform=axes.get_yaxis_transform(), va="bottom", ha="right", size=9

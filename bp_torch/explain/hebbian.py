@@ -106,7 +106,7 @@ def finding(result: Hebbian) -> str:
         return f"This {result.example.label} asks nothing of the weights of layer {result.layer}"
     correlation = torch.corrcoef(torch.stack([together, nudges]))[0, 1].item()
     return (
-        f'Neurons that fire with those that should fire are wired together: the correlation of "activation × wanted" '
+        f'Neurons that fire, and neurons that should, are wired together: the correlation of "activation × wanted" '
         f"with the nudge of the weight is {text.number(correlation, 2)}"
     )
 
@@ -177,7 +177,7 @@ def figure(result: Hebbian, narrow: bool = False) -> Figure:
 
 def _network(part: SubFigure, result: Hebbian) -> None:
     """Where we are: lit neurons, their wishes, and the nudges of the weights between them."""
-    style.heading(part, f"The nudges of the weights of layer {result.layer}, and its wishes")
+    style.heading(part, f"Layer {result.layer}: its wishes, and nudges of its weights")
     axes, wishes = part.subplots(), {result.layer: result.wanted}
     draw_network(axes, result.passed, layer=result.layer, values=result.nudges, wishes=wishes)
 
