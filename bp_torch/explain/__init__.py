@@ -41,10 +41,10 @@ IDEAS = {
 }
 """Every idea as its heading, in the order of the lesson."""
 
-PASSES = {"only": 8, "average": 12, "data": 16, "minimum": 30, "descent": 48}
+PASSES = {"only": 11, "average": 13, "data": 20, "minimum": 30, "descent": 58}
 """The ideas that take long, by their time in passes forward and back over all training examples."""
 
-QUICK = 26
+QUICK = 38
 """The time of all others together, in such passes."""
 
 FILE_TYPES = (".png", ".svg", ".pdf")

@@ -420,7 +420,8 @@ def _name_curves(axes: Axes, paths: list[Path], across: list[list[float]]) -> No
     for place, (path, xs, colour) in enumerate(zip(paths, across, COLOURS, strict=True)):
         middle = (path.costs[0] + min(path.costs)) / (2.6, 2.0, 1.5)[place]
         i = next(i for i, cost in enumerate(path.costs) if i and cost <= max(middle, min(path.costs)))
-        _label(axes, (xs[i], path.costs[i]), path.name.removesuffix(" examples"), colour, xytext=(6, 4), ha="left")
+        beside = (0, -14) if place == 0 else (6, 4)
+        _label(axes, (xs[i], path.costs[i]), path.name.removesuffix(" examples"), colour, xytext=beside, ha="left")
 
 
 def _angles(part: SubFigure, result: Descent) -> None:

@@ -58,7 +58,7 @@ styled = rc_context(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.axisbelow": True,
-        "axes.formatter.limits": (-2, 5),
+        "axes.formatter.limits": (-3, 5),
         "axes.formatter.use_mathtext": True,
         "xtick.color": SOFT,
         "ytick.color": SOFT,
