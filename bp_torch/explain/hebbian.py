@@ -205,7 +205,8 @@ def _factors(part: SubFigure, result: Hebbian) -> None:
         axes["nudges"].set_xticks(range(0, before, 3))
     axes["phi_prime"].barh(range(neurons), style.array(result.phi_prime), color=style.SOFT, height=0.68)
     axes["phi_prime"].set(ylim=(neurons - 0.5, -0.5), yticks=[], xlabel="φ′")
-    axes["phi_prime"].locator_params(axis="x", nbins=2)
+    peak = result.phi_prime.max().item()
+    axes["phi_prime"].set_xticks([peak], [text.number(peak, 2)])
     style.colourbar(drawn, axes["phi_prime"], "nudge, −∂C/∂W", 0.2)
 
 

@@ -242,7 +242,7 @@ def _outputs(part: SubFigure, result: Nudges, name: str) -> None:
     for j, nudge in zip(rows, wanted.nudges.tolist(), strict=True):
         _arrow(arrows, j, nudge, small=0.03 * reach)
     arrows.axvline(0, color=style.SOFT, linewidth=0.8)
-    arrows.set(xlabel=f"nudge of the {result.quantity}", xlim=(-reach, reach))
+    arrows.set(xlabel=f"nudge, −∂C/∂{'z' if COSTS[result.cost].absorbs else 'a'}", xlim=(-reach, reach))
     arrows.locator_params(axis="x", nbins=4)
     for axes in (dots, arrows):
         axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=rows)
