@@ -1,4 +1,4 @@
-"""python -m bp_torch train | verify | explain | benchmark, also as bp-torch. Each command has its own --help."""
+"""python -m bp_torch train | sweep | verify | explain | benchmark, also as bp-torch. Each has its own --help."""
 
 import sys
 
@@ -6,6 +6,7 @@ from bp_torch.cli import fail, one_line_errors, start
 
 COMMANDS = {
     "train": "train a network on handwritten digits (the same as python train.py)",
+    "sweep": "train networks of many settings and seeds at once, and compare them",
     "verify": "check the backward against autograd and central differences",
     "explain": "show every idea of backpropagation on a trained network",
     "benchmark": "time training against the usual ways to do it",

@@ -121,9 +121,10 @@ def _kind(tensor: Tensor | None) -> str:
     return "none" if tensor is None else f"{tuple(tensor.shape)} of {tensor.dtype}"
 
 
-def make_folder(folder: Path, config: str, state: State, *, numbered: bool = False) -> Path:
+def make_folder(folder: Path, config: str, state: State | None, *, numbered: bool = False) -> Path:
     """Make a run's folder with its config.json and a first checkpoint, in one step: after a kill it can be resumed.
 
+    A sweep's folder has no ``state`` of its own.
     With ``numbered``, a name that exists gets the next number: NAME_2. Returns the folder.
     Raises CheckpointError if it exists or cannot be made.
     """
@@ -141,7 +142,8 @@ def make_folder(folder: Path, config: str, state: State, *, numbered: bool = Fal
                 made = Path(beside) / folder.name
                 made.mkdir()
                 replace_file(made / CONFIG, config.encode())
-                state.save(made / LAST)
+                if state:
+                    state.save(made / LAST)
                 made.rename(folder)
     except OSError as error:
         raise CheckpointError(

@@ -245,8 +245,12 @@ def batch(examples: Examples, indices: Tensor, dtype: torch.dtype) -> tuple[Tens
     return x, class_targets(dtype, x.device).index_select(0, examples.labels.index_select(0, indices))
 
 
+def class_targets(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The target of each label as a row, (10, 10), made once."""
+    return _class_targets(dtype, device)
+
+
 @cache
 @torch.inference_mode(False)
-def class_targets(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The target of each label as a row, (10, 10)."""
+def _class_targets(dtype: torch.dtype, device: torch.device) -> Tensor:
     return one_hot(torch.arange(CLASSES, device=device), dtype=dtype)

@@ -7,6 +7,7 @@ then one operation on one vector. The leading dimension (…) is nothing for one
 Nothing here computes an activation or a gradient; see backprop.py. Lists count from zero: ``weights[0]`` is W^1.
 """
 
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import sqrt
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -83,14 +84,15 @@ class Network:
         *,
         activation: str = "sigmoid",
         output_activation: str = "sigmoid",
-        init: str = "lecun",
-        seed: int = 0,
+        init: str | Sequence[str] = "lecun",
+        seed: int | Sequence[int] = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         networks: int | None = None,
     ) -> None:
         """Make one network, or ``networks`` of them, with initial values drawn from ``seed``, ``seed`` + 1, ….
 
+        For several networks, ``init`` and ``seed`` may also be sequences, with a value for each network.
         ``init`` is the distribution of the initial values:
         "lecun": weights normal with standard deviation 1/√n_in, biases zero (LeCun et al. 1998, eq. 16);
         "normal": weights and biases standard normal (Nielsen, ch. 1);
@@ -155,6 +157,21 @@ class Network:
         """The device of every parameter."""
         return self.parameters.device
 
+    def __getitem__(self, k: int | slice) -> "Network":
+        """Network number ``k`` of several, or those of a slice: a view, which shares their memory.
+
+        Raises TypeError for a single network, and IndexError for a ``k`` that is not there.
+        """
+        if not self.leading:
+            raise TypeError(f"{self} is one network: only one of networks=K has a part [k]")
+        part = Network.__new__(Network)
+        part.__setstate__(self.__getstate__() | {"parameters": self.parameters[k]})
+        return part
+
+    def __iter__(self) -> Iterator["Network"]:
+        """Each of several networks, as a view."""
+        return (self[k] for k in range(len(self.parameters)))
+
     def __repr__(self) -> str:
         """Sizes, activations and where the parameters are."""
         several = "".join(f"{k} × " for k in self.leading)
@@ -165,16 +182,22 @@ class Network:
         """Name of φ in ``layer`` (an index into ``weights``): the last layer has its own."""
         return self.output_activation if layer == self.depth - 1 else self.activation
 
-    def initialise(self, init: str, seed: int) -> None:
-        """Draw every weight and bias anew. See ``__init__`` for the names."""
-        if init not in INITS:
-            raise ValueError(f"unknown initial values {init!r}: choose from {', '.join(INITS)}")
-        for k, parameters in enumerate(self.parameters.view(-1, parameter_count(self.sizes))):
+    def initialise(self, init: str | Sequence[str], seed: int | Sequence[int]) -> None:
+        """Draw every weight and bias anew. See ``__init__`` for the names, and for a value for each network."""
+        several = self.parameters.view(-1, parameter_count(self.sizes))
+        inits = [init] * len(several) if isinstance(init, str) else init
+        seeds = range(seed, seed + len(several)) if isinstance(seed, int) else seed
+        if unknown := [name for name in inits if name not in INITS]:
+            raise ValueError(f"unknown initial values {unknown[0]!r}: choose from {', '.join(INITS)}")
+        if not len(inits) == len(seeds) == len(several):
+            wanted = f"wanted {len(several)} initial values and seeds"
+            raise ValueError(f"{wanted}, one for each network, got {len(inits)} and {len(seeds)}")
+        for parameters, name, own_seed in zip(several, inits, seeds, strict=True):
             # Drawn in float64 on the CPU, so that one seed gives one start on every device and in every dtype.
-            generator = torch.Generator().manual_seed(seed + k)
+            generator = torch.Generator().manual_seed(own_seed)
             draw = torch.randn(len(parameters), generator=generator, dtype=torch.float64)
-            if init != "normal":
-                gain = 2.0 if init == "he" else 1.0
+            if name != "normal":
+                gain = 2.0 if name == "he" else 1.0
                 for W, b in zip(*layer_views(draw, self.sizes), strict=True):
                     W.mul_(sqrt(gain / W.shape[1]))
                     b.zero_()
@@ -192,6 +215,8 @@ class Network:
 
         Also where ``.data`` of the parameters or of a view was assigned, so that they are no longer the same numbers.
         """
+        if torch.compiler.is_compiling():
+            return  # memory and devices are not known there, and are those of the lines that are compiled
         memory = self.parameters.untyped_storage()._cdata
         if any(view.untyped_storage()._cdata != memory for view in (*self.weights, *self.biases)):
             raise ValueError(f"weights and biases are no longer views into the parameters of {self}: {IN_PLACE}")

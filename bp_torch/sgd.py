@@ -1,6 +1,7 @@
 """Stochastic gradient descent: the step down the flat vector, with the exact meaning of ``torch.optim.SGD``.
 
-Weights decay, biases do not, unless ``decay_biases``. Nothing else here knows what the parameters are for.
+Weights decay, biases do not, unless ``decay_biases``. Nothing else here knows what the parameters are for. Of K
+networks, each may have its own learning rate, momentum and weight decay: each of these is a number or a (K,) tensor.
 """
 
 import torch
@@ -23,42 +24,66 @@ class SGD:
     def __init__(
         self,
         network: Network,
-        learning_rate: float,
+        learning_rate: float | Tensor,
         *,
-        momentum: float = 0.0,
-        weight_decay: float = 0.0,
+        momentum: float | Tensor = 0.0,
+        weight_decay: float | Tensor = 0.0,
         decay_biases: bool = False,
     ) -> None:
         """For ``network.parameters``. Raises ValueError for a learning rate, momentum or weight decay out of range."""
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum is at least 0 and below 1, not {momentum}")
-        if weight_decay != 0:
-            check_positive("weight decay", weight_decay, network.dtype, "zero or a positive number")
         self.parameters = network.parameters
-        self.rate = self.parameters.new_empty(())
+        for number in self.each(momentum):
+            if not 0 <= number < 1:
+                raise ValueError(f"momentum is at least 0 and below 1, not {number}")
+        for number in self.each(weight_decay):
+            if number != 0:
+                check_positive("weight decay", number, network.dtype, "zero or a positive number")
+        self.rate = self.parameters.new_empty((*network.leading, 1) if isinstance(learning_rate, Tensor) else ())
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.velocity: Tensor | None = None
         self._decaying: list[tuple[Tensor, Tensor]] = []  # parts of v and of θ
-        if momentum or weight_decay:
+        self._momentum, self._decay = self._column(momentum), self._column(weight_decay)
+        decays = any(self.each(weight_decay))
+        if decays or any(self.each(momentum)):
             self.velocity = torch.zeros_like(self.parameters)
             if decay_biases:
                 self._decaying = [(self.velocity, self.parameters)]
-            elif weight_decay:
+            elif decays:
                 velocities, _ = layer_views(self.velocity, network.sizes)
                 self._decaying = list(zip(velocities, network.weights, strict=True))
 
     @property
-    def learning_rate(self) -> float:
-        """η. Raises ValueError for a value that is not positive, or that is 0 or infinite in the dtype of θ."""
+    def learning_rate(self) -> float | Tensor:
+        """η, or those of the networks, (K,). Raises ValueError unless positive and finite in the dtype of θ."""
         return self._learning_rate
 
     @learning_rate.setter
-    def learning_rate(self, learning_rate: float) -> None:
-        check_positive("the learning rate", learning_rate, self.parameters.dtype)
+    def learning_rate(self, learning_rate: float | Tensor) -> None:
+        for number in self.each(learning_rate):
+            check_positive("the learning rate", number, self.parameters.dtype)
+        if isinstance(learning_rate, Tensor):
+            self.rate.copy_(learning_rate.unsqueeze(-1))
+        else:
+            self.rate.fill_(learning_rate)
         self._learning_rate = learning_rate
-        self.rate.fill_(learning_rate)
+
+    def each(self, value: float | Tensor) -> list[float]:
+        """The numbers of ``value``. Raises ValueError for a tensor that has not one for each network."""
+        if not isinstance(value, Tensor):
+            return [value]
+        if value.ndim != 1 or value.shape != self.parameters.shape[:-1]:
+            wanted = f"a number, or one for each network, {tuple(self.parameters.shape[:-1])}"
+            raise ValueError(f"wanted {wanted}, got a tensor of shape {tuple(value.shape)}")
+        return value.tolist()
+
+    def _column(self, value: float | Tensor) -> float | Tensor:
+        """A number as it is; (K,) numbers as (K, 1), in float32 at least, as torch takes a number."""
+        if not isinstance(value, Tensor):
+            return value
+        dtype = torch.promote_types(self.parameters.dtype, torch.float32)
+        return value.to(self.parameters.device, dtype).unsqueeze(-1)
 
     def step(self, gradient: Tensor) -> None:
         """One step against ``gradient`` (…, P), which is not changed and may have a lower precision than θ.
@@ -71,9 +96,12 @@ class SGD:
             wanted = f"{tuple(self.parameters.shape)} of {dtype}"
             raise ValueError(f"the gradient is {tuple(gradient.shape)} of {gradient.dtype}, wanted {wanted}")
         if self.velocity is not None:
-            self.velocity.mul_(self.momentum).add_(gradient)
+            self.velocity.mul_(self._momentum).add_(gradient)
             for velocity, parameters in self._decaying:
-                velocity.add_(parameters, alpha=self.weight_decay)
+                if isinstance(self._decay, Tensor):
+                    velocity.addcmul_(parameters, self._decay.view(-1, *[1] * (parameters.ndim - 1)))
+                else:
+                    velocity.add_(parameters, alpha=self._decay)
         self.parameters.addcmul_(self.direction(gradient), self.rate, value=-1)
 
     def direction(self, gradient: Tensor) -> Tensor:

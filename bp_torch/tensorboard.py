@@ -22,6 +22,7 @@ from torch.utils.tensorboard import FileWriter, SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from bp_torch.checkpoint import State
+from bp_torch.data import Examples
 from bp_torch.images import captioned, confusion_matrix, confusion_picture, most_wrong, weight_maps
 from bp_torch.network import Network, layer_views
 from bp_torch.sgd import SGD
@@ -82,7 +83,7 @@ class RunLog:
         """
         if step % self.every:
             return True
-        gradient, rate = result.backward.gradient, optimizer.learning_rate
+        gradient, (rate,) = result.backward.gradient, optimizer.each(optimizer.learning_rate)
         values = [self.running[0] / self.running[1], torch.linalg.vector_norm(gradient)]
         directions, _ = layer_views(optimizer.direction(gradient), self.network.sizes)
         for direction, w in zip(directions, self.network.weights, strict=True):
@@ -99,7 +100,7 @@ class RunLog:
             finite = finite and isfinite(cost)
             named = {"cost/train": cost, "gradient_norm": norm, "learning_rate": rate}
             named |= {f"update_to_weight_norm/layer_{n}": ratio for n, ratio in enumerate(ratios, 1)}
-            self._scalars(named, step, taken)
+            self.scalars(named, step, taken)
         self._points.clear()
         return finite
 
@@ -107,7 +108,7 @@ class RunLog:
         self, *, cost: float, accuracy_train: float, accuracy_test: float, examples_per_second: float, step: int
     ) -> None:
         """Log the scores after an epoch."""
-        self._scalars(
+        self.scalars(
             {
                 "cost/test": cost,
                 "accuracy/train": accuracy_train,
@@ -117,7 +118,8 @@ class RunLog:
             step,
         )
 
-    def _scalars(self, values: Mapping[str, float], step: int, taken: float | None = None) -> None:
+    def scalars(self, values: Mapping[str, float], step: int, taken: float | None = None) -> None:
+        """Log numbers at a step, taken at this time: seconds since 1970, None for now."""
         for tag, value in values.items():
             self.writer.add_scalar(tag, value, step, taken)
 
@@ -159,12 +161,17 @@ class RunLog:
             )
         return [tag for tag in values if tag not in finite]
 
+    def deformed(self, examples: Examples, step: int, most: int = 30) -> None:
+        """Log the first training images as they were deformed in this epoch."""
+        names = [str(label) for label in examples.labels[:most].tolist()]
+        picture = captioned(examples.x[:most], names)
+        self.writer.add_image("pictures/deformed", picture, step, dataformats="HWC")
+
     def end(self, results: Mapping[str, float], images: Tensor, labels: Tensor, outputs: Tensor, step: int) -> None:
         """Log the results that HParams compares, and pictures: first layer, confusion matrix, worst mistakes.
 
         ``images`` (N, 784) bytes, ``labels`` (N,) and ``outputs`` (N, 10) are of the test set, on the CPU.
         """
-        self._scalars({f"final/{name}": results[name] for name in RESULTS}, step)
         matrix = confusion_matrix(labels, outputs.argmax(1), outputs.shape[1])
         wrong = most_wrong(labels, outputs)
         said = [
@@ -176,6 +183,11 @@ class RunLog:
             ("most_wrong", captioned(images[wrong], said)),
         ):
             self.writer.add_image(f"pictures/{name}", picture, step, dataformats="HWC")
+        self.results(results, step)
+
+    def results(self, results: Mapping[str, float], step: int) -> None:
+        """Log the results that HParams compares, and that the run is done."""
+        self.scalars({f"final/{name}": results[name] for name in RESULTS}, step)
         self._file.add_summary(self._end)
 
     def embedding(

@@ -1,8 +1,12 @@
 """The benchmark compares only what does the same task, and reports what it measured. No test here asserts a time."""
 
+import dataclasses
+import importlib.util
 import io
 import json
 import os
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,7 +22,18 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bp_torch.backprop import forward
-from bp_torch.benchmark import CONTENDERS, BenchmarkError, Contender, Measurement, Result, Task, command, compare, main
+from bp_torch.benchmark import (
+    CONTENDERS,
+    BenchmarkError,
+    Contender,
+    Measurement,
+    Result,
+    Task,
+    command,
+    compare,
+    main,
+    networks,
+)
 from bp_torch.benchmark.contenders import (
     FLOOR,
     IN_MEMORY,
@@ -27,7 +42,9 @@ from bp_torch.benchmark.contenders import (
     autograd_compiled,
     autograd_cuda_graph,
     autograd_in_memory,
+    ours,
 )
+from bp_torch.benchmark.networks import MAKERS, Several, at_once, of_rates, of_seeds, one_after_another, vmapped
 from bp_torch.benchmark.race import TOLERANCE, first_epochs
 from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table
 from bp_torch.data import PIXELS, Examples, batch, load, permutation
@@ -316,7 +333,7 @@ def test_the_command_prints_tables_or_json_and_writes_a_picture(
     task: Task, sweep: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     one_thread(monkeypatch)
-    monkeypatch.setattr(command, "CONTENDERS", FEW)
+    monkeypatch.setattr(command, "CPU_CONTENDERS", FEW)
     monkeypatch.setattr(command, "SWEEP", (((784, 16, 16, 10), 100), ((784, 20, 10), 50)))
     monkeypatch.setattr(command, "load", lambda *_: (task.examples, task.examples))
     out = tmp_path / "picture.png"
@@ -399,3 +416,95 @@ def test_a_run_holds_little_more_than_data_parameters_activations_and_deltas(
     data = sum(tensor.nbytes for part in examples for tensor in part)
     activations_and_deltas = 4 * batch_size * (PIXELS + 2 * sum(sizes[1:]))
     assert held <= 1.2 * (data + network.parameters.nbytes + activations_and_deltas)
+
+
+# ---- many networks, and JAX ----
+
+
+@pytest.mark.parametrize("kind", [of_rates, of_seeds])
+def test_networks_at_once_end_where_each_alone_ends(kind: Callable[[Task, int], Several], task: Task) -> None:
+    what = kind(task, 5)
+    lanes: dict[str, tuple[Several, Contender]] = {}
+    assert what.own_order == (kind is of_seeds)
+    contenders = {name: make for name, make in MAKERS.items() if make is not vmapped}
+    results = networks.first_epochs(contenders, what, lanes)
+    assert list(lanes) == list(contenders)
+    for name, (_, contender) in lanes.items():
+        difference = results[name].difference
+        assert difference is not None and difference <= 1e-5
+        assert ((contender.parameters() - what.start()).norm(dim=-1) > 0.1).all(), "it has learned something"
+
+
+def test_networks_that_do_another_task_are_refused(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "MAKERS", {"ours": at_once, "idle": one_after_another})
+    other = task._replace(config=dataclasses.replace(task.config, seed=5))
+    monkeypatch.setattr(networks, "ours", lambda alone: ours(other))
+    with pytest.raises(BenchmarkError, match="'idle, one shuffle' does not do the same task"):
+        networks.race(task, 3, rounds=1)
+
+
+def test_without_jax_its_rows_say_so(
+    task: Task, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_thread(monkeypatch)
+    monkeypatch.setitem(sys.modules, "jax", None)
+    monkeypatch.setattr(command, "load", lambda *_: (task.examples, task.examples))
+    main(["--networks", "3", "--rounds", "1"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    assert [("JAX is not installed" in row) for row in rows] == ["JAX" in row for row in rows]
+    assert len(rows) == 2 + 2 * len(MAKERS)
+    main(["--networks", "3", "--rounds", "1", "--json"])
+    report = json.loads(capsys.readouterr().out)
+    for result in report["results"]:
+        assert (result["seconds"] is None) == result["name"].startswith("JAX")
+    (alone,) = [result for result in report["results"] if result["name"] == networks.ALONE]
+    assert alone["ratio"] == 1
+
+
+IN_JAX = """
+import sys
+from pathlib import Path
+from bp_torch.benchmark import Task
+from bp_torch.benchmark.race import first_epochs
+from bp_torch.benchmark.networks import MAKERS, first_epochs as epochs, of_rates, of_seeds
+from bp_torch.benchmark.contenders import CONTENDERS
+from bp_torch.benchmark.with_jax import jax_contender
+from bp_torch.data import Examples, load
+from bp_torch.training import Config
+training, _ = load("mnist", Path(sys.argv[1]))
+task = Task(Config(log=False), Examples(training.x[:450], training.labels[:450]))
+for sizes in ((784, 10), (784, 30, 10)):
+    one = task._replace(config=Config(sizes=sizes, batch_size=64))
+    results, running = first_epochs({"ours": CONTENDERS["ours"], "jax": jax_contender}, one)
+    print(results["jax"].difference, (running["jax"].parameters() - one.network().parameters).norm().item())
+for kind in (of_rates, of_seeds):
+    lanes = {}
+    results = epochs(MAKERS, what := kind(task, 3), lanes)
+    contender = lanes["JAX, jit(vmap(scan))"][1]
+    moved = (contender.parameters() - what.start()).norm(dim=-1).min().item()
+    print(results["JAX, jit(vmap(scan))"].difference, moved)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax") is None, reason="JAX is not installed here")
+def test_jax_makes_the_same_networks(data_dir: Path) -> None:
+    # In a process of its own: JAX starts threads, and other tests fork.
+    command = [sys.executable, "-c", IN_JAX, str(data_dir)]
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    for line in done.stdout.splitlines():
+        difference, moved = map(float, line.split())
+        assert 0 < difference <= 1e-5
+        assert moved > 0.1
+    assert len(done.stdout.splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), [(["--networks", "1"], "2 or more, got 1"), (["--networks", "4", "--sweep"], "no --sweep")]
+)
+def test_networks_that_cannot_be_measured_are_refused(
+    flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(flags)
+    assert stop.value.code == 2
+    assert f"--networks: wanted {message}" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from bp_torch.deform import Deformation
 from bp_torch.training import Config
 
 
@@ -41,6 +42,11 @@ from bp_torch.training import Config
         ({"learning_rate": 1e-9, "dtype": "float16"}, "learning rate is a positive number, but 1e-09 is 0 in float16"),
         ({"learning_rate_decay": 1e300}, "--learning-rate-decay: in epoch 20, the learning rate .* is 0 in float32"),
         ({"weight_decay": 1e308}, "weight decay is zero or a positive number, but .* is infinite in float32"),
+        ({"rotation": 5.0}, "--rotation has no effect without --deform affine or both"),
+        ({"deform": "elastic", "scale": 0.2}, "--scale has no effect without --deform affine or both"),
+        ({"deform": "affine", "alpha": 1.0}, "--alpha has no effect without --deform elastic or both"),
+        ({"deform": "both", "scale": 1.5}, "--scale: wanted 0 to 0.9, got 1.5"),
+        ({"schedule": "exponential", "learning_rate_decay": 1.0}, "wanted less than 1 with --schedule exponential"),
         ({"learning_rate": 0.0}, "learning rate is a positive number, not 0.0"),
         ({"learning_rate_decay": -0.5}, "--learning-rate-decay: wanted 0 or more, got -0.5"),
         ({"momentum": 1.0}, "momentum is at least 0 and below 1, not 1.0"),
@@ -57,6 +63,35 @@ def test_output_activation_is_the_default_of_the_cost_unless_given() -> None:
     assert Config().outputs == "sigmoid"
     assert Config(cost="softmax-cross-entropy").outputs == "identity"
     assert Config(cost="softmax-cross-entropy", output_activation="tanh").outputs == "tanh"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("inverse", [2, 2 / 1.5, 2 / 2, 2 / 2.5]),
+        ("exponential", [2, 1, 0.5, 0.25]),
+        ("cosine", [2, 1 + 0.5**0.5, 1, 1 - 0.5**0.5]),
+        ("constant", [2, 2, 2, 2]),
+    ],
+)
+def test_learning_rate_follows_the_schedule(schedule: Any, rates: list[float]) -> None:
+    config = Config(schedule=schedule, learning_rate=2.0, learning_rate_decay=0.5, epochs=4)
+    assert [config.learning_rate_at(epoch) for epoch in (1, 2, 3, 4)] == pytest.approx(rates)
+
+
+def test_epochs_cannot_change_where_every_learning_rate_depends_on_them() -> None:
+    saved = Config(schedule="cosine")
+    with pytest.raises(ValueError, match="--epochs cannot change with --schedule cosine"):
+        saved.resumed(replace(saved, epochs=30))
+    assert saved.resumed(replace(saved, device="cpu"))
+
+
+def test_kinds_of_deformation_leave_out_the_other() -> None:
+    assert Config().deformation is None
+    affine, elastic = Config(deform="affine").deformation, Config(deform="elastic", sigma=4.0).deformation
+    assert affine == Deformation(alpha=0.0)
+    assert elastic == Deformation(0, 0, 0, 0, 4.0, 35.0)
+    assert Config(deform="both", shift=1.0).deformation == Deformation(shift=1.0)
 
 
 def test_config_is_the_same_after_json() -> None:

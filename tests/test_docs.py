@@ -19,7 +19,9 @@ from bp_torch.benchmark import command as benchmark
 from bp_torch.cli import parse
 from bp_torch.convert import MODULES
 from bp_torch.costs import COSTS
+from bp_torch.sweep import SweepConfig
 from bp_torch.training import Config, train
+from bp_torch.verify import bench
 from bp_torch.verify import command as verify
 
 ROOT = Path(__file__).parent.parent
@@ -133,7 +135,14 @@ def numbers(line: str) -> list[float]:
 def options_of(command: str, idea: str = "") -> type[Any]:
     if command == "explain":
         return explain.AllOptions if idea == "all" else explain.load_idea(idea).Options
-    return {"train": Config, "verify": verify.Options, "benchmark": benchmark.Options}[command]
+    options = {
+        "train": Config,
+        "sweep": SweepConfig,
+        "verify": verify.Options,
+        "bench": bench.Options,
+        "benchmark": benchmark.Options,
+    }
+    return options[command]
 
 
 def commands() -> list[str]:
@@ -142,7 +151,11 @@ def commands() -> list[str]:
     for block in (block for page in PAGES for block in blocks(page) if block.language == "bash"):
         shown += block.text.splitlines()
     parts = [part.strip() for line in shown for part in line.split("#")[0].split("&&")]
-    return [part for part in parts if re.match(r"(python|torchrun) .*train\.py|python -m bp_torch\b|bp-torch\b", part)]
+    return [
+        part
+        for part in parts
+        if re.match(r"(python|torchrun) .*train\.py|(python|torchrun .*) -m bp_torch\b|bp-torch\b", part)
+    ]
 
 
 @pytest.mark.parametrize("line", dict.fromkeys(commands()))
@@ -152,6 +165,8 @@ def test_commands_are_accepted(line: str) -> None:
         command, arguments = "train", words[words.index("train.py") + 1 :]
     else:
         command, *arguments = words[words.index("bp_torch") + 1 :] if "bp_torch" in words else words[1:] or ["train"]
+    if command == "verify" and arguments[:1] == ["bench"]:
+        command, arguments = "bench", arguments[1:]
     idea = arguments.pop(0) if command == "explain" and arguments else "all"
     if idea == "IDEA":
         idea = "all"
@@ -164,7 +179,7 @@ def test_some_commands_are_found() -> None:
 
 
 def known_flags() -> set[str]:
-    options = [options_of(command) for command in ("train", "verify", "benchmark")]
+    options = [options_of(command) for command in ("train", "sweep", "verify", "benchmark")]
     options += [options_of("explain", idea) for idea in (*explain.IDEAS, "page", "all")]
     names = {field.name.replace("_", "-") for kind in options for field in fields(kind)}
     return {f"--{prefix}{name}" for name in names for prefix in ("", "no-")} | {"--help"}

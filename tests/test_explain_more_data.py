@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
+from bp_torch.data import first_shuffled
 from bp_torch.explain import more_data
-from bp_torch.explain.subject import Subject
-from bp_torch.training import Config
+from bp_torch.explain.subject import Subject, train_steps
+from bp_torch.training import Config, evaluate
 
 
 def test_schedule_for_fewer_examples_sees_as_many_at_the_same_learning_rates() -> None:
@@ -19,6 +20,22 @@ def test_schedule_for_fewer_examples_sees_as_many_at_the_same_learning_rates() -
 
 def test_test_score_improves_with_more_examples(subject: Subject) -> None:
     config = dataclasses.replace(subject.config, epochs=20)
-    few, many = (more_data.train_on(config, subject.training, subject.test, count) for count in (50, 2000))
+    few, many = (more_data.train_on(config, subject.training, subject.test, count)[0] for count in (50, 2000))
     assert many.test.accuracy > few.test.accuracy and many.test.cost < few.test.cost
     assert few.training.accuracy > few.test.accuracy
+
+
+def test_networks_are_those_of_their_seeds_alone(subject: Subject) -> None:
+    config = dataclasses.replace(subject.config, epochs=1, seed=5)
+    together = more_data.train_on(config, subject.training, subject.test, 130, seeds=3)
+    assert [network.seed for network in together] == [5, 6, 7]
+    for trained in together:
+        own = dataclasses.replace(config, seed=trained.seed)
+        some = first_shuffled(subject.training, 130, own.seed)
+        network = own.network(subject.training.x.device)
+        for _ in train_steps(more_data.schedule(own, 130, len(subject.training.labels)), network, some, ""):
+            pass
+        for found, examples in ((trained.training, some), (trained.test, subject.test)):
+            expected = evaluate(network, examples, own.cost)
+            assert found.cost == pytest.approx(expected.cost, rel=1e-4)
+            assert found.accuracy == pytest.approx(expected.accuracy, abs=0.01)

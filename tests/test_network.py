@@ -44,6 +44,31 @@ def test_one_seed_gives_the_same_values_in_every_dtype() -> None:
     assert not torch.equal(Network(seed=6).parameters, single.parameters)
 
 
+def test_part_of_several_networks_is_a_view() -> None:
+    several = Network((5, 4, 3), networks=3, seed=7)
+    assert torch.equal(several[1].parameters, Network((5, 4, 3), seed=8).parameters)
+    several[-1].weights[0].fill_(2)
+    assert (several.weights[0][2] == 2).all()
+    assert several[1:].leading == (2,)
+    x = torch.ones(2, 5)
+    assert torch.allclose(forward(several, x).activations[-1][1], forward(several[1], x).activations[-1])
+    assert len(list(several)) == 3
+    with pytest.raises(IndexError):
+        several[3]
+    with pytest.raises(TypeError, match="is one network: only one of networks=K has a part"):
+        several[0][0]
+
+
+def test_each_of_several_networks_may_have_its_own_seed_and_initial_values() -> None:
+    several = Network((5, 4, 3), networks=3, init=["lecun", "normal", "he"], seed=[4, 4, 9])
+    for network, init, seed in zip(several, ("lecun", "normal", "he"), (4, 4, 9), strict=True):
+        assert torch.equal(network.parameters, Network((5, 4, 3), init=init, seed=seed).parameters)
+    with pytest.raises(ValueError, match="wanted 3 initial values and seeds, one for each network, got 3 and 2"):
+        Network((5, 4, 3), networks=3, seed=[1, 2])
+    with pytest.raises(ValueError, match="unknown initial values 'zeros'"):
+        Network((5, 4, 3), networks=2, init=["he", "zeros"])
+
+
 @pytest.mark.parametrize("sizes", [(), (3,), (3, 0), (3, -1), (3, 2.5)])
 def test_invalid_sizes_raise_value_error(sizes: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="two or more positive whole numbers"):

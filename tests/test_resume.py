@@ -21,6 +21,8 @@ from tqdm import tqdm
 from bp_torch.backprop import Forward, forward
 from bp_torch.checkpoint import BEST, LAST, LOCK, CheckpointError
 from bp_torch.convert import load
+from bp_torch.data import Examples, first_shuffled
+from bp_torch.deform import Deformation, deformed
 from bp_torch.network import Network
 from bp_torch.tensorboard import RunLog
 from bp_torch.training import Config, Stopped, TrainingError, open_run, read_config, train
@@ -235,6 +237,30 @@ def test_config_that_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     with pytest.raises(TrainingError, match=r"config\.json is not a regular file"):
         read_config(tmp_path)
+
+
+def test_deformed_images_are_those_of_the_epoch_after_resuming_too(
+    config: Config, mnist: tuple[Examples, Examples], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deforming = replace(config, epochs=3, deform="both", checkpoint_every=None)
+    train(replace(deforming, run_name="whole"))
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Signals, "asked", lambda signals, step, world, device: step == 27)  # in the second epoch
+        train(replace(deforming, run_name="stopped"))
+    seen: list[torch.Tensor] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "deformed", lambda log, examples, step: seen.append(examples.x.clone()))
+        train(resumed(deforming, "stopped"))
+    assert torch.equal(weights(config, "stopped"), weights(config, "whole"))
+    assert not torch.equal(weights(config, "whole"), plain(replace(config, epochs=3)))
+    originals = first_shuffled(mnist[0], 1950, seed=0)
+    for epoch, images in zip((2, 3), seen, strict=True):
+        assert torch.equal(images, deformed(originals, Deformation(), seed=0, epoch=epoch).x)
+
+
+def plain(config: Config) -> torch.Tensor:
+    train(replace(config, run_name="plain"))
+    return weights(config, "plain")
 
 
 def test_damaged_checkpoint_is_named_and_not_changed(config: Config) -> None:

@@ -48,6 +48,40 @@ def test_several_networks_step_as_each_of_them_alone() -> None:
     assert torch.equal(together.parameters, torch.stack([network.parameters for network in alone]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("decay_biases", [False, True])
+def test_several_networks_step_with_their_own_settings(dtype: torch.dtype, decay_biases: bool) -> None:
+    settings = {"learning_rate": [0.3, 1.0, 3.0], "momentum": [0.9, 0.0, 0.5], "weight_decay": [0.0, 0.01, 0.1]}
+    together = Network((5, 4, 3), init="normal", dtype=dtype, networks=3)
+    tensors: dict[str, Any] = {name: torch.tensor(values, dtype=torch.float64) for name, values in settings.items()}
+    optimizer = SGD(together, **tensors, decay_biases=decay_biases)
+    alone = [together[k].to() for k in range(3)]
+    arguments: list[dict[str, Any]] = [{name: values[k] for name, values in settings.items()} for k in range(3)]
+    optimizers = [SGD(alone[k], **arguments[k], decay_biases=decay_biases) for k in range(3)]
+    generator = torch.Generator().manual_seed(7)
+    for step in range(5):
+        optimizer.learning_rate = tensors["learning_rate"] / (1 + step)
+        gradient = torch.randn(3, 39, dtype=torch.float64, generator=generator).to(dtype)
+        optimizer.step(gradient)
+        for own, rate, part in zip(optimizers, settings["learning_rate"], gradient, strict=True):
+            own.learning_rate = rate / (1 + step)
+            own.step(part)
+    expected = torch.stack([network.parameters for network in alone])
+    tolerance = {torch.float64: 1e-14, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(together.parameters, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "momentum", "weight_decay"])
+def test_settings_of_other_networks_raise_value_error(name: str) -> None:
+    arguments: dict[str, Any] = {"learning_rate": 0.3} | {name: torch.tensor([0.1, 0.2])}
+    for networks in (None, 3):
+        with pytest.raises(ValueError, match=r"one for each network, .*, got a tensor of shape \(2,\)"):
+            SGD(Network((5, 4, 3), networks=networks), **arguments)
+    optimizer = SGD(Network((5, 4, 3), networks=2), **arguments)
+    with pytest.raises(ValueError, match="learning rate is a positive number, not -1"):
+        optimizer.learning_rate = torch.tensor([0.1, -1.0])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

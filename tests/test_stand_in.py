@@ -105,10 +105,12 @@ def test_every_idea_is_explained_elsewhere(name: str, run: Path, elsewhere: Devi
     idea.figure(result)
 
 
-def test_verify_checks_elsewhere(run: Path, data_dir: Path, elsewhere: Device) -> None:
+def test_verify_checks_elsewhere(run: Path, data_dir: Path, elsewhere: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bp_torch.verify.parts.Recorder", lambda device, function: function)
     for options in (verify.Options(depths=(2,), data_dir=data_dir), verify.Options(run=run)):
         cases = verify.verify(replace(options, batch_sizes=(3,)))
         assert all(case.report.ok for case in cases)
+        assert "central" in {comparison.reference for case in cases for comparison in case.report.comparisons}
 
 
 def test_contenders_race_elsewhere(data_dir: Path, elsewhere: Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A training step: the same numbers recorded and as written, bit for bit, and those of autograd and torch.optim."""
 
 import dataclasses
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Barrier
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from bp_torch.convert import to_sequential
 from bp_torch.data import Examples, first_shuffled, one_hot, permutation
+from bp_torch.device import DeviceError
 from bp_torch.distributed import ALONE, World
 from bp_torch.training import Config, StepResult, TrainingStep
 from tests.conftest import REFERENCE_COSTS, relative_error
@@ -124,6 +126,48 @@ def test_recorded_steps_equal_those_as_written_bit_for_bit(
     _, written = three_epochs(Config(learning_rate=0.5, replay=False, **fields), examples)
     assert sum(lengths) == 3 * N, "without recording, the lines of every step run"
     assert torch.equal(recorded, written)
+
+
+COMPILE = torch.compile
+
+
+@pytest.mark.parametrize("fields", CONFIGURATIONS)
+@pytest.mark.parametrize("inspect", [False, True], ids=["whole", "inspected"])
+def test_compiled_steps_equal_those_as_written_within_rounding(
+    fields: dict[str, Any], inspect: bool, examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as one graph each, which is then run as it is: what a compiler makes of it is its own."""
+    torch._dynamo.reset()
+    monkeypatch.setattr("torch.compile", lambda f, options, **rest: COMPILE(f, backend="aot_eager", **rest))
+    _, written = three_epochs(Config(**fields, replay=False), examples, inspect=inspect)
+    _, compiled = three_epochs(Config(**fields, compile=True), examples, inspect=inspect)
+    moved = (written[-1] - written[0]).norm()
+    assert (compiled - written).norm(dim=1).max() <= (1e-12 if fields.get("dtype") else 1e-5) * moved
+
+
+def test_step_that_cannot_be_compiled_is_reported_with_the_flag(
+    examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(*_: Any) -> Any:
+        raise RuntimeError("no C++ compiler\nand much more")
+
+    monkeypatch.setattr("torch.compile", lambda f, options, **rest: COMPILE(f, backend=no_compiler, **rest))
+    with pytest.raises(DeviceError, match=r"--compile does not work here \(.*\): leave it out"):
+        three_epochs(Config(compile=True), examples)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+def test_steps_made_by_the_compiler_equal_those_as_written_within_rounding(examples: Examples) -> None:
+    torch._dynamo.reset()
+    whole = Examples(*(tensor[:400] for tensor in examples))
+    networks = []
+    for config in (Config(dtype="float64", momentum=0.9, compile=True), Config(dtype="float64", momentum=0.9)):
+        network = config.network(CPU)
+        with torch.inference_mode():
+            for _ in config.training_step(network, config.optimizer(network), whole).run(torch.arange(400)):
+                pass
+        networks.append(network.parameters)
+    assert relative_error(*networks) <= 1e-12
 
 
 def test_running_costs_are_added_up_example_by_example(examples: Examples) -> None:

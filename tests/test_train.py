@@ -1,6 +1,7 @@
 """The command ``train.py``, as a process of its own, and ``python -m bp_torch train``, on real MNIST."""
 
 import dataclasses
+import re
 import signal
 import subprocess
 import sys
@@ -100,6 +101,9 @@ def test_wrong_gradient_stops_the_run_with_a_report(
     flags = ["--verify-every", "3", "--epochs", "1", "--train-examples", "1000", "--device", "cpu"]
     flags += ["--data-dir", str(data_dir), "--runs-dir", str(tmp_path)]
     command(*flags, "--run-name", "right")
+    assert re.search(
+        r"\n18 gradients checked against autograd, worst relative error \de-\d\d\n", capsys.readouterr().out
+    )
     monkeypatch.setattr(backprop, "bias_gradient", lambda delta, out: out.copy_(delta[0]))
     with pytest.raises(SystemExit) as stop:
         command(*flags, "--run-name", "wrong")

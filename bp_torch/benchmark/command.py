@@ -14,13 +14,18 @@ from pathlib import Path
 import torch
 
 from bp_torch.benchmark.contenders import CONTENDERS, CUDA_CONTENDERS, Task
+from bp_torch.benchmark.networks import networks_json, networks_table, race
 from bp_torch.benchmark.race import TOLERANCE, BenchmarkError, compare
 from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table
+from bp_torch.benchmark.with_jax import jax_contender
 from bp_torch.cli import one_line_errors, parse
 from bp_torch.data import DataError, load
 from bp_torch.device import DeviceError, choose_device, set_precision
 from bp_torch.files import replace_file
 from bp_torch.training import Config
+
+CPU_CONTENDERS = CONTENDERS | {"JAX, jit(scan)": jax_contender}
+"""On a CPU: the last where JAX is installed."""
 
 SWEEP: tuple[tuple[tuple[int, ...], int], ...] = (
     ((784, 16, 16, 10), 100),
@@ -43,6 +48,8 @@ class Options:
     """Examples per step. None: 100."""
     sweep: bool = False
     """Measure four sizes, from small to large. Not with --sizes and --batch-size. Takes minutes."""
+    networks: int | None = None
+    """Instead, train so many networks at once, as the sweep does, and time them beside one alone. No picture."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto for the first GPU there is."""
     threads: int = 1
@@ -64,6 +71,9 @@ class Options:
             raise ValueError(f"--out: wanted a name that ends in .png, got {self.out}")
         if not self.out.parent.is_dir():
             raise ValueError(f"--out: no folder {self.out.parent}")
+        if self.networks is not None and (self.networks < 2 or self.sweep):
+            wanted = "no --sweep" if self.sweep else f"2 or more, got {self.networks}"
+            raise ValueError(f"--networks: wanted {wanted}")
         for flag, value in (("sizes", self.sizes), ("batch-size", self.batch_size)):
             if self.sweep and value is not None:
                 raise ValueError(f"--{flag} has no effect with --sweep, which has its own: leave one of them out")
@@ -101,10 +111,16 @@ def run(options: Options) -> None:
     machine = describe_machine(device)
     show = (lambda text: None) if options.json else print
     show(", ".join(f"{name} {value}" for name, value in machine.items()))
+    if options.networks:
+        ((sizes, batch_size),) = options.tasks
+        config = Config(sizes=sizes, batch_size=batch_size, data_dir=options.data_dir, log=False)
+        results = race(Task(config, examples), options.networks, options.rounds)
+        print(networks_json(results, machine, options.rounds) if options.json else f"\n{networks_table(results)}")
+        return
     measurements = []
     for sizes, batch_size in options.tasks:
         task = Task(Config(sizes=sizes, batch_size=batch_size, data_dir=options.data_dir), examples)
-        contenders = CUDA_CONTENDERS if device.type == "cuda" else CONTENDERS
+        contenders = CUDA_CONTENDERS if device.type == "cuda" else CPU_CONTENDERS
         measurements.append(compare(contenders, task, options.rounds))
         show(f"\n{contender_table(measurements[-1])}")
     if options.sweep:

@@ -3,6 +3,7 @@
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torchvision.transforms import ToTensor
 
 from bp_torch.convert import to_sequential
 from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, Examples, one_hot, permutation
+from bp_torch.device import DeviceError
 from bp_torch.network import Network, layer_views
 from bp_torch.recorder import Recorder
 from bp_torch.training import Config
@@ -73,6 +75,19 @@ def ours(task: Task, *, record: bool = True) -> Contender:
         deque(step.run(order), maxlen=0)
 
     return Contender(epoch, lambda: network.parameters)
+
+
+def ours_compiled(task: Task) -> Contender:
+    """The training step of train.py --compile."""
+    contender = ours(task._replace(config=replace(task.config, compile=True)))
+
+    def epoch(order: Tensor) -> None:
+        try:
+            contender.epoch(order)
+        except DeviceError as error:
+            raise UnavailableError(str(error)) from error
+
+    return Contender(epoch, contender.parameters)
 
 
 Batches = Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]]
@@ -297,6 +312,7 @@ OURS, NOT_RECORDED, FLOOR, IN_MEMORY = "ours", "ours, not recorded", "floor", "a
 CONTENDERS: dict[str, Maker] = {
     OURS: ours,
     NOT_RECORDED: partial(ours, record=False),
+    "ours, compiled": ours_compiled,
     "autograd, pytorch/examples": autograd_examples,
     "autograd, TensorDataset": autograd_loader,
     IN_MEMORY: autograd_in_memory,

@@ -2,8 +2,8 @@
 
     python -m bp_torch explain data
 
-Every network sees equally many images in all, at the same learning rates; only how often they repeat differs. Training
-is by ``training.TrainingStep``, the scores are from ``training.evaluate``.
+Every network sees equally many images in all, at the same learning rates; only how often they repeat differs. The seeds
+of one number are trained at once, as a group of the sweep; the scores are from ``training.evaluate``.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean as mean
 from typing import NamedTuple
 
+import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import pad
@@ -19,7 +20,9 @@ from tqdm import tqdm
 from bp_torch import text
 from bp_torch.data import PIXEL_SCALE, Examples, first_shuffled
 from bp_torch.explain import style
-from bp_torch.explain.subject import CommonOptions, Subject, check_least, train_steps
+from bp_torch.explain.subject import CommonOptions, Subject, check_least
+from bp_torch.sweep import new_group
+from bp_torch.sweep.plan import even_parts, quickest
 from bp_torch.training import Config, Score, evaluate
 
 MADE_BY = ("step.TrainingStep.step", "evaluation.evaluate")
@@ -89,13 +92,25 @@ def schedule(config: Config, count: int, n: int) -> Config:
     )
 
 
-def train_on(config: Config, training: Examples, test: Examples, count: int) -> Trained:
-    """Train a new network on ``count`` of the training examples, drawn by the config's seed."""
-    some = first_shuffled(training, count, config.seed)
-    network = config.network(training.x.device)
-    for _ in train_steps(schedule(config, count, len(training.labels)), network, some, f"{count:,} examples"):
-        pass
-    return Trained(count, config.seed, *(evaluate(network, examples, config.cost) for examples in (some, test)))
+@torch.inference_mode()
+def train_on(config: Config, training: Examples, test: Examples, count: int, seeds: int = 1) -> list[Trained]:
+    """Train a new network for each seed, on ``count`` of the training examples, drawn by that seed."""
+    own = schedule(dataclasses.replace(config, train_examples=count), count, len(training.labels))
+    members = [dataclasses.replace(own, seed=config.seed + n) for n in range(seeds)]
+    networks: list[Trained] = []
+    for part in even_parts(members, quickest(own, training.x.device, own_batch=True)):
+        group = new_group(part, training, test)
+        steps = group.steps_per_epoch * own.epochs
+        with tqdm(total=steps, desc=f"{count:,} examples", unit="step", leave=False, disable=None) as bar:
+            while group.state.epoch <= own.epochs:
+                for _ in group.rest_of_epoch():
+                    bar.update()
+                group.end_epoch()
+        for network, member in zip(group.network, part, strict=True):
+            some = first_shuffled(training, count, member.seed)
+            scores = (evaluate(network, examples, own.cost) for examples in (some, test))
+            networks.append(Trained(count, member.seed, *scores))
+    return networks
 
 
 def explain(subject: Subject, options: Options) -> MoreData:
@@ -103,11 +118,10 @@ def explain(subject: Subject, options: Options) -> MoreData:
     training, seed = subject.training, subject.config.seed
     n = len(training.labels)
     counts = [count for count in COUNTS if count < n] + [n]
-    jobs = [(count, seed + i) for count in counts for i in range(options.seeds)]
+    config = dataclasses.replace(subject.config, epochs=options.epochs)
     networks = []
-    for count, own_seed in tqdm(jobs, desc="networks", leave=False, disable=None):
-        config = dataclasses.replace(subject.config, seed=own_seed, epochs=options.epochs)
-        networks.append(train_on(config, training, subject.test, count))
+    for count in tqdm(counts, desc="numbers of examples", leave=False, disable=None):
+        networks += train_on(config, training, subject.test, count, options.seeds)
     images = first_shuffled(training, counts[0], seed).x.double() * PIXEL_SCALE
     return MoreData(networks, images, subject.caption)
 

@@ -4,10 +4,11 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass
-from math import inf
+from functools import cache
+from math import cos, inf, pi
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from bp_torch.activations import ActivationName
 from bp_torch.costs import CostName, find_cost
 from bp_torch.data import CLASSES, PIXELS, DatasetName, Examples
+from bp_torch.deform import Deformation
 from bp_torch.device import check_threads
 from bp_torch.distributed import ALONE, World
 from bp_torch.network import InitName, Network, parameter_count
@@ -23,6 +25,8 @@ from bp_torch.training.step import TrainingStep
 
 DTypeName = Literal["float32", "float64", "bfloat16", "float16"]
 PrecisionName = Literal["full", "tf32", "bf16"]
+Schedule = Literal["inverse", "exponential", "cosine", "constant"]
+DeformName = Literal["none", "affine", "elastic", "both"]
 
 SEEDS = 2**32
 """Seeds are below this number."""
@@ -60,7 +64,10 @@ class Config:
     learning_rate: float = 3.0
     """Learning rate of the first epoch."""
     learning_rate_decay: float = 0.1
-    """The learning rate of epoch e is divided by 1 + decay (e − 1). 0 keeps it constant."""
+    """How fast the learning rate falls: the decay of --schedule inverse and exponential."""
+    schedule: Schedule = "inverse"
+    """Learning rate of epoch e, as a part of that of the first: inverse 1 / (1 + decay (e − 1)); exponential
+    (1 − decay)^(e − 1); cosine (1 + cos(π (e − 1) / epochs)) / 2; constant 1."""
     batch_size: int | Literal["full"] = 100
     """Examples per step. full: all training examples in each step, true gradient descent."""
     epochs: int = 20
@@ -77,8 +84,23 @@ class Config:
     """Folder of the data sets; filled on first use."""
     train_examples: int | None = None
     """Train on this many of the shuffled training examples. None: on all."""
+    deform: DeformName = "none"
+    """Deform the training images, anew in each epoch: affine turns, shears, scales and shifts them, elastic bends them,
+    both does both."""
+    rotation: float = Deformation.rotation
+    """With --deform affine or both: largest angle in degrees; half as large for 1 and 7, as --shear is."""
+    shear: float = Deformation.shear
+    """Largest angle in degrees by which vertical lines lean."""
+    scale: float = Deformation.scale
+    """Width and height are multiplied by 1 − scale to 1 + scale."""
+    shift: float = Deformation.shift
+    """Largest shift in pixels, right and down."""
+    sigma: float = Deformation.sigma
+    """With --deform elastic or both: standard deviation in pixels of the Gaussian that smooths the noise."""
+    alpha: float = Deformation.alpha
+    """Factor of the smoothed noise."""
     seed: int = 0
-    """Seed of the initial values and of every shuffle."""
+    """Seed of the initial values, of every shuffle and of every deformation."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. auto is the first NVIDIA GPU, or the CPU without one."""
     dtype: DTypeName = "float32"
@@ -88,6 +110,9 @@ class Config:
     throughout. The parameters stay float32."""
     replay: bool = True
     """Record the operations of a step once and replay them, on a GPU as a CUDA graph. --no-replay is for debugging."""
+    compile: bool = False
+    """Compile the step with torch.compile first, which takes up to a minute. Made for GPUs: a small step on a CPU is
+    faster without."""
     threads: int | None = None
     """CPU threads. None: one for a small network, else torch's default."""
     runs_dir: Path = Path("runs")
@@ -110,11 +135,11 @@ class Config:
     log_embedding: bool = False
     """At the end, add a PR curve for each digit and the last hidden layer's activations for the projector."""
 
+    may_change: ClassVar[tuple[str, ...]] = ("epochs", "replay", "data_dir", "device")
+
     def __post_init__(self) -> None:
         """Check every field."""
-        for name, hint in get_type_hints(type(self)).items():
-            if not _fits(getattr(self, name), hint):
-                raise ValueError(f"{flag(name)}: wanted {_in_words(hint)}, got {getattr(self, name)!r}")
+        self._check_types()
         if len(self.sizes) < 2 or min(self.sizes) < 1 or (self.sizes[0], self.sizes[-1]) != (PIXELS, CLASSES):
             raise ValueError(
                 f"--sizes: wanted {PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between, "
@@ -142,12 +167,29 @@ class Config:
             defaults = {name: getattr(type(self), name) for name in ("log_every", "histogram_every", "log_embedding")}
             if unused := [flag(name) for name, default in defaults.items() if getattr(self, name) != default]:
                 raise ValueError(f"{unused[0]} has no effect with --no-log: leave one of them out")
+        parts = {"affine": ("rotation", "shear", "scale", "shift"), "elastic": ("sigma", "alpha")}
+        for kind, names in parts.items():
+            for name in names:
+                if self.deform not in (kind, "both") and getattr(self, name) != getattr(Deformation, name):
+                    raise ValueError(f"--{name} has no effect without --deform {kind} or both")
+        if self.schedule == "exponential" and self.learning_rate_decay >= 1:
+            raise ValueError(
+                f"--learning-rate-decay: wanted less than 1 with --schedule exponential, got {self.learning_rate_decay}"
+            )
+        self.deformation  # noqa: B018 (raises for a value out of range)
         find_cost(self.cost, self.outputs)
         optimizer = self.optimizer(Network((1, 1), dtype=getattr(torch, self.dtype)))
         try:
             optimizer.learning_rate = self.learning_rate_at(max(1, self.epochs))  # the smallest
         except ValueError as error:
             raise ValueError(f"--learning-rate-decay: in epoch {self.epochs}, {error}") from error
+
+    def _check_types(self) -> None:
+        """Raise ValueError for a field whose value has another type."""
+        kind: Any = type(self)
+        for name, hint in type_hints(kind).items():
+            if get_origin(hint) is not ClassVar and not _fits(getattr(self, name), hint):
+                raise ValueError(f"{flag(name)}: wanted {_in_words(hint)}, got {getattr(self, name)!r}")
 
     def _check_names(self) -> None:
         """Raise ValueError for a name or a path that cannot be written, on disk or on a screen."""
@@ -165,6 +207,16 @@ class Config:
                 writable = False
             if not writable:
                 raise ValueError(f"{flag(field)}: wanted characters that this system can write, got {text!a}")
+
+    @property
+    def deformation(self) -> Deformation | None:
+        """How the training images are deformed; None where they are not."""
+        if self.deform == "none":
+            return None
+        affine = (
+            (self.rotation, self.shear, self.scale, self.shift) if self.deform != "elastic" else (0.0, 0.0, 0.0, 0.0)
+        )
+        return Deformation(*affine, self.sigma, self.alpha if self.deform != "affine" else 0.0)
 
     @property
     def outputs(self) -> str:
@@ -200,12 +252,16 @@ class Config:
         optimizer: SGD,
         examples: Examples,
         *,
+        of: int | None = None,
         running: Tensor | None = None,
         world: World = ALONE,
         record: bool = True,
     ) -> TrainingStep:
-        """The step of this run on mini-batches of ``examples``. See ``TrainingStep`` for the arguments."""
-        n = len(examples.labels)
+        """The step of this run on mini-batches of ``examples``, of which an epoch has ``of`` (None: all).
+
+        See ``TrainingStep`` for the other arguments.
+        """
+        n = of or len(examples.labels)
         return TrainingStep(
             network,
             optimizer,
@@ -216,6 +272,7 @@ class Config:
             running=running,
             world=world,
             record=record and self.replay,
+            compiled=record and self.compile,
         )
 
     def hyperparameters(self, examples: int, batch_size: int) -> dict[str, str | float]:
@@ -228,6 +285,7 @@ class Config:
             "init": self.init,
             "learning_rate": self.learning_rate,
             "learning_rate_decay": self.learning_rate_decay,
+            "schedule": self.schedule,
             "batch_size": batch_size,
             "epochs": self.epochs,
             "momentum": self.momentum,
@@ -235,14 +293,27 @@ class Config:
             "decay_biases": str(self.decay_biases),
             "dataset": self.dataset,
             "train_examples": examples,
+            "deform": self.deform,
             "seed": self.seed,
             "dtype": self.dtype,
             "precision": self.precision,
         }
 
+    @property
+    def network_name(self) -> str:
+        """Sizes and activations, as a checkpoint has them."""
+        return f"{'-'.join(map(str, self.sizes))}, {self.activation}, {self.outputs}"
+
     def learning_rate_at(self, epoch: int) -> float:
         """The learning rate of ``epoch``, which counts from 1."""
-        return self.learning_rate / (1 + self.learning_rate_decay * (epoch - 1))
+        decay, done = self.learning_rate_decay, epoch - 1
+        parts = {
+            "inverse": lambda: 1 / (1 + decay * done),
+            "exponential": lambda: (1 - decay) ** done,
+            "cosine": lambda: (1 + cos(pi * done / max(1, self.epochs))) / 2,
+            "constant": lambda: 1.0,
+        }
+        return self.learning_rate * parts[self.schedule]()
 
     def to_json(self) -> str:
         """The config as the text of config.json. The data are found again from any folder: their path is absolute."""
@@ -251,28 +322,33 @@ class Config:
         return json.dumps(fields, indent=2, default=str) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Config":
+    def from_json(cls, text: str) -> Self:
         """The config that ``to_json`` wrote, fields that are missing at their defaults. Raises ValueError otherwise."""
         try:
             fields = json.loads(text)
             paths = {name: Path(fields[name]) for name in ("data_dir", "runs_dir")}
-            return cls(**fields | paths | {"sizes": tuple(fields["sizes"])})
+            lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+            return cls(**{"sizes": ()} | fields | paths | lists)
         except (TypeError, KeyError, AttributeError, RecursionError, ValueError) as error:
             raise ValueError(f"not the config of a run: {error}") from error
 
-    def resumed(self, given: "Config") -> "Config":
+    def resumed(self, given: Self) -> Self:
         """``given``, if a run of this config may continue with it. Raises ValueError if it may not."""
         for field in dataclasses.fields(self):
             was, now = getattr(self, field.name), getattr(given, field.name)
-            if field.name not in MAY_CHANGE and was != now:
+            if field.name not in ("resume", *self.may_change) and was != now:
+                *others, last = map(flag, self.may_change)
                 raise ValueError(
                     f"{flag(field.name)} {now} differs from the run's {was}: "
-                    "only --epochs, --replay, --data-dir and --device may change on resuming"
+                    f"only {', '.join(others)} and {last} may change on resuming"
                 )
+        if self.schedule == "cosine" and given.epochs != self.epochs:
+            raise ValueError("--epochs cannot change with --schedule cosine: every learning rate depends on it")
         return given
 
 
-MAY_CHANGE = ("resume", "epochs", "replay", "data_dir", "device")
+type_hints = cache(get_type_hints)
+"""The types of a class's fields, resolved once: a sweep has thousands of configs."""
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -282,7 +358,7 @@ def _fits(value: object, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(type(item) is int for item in value)
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
     return isinstance(value, hint) if hint is Path else type(value) in {float: (float, int)}.get(hint, (hint,))
 
 
@@ -293,7 +369,7 @@ def _in_words(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(get_args(hint))
     if get_origin(hint) is tuple:
-        return "a tuple of whole numbers"
+        return f"a tuple of {({int: 'whole numbers', float: 'numbers'}).get(get_args(hint)[0], 'names')}"
     return {int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a Path"}.get(
         hint, "None"
     )

@@ -1,7 +1,7 @@
 """How well a network does: cost and accuracy over a set of examples, computed in chunks."""
 
 from collections.abc import Callable, Iterator
-from math import ceil
+from math import ceil, prod
 from typing import NamedTuple
 
 import torch
@@ -31,7 +31,8 @@ def forward_in_chunks(
     network: Network, examples: Examples, pause: Pause = lambda number: None, world: World = ALONE
 ) -> Iterator[tuple[Forward, Tensor, Tensor]]:
     """The forward pass of some of this process's ``examples`` at a time, their targets y, and their labels."""
-    size = max(1, (CHUNK if network.device.type == "cpu" else GPU_CHUNK) // sum(network.sizes))
+    most = CHUNK if network.device.type == "cpu" else GPU_CHUNK
+    size = max(1, most // (network.sizes[0] + sum(network.sizes[1:]) * prod(network.leading)))
     indices = world.shard(torch.arange(len(examples.labels), device=network.device))
     for number in range(ceil(len(examples.labels) / world.size / size)):
         pause(number + 1)
@@ -45,10 +46,20 @@ def evaluate(
     network: Network, examples: Examples, cost: str, world: World = ALONE, pause: Pause = lambda number: None
 ) -> Score:
     """Cost and accuracy over all ``examples``; each process computes its shard."""
-    sums = torch.zeros(2, dtype=torch.float64, device=network.device)  # of the costs, of the correct answers
+    (score,) = evaluate_each(network, examples, cost, world, pause)
+    return score
+
+
+@torch.inference_mode()
+def evaluate_each(
+    network: Network, examples: Examples, cost: str, world: World = ALONE, pause: Pause = lambda number: None
+) -> list[Score]:
+    """The score of each of K networks over all ``examples``, or of the only one."""
+    n = len(examples.labels)
+    # of the costs, of the correct answers
+    sums = torch.zeros(2, *network.leading, dtype=torch.float64, device=network.device)
     for forward_pass, y, labels in forward_in_chunks(network, examples, pause, world):
-        sums[0] += example_costs(forward_pass, y, cost).sum(dtype=torch.float64)
-        sums[1] += (forward_pass.activations[-1].argmax(1) == labels).sum()
+        sums[0] += example_costs(forward_pass, y, cost).sum(-1, dtype=torch.float64)
+        sums[1] += (forward_pass.activations[-1].argmax(-1) == labels).sum(-1)
     world.all_reduce(sums)
-    cost_sum, correct = sums.tolist()
-    return Score(cost_sum / len(examples.labels), correct / len(examples.labels))
+    return [Score(cost_sum / n, correct / n) for cost_sum, correct in sums.view(2, -1).T.tolist()]

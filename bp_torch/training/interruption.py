@@ -23,12 +23,12 @@ HANGUP = getattr(signal, "SIGHUP", None)
 class Stopped(Exception):  # noqa: N818 (no error)
     """The run was asked to stop, and its checkpoint is saved. ``code`` is the exit code, 128 + the signal's number."""
 
-    def __init__(self, received: int, folder: Path) -> None:
-        """By the signal ``received``."""
+    def __init__(self, received: int, folder: Path, command: str = "") -> None:
+        """By the signal ``received``; ``command`` continues, by default train.py."""
         self.code = 128 + received
         super().__init__(
             f"stopped by {signal.Signals(received).name}, all is saved; continue with: "
-            f"{train_command()} --resume {folder}"
+            f"{command or train_command()} --resume {folder}"
         )
 
 

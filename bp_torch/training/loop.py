@@ -23,7 +23,7 @@ from bp_torch.training.divergence import diverged
 from bp_torch.training.evaluation import Pause, Score, evaluate, forward_in_chunks
 from bp_torch.training.interruption import Signals, Stopped
 from bp_torch.training.run import Run, TrainingError, started
-from bp_torch.training.step import Inspect, StepResult
+from bp_torch.training.step import StepResult
 
 if TYPE_CHECKING:  # imported where it is used: a run without --verify-every needs no autograd
     from bp_torch.verify import Report
@@ -50,6 +50,8 @@ def train(config: Config, store: str = "env://") -> Path:
     with joined(device, store) as world, started(config, device, world) as run:
         say: Callable[[str], object] = print if world.is_first else ignore
         say(introduction(run))
+        if config.verify_every:
+            run.inspect = GradientCheck(run)
         steps = config.epochs * run.steps_per_epoch
         quiet = None if world.is_first else True  # None: quiet unless stderr is a terminal
         with (
@@ -66,6 +68,8 @@ def train(config: Config, store: str = "env://") -> Path:
                 save_checkpoint(run, log, None)
             if world.is_first:
                 save_network(run.network, run.folder / NETWORK_FILE)
+        if run.inspect:
+            say(str(run.inspect))
         say(f"saved {run.folder / NETWORK_FILE}")
         return run.folder
 
@@ -110,6 +114,8 @@ def train_epoch(run: Run, log: RunLog | None, signals: Signals, bar: "tqdm[Any]"
     result, rate, seconds = train_steps(run, log, signals, bar)
     if log and result and epoch % config.histogram_every == 0:  # now: after a stop below there is no result
         log.histograms(result, state.step)
+        if config.deformation:
+            log.deformed(run.step.examples, state.step)
     pause = partial(stop_if_asked, run, log, result, signals)
     on_training, on_test = (
         evaluate(run.network, examples, config.cost, run.world, pause)
@@ -146,7 +152,7 @@ def train_steps(
     """Make the remaining steps of the epoch. Returns the last result, the examples per second, and the seconds."""
     config, state, device = run.config, run.state, run.network.device
     steps, before, start, result = run.steps_per_epoch, state.steps, time.perf_counter(), None
-    for result in run.rest_of_epoch(gradient_check(run) if config.verify_every else None):
+    for result in run.rest_of_epoch():
         bar.update()
         if log and not log.step(state.step, result, run.step.optimizer):
             raise diverged(run, log, result)
@@ -158,7 +164,7 @@ def train_steps(
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - start
-    return result, max(0, len(run.training.labels) - before * run.step.batch_size) / seconds, seconds
+    return result, max(0, run.examples - before * run.step.batch_size) / seconds, seconds
 
 
 def stop_if_asked(run: Run, log: RunLog | None, result: StepResult | None, signals: Signals, moment: int) -> None:
@@ -168,30 +174,42 @@ def stop_if_asked(run: Run, log: RunLog | None, result: StepResult | None, signa
         raise Stopped(signals.received or signal.SIGTERM, run.folder)
 
 
-def gradient_check(run: Run) -> Inspect:
-    """Checks the gradient of every ``--verify-every``-th step against autograd, before the update."""
-    from bp_torch.verify import check_step
+class GradientCheck:
+    """Checks the gradient of every ``--verify-every``-th step against autograd, before the update.
 
-    every, state = run.config.verify_every or 1, run.state
+    Attributes:
+        checked: how many were right; ``worst`` is their largest relative error.
+    """
 
-    def inspect(result: StepResult) -> None:
+    def __init__(self, run: Run) -> None:
+        """For the steps of ``run``."""
+        self.run, self.checked, self.worst = run, 0, 0.0
+
+    def __call__(self, result: StepResult) -> None:
+        """Check the step if its turn has come. Raises WrongGradientError."""
+        from bp_torch.verify import check_step
+
+        config, state = self.run.config, self.run.state
         step = state.step + 1
-        if step % every:
+        if step % (config.verify_every or 1):
             return
-        x, y, gradient = result.x, result.y, result.backward.gradient
         try:
-            report = check_step(result.forward.network, x, y, run.config.cost, gradient)
+            report = check_step(result.forward.network, result.x, result.y, config.cost, result.backward.gradient)
         except ValueError as error:  # parameters or cost are not finite
             raise TrainingError(f"cannot verify step {step}: {error}; try a smaller --learning-rate") from error
         if not report.ok:
             raise WrongGradientError(report, step, state.epoch)
+        self.checked += len(report.gradients)
+        self.worst = max(self.worst, report.worst)
 
-    return inspect
+    def __str__(self) -> str:
+        """What was found."""
+        return f"{self.checked:,} gradients checked against autograd, worst relative error {self.worst:.0e}"
 
 
 def save_checkpoint(run: Run, log: RunLog | None, result: StepResult | None, also: Sequence[str] = ()) -> None:
     """Save the state as the last checkpoint, once the log is on disk. Raises TrainingError if θ is not finite."""
-    if not torch.isfinite(run.state.parameters).all() or (log and not log.write_points()):
+    if not run.is_finite() or (log and not log.write_points()):
         raise diverged(run, log, result)
     if not run.world.is_first:
         return

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from math import ceil
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from bp_torch.checkpoint import CONFIG, LAST, NETWORK_FILE, CheckpointError, Sta
 from bp_torch.cli import train_command
 from bp_torch.convert import load as load_network
 from bp_torch.data import Examples, first_shuffled, load, permutation
+from bp_torch.deform import deformed
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import ALONE, World
 from bp_torch.files import replace_file
@@ -30,7 +32,10 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Run:
-    """A run in memory, and its folder. ``state`` holds the tensors that training changes, so it is always current."""
+    """A run in memory, and its folder. ``state`` holds the tensors that training changes, so it is always current.
+
+    ``inspect`` is called with each step before its update.
+    """
 
     config: Config
     folder: Path
@@ -39,7 +44,8 @@ class Run:
     step: TrainingStep
     state: State
     world: World
-    _drawn: tuple[int, Tensor] | None = None
+    inspect: Inspect | None = dataclasses.field(default=None, kw_only=True)
+    _drawn: tuple[int, Tensor] | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def network(self) -> Network:
@@ -47,25 +53,44 @@ class Run:
         return self.step.network
 
     @property
+    def examples(self) -> int:
+        """Training examples of an epoch."""
+        return len(self.training.labels)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Mini-batches in an epoch, the short one included."""
-        return ceil(len(self.training.labels) / self.step.batch_size)
+        return ceil(self.examples / self.step.batch_size)
 
-    def rest_of_epoch(self, inspect: Inspect | None = None) -> Iterator[StepResult]:
+    def learning_rate(self) -> float | Tensor:
+        """The learning rate of the state's epoch."""
+        return self.config.learning_rate_at(self.state.epoch)
+
+    def order(self, epoch: int) -> Tensor:
+        """The shuffled indices (n,) of the training examples of ``epoch``, which are drawn once."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, self.draw(epoch)
+        return self._drawn[1]
+
+    def draw(self, epoch: int) -> Tensor:
+        """Draw the shuffle of ``epoch``, (n,)."""
+        return permutation(self.examples, self.config.seed, epoch, self.network.device)
+
+    def is_finite(self) -> bool:
+        """Whether training may go on: no parameter is NaN or ∞."""
+        return bool(torch.isfinite(self.state.parameters).all())
+
+    def rest_of_epoch(self) -> Iterator[StepResult]:
         """Train from where the state is to the last step of its epoch."""
         state, step = self.state, self.step
-        step.optimizer.learning_rate = self.config.learning_rate_at(state.epoch)
-        for result in step.run(self.order(state.epoch)[state.steps * step.batch_size :], inspect):
+        step.optimizer.learning_rate = self.learning_rate()
+        if self.config.deformation:  # into the memory that the step reads
+            deformed(self.training, self.config.deformation, self.config.seed, state.epoch, out=step.examples.x)
+        for result in step.run(self.order(state.epoch)[..., state.steps * step.batch_size :], self.inspect):
             state.steps += 1
             state.step += 1
             yield result
         self.order(state.epoch + 1)  # drawn while a GPU still works on the steps above
-
-    def order(self, epoch: int) -> Tensor:
-        """The shuffled indices (N,) of the training examples of ``epoch``, which are drawn once."""
-        if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = epoch, permutation(len(self.training.labels), self.config.seed, epoch, self.network.device)
-        return self._drawn[1]
 
     def end_epoch(self) -> None:
         """Let the next step be the first of the next epoch."""
@@ -75,7 +100,7 @@ class Run:
     def restore(self) -> None:
         """Go back to the last checkpoint. Raises CheckpointError if it cannot be read or is of another run."""
         path, per_epoch = self.folder / LAST, self.steps_per_epoch
-        state = State.load(path, like=self.state)
+        state = type(self.state).load(path, like=self.state)
         if state.steps > per_epoch or state.step != (state.epoch - 1) * per_epoch + state.steps:
             raise CheckpointError(
                 f"{path} is of another run: step {state.steps} of epoch {state.epoch} is not its step {state.step} "
@@ -84,9 +109,9 @@ class Run:
         self.state.become(state)
 
     def alone(self) -> "Run":
-        """This run as a single process, with no step recorded."""
-        step = self.config.training_step(self.network, self.step.optimizer, self.training, record=False)
-        return dataclasses.replace(self, step=step, world=ALONE)
+        """This run as a single process, with no step recorded or inspected."""
+        step = self.config.training_step(self.network, self.step.optimizer, self.step.examples, record=False)
+        return dataclasses.replace(self, step=step, world=ALONE, inspect=None)
 
 
 @contextmanager
@@ -105,12 +130,8 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     """
     if config.verify_every and world.size > 1:
         raise TrainingError("--verify-every checks the gradient of one process: start train.py without torchrun")
-    training, test = load(config.dataset, config.data_dir, device)
+    training, test = load_data(config, device)
     if config.train_examples is not None:
-        if config.train_examples > len(training.labels):
-            raise TrainingError(
-                f"--train-examples: {config.dataset} has {len(training.labels):,}, got {config.train_examples:,}"
-            )
         training = first_shuffled(training, config.train_examples, config.seed)
     try:
         network = config.network(device)
@@ -121,10 +142,11 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
         network.parameters,
         optimizer.velocity,
         torch.zeros(2, dtype=torch.float64, device=device),
-        network=f"{'-'.join(map(str, config.sizes))}, {config.activation}, {config.outputs}",
+        network=config.network_name,
     )
     running = state.running if config.log else None
-    step = config.training_step(network, optimizer, training, running=running, world=world)
+    used = training._replace(x=training.x.clone()) if config.deformation else training
+    step = config.training_step(network, optimizer, used, running=running, world=world)
     set_precision(config.precision, device)
     set_threads(config.threads, step.batch_size * len(network.parameters))
     run = Run(config, config.resume or config.runs_dir, training, test, step, state, world)
@@ -143,6 +165,16 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     return run
 
 
+def load_data(config: Config, device: torch.device) -> tuple[Examples, Examples]:
+    """The training and the test set, whole. Raises DataError, or TrainingError for more examples than there are."""
+    training, test = load(config.dataset, config.data_dir, device)
+    if (config.train_examples or 0) > len(training.labels):
+        raise TrainingError(
+            f"--train-examples: {config.dataset} has {len(training.labels):,}, got {config.train_examples:,}"
+        )
+    return training, test
+
+
 NOT_IN_NAMES = {
     "sizes",
     "data_dir",
@@ -151,9 +183,12 @@ NOT_IN_NAMES = {
     "threads",
     "device",
     "replay",
+    "compile",
     "log",
     "log_every",
     "log_embedding",
+    "at_once",
+    "save",
 }
 """Fields of Config that a default name does not list. (The sizes are in every name.)"""
 
@@ -167,21 +202,30 @@ def default_run_name(config: Config) -> str:
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value != field.default and field.name not in NOT_IN_NAMES:
+            value = "-".join(map(str, value)) if isinstance(value, tuple) else value
             parts.append(f"{field.name.replace('_', '-')}-{value}")
     name = "_".join(parts)
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest}"
 
 
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
 def read_config(folder: Path) -> Config:
     """The config of the run in ``folder``. Raises TrainingError if there is none."""
+    return read_config_as(Config, folder, f"no run in {folder}", train_command())
+
+
+def read_config_as(kind: type[AnyConfig], folder: Path, missing: str, make: str) -> AnyConfig:
+    """The config in ``folder``. Raises TrainingError if it is ``missing``, with the command to ``make`` it."""
     path = folder / CONFIG
     try:
         if path.exists() and not path.is_file():
             raise ValueError(f"{path} is not a regular file")
-        return Config.from_json(path.read_text())
+        return kind.from_json(path.read_text())
     except (OSError, ValueError) as error:
-        raise TrainingError(f"no run in {folder} ({error}); make one with: {train_command()}") from error
+        raise TrainingError(f"{missing} ({error}); make one with: {make}") from error
 
 
 def open_run(folder: Path, device: torch.device | str = "cpu") -> tuple[Config, Network]:

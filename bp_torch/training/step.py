@@ -2,11 +2,12 @@
 
 The gradient of a mini-batch is an estimate of the true one, which would need every example; in return each step is
 quick. The lines of ``TrainingStep`` run once for each batch size and are then replayed (recorder.py). Of several
-processes, each computes the gradient of its shard of the mini-batch, and one all-reduce adds them up.
+processes, each computes the gradient of its shard of the mini-batch, and one all-reduce adds them up. K networks make
+their steps at once, all of them on one mini-batch, or each on its own.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from bp_torch.backprop import Backward, Forward, backward, example_costs, forward
 from bp_torch.data import Examples, batch, class_targets
+from bp_torch.device import DeviceError
 from bp_torch.distributed import ALONE, World
 from bp_torch.network import Network
 from bp_torch.recorder import Recorder
@@ -21,7 +23,7 @@ from bp_torch.sgd import SGD
 
 
 class StepResult(NamedTuple):
-    """What a step computed, overwritten by the next: x (B, 784) and y (B, 10) of the batch, and both passes."""
+    """What a step computed, overwritten by the next: x (…, B, 784) and y (…, B, 10) of the batch, and both passes."""
 
     x: Tensor
     y: Tensor
@@ -34,7 +36,7 @@ Inspect = Callable[[StepResult], None]
 
 
 class TrainingStep:
-    """The step of one network on mini-batches of some examples.
+    """The step of one network, or of K, on mini-batches of some examples.
 
     A recorded step uses the current contents of its tensors and the current learning rate; all else is as in the first.
 
@@ -57,10 +59,13 @@ class TrainingStep:
         running: Tensor | None = None,
         world: World = ALONE,
         record: bool = True,
+        compiled: bool = False,
     ) -> None:
         """``precision`` is the dtype of both passes (None: the network's). Without ``record`` no step is recorded.
 
-        Each step adds [the sum of its examples' costs, their number] to ``running``, (2,), if that is given.
+        A ``compiled`` step goes through torch.compile first, and is recorded on a GPU only.
+
+        Each step adds [the sum of its examples' costs, their number] to ``running``, (2, …), if that is given.
         """
         self.network = network
         self.working = network if precision in (None, network.dtype) else network.to(dtype=precision)
@@ -70,20 +75,30 @@ class TrainingStep:
         self.cost = cost
         self.running = running
         self.world = world
-        # ∇C and C, which add up over the shards of a mini-batch
-        self.reduced = torch.zeros(len(network.parameters) + 1, dtype=self.working.dtype, device=network.device)
+        # ∇C (…, P) and C (…), which add up over the shards of a mini-batch
+        n, networks = network.parameters.numel(), prod(network.leading)
+        self.reduced = torch.zeros(n + networks, dtype=self.working.dtype, device=network.device)
+        self.slope, self.mean_cost = (
+            self.reduced[:n].view(network.parameters.shape),
+            self.reduced[n:].view(network.leading),
+        )
         class_targets(self.working.dtype, network.device)  # made now, so that no recording makes it
-        record_calls: Any = partial(Recorder, network.device) if record else lambda function: function
-        self._whole, self._gradient, self._update = map(record_calls, (self.step, self.gradient, self.update))
+        lines: list[Any] = [self.step, self.gradient, self.update]
+        if compiled:
+            lines = list(map(compiled_lines, lines))
+        if record and not (compiled and network.device.type == "cpu"):
+            lines = [Recorder(network.device, function) for function in lines]
+        self._whole, self._gradient, self._update = lines
 
     def run(self, order: Tensor, inspect: Inspect | None = None) -> Iterator[StepResult]:
         """Make a step for each mini-batch of ``order``, indices (n,) of examples, and yield its result after each.
 
+        The networks of K may each have an order of its own: (K, n).
         ``inspect`` is called between gradient and update. Nothing here waits for a GPU, unless ``inspect`` does. All
         calls are made in ``torch.inference_mode``, or none is.
         """
-        for start in range(0, len(order), self.batch_size):
-            indices = order[start : start + self.batch_size]
+        for start in range(0, order.shape[-1], self.batch_size):
+            indices = order[..., start : start + self.batch_size]
             if self.world.size == 1 and inspect is None:
                 yield self._whole(indices)
                 continue
@@ -95,7 +110,7 @@ class TrainingStep:
             yield result
 
     def step(self, indices: Tensor) -> StepResult:
-        """Forward, backward and update for the mini-batch of the examples at ``indices`` (B,)."""
+        """Forward, backward and update for the mini-batch of the examples at ``indices`` (B,), or (K, B)."""
         result = self.gradient(indices)
         self.update(indices)
         return result
@@ -104,17 +119,34 @@ class TrainingStep:
         """Forward and backward for this process's shard of the mini-batch; ∇C and C are written into ``reduced``."""
         if self.working is not self.network:
             self.working.parameters.copy_(self.network.parameters)
-        x, y = batch(self.examples, self.world.shard(indices), self.working.dtype)
+        n, shard = indices.shape[-1], self.world.shard(indices)
+        x, y = batch(self.examples, shard.flatten(), self.working.dtype)
+        x, y = (tensor.view(*shard.shape, tensor.shape[-1]) for tensor in (x, y))
         forward_pass = forward(self.working, x)
-        n = len(indices)
-        backward_pass = backward(self.working, forward_pass, y, self.cost, examples=n, out=self.reduced[:-1])
+        backward_pass = backward(self.working, forward_pass, y, self.cost, examples=n, out=self.slope)
         if self.running is not None:  # each cost is divided first: their sum may be too large for float16
-            torch.sum(example_costs(forward_pass, y, self.cost) / n, 0, out=self.reduced[-1])
+            torch.sum(example_costs(forward_pass, y, self.cost) / n, -1, out=self.mean_cost)
         return StepResult(x, y, forward_pass, backward_pass)
 
     def update(self, indices: Tensor) -> None:
         """The step along the reduced gradient."""
         if self.running is not None:
-            self.running[0].add_(self.reduced[-1], alpha=len(indices))
-            self.running[1].add_(len(indices))
-        self.optimizer.step(self.reduced[:-1])
+            self.running[0].add_(self.mean_cost, alpha=indices.shape[-1])
+            self.running[1].add_(indices.shape[-1])
+        self.optimizer.step(self.slope)
+
+
+def compiled_lines(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """``function`` compiled as a whole for each batch size. Its first call raises DeviceError where that fails."""
+    torch.compiler.assume_constant_result(class_targets)
+    # A GPU's graphs are the recorder's: those of the compiler would copy each batch into memory of their own.
+    compiled = torch.compile(function, fullgraph=True, dynamic=False, options={"triton.cudagraphs": False})
+
+    def call(indices: Tensor) -> Any:
+        try:
+            return compiled(indices)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DeviceError(f"--compile does not work here ({reason}): leave it out") from error
+
+    return call

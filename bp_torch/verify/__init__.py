@@ -6,11 +6,16 @@
 
     verify.check(function, inputs, gradient).assert_ok()       anyone's, from Python; see ``check``
     verify.check_layer(forward, inputs, backward).assert_ok()  a layer whose outputs are not a scalar
+    verify.check_module(module, inputs).assert_ok()            a module with a hand-written backward inside
 
 A gradient is compared with three references that are independent of it: autograd in the same dtype ("autograd"),
 autograd in float64 ("float64"), and central differences in float64 ("central"). The error of a tensor is
 ‖gradient − reference‖ / ‖reference‖. Entry by entry would mislead: an entry near zero is a sum of terms that cancel,
 and in float32 it is off by any factor where nothing is wrong.
+
+The answer is one of five verdicts: RIGHT, WRONG, KINK, NOISE or SETUP (report.py). A backward of a coarser dtype also
+runs in float64 if it can, where rounding does not hide a fault (judge.py). ``python -m bp_torch verify bench`` scores
+this and other checkers on the layers and faults in bank/.
 
 The allowed error is ε^(2/3), with ε the rounding of the dtype: two thirds of the digits agree. That is 3.7e-11 in
 float64, 2.4e-05 in float32, 9.8e-03 in float16, 3.9e-02 in bfloat16. A larger error is allowed only if rounding alone
@@ -19,16 +24,29 @@ whole difference.
 """
 
 from bp_torch.verify.backward import check_own, check_step
-from bp_torch.verify.check import check, check_layer
+from bp_torch.verify.check import check, check_layer, check_module
 from bp_torch.verify.comparison import REFERENCES, Comparison
 from bp_torch.verify.references import tolerance_of
 from bp_torch.verify.report import Report
 
-__all__ = ["REFERENCES", "Comparison", "Report", "check", "check_layer", "check_own", "check_step", "tolerance_of"]
+__all__ = [
+    "REFERENCES",
+    "Comparison",
+    "Report",
+    "check",
+    "check_layer",
+    "check_module",
+    "check_own",
+    "check_step",
+    "tolerance_of",
+]
 
 
 def main(arguments: list[str]) -> None:
-    """``python -m bp_torch verify``."""
-    from bp_torch.verify import command  # not above: training imports this package, and the command imports training
+    """``python -m bp_torch verify``, and ``python -m bp_torch verify bench``."""
+    from bp_torch.verify import bench, command  # not above: training imports this package; command imports training
 
-    command.main(arguments)
+    if arguments[:1] == ["bench"]:
+        bench.main(arguments[1:])
+    else:
+        command.main(arguments)

@@ -1,18 +1,24 @@
-"""The entry point: any hand-written gradient compared with the references."""
+"""The entry points: any hand-written gradient, layer or module compared with the references."""
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bp_torch.verify.candidate import Candidate, called
-from bp_torch.verify.comparison import Comparison, Estimate, flat
-from bp_torch.verify.diagnoses import Hypotheses, WrongGradient, diagnose
-from bp_torch.verify.inputs import Inputs, gradients_by_name, named
-from bp_torch.verify.references import References, autograd
+from bp_torch.verify.candidate import Candidate, as_tensors, called
+from bp_torch.verify.comparison import norm
+from bp_torch.verify.diagnoses import Hypotheses
+from bp_torch.verify.inputs import Arguments, Inputs, copies, flat
+from bp_torch.verify.judge import Judge
+from bp_torch.verify.problem import Problem
+from bp_torch.verify.references import References
 from bp_torch.verify.report import Report
+from bp_torch.verify.second import second_order_of
+from bp_torch.verify.taylor import slopes
 
 
 def check(
@@ -24,21 +30,25 @@ def check(
     reference: Callable[..., Any] | None = None,
     tolerance: float | None = None,
     coordinates: int = 200,
+    seconds: float = 1.2,
     batch_size: int | None = None,
     seed: int = 0,
+    second_order: bool = False,
     hypotheses: Hypotheses | None = None,
 ) -> Report:
     """Compare a hand-written gradient of a scalar function with three independent references.
 
     Args:
-        function: takes the tensors and returns a scalar. It may close over what has no gradient (labels, masks). If it
-            also computes in float64 when its inputs are float64, all three references are available.
-        inputs: a tensor, a sequence of tensors (``function(*inputs)``), or a mapping (``function(**inputs)``).
-            None of them needs to require a gradient; they are copied, and never changed.
+        function: takes the tensors and returns a scalar. If it also computes in float64 when its inputs are float64,
+            all three references are available.
+        inputs: a tensor, a sequence of arguments (``function(*inputs)``), or a mapping (``function(**inputs)``). Those
+            that have no gradient (integers, masks, numbers, None) are passed on. None of the tensors needs to require
+            a gradient; they are copied with their strides, and never changed.
         gradient: the hand-written gradient, as a function that is called like ``function``, or as the tensors
             themselves; one for each input, in the same order or under the same names, None for one that is not given.
-            A function is called three times, at other inputs in between, to find out what it keeps from call to call.
-            None: what autograd computes through ``function``, which goes through your own ``torch.autograd.Function``.
+            A function is called several times, at other inputs in between, to find out what it keeps from call to
+            call. None: what autograd computes through ``function``, which goes through your own
+            ``torch.autograd.Function``.
         names: of the inputs, for the report; else those of the mapping, or of the function's own arguments.
         reference: the same function in plain differentiable operations, for the references; None: ``function``.
             If both this and ``gradient`` are None, central differences are the only reference.
@@ -46,32 +56,30 @@ def check(
             among the inputs, plus a noise allowance where rounding alone moves the gradient further (rounding.py).
         coordinates: for central differences, how many entries of each tensor; 0: none. The one that is furthest off
             is among them, the others are drawn from ``seed``, half of them where the gradient is not zero.
-        batch_size: what an error is compared with; None: the length of the first dimension of the first input.
+        seconds: after which no further entry of a tensor is begun; random directions are taken in any case.
+        batch_size: to name it where it is a factor; None: found by shortening the inputs, if they can be.
         seed: of every random choice.
+        second_order: also check the derivatives of the gradient, of an ``autograd.Function`` that has them.
         hypotheses: more patterns of error: ``hypotheses(name, given)`` yields pairs of words and the tensor that the
             gradient called ``name`` would then be, computed from the gradients ``given``.
 
     Raises:
-        TypeError: for an input that is not a tensor of floating-point numbers, or a function that returns no tensor.
+        TypeError: for inputs among which no tensor has a gradient, or a function that returns no tensor.
         ValueError: for no inputs, an input that is not finite, a function that is not scalar, not finite, not the same
             when called again, or without a gradient; for gradients that do not match the inputs.
     """
-    tensors, adapt = named(inputs, names, function)
-    references = References(adapt(reference or function), tensors, tolerance, seed)
-    if gradient is None:
-        if reference is None:
-            references.drop_autograd()
-        candidate = called(lambda t: autograd(adapt(function), t)[1], references)
-    elif callable(gradient):
-        candidate = called(adapt(gradient), references)
-    else:
-        candidate = Candidate(gradients_by_name(gradient, list(tensors)))
-    if not candidate.gradients:
-        raise ValueError(f"there is no gradient to check: all of {', '.join(tensors)} are None")
-    if not references.gradients and (not coordinates or references.inputs64 is None):
-        raise ValueError(f"there is no reference to compare the gradient with: {'; '.join(references.notes)}")
-    first = next(iter(tensors.values()))
-    return _report(candidate, references, coordinates, batch_size or (len(first) if first.ndim else 1), hypotheses)
+    arguments = Arguments(inputs, names, function)
+    is_function = gradient is None or callable(gradient)
+    problem = Problem(
+        arguments,
+        function,
+        reference,
+        gradient if callable(gradient) else None,
+        None if is_function else gradient,
+        seed=seed,
+    )
+    settings = {"tolerance": tolerance, "coordinates": coordinates, "seconds": seconds}
+    return _checked(problem, settings, second_order, batch_size or 0, hypotheses)
 
 
 def check_layer(
@@ -79,80 +87,143 @@ def check_layer(
     inputs: Inputs,
     backward: Callable[..., Any] | None = None,
     *,
+    names: Sequence[str] | None = None,
     reference: Callable[..., Any] | None = None,
+    tolerance: float | None = None,
+    coordinates: int = 200,
+    seconds: float = 1.2,
+    batch_size: int | None = None,
     seed: int = 0,
-    **options: Any,
+    second_order: bool = False,
+    hypotheses: Hypotheses | None = None,
 ) -> Report:
-    """``check`` for a layer: ``forward(*inputs)`` returns one tensor, ``backward(dy, *inputs)`` the inputs' gradients.
+    """``check`` for a layer: ``backward(dy, *inputs)`` returns the inputs' gradients.
 
-    The scalar is Σ y ⊙ dy with random numbers dy in the shape of the outputs y, drawn from ``seed``: its gradient is
-    ``backward`` at that dy. The other arguments and the errors are those of ``check``.
+    ``forward(*inputs)`` returns a tensor or several; of several, ``backward`` takes one dy for each, or a tuple of
+    them, before the inputs. It is called right after ``forward``, as a training step does, so both may be methods of a
+    layer that keeps what it needs. The scalar is Σ y ⊙ dy with random numbers dy in the shape of the outputs y: its
+    gradient is ``backward`` at that dy. dy also comes scaled, in other strides, and as one number, expanded. The other
+    arguments and the errors are those of ``check``.
     """
-    tensors, adapt = named(inputs, options.get("names"), forward)
-    y = adapt(reference or forward)(tensors)
-    if not isinstance(y, Tensor):
-        raise TypeError(f"the layer returns a {type(y).__name__}, expected one tensor")
-    generator = torch.Generator().manual_seed(seed + 10**6)  # not the numbers that the inputs may have been drawn as
-    dy = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.device, y.dtype)
-
-    def weighted(layer: Callable[..., Any] | None) -> Callable[..., Tensor] | None:
-        def function(*args: Tensor, **kwargs: Tensor) -> Tensor:
-            out: Tensor = layer(*args, **kwargs)  # type: ignore[misc]
-            return (out * dy.to(out.dtype)).sum()
-
-        return function if layer else None
-
-    def gradient(*args: Tensor, **kwargs: Tensor) -> Any:
-        return backward(dy.clone(), *args, **kwargs)  # type: ignore[misc]
-
-    options |= {"names": list(tensors), "reference": weighted(reference), "seed": seed}
-    return check(weighted(forward), inputs, gradient if backward else None, **options)  # type: ignore[arg-type]
+    problem = Problem(Arguments(inputs, names, forward), forward, reference, backward, scalar=False, seed=seed)
+    settings = {"tolerance": tolerance, "coordinates": coordinates, "seconds": seconds}
+    return _checked(problem, settings, second_order, batch_size or 0, hypotheses)
 
 
-def _report(
-    candidate: Candidate, references: References, coordinates: int, batch_size: int, hypotheses: Hypotheses | None
+def check_module(module: nn.Module, inputs: Inputs, *, reference: nn.Module | None = None, **options: Any) -> Report:
+    """``check_layer`` for a module with a hand-written backward inside: by its inputs and by its parameters.
+
+    ``reference`` is a module with the same parameter names in plain operations; None: central differences alone decide.
+    Buffers (a running mean) start each call as they are now, and are not changed.
+    """
+    listed = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    keys = ["x"] if len(listed) == 1 else [f"x{i}" for i in range(1, len(listed) + 1)]
+
+    def of(one: nn.Module) -> Callable[..., Any]:
+        def function(*arguments: Any) -> Any:
+            given, values = arguments[: len(listed)], dict(zip(parameters, arguments[len(listed) :], strict=True))
+            dtype = next((t.dtype for t in arguments if isinstance(t, Tensor) and t.is_floating_point()), None)
+            state = {n: b.to(dtype) if b.is_floating_point() else b.clone() for n, b in copies(dict(buffers)).items()}
+            return torch.func.functional_call(one, values | state, given)
+
+        buffers = list(one.named_buffers())
+        return function
+
+    if reference is not None and {n for n, _ in reference.named_parameters()} != set(parameters):
+        raise ValueError(f"the reference module has other parameters than the module: wanted {', '.join(parameters)}")
+    return check_layer(
+        of(module),
+        [*listed, *parameters.values()],
+        names=[*keys, *parameters],
+        reference=of(reference) if reference is not None else None,
+        **options,
+    )
+
+
+def _checked(
+    problem: Problem, settings: dict[str, Any], second_order: bool, batch_size: int, hypotheses: Hypotheses | None
 ) -> Report:
-    """Compare every gradient with every reference, and look for what explains a wrong one."""
-    estimates, comparisons = dict[str, dict[str, Estimate]](), list[Comparison]()
-    for name, given in candidate.gradients.items():
-        comparable, ours = candidate.comparable(name, references.inputs[name]), flat(given)
-        estimates[name] = references.estimates(name, ours, coordinates if comparable else 0)
-        if comparable:
-            comparisons += [references.compare(name, ours, estimate) for estimate in estimates[name].values()]
-        if not any(len(estimate.values) for estimate in estimates[name].values()):
-            candidate.notes.append(f"{name} is not checked: no reference gives any of its entries")
-    report = Report(comparisons, dict(candidate.problems), tolerance=references.tolerance)
-    expected, wrong = dict[str, Estimate](), report.wrong
-    if wrong:
-        pairs = [(name, references.expected(name, found)) for name, found in estimates.items()]
-        expected = {name: estimate for name, estimate in pairs if estimate}
-    for name in (name for name in candidate.gradients if name in wrong):
-        text = candidate.diagnoses.get(name)
-        if not text and name in expected:
-            text = diagnose(WrongGradient(name, candidate.gradients, expected, references, batch_size), hypotheses)
-        if text:
-            report.diagnoses.setdefault(text, []).append(name)
-    report.notes.extend([*references.notes, *candidate.notes, *_contradictions(report, expected), *_noisy(report)])
-    return report
+    with float32_is_float32():
+        report = _check(problem, batch_size=batch_size, hypotheses=hypotheses, **settings)
+        if not second_order:
+            return report
+        other = _check(second_order_of(problem), batch_size=0, hypotheses=None, **settings)
+    return joined(report, other)
 
 
-def _contradictions(report: Report, expected: dict[str, Estimate]) -> list[str]:
-    """If central differences and autograd contradict each other, one of them is wrong whatever the gradient is."""
-    texts = {
-        "central": "central differences agree with the gradient, autograd does not: is something detached?",
-        "autograd": "autograd agrees with the gradient, central differences do not: does the function go through the "
-        "backward that is checked? Pass a reference=",
-    }
-    names: dict[str, list[str]] = defaultdict(list)
-    for c in report.comparisons:
-        if c.ok and c.gradient in expected and expected[c.gradient].reference == "central":
-            names[c.reference].append(c.gradient)
-    return [f"{', '.join(names[reference])}: {text}" for reference, text in texts.items() if names[reference]]
+def _check(
+    problem: Problem,
+    tolerance: float | None,
+    coordinates: int,
+    seconds: float,
+    batch_size: int,
+    hypotheses: Hypotheses | None,
+) -> Report:
+    references = References(problem, problem.inputs, tolerance)
+    if problem.is_function and problem.backward is None and problem.reference is None:
+        references.drop_autograd()
+    candidate = called(references) if problem.is_function else as_tensors(references)
+    if not candidate.gradients:
+        raise ValueError(f"there is no gradient to check: all of {', '.join(problem.inputs)} are None")
+    if not references.gradients and (not coordinates or references.inputs64 is None):
+        raise ValueError(f"there is no reference to compare the gradient with: {'; '.join(references.notes)}")
+    judge = Judge(candidate, references, coordinates, seconds, batch_size, hypotheses)
+    return replace(
+        judge.report,
+        forward=wrong_forward(problem, references, candidate),
+        slopes=functools.partial(slopes, references, candidate),
+    )
 
 
-def _noisy(report: Report) -> list[str]:
-    """The gradients that agree only because rounding alone moves them far."""
-    far = [c for c in report.comparisons if c.reference != "central" and c.relative_error > 100 * report.tolerance]
-    wrong = report.wrong
-    names = ", ".join(dict.fromkeys(c.gradient for c in far if c.gradient not in wrong))
-    return [f"{names}: rounding alone moves it as far as this; a check in float64 can tell more"] if names else []
+def wrong_forward(problem: Problem, references: References, candidate: Candidate) -> str:
+    """How the forward differs from the reference; "" if it does not, or there is no reference."""
+    if problem.reference is None:
+        return ""
+    with torch.inference_mode(False), torch.no_grad():
+        ours = candidate.outputs or problem.outputs(problem.forward, copies(problem.inputs))
+        right = problem.outputs(problem.reference, copies(problem.inputs))
+        best = problem.outputs(problem.reference, copies(references.inputs64)) if references.inputs64 else right
+    if len(ours) != len(right):
+        return f"returns {len(ours)} tensors, the reference {len(right)}"
+    for i, (y, own, r) in enumerate(zip(ours, right, best, strict=True), 1):
+        which = f" {i}" if len(ours) > 1 else ""
+        if y.shape != own.shape:
+            return f"returns y{which} of shape {list(y.shape)}, the reference {list(own.shape)}"
+        a, b, c = flat(y), flat(r), flat(own)
+        known = b.isfinite() & c.isfinite()
+        if not torch.equal(a.isfinite(), c.isfinite()):
+            return f"returns y{which} that is not finite where the reference is, or the reverse"
+        error, size = norm((a - b)[known]), norm(b[known])
+        if error > references.tolerance * size + 4 * norm((c - b)[known]) + references.underflow:
+            return f"differs from the reference: y{which} is off by {error / size if size else error:.1e} of its norm"
+    return ""
+
+
+def joined(first: Report, second: Report) -> Report:
+    """Both in one report; the gradients' names in the second say that they are second derivatives."""
+    return replace(
+        first,
+        comparisons=first.comparisons + second.comparisons,
+        problems=first.problems | second.problems,
+        setup=first.setup | second.setup,
+        kinks=first.kinks | second.kinks,
+        noise=first.noise | second.noise,
+        unjudged=first.unjudged | second.unjudged,
+        diagnoses={
+            text: first.diagnoses.get(text, []) + second.diagnoses.get(text, [])
+            for text in first.diagnoses | second.diagnoses
+        },
+        notes=list(dict.fromkeys(first.notes + second.notes)),
+    )
+
+
+@contextmanager
+def float32_is_float32() -> Iterator[None]:
+    """Products of float32 matrices have all of its digits, whatever the environment says."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -22,7 +22,9 @@ from bp_torch.text import count, table
 from bp_torch.training import TrainingError, open_run, read_config
 from bp_torch.training.config import SEEDS, DTypeName
 from bp_torch.verify.backward import check_own
+from bp_torch.verify.check import joined
 from bp_torch.verify.comparison import HEADER, Comparison
+from bp_torch.verify.parts import check_parts
 from bp_torch.verify.report import Report, explanations
 
 DEPTHS = (1, 2, 3, 4)
@@ -107,6 +109,9 @@ class Case(NamedTuple):
         return about | names | {"dtype": self.dtype, "device": str(network.device)} | self.report.to_dict()
 
 
+SATURATED = 4.0
+"""What the parameters of the deepest networks are multiplied by: most of their sigmoids are then near 0 or 1."""
+
 COLUMNS = ["", "hidden", "L", "B", "dtype", *HEADER[1:5]]
 """L layers, B examples; the first columns of a report."""
 
@@ -139,6 +144,8 @@ def verify(options: Options) -> list[Case]:
     device = choose_device(options.device)
     config = read_config(options.run) if options.run else None
     dataset, directory = (config.dataset, config.data_dir) if config else (options.dataset or "mnist", Path("data"))
+    if options.data_dir is not None and not options.data_dir.is_dir():
+        raise DataError(f"--data-dir: there is no folder {options.data_dir}, and a check makes none")
     test = load(dataset, options.data_dir or directory, device)[1]
     if (most := max(options.batch_sizes)) > len(test.labels):
         raise TrainingError(f"--batch-sizes: wanted at most the {len(test.labels):,} examples there are, got {most:,}")
@@ -147,7 +154,12 @@ def verify(options: Options) -> list[Case]:
     todo, cases = list(product(networks(options, device), options.batch_sizes)), []
     for (network, cost), n in tqdm(todo, unit="network", leave=False, disable=None, delay=2):
         x, y = batch(examples, torch.arange(n, device=device), network.dtype)
-        cases.append(Case(network, cost, n, check_own(network, x, y, cost, **settings)))
+        y[1::2] = 0.9 * y[1::2] + 0.1 / CLASSES  # every second target is soft
+        report = check_own(network, x, y, cost, **settings)
+        if n == options.batch_sizes[-1]:
+            batches = [batch(examples, torch.arange(n, device=device), network.dtype) for n in options.batch_sizes]
+            report = joined(report, check_parts(network, batches, cost))
+        cases.append(Case(network, cost, n, report))
     return cases
 
 
@@ -157,10 +169,14 @@ def networks(options: Options, device: torch.device) -> list[tuple[Network, str]
     if options.run is not None:
         config, trained = open_run(options.run, device)
         return [(trained.to(dtype=dtype), config.cost) for dtype in dtypes]
-    found = []
-    for (hidden, output, cost), dtype, depth in product(combinations(), dtypes, options.depths or DEPTHS):
+    found, depths = [], options.depths or DEPTHS
+    for (hidden, output, cost), dtype, depth in product(combinations(), dtypes, depths):
         sizes, seed = (PIXELS, *[16] * (depth - 1), CLASSES), options.seed
         network = Network(sizes, activation=hidden, output_activation=output, seed=seed, dtype=dtype, device=device)
+        for b in network.biases:  # which start at zero, and would hide a mistake there
+            b.add_(0.1 * torch.randn(b.shape, generator=torch.Generator().manual_seed(seed)).to(b))
+        if depth == max(depths):
+            network.parameters.mul_(SATURATED)
         found.append((network, cost))
     return found
 

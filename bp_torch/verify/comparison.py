@@ -1,6 +1,6 @@
 """One gradient compared with one reference: the record that a report prints, and how it is computed.
 
-Everything is compared flat (n,), in float64, on the CPU.
+Everything is compared flat (n,), in float64, on the CPU; a complex number is two entries.
 """
 
 import math
@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 REFERENCES = ("autograd", "float64", "central")
-"""Autograd in the inputs' dtype, autograd in float64, central differences in float64."""
+"""Autograd in the inputs' dtype, autograd in float64, central differences in float64.
+
+Two more stand in a report where they say something: "directions", central differences along random directions, where a
+tensor has more entries than there was time for; and "widened", the gradient under test run in float64, against autograd
+in float64, if that is wrong.
+"""
 
 CENTRAL_ACCURACY = math.sqrt(torch.finfo(torch.float64).eps)
 """The relative error of central differences at their best. No gradient has to agree with them more closely."""
@@ -25,7 +30,7 @@ class Estimate(NamedTuple):
     """One gradient as one reference gives it.
 
     Attributes:
-        values: (k,), of its ``entries`` (k,); entries None: of all.
+        values: (k,), of its ``entries`` (k,); entries None: of all. Or along ``directions`` (k, n).
         size: the norm that an error is relative to, and ``tolerance`` the relative error that is allowed.
         uncertainty: how far off the estimate itself may be, as a norm.
         skipped: how many entries the reference cannot give.
@@ -38,9 +43,12 @@ class Estimate(NamedTuple):
     tolerance: float
     uncertainty: float = 0.0
     skipped: int = 0
+    directions: Tensor | None = None
 
     def select(self, whole: Tensor) -> Tensor:
-        """The entries of ``whole`` (n,) that the estimate holds, (k,)."""
+        """The entries of ``whole`` (n,) that the estimate holds, (k,), or its products with the directions."""
+        if self.directions is not None:
+            return self.directions @ whole
         return whole if self.entries is None else whole[self.entries]
 
 
@@ -57,6 +65,7 @@ class Comparison:
         largest: the largest absolute difference of one entry, and ``where`` that entry is.
         cosine: of the angle between the two, 1 if they point the same way.
         compared, skipped: how many entries; skipped are kinks, and entries where the reference is not finite.
+        decides: False if better references outvote this one.
     """
 
     gradient: str
@@ -72,6 +81,7 @@ class Comparison:
     cosine: float
     compared: int
     skipped: int
+    decides: bool = True
 
     @property
     def ok(self) -> bool:
@@ -87,7 +97,8 @@ class Comparison:
         """The cells below ``HEADER``."""
         if not self.compared:
             return ["-", self.gradient, self.reference, "skipped", *"----"]
-        mark, error = "ok" if self.ok else "WRONG", "identical" if self.identical else f"{self.relative_error:.1e}"
+        mark = "ok" if self.ok else "WRONG" if self.decides else "far"
+        error = "identical" if self.identical else f"{self.relative_error:.1e}"
         numbers = [error, f"{self.allowed:.1e}", f"{self.largest:.1e}", str(list(self.where)), f"{self.cosine:.6f}"]
         return [mark, self.gradient, self.reference, *numbers]
 
@@ -102,6 +113,7 @@ def compare(
     difference = (ours - theirs).abs()
     at = int(difference.nan_to_num(math.inf).argmax())
     entry = at if estimate.entries is None else int(estimate.entries[at])
+    where = () if estimate.directions is not None else np.unravel_index(entry, shape)
     error, allowed = norm(difference), estimate.tolerance * size + estimate.uncertainty
     finite = math.isfinite(error)
     noise = noise_allowance() if finite and error > allowed else 0.0
@@ -116,7 +128,7 @@ def compare(
         error_ratio=error / allowed if finite else math.inf,
         identical=torch.equal(ours.view(torch.int64), theirs.view(torch.int64)),  # unlike ==, this tells −0 from 0
         largest=float(difference[at]) if finite else math.inf,
-        where=tuple(int(i) for i in np.unravel_index(entry, shape)),
+        where=tuple(int(i) for i in where),
         cosine=cosine(ours, theirs) if finite else 0.0,
         compared=len(theirs),
         skipped=estimate.skipped,
@@ -125,11 +137,6 @@ def compare(
 
 def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else math.inf if part else 0.0
-
-
-def flat(t: Tensor) -> Tensor:
-    """As (n,), in float64, on the CPU."""
-    return t.detach().cpu().double().reshape(-1)
 
 
 def norm(t: Tensor) -> float:

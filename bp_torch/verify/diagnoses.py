@@ -1,45 +1,59 @@
 """What is wrong, in words: each pattern of error has a sentence, which is used only if it explains the difference.
 
-To explain means to leave no more than rounding error. If no pattern does, there is no diagnosis.
+To explain means to leave no more than rounding error. If no pattern does, there is no diagnosis. A factor is stated as
+it is; a guess at its cause follows only if the check with other lengths confirms it.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
-from bp_torch.text import count
 from bp_torch.verify.comparison import Estimate, norm
 from bp_torch.verify.inputs import Tensors
-from bp_torch.verify.references import References
+from bp_torch.verify.patterns import ENTRY_PATTERNS, Pair, broadcasts
+from bp_torch.verify.problem import Problem
+from bp_torch.verify.variation import cause, factor_of
 
 Hypotheses = Callable[[str, Tensors], Iterable[tuple[str, Tensor]]]
-Patterns = Iterator[tuple[str, Tensor, Tensor]]
-"""A sentence, and two tensors that are equal if it is true."""
 
 
+@dataclass
 class WrongGradient:
     """A gradient that is wrong, and what it should be; in float64 on the CPU.
 
     Attributes:
         given: as it came; ``shape`` is the one that it should have.
         estimates: what all gradients should be, ``estimate`` is that of this one.
-        ours, right: given and expected in one shape: the whole, or (k,) the entries that are known (``partial``).
-            If ``given`` has a wrong shape, there is no ``ours``.
+        candidates: all gradients under test, by name.
+        beside: other tensors by what they are: inputs, dy and y.
+        tolerance, noise: how close ``equal`` is, relative, and as a norm for the whole.
+        batch_size: as the caller declared it; 0 if not.
     """
 
-    def __init__(
-        self, name: str, candidates: Tensors, estimates: dict[str, Estimate], references: References, batch_size: int
-    ) -> None:
-        """Of the gradient called ``name``."""
-        self.name, self.candidates, self.estimates, self.references = name, candidates, estimates, references
-        self.inputs, self.batch_size, self.estimate = references.inputs, batch_size, estimates[name]
-        self.shape = self.inputs[name].shape
-        self.given = candidates[name].detach().cpu().double()
+    name: str
+    given: Tensor
+    shape: Size
+    estimates: dict[str, Estimate]
+    candidates: Tensors
+    beside: Tensors
+    tolerance: float
+    noise: float
+    problem: Problem
+    batch_size: int = 0
+    ours: Tensor = field(init=False)
+    right: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Bring given and expected into one shape: the whole, or (k,) the entries that are known (``partial``)."""
+        self.estimate = self.estimates[self.name]
         self.partial = self.estimate.entries is not None
-        self.right = self.estimate.values if self.partial else self.estimate.values.reshape(self.shape)
+        values = self.estimate.values
+        self.right = values if self.partial or values.numel() != math.prod(self.shape) else values.reshape(self.shape)
         if self.given.shape == self.shape:
             self.ours = self.estimate.select(self.given.reshape(-1)).reshape(self.right.shape)
 
@@ -50,32 +64,40 @@ class WrongGradient:
         size, error, whole = norm(predicted), norm(ours - predicted), norm(self.estimate.values)
         if not size or not math.isfinite(error):
             return False
-        if error <= self.estimate.tolerance * size:
+        if error <= self.tolerance * size:
             return True
-        noise = self.references.noise_allowance(self.name) / whole if whole else math.inf
-        return noise < 0.01 and error <= (self.estimate.tolerance + noise) * size
+        noise = self.noise / whole if whole else math.inf
+        return noise < 0.01 and error <= (self.tolerance + noise) * size
 
 
 def diagnose(wrong: WrongGradient, more: Hypotheses | None = None) -> str | None:
     """The first sentence that explains the difference, those of ``more`` included; None if there is none."""
-    if not wrong.given.isfinite().all() or not wrong.right.any():
+    if not wrong.given.isfinite().all():
         return None
     if wrong.given.shape != wrong.shape:
-        patterns = iter(()) if wrong.partial else another_shape(wrong)
-    elif not wrong.ours.any():
+        return _first(wrong, iter(()) if wrong.partial else another_shape(wrong))
+    if wrong.equal(wrong.ours, wrong.right):
+        return None  # the difference is smaller than what could be explained
+    if not wrong.right.any():
+        return "should be zero throughout, and is not"
+    if not wrong.ours.any():
         return "is zero throughout: is it ever computed?"
-    elif factors := [text for factor, text in known_factors(wrong) if wrong.equal(wrong.ours, factor * wrong.right)]:
-        return " Or ".join(factors)  # two mistakes can make the same factor
-    elif wrong.partial:
-        patterns = one_factor(wrong)
-    else:
-        listed = more(wrong.name, wrong.candidates) if more else ()
-        own = ((text, wrong.ours, t.detach().cpu().double()) for text, t in listed)
-        patterns = chain(own, *(pattern(wrong) for pattern in PATTERNS))
-    return next((text for text, ours, predicted in patterns if wrong.equal(ours, predicted)), None)
+    if text := simple_factor(wrong):
+        return text
+    if wrong.partial:
+        return _first(wrong, one_factor(wrong))
+    listed = more(wrong.name, wrong.candidates) if more else ()
+    own = ((text, wrong.ours, t.detach().cpu().double()) for text, t in listed)
+    return _first(wrong, chain(own, *(pattern(wrong) for pattern in (of_another, factor_of_an_input, one_factor)))) or (
+        _first(wrong, chain(*(pattern(wrong) for pattern in ENTRY_PATTERNS)))
+    )
 
 
-def another_shape(wrong: WrongGradient) -> Patterns:
+def _first(wrong: WrongGradient, pairs: Iterable[Pair]) -> str | None:
+    return next((text for text, ours, predicted in pairs if wrong.equal(ours, predicted)), None)
+
+
+def another_shape(wrong: WrongGradient) -> Iterator[Pair]:
     """The right numbers in another layout, or a broadcast tensor whose repetitions are not added up."""
     given, right = wrong.given, wrong.right
     if given.ndim == 2:
@@ -84,110 +106,88 @@ def another_shape(wrong: WrongGradient) -> Patterns:
     for d in range(given.ndim):
         text = f"is not summed over dimension {d}, along which the forward repeated (broadcast) the tensor"
         yield text, given.sum(d).reshape(-1), right.reshape(-1)
-    if _broadcasts(wrong.shape, given.shape):
+    if broadcasts(wrong.shape, given.shape):
         text = "is not summed over the dimensions along which the forward repeated (broadcast) the tensor"
         yield text, given.sum_to_size(wrong.shape), right
+    for d in range(right.ndim):
+        text = f"is summed over dimension {d}, which the tensor has"
+        yield text, given.reshape(-1), right.sum(d).reshape(-1)
 
 
-def known_factors(wrong: WrongGradient) -> Iterator[tuple[float, str]]:
+# ---- one factor ----
+
+
+def simple_factor(wrong: WrongGradient) -> str | None:
+    """The sign, or a factor whose cause is known: a small number, or a length."""
+    factor = factor_of(wrong.ours.reshape(-1), wrong.right.reshape(-1), max(wrong.tolerance, 1e-12))
+    if factor is None:
+        return None
+    found = [text for known, text in _known_factors(wrong) if wrong.equal(wrong.ours, known * wrong.right)]
+    if found and (math.isclose(factor, -1, rel_tol=1e-3) or "the batch size" in found[0]):
+        return " Or ".join(found)
+    if wrong.right.count_nonzero() < 2 and not found:
+        return None
+    sign = "the sign is wrong, and it " if factor < 0 else ""
+    if not wrong.partial and (text := cause(wrong.problem, wrong.name, factor, max(1e-4, 10 * wrong.tolerance))):
+        return f"{sign}is {_number(abs(factor))} times what it should be: {text}"
+    return found[0] if found else None
+
+
+def _known_factors(wrong: WrongGradient) -> Iterator[tuple[float, str]]:
     """Each factor that a known mistake makes, and the mistake."""
     yield -1, "the sign is wrong"
     batch = wrong.batch_size
     for factor, text in [
-        (batch, "off by exactly the batch size: the mean over the batch is missing?"),
-        (1 / batch, "off by exactly one over the batch size: a mean where a sum was meant, or taken twice?"),
-        (2, "off by exactly a factor of 2"),
-        (0.5, "off by exactly a factor of ½, as when the 2 of a square's derivative is lost"),
+        (batch, f"is {batch} times what it should be, the batch size: the mean over the batch is missing?"),
+        (
+            1 / batch if batch else 0,
+            f"is 1/{batch} of what it should be, one over the batch size: a mean taken twice?",
+        ),
+        (2, "is 2 times what it should be: added twice, or a factor of 2 that cancels?"),
+        (0.5, "is ½ of what it should be, as when the 2 of a square's derivative is lost"),
     ]:
-        if factor != 1:
+        if factor not in (0, 1):
             yield factor, text
-            yield -factor, f"the sign is wrong, and {text}"
-    lengths: dict[int, str] = {}
-    for name, t in wrong.inputs.items():
-        for d, n in enumerate(t.shape):
-            lengths.setdefault(n, f"the length of dimension {d} of {name}")
-        lengths.setdefault(t.numel(), f"the number of entries of {name}")
-    for n, what in lengths.items():
-        if n > 2 and n != batch:
-            yield n, f"off by exactly {n}, {what}: a sum where a mean was meant?"
-            yield 1 / n, f"off by exactly 1/{n}, {what}: a mean where a sum was meant?"
-        if n > 2 and n != 4:
-            yield math.sqrt(n), f"off by exactly √{n}, the root of {what}: a scale is missing?"
-            yield 1 / math.sqrt(n), f"off by exactly 1/√{n}, the root of {what}: a scale too many?"
+            yield -factor, f"the sign is wrong, and it {text}"
 
 
-# ---- patterns over the entries ----
-
-
-def of_another(wrong: WrongGradient) -> Patterns:
-    """Two gradients swapped."""
-    for name, t in wrong.estimates.items():
-        if name != wrong.name and t.entries is None and wrong.inputs[name].shape == wrong.shape:
-            yield f"is the gradient of {name}", wrong.ours.reshape(-1), t.values
-
-
-def transposed(wrong: WrongGradient) -> Patterns:
-    """A square gradient, transposed."""
-    if wrong.right.ndim >= 2 and wrong.shape[-1] == wrong.shape[-2] > 1:
-        yield "is transposed", wrong.ours, wrong.right.mT
-
-
-def mask(wrong: WrongGradient) -> Patterns:
-    """Right except for entries that should be zero, or that are zero and should not be."""
-    ours, right = wrong.ours, wrong.right
-    zero, missing = (right == 0) & (ours != 0), (ours == 0) & (right != 0)
-    if ((right != 0) & (ours != 0)).sum() < 3:
-        return
-    if zero.any():
-        entries = count(int(zero.sum()), "entry", "entries")
-        text = f"is right wherever the gradient is not zero, but {entries} should be zero: a mask is missing?"
-        yield text, ours[~zero], right[~zero]
-    if missing.any():
-        entries = count(int(missing.sum()), "entry", "entries")
-        text = f"is zero in {entries} where it should not be, and right elsewhere: masked too much, or not all written?"
-        yield text, ours, right.masked_fill(missing, 0)
-
-
-def factor_of_an_input(wrong: WrongGradient) -> Patterns:
-    """A product with an input that is missing, or is there once too often."""
-    for other, t in wrong.inputs.items():
-        if t.numel() >= 3 and _broadcasts(t.shape, wrong.shape):
-            factor = t.detach().cpu().double()
-            yield f"the factor {other} is missing", wrong.ours * factor, wrong.right
-            yield f"the factor {other} is there once too often", wrong.ours, wrong.right * factor
-
-
-def one_factor(wrong: WrongGradient) -> Patterns:
+def one_factor(wrong: WrongGradient) -> Iterator[Pair]:
     """A factor that no known mistake makes. Fewer than three entries would be no evidence."""
     if wrong.right.count_nonzero() >= 3:
         size = norm(wrong.right)
         factor = float((wrong.ours / size * (wrong.right / size)).sum())
-        yield f"off by one factor throughout, {factor:.6g}", wrong.ours, factor * wrong.right
+        sign = "the sign is wrong, and it " if factor < 0 else ""
+        text = f"{sign}is {_number(abs(factor))} times what it should be, throughout"
+        yield text, wrong.ours, factor * wrong.right
 
 
-def along_a_dimension(wrong: WrongGradient) -> Patterns:
-    """An error that is constant along one dimension, or in one place of it."""
-    ours, right = wrong.ours, wrong.right
-    for d in (d for d in range(right.ndim) if right.shape[d] >= 3):
-        text = f"off by an amount that is constant along dimension {d}: its mean is not subtracted?"
-        yield text, ours, right + (ours - right).mean(d, keepdim=True)
-        squares = (right * right).sum(d, keepdim=True)
-        factor = (ours * right).sum(d, keepdim=True) / squares.where(squares > 0, 1.0)
-        low, high = float(factor.min()), float(factor.max())
-        text = f"off by a factor that is constant along dimension {d}, from {low:.3g} to {high:.3g} over the others"
-        yield text, ours, right * factor
-        difference = (ours - right).abs().movedim(d, 0)
-        at = int(difference.reshape(len(difference), -1).amax(1).argmax())
-        rest = torch.arange(right.shape[d]) != at
-        text = f"is wrong only at index {at} of dimension {d}, which has the length {right.shape[d]}"
-        yield text, ours.movedim(d, 0)[rest], right.movedim(d, 0)[rest]
+def _number(factor: float) -> str:
+    """With the fraction that it is, if that is simple: 0.125 (1/8)."""
+    near = Fraction(factor).limit_denominator(64)
+    simple = near.denominator > 1 and math.isclose(float(near), factor, rel_tol=1e-6)
+    return f"{factor:.6g}" + (f" ({near})" if simple else "")
 
 
-PATTERNS = [of_another, transposed, mask, factor_of_an_input, one_factor, along_a_dimension]
-"""The most specific first."""
+# ---- other gradients, and other factors ----
 
 
-def _broadcasts(small: torch.Size, shape: torch.Size) -> bool:
-    """Whether a tensor of shape ``small`` expands to ``shape``."""
-    pairs = zip(reversed(small), reversed(shape), strict=False)
-    return len(small) <= len(shape) and all(a in (1, b) for a, b in pairs)
+def of_another(wrong: WrongGradient) -> Iterator[Pair]:
+    """Two gradients swapped."""
+    for name, t in wrong.estimates.items():
+        if name != wrong.name and t.entries is None and t.values.numel() == wrong.right.numel() > 1:
+            yield f"is the gradient of {name}", wrong.ours.reshape(-1), t.values
+            yield f"is the gradient of {name}, with the sign wrong", wrong.ours.reshape(-1), -t.values
+
+
+def factor_of_an_input(wrong: WrongGradient) -> Iterator[Pair]:
+    """A product with an input, or with the output, that is missing, or is there once too often."""
+    for what, t in wrong.beside.items():
+        if t.numel() >= 3 and broadcasts(t.shape, wrong.shape) and t.std() > 0:
+            yield f"the factor {what} is missing", wrong.ours * t, wrong.right
+            yield f"the factor {what} is there once too often", wrong.ours, wrong.right * t
+            if (t == 0).sum() == 0:
+                yield f"is divided by {what}, and should not be", wrong.ours * t, wrong.right
+    if wrong.right.shape == wrong.ours.shape and torch.equal(wrong.ours.sign(), wrong.right.sign()):
+        yield "holds the squares of what it should hold", wrong.ours.abs(), wrong.right.square()
+        yield "holds the absolute values of what it should hold", wrong.ours, wrong.right.abs()
+    yield "holds the absolute values of what it should hold", wrong.ours, wrong.right.abs()

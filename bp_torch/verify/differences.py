@@ -54,50 +54,92 @@ def central_difference(function: Callable[[float], float], middle: float, x: flo
     return best._replace(kinked=kinked)
 
 
-def central_differences(
-    function: Callable[[Tensors], Tensor],
-    gradient: Callable[[Tensors], Tensor],
-    here: Tensor,
-    inputs: Tensors,
-    name: str,
-    indices: list[int],
-    negligible: float,
-) -> list[Derivative]:
-    """The derivatives of ``function`` by the entries ``indices`` of the input ``name``; some may be ``kinked``.
+class Differences:
+    """Central differences of a function by one of its inputs, at one place.
 
-    ``gradient(inputs)`` is autograd's by the same input, (n,), and ``here`` its value. They only help to find kinks.
+    ``gradient(inputs)`` is autograd's by that input, (n,), and ``here`` its value: they only help to find kinks.
     """
-    inputs = inputs | {name: inputs[name].clone(memory_format=torch.contiguous_format)}
-    entries, found = inputs[name].view(-1), list[Derivative]()
-    with torch.inference_mode(False), torch.enable_grad():
-        middle = float(function(inputs))
-        for i in indices:
-            x = entries[i].item()
 
-            def at(step: float, i: int = i, x: float = x) -> float:
-                entries[i] = x + step
-                return float(function(inputs))
+    def __init__(
+        self,
+        function: Callable[[Tensors], Tensor],
+        gradient: Callable[[Tensors], Tensor],
+        here: Tensor,
+        inputs: Tensors,
+        name: str,
+    ) -> None:
+        """By the input ``name``; the function is called once. Every input is float64 or complex128."""
+        self.function, self.gradient, self.here, self.name = function, gradient, here, name
+        self.inputs = inputs | {name: inputs[name].clone(memory_format=torch.contiguous_format)}
+        self.entries = real_view(self.inputs[name])
+        self.start = self.entries.clone()
+        self.copies = True  # until it is known that the function works on none of its inputs in place
+        self.middle = self.value()
+        with torch.inference_mode(False), torch.no_grad():
+            lent = copies(self.inputs)
+            self.function(lent)
+        self.copies = not all(torch.equal(lent[key], t) for key, t in self.inputs.items())
 
-            derivative = central_difference(at, middle, x, negligible)
-            entries[i] = x
-            off = abs(derivative.value - float(here[i]))
-            if not math.isfinite(derivative.uncertainty):
-                derivative = derivative._replace(kinked=True)
-            elif not derivative.kinked and off > 10 * negligible + derivative.uncertainty:
-                steps = [factor * derivative.step for factor in (1, 0.5, -0.5, -1)]
-                kinked = any(_jump(gradient, here, inputs, name, i, step) > off / 4 for step in steps)
-                derivative = derivative._replace(kinked=kinked)
-            found.append(derivative)
-    return found
+    def value(self) -> float:
+        """The function at ``entries``, as they are now."""
+        with torch.inference_mode(False), torch.no_grad():
+            return float(self.function(copies(self.inputs) if self.copies else dict(self.inputs)))
+
+    def at_entry(self, i: int, negligible: float) -> Derivative:
+        """The derivative by entry ``i``; it may be ``kinked``."""
+        x = float(self.start[i])
+
+        def at(step: float) -> float:
+            self.entries[i] = x + step
+            return self.value()
+
+        derivative = central_difference(at, self.middle, x, negligible)
+        self.entries[i] = x
+        unit = torch.zeros(len(self.start), dtype=torch.float64)
+        unit[i] = 1.0
+        return self._looked_at_for_kinks(derivative, unit, negligible)
+
+    def along(self, direction: Tensor, negligible: float) -> Derivative:
+        """The derivative along ``direction`` (n,), on the CPU; it may be ``kinked``."""
+        there = direction.to(self.start.device)
+        derivative = central_difference(lambda step: self.moved(there, step), self.middle, 0.0, negligible)
+        self.entries.copy_(self.start)
+        return self._looked_at_for_kinks(derivative, direction, negligible)
+
+    def moved(self, direction: Tensor, step: float) -> float:
+        """The function a ``step`` along ``direction`` from its place; ``entries`` stay there."""
+        torch.add(self.start, direction, alpha=step, out=self.entries)
+        return self.value()
+
+    def _looked_at_for_kinks(self, derivative: Derivative, direction: Tensor, negligible: float) -> Derivative:
+        """``kinked`` too if it is not autograd's, and autograd's own changes by as much within a step.
+
+        The effects of several kinks within one step can cancel in the values, but not in the derivative.
+        """
+        here = float(self.here @ direction)
+        off = abs(derivative.value - here)
+        if not math.isfinite(derivative.uncertainty):
+            return derivative._replace(kinked=True)
+        if not derivative.kinked and off > 10 * negligible + derivative.uncertainty:
+            for factor in (1, 0.5, -0.5, -1):
+                moved = copies(self.inputs)
+                real_view(moved[self.name]).add_(direction.to(self.start.device), alpha=factor * derivative.step)
+                if abs(float(self.gradient(moved) @ direction) - here) > off / 4:
+                    return derivative._replace(kinked=True)
+        return derivative
+
+    def one_sided(self, i: int) -> tuple[float, float]:
+        """The slopes by entry ``i`` to the left and to the right, from one small step each."""
+        x = float(self.start[i])
+        step = 2.0 ** math.ceil(math.log2(max(1.0, abs(x)))) * EPS**0.5 * 8
+        values = []
+        for signed in (-step, step):
+            self.entries[i] = x + signed
+            values.append((self.value() - self.middle) / signed)
+        self.entries[i] = x
+        return values[0], values[1]
 
 
-def _jump(
-    gradient: Callable[[Tensors], Tensor], here: Tensor, inputs: Tensors, name: str, i: int, step: float
-) -> float:
-    """By how much autograd's own derivative by entry ``i`` changes within a step.
-
-    The effects of several kinks within one step can cancel in the values, but not in the derivative.
-    """
-    moved = copies(inputs)
-    moved[name].view(-1)[i] += step
-    return abs(float(gradient(moved)[i] - here[i]))
+def real_view(t: Tensor) -> Tensor:
+    """The entries of a contiguous tensor, (n,), as real numbers."""
+    return (torch.view_as_real(t) if t.is_complex() else t).view(-1)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from bp_torch.verify.diagnoses import Hypotheses
 from bp_torch.verify.inputs import Tensors
+from bp_torch.verify.problem import autograd
 from bp_torch.verify.reference_network import ReferenceNetwork
-from bp_torch.verify.references import autograd
 
 Mistakes = Iterator[tuple[str, Tensor]]
 

@@ -1,47 +1,27 @@
 """The references: the gradients of one function at one point by autograd, in two dtypes, and by central differences."""
 
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from bp_torch.verify.comparison import CENTRAL_ACCURACY, Comparison, Estimate, compare, flat, norm
-from bp_torch.verify.differences import central_differences
-from bp_torch.verify.inputs import Tensors, copies
+from bp_torch.verify.comparison import CENTRAL_ACCURACY, Comparison, Estimate, compare, norm
+from bp_torch.verify.differences import Derivative, Differences
+from bp_torch.verify.inputs import Tensors, copies, flat, wider
+from bp_torch.verify.problem import Problem, autograd
 from bp_torch.verify.rounding import rounding_noise
 
 NOISE_FACTOR = 4.0  # how many times further than rounding moves autograd's gradient another one may be off
+DIRECTIONS = 8
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
     """ε^(2/3), the relative error that is allowed in ``dtype``: two thirds of its digits agree."""
     return float(torch.finfo(dtype).eps ** (2 / 3))
-
-
-def autograd(function: Callable[[Tensors], Any], inputs: Tensors) -> tuple[Tensor, Tensors]:
-    """The value () of ``function`` and its gradients by autograd. Raises TypeError and ValueError as ``check`` does."""
-    with torch.inference_mode(False), torch.enable_grad():
-        leaves = {name: t.requires_grad_() for name, t in copies(inputs).items()}
-        value = function(leaves)
-        if not isinstance(value, Tensor):
-            raise TypeError(f"the function returns a {type(value).__name__}, expected a scalar tensor")
-        if value.numel() != 1 or not value.is_floating_point():
-            raise ValueError(
-                f"the function returns {value.dtype} of shape {tuple(value.shape)}, expected a floating-point scalar: "
-                "return a weighted sum of the outputs, or use check_layer"
-            )
-        if not value.requires_grad:
-            raise ValueError(
-                f"as far as autograd can see, the function does not depend on {', '.join(inputs)}: "
-                "does it detach them, or leave torch?"
-            )
-        found = torch.autograd.grad(value.reshape(()), list(leaves.values()), allow_unused=True)
-    pairs = zip(leaves.items(), found, strict=True)
-    gradients = {name: torch.zeros_like(t) if g is None else g.detach() for (name, t), g in pairs}
-    return value.detach().reshape(()), {name: g.to_dense() if g.is_sparse else g for name, g in gradients.items()}
 
 
 class References:
@@ -51,45 +31,70 @@ class References:
         gradients: by reference ("autograd", "float64") and name, flat; without those that are unavailable.
         inputs64: the inputs in float64; None if the function does not compute in it.
         tolerance: the relative error that is allowed; if ``strict``, there is no noise allowance beyond it.
+        dtype: the coarsest of the inputs'.
+        unused: the inputs that the function does not use, as far as autograd can see.
         notes: why a reference is unavailable.
     """
 
-    def __init__(self, function: Callable[[Tensors], Any], inputs: Tensors, tolerance: float | None, seed: int) -> None:
+    def __init__(self, problem: Problem, inputs: Tensors, tolerance: float | None) -> None:
         """Compute the gradients by autograd. Raises as ``check`` does."""
-        self.function, self.inputs, self.seed = function, inputs, seed
+        self.problem, self.function, self.inputs, self.seed = problem, problem.value, inputs, problem.seed
         self.notes: list[str] = []
-        coarsest = max((t.dtype for t in inputs.values()), key=lambda dtype: torch.finfo(dtype).eps)
+        self.dtype = max((t.dtype for t in inputs.values()), key=lambda dtype: torch.finfo(dtype).eps)
         self.strict = tolerance is not None
-        self.tolerance = tolerance_of(coarsest) if tolerance is None else tolerance
+        self.tolerance = tolerance_of(self.dtype) if tolerance is None else tolerance
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance: expected a relative error between 0 and 1, got {self.tolerance}")
-        self.underflow = 64 * torch.finfo(coarsest).smallest_normal * torch.finfo(coarsest).eps
-        value, gradients = autograd(function, inputs)
+        self.underflow = 64 * torch.finfo(self.dtype).smallest_normal * torch.finfo(self.dtype).eps
+        value, gradients, self.unused = self._in_own_dtype()
         self._require_reproducible(value)
         self.gradients = {"autograd": {name: flat(g) for name, g in gradients.items()}}
-        self.inputs64: Tensors | None = {name: t.detach().double() for name, t in inputs.items()}
-        if coarsest == torch.float64:
+        self.inputs64: Tensors | None = {name: wider(t) for name, t in inputs.items()}
+        if torch.finfo(self.dtype).eps == torch.finfo(torch.float64).eps:
             self.gradients["float64"] = self.gradients["autograd"]
         else:
             self._compute_in_float64(self.inputs64)
 
+    def _in_own_dtype(self) -> tuple[Tensor, Tensors, list[str]]:
+        try:
+            return autograd(self.function, self.inputs)
+        except (RuntimeError, NotImplementedError) as error:
+            if torch.finfo(self.dtype).bits > 16:
+                raise
+            name = str(self.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"torch cannot compute the function in {name} ({first_line(error)}): check it in float32"
+            ) from error
+
     def _require_reproducible(self, value: Tensor) -> None:
         if not value.isfinite():
             raise ValueError(f"the function is {value.item()} at these inputs")
-        with torch.inference_mode(False), torch.enable_grad():
-            again = self.function(copies(self.inputs)).detach().reshape(())
-        if (again - value).abs() > self.tolerance * value.abs() + self.underflow:
-            raise ValueError(
-                f"the function returns {value.item()} and then {again.item()} for the same inputs: draw what is random "
-                "in it (a dropout mask) once, outside"
-            )
+        again = self._once()
+        if (again - value).abs() <= self.tolerance * value.abs() + self.underflow:
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            one = self._once()
+            torch.manual_seed(self.seed)
+            other = self._once()
+        kind, advice = "keeps something from call to call", "start from the same state in every call"
+        if torch.equal(one, other):
+            kind, advice = "draws random numbers", "draw what is random in it (a dropout mask) once, outside"
+        raise ValueError(
+            f"SETUP: the function {kind}: it returns {value.item():.6g} and then {again.item():.6g} for the same "
+            f"inputs: {advice}"
+        )
+
+    def _once(self) -> Tensor:
+        with torch.inference_mode(False), torch.no_grad():
+            return self.function(copies(self.inputs)).detach().reshape(())
 
     def _compute_in_float64(self, inputs64: Tensors) -> None:
         try:
-            value, gradients = autograd(self.function, inputs64)
+            value, gradients, _ = autograd(self.function, inputs64)
             reason = "" if value.dtype == torch.float64 else f"returns {value.dtype} for float64 inputs"
         except Exception as error:  # whatever a function raises that was not made for float64
-            reason = f"fails in float64 ({(str(error).strip().splitlines() or [type(error).__name__])[0]})"
+            reason = f"fails in float64 ({first_line(error)})"
         if reason:
             self.inputs64 = None
             self.notes.append(f"float64 and central differences are unavailable: the function {reason}")
@@ -105,18 +110,20 @@ class References:
 
     # ---- what they give ----
 
-    def estimates(self, name: str, ours: Tensor, coordinates: int) -> dict[str, Estimate]:
+    def estimates(self, name: str, ours: Tensor, coordinates: int, seconds: float) -> dict[str, Estimate]:
         """Of the gradient called ``name`` by each reference that is available.
 
-        ``coordinates`` is the number of central differences; ``ours`` (n,), the gradient under test, says of which
-        entries they are worth most.
+        ``coordinates`` is the number of central differences, as far as ``seconds`` allow; ``ours`` (n,), the gradient
+        under test, says of which entries they are worth most.
         """
         found = {reference: self._by_autograd(reference, name) for reference in self.gradients}
         if coordinates and self.inputs64 is not None:
             best = found.get("float64") or found.get("autograd")
             whole = best.values if best and best.entries is None else ours
+            known = flat(self.inputs[name]).isfinite()
             indices = _choose(ours, whole, coordinates, self.seed)
-            found["central"] = self._by_differences(name, indices, self.inputs64, best.size if best else 0.0)
+            size = best.size if best else 0.0
+            found.update(self._by_differences(name, indices[known[indices]], self.inputs64, size, seconds))
         return {reference: estimate for reference, estimate in found.items() if estimate}
 
     def _by_autograd(self, reference: str, name: str) -> Estimate | None:
@@ -129,33 +136,64 @@ class References:
         skipped, uncertainty = len(whole) - len(values), self.underflow * math.sqrt(len(values))
         return Estimate(reference, values, entries, norm(values), self.tolerance, uncertainty, skipped)
 
-    def _by_differences(self, name: str, indices: Tensor, inputs64: Tensors, size: float) -> Estimate | None:
-        """In float64, of the entries ``indices`` (k,); None if a difference cannot be taken. ``size`` is autograd's."""
-        tolerance, n = max(self.tolerance, CENTRAL_ACCURACY), inputs64[name].numel()
+    def differences(self, name: str) -> Differences:
+        """Central differences by the input ``name``, in float64."""
+        assert self.inputs64 is not None
 
         def gradient(inputs: Tensors) -> Tensor:
             return flat(autograd(self.function, inputs)[1][name])
 
-        here = self.gradients["float64"][name] if self.gradients else gradient(inputs64)
+        here = self.gradients["float64"][name] if self.gradients else gradient(self.inputs64)
+        return Differences(self.function, gradient, here, self.inputs64, name)
+
+    def _by_differences(
+        self, name: str, indices: Tensor, inputs64: Tensors, size: float, seconds: float
+    ) -> dict[str, Estimate]:
+        """Of the entries ``indices`` (k,), and along random directions if these are not all; {} if there are none."""
+        tolerance, n, start = max(self.tolerance, CENTRAL_ACCURACY), len(flat(inputs64[name])), time.monotonic()
         negligible = 0.1 * tolerance * size / math.sqrt(n)
+        found = list[Derivative]()
         try:
-            found = central_differences(self.function, gradient, here, inputs64, name, indices.tolist(), negligible)
+            differences = self.differences(name)
+            few = len(indices) == n or len(indices) < DIRECTIONS
+            along = None if few else self._along_directions(differences, n, size, tolerance)
+            for i in tqdm(indices.tolist(), desc=f"central differences of {name}", leave=False, disable=None, delay=2):
+                if found and time.monotonic() - start > seconds:
+                    break
+                found.append(differences.at_entry(i, negligible))
         except Exception as error:  # a step may leave the region in which the function can be evaluated
             self.notes.append(
                 f"central differences of {name} are unavailable: a step away the function raises {error!r}"
             )
-            return None
+            return {}
         kept = [k for k, derivative in enumerate(found) if not derivative.kinked]
-        values = torch.tensor([found[k].value for k in kept], dtype=torch.float64)
-        return Estimate(
+        central = Estimate(
             "central",
-            values,
+            torch.tensor([found[k].value for k in kept], dtype=torch.float64),
             None if len(kept) == n else indices[kept],
-            max(norm(values), size * math.sqrt(len(kept) / n)),  # of as many entries, on average
+            max(norm(torch.tensor([found[k].value for k in kept])), size * math.sqrt(len(kept) / n)),  # on average
             tolerance,
             math.hypot(*(found[k].uncertainty for k in kept)) + self.underflow * math.sqrt(len(kept)),
             len(found) - len(kept),
         )
+        return {"central": central} | ({"directions": along} if along else {})
+
+    def _along_directions(self, differences: Differences, n: int, size: float, tolerance: float) -> Estimate | None:
+        """Products of the gradient with random vectors: the mean square of an error's is its squared norm."""
+        generator, vectors, found = torch.Generator().manual_seed(self.seed + 1), [], []
+        for _ in range(DIRECTIONS if n < 10**5 else 2):
+            v = torch.randn(n, generator=generator, dtype=torch.float64)
+            derivative = differences.along(v, 0.1 * tolerance * size)
+            if math.isfinite(derivative.uncertainty) and not derivative.kinked:
+                vectors.append(v)
+                found.append(derivative)
+        if not found:
+            return None
+        values = torch.tensor([d.value for d in found], dtype=torch.float64)
+        length = math.sqrt(len(found))
+        uncertainty = 4 * math.hypot(*(d.uncertainty for d in found)) + self.underflow * math.sqrt(n)
+        whole = max(size * length, norm(values))
+        return Estimate("directions", values, None, whole, 4 * tolerance, uncertainty, directions=torch.stack(vectors))
 
     def expected(self, name: str, estimates: dict[str, Estimate]) -> Estimate | None:
         """What the gradient should be: autograd's, or central differences if they contradict autograd."""
@@ -170,23 +208,40 @@ class References:
 
     def compare(self, name: str, ours: Tensor, estimate: Estimate) -> Comparison:
         """``ours`` (n,), the gradient called ``name``, against an estimate of it."""
-        shape = tuple(self.inputs[name].shape)
-        return compare(name, shape, ours, estimate, lambda: self.noise_allowance(name, estimate.reference))
+        t = self.inputs[name]
+        shape = (*t.shape, 2) if t.is_complex() else tuple(t.shape)
+        return compare(name, shape, ours, estimate, lambda: self.noise_allowance(name, estimate))
 
     @cached_property
-    def noise(self) -> dict[str, float]:
-        """How far rounding moves each of autograd's gradients. Measured only if an error exceeds the tolerance."""
+    def noise(self) -> Tensors:
+        """How far rounding moves each entry of autograd's gradients, squared. Measured only if an error needs it."""
         return rounding_noise(lambda: autograd(self.function, self.inputs)[1], self.seed)
 
-    def noise_allowance(self, name: str, reference: str = "float64") -> float:
-        """How much larger an error may be than the tolerance: a few times what rounding does to autograd's own."""
+    def squared_noise(self, name: str, apart: bool = True) -> Tensor:
+        """(n,): what rounding does to autograd's own gradient, and how far that is from float64 already (``apart``)."""
+        noise = self.noise[name]
+        if apart and "float64" in self.gradients:
+            difference = self.gradients["autograd"][name] - self.gradients["float64"][name]
+            noise = noise + difference.square().nan_to_num(0, 0, 0)
+        return noise
+
+    def noise_allowance(self, name: str, estimate: Estimate | None = None) -> float:
+        """How much larger an error may be than the tolerance: a few times what rounding does to these entries.
+
+        One entry's noise is measured in a few runs only, so an even share of the whole tensor's is added to it.
+        """
         if self.strict or not self.gradients:
             return 0.0
-        noise = self.noise[name]
-        if reference != "autograd" and "float64" in self.gradients:
-            apart = norm(self.gradients["autograd"][name] - self.gradients["float64"][name])
-            noise += apart if math.isfinite(apart) else 0.0
-        return NOISE_FACTOR * noise
+        squares = self.squared_noise(name, apart=estimate is None or estimate.reference != "autograd")
+        total = float(squares.sum())
+        if estimate is None:
+            return NOISE_FACTOR * math.sqrt(total)
+        if estimate.directions is not None:
+            return NOISE_FACTOR * math.sqrt(total * len(estimate.values))
+        if estimate.entries is None:
+            return NOISE_FACTOR * math.sqrt(total)
+        share = total * len(estimate.values) / len(squares)
+        return NOISE_FACTOR * math.sqrt(float(squares[estimate.entries].sum()) + share)
 
     def same(self, one: Tensor, other: Tensor, name: str) -> bool:
         """Whether two results for the gradient called ``name`` are equal to rounding error."""
@@ -201,8 +256,14 @@ class References:
         return error <= allowed or error <= allowed + self.noise_allowance(name)
 
 
+def first_line(error: Exception) -> str:
+    """Of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _choose(ours: Tensor, whole: Tensor, n: int, seed: int) -> Tensor:
-    """The entries to take differences of: all, or n: the one furthest from ``whole``, half where that is not zero."""
+    """The entries to take differences of, the most telling first: all, or n: the one furthest from ``whole``, then
+    others, half of them where the gradient is not zero."""
     if len(ours) <= n:
         return torch.arange(len(ours))
     generator = torch.Generator().manual_seed(seed)
@@ -210,5 +271,6 @@ def _choose(ours: Tensor, whole: Tensor, n: int, seed: int) -> Tensor:
     nonzero = whole.nonzero().flatten()
     some = nonzero[torch.randint(len(nonzero), (n // 2,), generator=generator)] if len(nonzero) else nonzero
     others = torch.randint(len(ours), (n - 1 - len(some),), generator=generator)
-    chosen: Tensor = torch.cat([furthest, some, others]).unique()
-    return chosen
+    chosen = torch.cat([furthest, some, others])
+    first_of: Iterable[int] = dict.fromkeys(chosen.tolist())
+    return torch.tensor(list(first_of))

@@ -4,18 +4,17 @@ A difference of nearly equal numbers (1 − a of a saturated sigmoid, a gradient
 ReLU's z within rounding of 0) has only few correct digits, by hand or by autograd.
 """
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from bp_torch.verify.comparison import flat, norm
-from bp_torch.verify.inputs import Tensors
+from bp_torch.verify.inputs import Tensors, flat
 
 SAMPLES = 8
 
@@ -24,20 +23,24 @@ class PerturbLastDigit(TorchDispatchMode):
     """A context in which the inputs of every operation that rounds are off by up to one unit of rounding, at random.
 
     So each result has an error such as its own arithmetic makes (Parker 1997, Monte Carlo arithmetic). Operations
-    that only select or move numbers (relu, max, where, index) run unperturbed.
+    that only select or move numbers (relu, max, where, index, and their backwards) run unperturbed.
     """
 
     ROUNDS = re.compile(
-        r"(add)?mm|(badd)?bmm|mv|dot|linear|convolution|add|r?sub|mul|div|addcmul|addcdiv|sum|cumsum|prod|mean|var|std|"
+        r"(?!threshold|hard|leaky|max_pool)((add)?mm|(badd)?bmm|mv|dot|linear|convolution|add|r?sub|mul|div|addcmul|addcdiv|sum|cumsum|prod|mean|var|std|"
         r"var_mean|exp|expm1|log|log1p|logsumexp|pow|r?sqrt|reciprocal|square|sigmoid|tanh|erf|sin|cos|"
-        r".*(norm|softmax|attention|_backward).*"
+        r".*(norm|softmax|attention|_backward).*)"
     )
 
     def __init__(self, seed: int) -> None:
         """Draw from ``seed``."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self.seed = seed
-        self.generators: dict[torch.device, torch.Generator] = {}
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled: so the compiler, which takes a second or more, is not loaded."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func``, with perturbed inputs if it rounds and writes nothing in place."""
@@ -47,22 +50,42 @@ class PerturbLastDigit(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _perturb(self, t: Tensor) -> Tensor:
-        if not t.is_floating_point():
+        if not (t.is_floating_point() or t.is_complex()):
             return t
         wide = torch.promote_types(t.dtype, torch.float32)
-        generator = self.generators.setdefault(t.device, torch.Generator(t.device).manual_seed(self.seed))
-        noise = torch.rand(t.shape, generator=generator, dtype=wide, device=t.device).mul_(2).sub_(1)
+        real = torch.float64 if wide in (torch.float64, torch.complex128) else torch.float32
+        noise = torch.rand(t.shape, generator=self.generator, dtype=real).mul_(2).sub_(1).to(t.device)
         return t * (1 + noise * torch.finfo(t.dtype).eps).to(t.dtype)
 
 
-def rounding_noise(gradients: Callable[[], Tensors], seed: int) -> dict[str, float]:
-    """The largest ‖change‖ of each of autograd's ``gradients`` over some perturbed runs."""
-    exact = gradients()
-    noise = dict.fromkeys(exact, 0.0)
+def rounding_noise(gradients: Callable[[], Tensors], seed: int) -> Tensors:
+    """The mean square by which each entry (n,) of autograd's ``gradients`` changes, over some perturbed runs."""
+    exact = {name: flat(g) for name, g in gradients().items()}
+    noise = {name: torch.zeros_like(g) for name, g in exact.items()}
     for sample in range(SAMPLES):
         with PerturbLastDigit(seed + sample):
             moved = gradients()
         for name, g in exact.items():
-            change = norm(flat(moved[name]) - flat(g))
-            noise[name] = max(noise[name], change if math.isfinite(change) else 0.0)
+            noise[name] += (flat(moved[name]) - g).square().nan_to_num(0, 0, 0) / SAMPLES
     return noise
+
+
+class Widths(TorchFunctionMode):
+    """A context that notes in which dtypes of real or complex numbers operations compute.
+
+    Attributes:
+        eps: the coarsest rounding among them; 0 before the first.
+    """
+
+    def __init__(self) -> None:
+        """With nothing noted."""
+        super().__init__()
+        self.eps = 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func`` and note the dtypes of what it takes and returns."""
+        result = func(*args, **(kwargs or {}))
+        for t in tree_leaves((args, kwargs, result)):
+            if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex()):
+                self.eps = max(self.eps, torch.finfo(t.dtype).eps)
+        return result

@@ -1,0 +1,144 @@
+"""Training images turned, stretched and bent a little, each epoch anew: data made from the data one has.
+
+    affine    rotation, shear, scale and shift of the whole image
+    elastic   each pixel moved by a smooth random field: uniform noise in −1..1 for each pixel, smoothed by a Gaussian
+              of standard deviation σ, times α (Simard, Steinkraus and Platt 2003; Cireşan et al. 2010, sec. 2)
+
+What happens to an image follows from (seed, epoch) and its place among the training images: it is the same in every
+process, on every device and in a resumed run. Images stay bytes, so that a training step does not know of all this.
+"""
+
+from dataclasses import dataclass
+from math import pi, radians, sqrt
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bp_torch.data import Examples
+
+SIDE = 28
+CENTRE = (SIDE - 1) / 2
+
+CHUNK = 1_000
+"""Images that are deformed at a time: 3 MB of float32, and twice as much for where their pixels come from."""
+
+KEPT = 0.9999
+"""Of the variance of the smooth fields; the rest takes most of the numbers that would have to be drawn."""
+
+ONE_AND_SEVEN = (1, 7)
+"""Digits that are turned and sheared half as far: a turned 1 is a 7 to some (Cireşan et al. 2010)."""
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """How far images are deformed at most. All angles are in degrees, all lengths in pixels; 0 leaves a kind out.
+
+    Raises ValueError for a value out of its range.
+    """
+
+    rotation: float = 15.0
+    """Angle, drawn uniformly from −rotation to rotation."""
+    shear: float = 15.0
+    """Angle by which vertical lines lean, drawn likewise."""
+    scale: float = 0.15
+    """Width and height are each multiplied by a number from 1 − scale to 1 + scale."""
+    shift: float = 0.0
+    """Pixels to the right and down, each drawn from −shift to shift."""
+    sigma: float = 6.0
+    """σ of the Gaussian that smooths the field."""
+    alpha: float = 35.0
+    """α, the factor of the smoothed field."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        bounds = {
+            "rotation": 180.0,
+            "shear": 80.0,
+            "scale": 0.9,
+            "shift": float(SIDE),
+            "sigma": float(SIDE),
+            "alpha": 1e4,
+        }
+        for name, most in bounds.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"--{name}: wanted 0 to {most:g}, got {getattr(self, name)}")
+        if self.alpha and self.sigma < 0.5:
+            raise ValueError(f"--sigma: wanted 0.5 or more for an elastic field, got {self.sigma}")
+
+
+def deformed(examples: Examples, how: Deformation, seed: int, epoch: int, out: Tensor | None = None) -> Examples:
+    """The same examples with their images deformed, as in ``epoch`` (from 1) of the run with this ``seed``.
+
+    They are written into ``out``, (N, 784) bytes, if that is given.
+    """
+    device = examples.x.device
+    basis = smooth_basis(how.sigma) if how.alpha else torch.zeros(SIDE, 0)
+    matrices, shifts, waves = (part.to(device) for part in draw(examples.labels, how, basis.shape[1], seed, epoch))
+    x, basis = torch.empty_like(examples.x) if out is None else out, basis.to(device) * sqrt(how.alpha)
+    for start in range(0, len(x), CHUNK):
+        part = slice(start, start + CHUNK)
+        sources = affine_sources(matrices[part], shifts[part])
+        if how.alpha:
+            sources += basis @ waves[part] @ basis.mT
+        x[part] = sampled(examples.x[part], sources)
+    return Examples(x, examples.labels)
+
+
+def draw(labels: Tensor, how: Deformation, rank: int, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What is random: matrices (N, 2, 2), shifts (N, 2), and the coefficients of the fields (N, 2, rank, rank).
+
+    A matrix takes where a pixel is, seen from the centre as (right, down), to where it comes from.
+    """
+    chance = np.random.default_rng((seed, epoch, 1))  # the shuffles of the epochs are those of (seed, epoch)
+    n = len(labels)
+    uniform = torch.from_numpy(chance.uniform(-1, 1, (6, n)).astype(np.float32))
+    waves = torch.from_numpy(chance.standard_normal((n, 2, rank, rank), np.float32))
+    half = torch.isin(labels.cpu(), torch.tensor(ONE_AND_SEVEN))
+    angle, lean = (uniform[k] * radians(most) * (1 - 0.5 * half) for k, most in enumerate((how.rotation, how.shear)))
+    width, height = 1 + how.scale * uniform[2:4]
+    return affine_matrices(angle, lean, width, height), how.shift * uniform[4:6].T, waves
+
+
+def affine_matrices(angle: Tensor, lean: Tensor, width: Tensor, height: Tensor) -> Tensor:
+    """Where pixels come from, (N, 2, 2), for images that are scaled, then sheared, then turned clockwise; radians."""
+    cos, sin, tan = angle.cos(), angle.sin(), lean.tan()
+    turned_back = torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], -2)
+    one, zero = torch.ones_like(tan), torch.zeros_like(tan)
+    upright = torch.stack([torch.stack([one, tan], -1), torch.stack([zero, one], -1)], -2)
+    size = torch.stack([1 / width, 1 / height], -1)
+    return size[:, :, None] * (upright @ turned_back)
+
+
+def affine_sources(matrices: Tensor, shifts: Tensor) -> Tensor:
+    """The place that each pixel comes from, (N, 2, 28, 28): how far right and how far down, in pixels."""
+    line = torch.arange(SIDE, device=matrices.device, dtype=matrices.dtype) - CENTRE
+    right, down = line.expand(SIDE, SIDE), line[:, None].expand(SIDE, SIDE)
+    places = torch.stack([right, down]).view(2, -1)
+    centre = CENTRE - torch.einsum("nij,nj->ni", matrices, shifts)
+    return (matrices @ places + centre[:, :, None]).view(-1, 2, SIDE, SIDE)
+
+
+def smooth_basis(sigma: float) -> Tensor:
+    """B (28, r), so that B Z Bᵀ for a standard normal Z (r, r) is such a smooth field, with α = 1.
+
+    Smoothed uniform noise, of variance 1/3, has the covariance c(i − k) c(j − l) / 3 at two pixels (i, j) and (k, l),
+    with c(d) = exp(−d²/4σ²) / (2 σ √π). As a sum of many small terms it is close to normal. Drawn by the eigenvectors
+    of c it takes r² numbers, 36 for σ = 6, in place of more than 784.
+    """
+    line = torch.arange(SIDE, dtype=torch.float64)
+    c = torch.exp(-((line - line[:, None]) ** 2) / (4 * sigma**2)) / (2 * sigma * sqrt(pi))
+    values, vectors = torch.linalg.eigh(c)
+    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    rank = int((values.cumsum(0) < KEPT * values.sum()).sum()) + 1
+    basis: Tensor = vectors[:, :rank] * (values[:rank].sqrt() / 3**0.25)
+    return basis.float()
+
+
+def sampled(images: Tensor, sources: Tensor) -> Tensor:
+    """The bytes (N, 784) that ``images`` (N, 784) have at ``sources`` (N, 2, 28, 28), bilinearly; 0 outside."""
+    grid = (sources * (1 / CENTRE) - 1).permute(0, 2, 3, 1)
+    pixels = images.view(-1, 1, SIDE, SIDE).float()
+    found = functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
+    return found.round_().to(torch.uint8).view(images.shape)

@@ -1,0 +1,17 @@
+"""A sweep: networks of several settings and seeds, trained many at a time as one (K, P) matrix.
+
+python -m bp_torch sweep --learning-rate 0.3 1 3 10 --seeds 16
+"""
+
+from bp_torch.sweep.config import SweepConfig
+from bp_torch.sweep.group import Group, new_group
+from bp_torch.sweep.loop import sweep
+
+__all__ = ["Group", "SweepConfig", "new_group", "sweep"]
+
+
+def main(arguments: list[str]) -> None:
+    """``python -m bp_torch sweep``, with the flags ``arguments``."""
+    from bp_torch.sweep.command import main as run
+
+    run(arguments)

@@ -1,0 +1,98 @@
+"""Everything that can be chosen for a sweep: the settings of a run, four of them as lists, and the number of seeds."""
+
+from dataclasses import dataclass, fields
+from itertools import product
+from math import prod
+from typing import Any, ClassVar, Literal
+
+from bp_torch.network import InitName
+from bp_torch.training.config import SEEDS, Config, flag
+
+LISTS = ("learning_rate", "momentum", "weight_decay", "init")
+"""The fields that are lists: a sweep tries every combination of their values."""
+
+MOST = 10_000
+"""Networks in a sweep: each has a folder."""
+
+FIELDS = [field.name for field in fields(Config) if field.name != "resume"]
+
+Setting = tuple[Any, ...]
+"""A value for each of ``LISTS``."""
+
+
+@dataclass(frozen=True)
+class SweepConfig(Config):
+    """The settings of a sweep. Raises ValueError for a value out of its range."""
+
+    learning_rate: tuple[float, ...] = (3.0,)  # type: ignore[assignment]
+    """Learning rates of the first epoch."""
+    momentum: tuple[float, ...] = (0.0,)  # type: ignore[assignment]
+    """Momentums of SGD, from 0 to below 1."""
+    weight_decay: tuple[float, ...] = (0.0,)  # type: ignore[assignment]
+    """Weight decays of SGD, 0 or more."""
+    init: tuple[InitName, ...] = ("lecun",)  # type: ignore[assignment]
+    """Standard deviations of the initial weights: lecun 1/√n_in, he √(2/n_in), biases zero; normal 1, biases as
+    well."""
+    seeds: int = 1
+    """Networks of each combination: seeds --seed, --seed + 1, …"""
+    at_once: int | None = None
+    """Networks that are trained at a time. None: as many as memory and cache make quick."""
+    save: Literal["all", "best", "none"] = "all"
+    """Networks that are saved, each in its own folder. best: of each combination, the seed with the best accuracy."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("replay", "data_dir", "device")
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        self._check_types()
+        for name in LISTS:
+            values = getattr(self, name)
+            if not values:
+                raise ValueError(f"{flag(name)}: wanted one value or more, got none")
+            if repeated := [value for n, value in enumerate(values) if value in values[:n]]:
+                raise ValueError(f"{flag(name)}: wanted each value once, got {repeated[0]} twice")
+        for name in ("verify_every", "log_embedding", "deform"):
+            if getattr(self, name) not in (None, False, "none"):
+                raise ValueError(f"{flag(name)} is for one network: train it alone, with train.py")
+        for name in ("seeds", "at_once"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{flag(name)}: wanted 1 or more, got {value}")
+        networks = prod(len(getattr(self, name)) for name in LISTS) * self.seeds
+        if networks > MOST:
+            raise ValueError(f"wanted at most {MOST:,} networks, got {networks:,}: fewer values or fewer --seeds")
+        if self.seed + self.seeds > SEEDS:
+            raise ValueError(f"--seeds: wanted seeds below {SEEDS:,}, got {self.seed + self.seeds - 1}")
+        for setting in self.settings:
+            self.member(setting, self.seed)
+
+    @property
+    def settings(self) -> list[Setting]:
+        """Every combination of the values in ``LISTS``."""
+        return list(product(*(getattr(self, name) for name in LISTS)))
+
+    def member(self, setting: Setting, seed: int) -> Config:
+        """The config with which train.py would train this network alone."""
+        kept = {name: getattr(self, name) for name in FIELDS}
+        chosen = dict(zip(LISTS, setting, strict=True)) | {"seed": seed}
+        parts = [*self.varied(setting), f"seed-{seed}"]
+        return Config(**kept | chosen | {"run_name": "_".join(parts)})
+
+    def varied(self, setting: Setting) -> list[str]:
+        """What tells this setting from the others: ["learning-rate-0.3", "init-he"]."""
+        pairs = zip(LISTS, setting, strict=True)
+        return [f"{name.replace('_', '-')}-{short(value)}" for name, value in pairs if len(getattr(self, name)) > 1]
+
+    def members(self) -> list[Config]:
+        """The config of every network, those of one seed side by side."""
+        return [self.member(setting, self.seed + n) for n in range(self.seeds) for setting in self.settings]
+
+
+def short(value: object) -> str:
+    """A value as it would be typed: 1 for 1.0."""
+    return str(value).removesuffix(".0")
+
+
+def setting_of(member: Config) -> Setting:
+    """The values that a network of the sweep has for ``LISTS``."""
+    return tuple(getattr(member, name) for name in LISTS)

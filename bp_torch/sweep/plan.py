@@ -1,0 +1,94 @@
+"""Which networks are trained at once: as many as memory and cache make quick.
+
+On a CPU the step of K networks saves the time between the operations, until what it works on outgrows the cache: then
+every operation waits for memory. A network works on its parameters, their gradient, its activations and δ, and, where
+each has a shuffle of its own, on its mini-batch. Time for each network as a part of that of one trained alone:
+
+    networks at once         2     3     4     8    12    16    32    64
+    one shuffle for all   0.86  0.72  0.69  0.61  0.62  0.65  0.62  0.64
+    a shuffle each        0.88  0.88  0.78  0.80  0.80  0.88  1.07  1.20
+
+784-16-16-10, batches of 100, one thread of an AMD EPYC (Zen 5, 1 MB of level-2 cache for each core), torch 2.14.1,
+2026-11-24, medians of seven turns while other processes ran. Hence: a group works on no more than ``CACHE``, which is 8
+networks with a shuffle each and 26 with one for all; and from ``ENOUGH`` settings on, a group has one seed.
+
+A GPU waits between operations until far more networks are at work: there only ``MANY`` and the memory bound a group.
+"""
+
+import os
+from math import ceil
+
+import torch
+
+from bp_torch.sweep.config import SweepConfig
+from bp_torch.training.config import Config
+
+CACHE = 2**22
+"""Bytes that a group on a CPU works on."""
+
+ENOUGH = 3
+"""Settings from which on networks of one seed make a group of their own: three that share a batch take less time each
+than eight with a batch each."""
+
+MANY = 128
+"""The most networks of a group on a GPU."""
+
+FULL_BATCH = 60_000
+"""Examples that --batch-size full is taken to have, before the data are read."""
+
+COPIES = 4
+"""A group needs about so many times the memory of what it works on: other results of a step, the state, its copies."""
+
+
+def groups(config: SweepConfig, device: torch.device) -> list[list[Config]]:
+    """The networks of a sweep, those that are trained at once together.
+
+    Raises ValueError for more networks --at-once than there is memory for.
+    """
+    members, settings = config.members(), len(config.settings)
+    one_seed = config.seeds == 1 or (config.at_once is None and device.type == "cpu" and settings >= ENOUGH)
+    at_once = config.at_once or quickest(members[0], device, own_batch=not one_seed)
+    needed = COPIES * working_set(members[0], own_batch=not one_seed) * min(at_once, len(members))
+    if config.at_once and len(members) > 1 and needed > (free := free_memory(device)):
+        raise ValueError(
+            f"--at-once {at_once}: {min(at_once, len(members)):,} networks need about {gigabytes(needed)}, "
+            f"{device} has {gigabytes(free)} free"
+        )
+    blocks = [members[i : i + settings] for i in range(0, len(members), settings)] if one_seed else [members]
+    return [part for block in blocks for part in even_parts(block, at_once)]
+
+
+def quickest(member: Config, device: torch.device, *, own_batch: bool) -> int:
+    """How many networks like ``member`` take the least time each when they are trained at once."""
+    size = working_set(member, own_batch=own_batch)
+    most = CACHE // size if device.type == "cpu" else MANY
+    return max(1, min(most, free_memory(device) // (COPIES * size)))
+
+
+def even_parts(members: list[Config], most: int) -> list[list[Config]]:
+    """Parts of about one size, of ``most`` networks each or fewer."""
+    n, parts = len(members), ceil(len(members) / most)
+    return [members[i * n // parts : (i + 1) * n // parts] for i in range(parts)]
+
+
+def working_set(member: Config, *, own_batch: bool) -> int:
+    """Bytes that the step of one network of a group works on."""
+    examples = member.train_examples or FULL_BATCH
+    batch = examples if member.batch_size == "full" else min(member.batch_size, examples)
+    parameters = sum((n_in + 1) * n_out for n_in, n_out in zip(member.sizes, member.sizes[1:], strict=False))
+    numbers = (3 if member.momentum or member.weight_decay else 2) * parameters
+    numbers += batch * (2 * sum(member.sizes[1:]) + member.sizes[0] * own_batch)
+    itemsize: int = getattr(torch, member.dtype).itemsize
+    return numbers * itemsize
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def gigabytes(size: int) -> str:
+    """1.5 GB."""
+    return f"{size / 1e9:,.1f} GB"
