@@ -102,17 +102,24 @@ def test_every_idea_draws_its_picture_and_prints_its_table(subject: Subject, nam
     head = " ".join(figure.texts[0].get_text().split())
     assert head == idea.finding(result) and len(head) > 30
     assert all(axes.get_xlabel() for axes in figure.axes if axes.lines and axes.get_xticks().size)
-    figure.set_dpi(40)
-    figure.canvas.draw()
+    check_inside(figure)
     if "narrow" in inspect.signature(idea.figure).parameters:
-        check_narrow(idea.figure(result, narrow=True))
+        narrow = idea.figure(result, narrow=True)
+        check_inside(narrow)
+        check_legible(narrow)
     assert len(idea.table(result).splitlines()) > 4
 
 
-def check_narrow(figure: Figure) -> None:
-    """All type has 11 pixels or more where the picture is 356 pixels wide, as on a screen of 390."""
+def check_inside(figure: Figure) -> None:
+    """Nothing is cut off at the sides."""
     figure.set_dpi(40)
-    figure.canvas.draw()
+    figure.draw_without_rendering()
+    left, right = figure.get_tightbbox().intervalx  # inches
+    assert left > -0.03 and right < figure.get_figwidth() + 0.03
+
+
+def check_legible(figure: Figure) -> None:
+    """All type has 11 pixels or more where the picture is 356 pixels wide, as on a screen of 390."""
     written = [each for each in figure.findobj(Text) if each.get_text().strip() and each.get_visible()]
     pixels_a_point = 356 / figure.get_figwidth() / 72
     assert min(float(each.get_fontsize()) for each in written) * pixels_a_point >= 11
@@ -128,8 +135,7 @@ def test_other_networks_draw_as_well(subject: Subject, name: str, sizes: tuple[i
     result = idea.explain(other, idea.Options(**({"batch_size": 20} if name == "batches" else {})))
     for narrow in (False, True):
         figure = idea.figure(result, narrow=narrow)
-        figure.set_dpi(30)
-        figure.canvas.draw()
+        check_inside(figure)
     assert "Untrained" in idea.table(result)
 
 

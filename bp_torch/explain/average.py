@@ -313,7 +313,7 @@ def _agreement(part: SubFigure, result: Average) -> None:
     axes = part.subplots()
     _by_layer(axes, 100 * result.statistics.agreement, np.linspace(0, 100, 41).tolist(), result.sizes)
     axes.axvline(50, color=style.INK, linewidth=1, linestyle=":")
-    axes.set_xlabel("% of those that want a change (50: a coin toss)")
+    axes.set_xlabel("% that agree (50: a coin toss)")
     axes.legend()
 
 

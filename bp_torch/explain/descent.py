@@ -434,7 +434,7 @@ def _angles(part: SubFigure, result: Descent) -> None:
             axes.plot([size] * len(found), found, "o", color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
         means = [mean(found) for found in by_size.values()]
         axes.plot(sizes, means, "o-", color=colour, linewidth=1.6)
-        _label(axes, (sizes[-2:][0], means[-2:][0]), where, colour, xytext=(10, 6), ha="left")
+        _label(axes, (sizes[-3:][0], means[-3:][0]), where, colour, xytext=(10, 6), ha="left")
     axes.axhline(90, color=style.SOFT, linewidth=0.9, linestyle=":")
     axes.text(
         0.99, 92, "90°: a random direction", transform=axes.get_yaxis_transform(), va="bottom", ha="right", size=9
