@@ -22,9 +22,8 @@ KINDS = [
 """Activation, output activation and cost."""
 
 QUICK: dict[str, dict[str, Any]] = {
-    "gradient": {"wiggle": True},
     "only": {"steps": 30},
-    "descent": {"full_steps": 5, "mini_steps": 40, "single_steps": 100, "grid": 5},
+    "descent": {"full_steps": 5, "mini_steps": 40, "single_steps": 100, "close_steps": 4, "grid": 5},
     "data": {"epochs": 1, "seeds": 2},
     "minimum": {"directions": 2},
 }

@@ -1,6 +1,7 @@
 """The command, its page, its pictures, and the network and examples that it explains."""
 
 import dataclasses
+import inspect
 import os
 import re
 import sys
@@ -10,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from bp_torch import explain
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.data import Examples, batch
 from bp_torch.explain import backwards, style
-from bp_torch.explain.index import Section, html
+from bp_torch.explain.index import Result, Section, html
 from bp_torch.explain.subject import (
     ExampleOptions,
     Subject,
@@ -26,6 +29,7 @@ from bp_torch.explain.subject import (
     full_gradient,
     newest_run,
 )
+from bp_torch.files import replace_file
 from bp_torch.tensorboard import add_figures
 from bp_torch.training import Config
 from tests.explain_subject import QUICK
@@ -46,12 +50,25 @@ def test_example_is_chosen_by_digit_and_index(subject: Subject) -> None:
             choose_example(subject, ExampleOptions(digit=2, index=index))
 
 
-def test_default_example_has_the_largest_output_delta(subject: Subject) -> None:
+def test_loudest_example_has_the_largest_output_delta(subject: Subject) -> None:
     twos = (subject.training.labels == 2).nonzero()[:, 0]
     examples = [choose_example(subject, ExampleOptions(digit=2, index=i)) for i in range(len(twos))]
     deltas = [forward_and_backward(subject.exact, example, "quadratic")[1].deltas[-1] for example in examples]
     largest = max(range(len(twos)), key=lambda i: deltas[i].norm().item())
-    assert choose_example(subject, ExampleOptions(digit=2)).position == twos[largest]
+    assert choose_example(subject, ExampleOptions(digit=2, loudest=True)).position == twos[largest]
+
+
+def test_default_example_is_the_one_nearest_to_the_mean_that_is_classified_as_what_it_is(subject: Subject) -> None:
+    twos = (subject.training.labels == 2).nonzero()[:, 0]
+    x, _ = batch(subject.training, twos, torch.float64)
+    far = (x - x.mean(0)).square().sum(1)
+    answers = forward(subject.exact, x).activations[-1].argmax(1)
+    nearest = min((i for i in range(len(twos)) if answers[i] == 2), key=lambda i: far[i].item())
+    assert choose_example(subject, ExampleOptions()).position == twos[nearest]
+    bad = subject.network.to()
+    bad.biases[-1][2] = -100  # calls nothing a 2
+    for other in (subject._replace(network=bad), subject._replace(network=bad, trained=False)):
+        assert choose_example(other, ExampleOptions(digit=2)).position == twos[int(far.argmin())]
 
 
 def test_newest_run_is_the_default(tmp_path: Path) -> None:
@@ -85,22 +102,40 @@ def test_every_idea_draws_its_picture_and_prints_its_table(subject: Subject, nam
     head = " ".join(figure.texts[0].get_text().split())
     assert head == idea.finding(result) and len(head) > 30
     assert all(axes.get_xlabel() for axes in figure.axes if axes.lines and axes.get_xticks().size)
-    figure.set_dpi(40)
-    figure.canvas.draw()
+    check_inside(figure)
+    if "narrow" in inspect.signature(idea.figure).parameters:
+        narrow = idea.figure(result, narrow=True)
+        check_inside(narrow)
+        check_legible(narrow)
     assert len(idea.table(result).splitlines()) > 4
 
 
+def check_inside(figure: Figure) -> None:
+    """Nothing is cut off at the sides."""
+    figure.set_dpi(40)
+    figure.draw_without_rendering()
+    left, right = figure.get_tightbbox().intervalx  # inches
+    assert left > -0.03 and right < figure.get_figwidth() + 0.03
+
+
+def check_legible(figure: Figure) -> None:
+    """All type has 11 pixels or more where the picture is 356 pixels wide, as on a screen of 390."""
+    written = [each for each in figure.findobj(Text) if each.get_text().strip() and each.get_visible()]
+    pixels_a_point = 356 / figure.get_figwidth() / 72
+    assert min(float(each.get_fontsize()) for each in written) * pixels_a_point >= 11
+
+
 @pytest.mark.parametrize("sizes", [(784, 10), (784, 40, 9, 8, 10)])
-@pytest.mark.parametrize("name", ["gradient", "nudges", "backwards", "hebbian", "average"])
+@pytest.mark.parametrize("name", ["cost", "gradient", "nudges", "hebbian", "backwards", "average", "batches"])
 def test_other_networks_draw_as_well(subject: Subject, name: str, sizes: tuple[int, ...]) -> None:
     config = Config(sizes=sizes, activation="relu", cost="softmax-cross-entropy", init="he")
     few = Examples(subject.training.x[:60], subject.training.labels[:60])
     other = subject._replace(config=config, network=config.network(torch.device("cpu")), training=few, trained=False)
     idea = explain.load_idea(name)
-    result = idea.explain(other, idea.Options())
-    figure = idea.figure(result)
-    figure.set_dpi(30)
-    figure.canvas.draw()
+    result = idea.explain(other, idea.Options(**({"batch_size": 20} if name == "batches" else {})))
+    for narrow in (False, True):
+        figure = idea.figure(result, narrow=narrow)
+        check_inside(figure)
     assert "Untrained" in idea.table(result)
 
 
@@ -116,7 +151,7 @@ def test_zero_is_in_the_middle_of_a_diverging_scale() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nonsense"], "unknown idea 'nonsense': choose from gradient"),
+        (["nonsense"], "unknown idea 'nonsense': choose from cost, gradient"),
         (["only", "--digit", "12"], "--digit: wanted 0 to 9, got 12"),
         (["nudges", "--neuron", "10"], "--neuron: wanted 0 to 9, got 10"),
         (["nudges", "--index", "2000", "--run", "RUN"], "--index: wanted 0 to 1999, got 2000"),
@@ -127,6 +162,10 @@ def test_zero_is_in_the_middle_of_a_diverging_scale() -> None:
         (["gradient"], "no run in runs/ holds a trained network; train one with: bp-torch train"),
         (["gradient", "--run", "RUN", "--out", "picture.bmp"], "--out: wanted a file ending in .png"),
         (["gradient", "--run", "RUN", "--untrained"], "exclude each other"),
+        (["gradient", "--ratio", "1"], "--ratio: wanted above 1, got 1"),
+        (["nudges", "--index", "3", "--loudest"], "--index and --loudest exclude each other"),
+        (["batches", "--shown", "7"], "--shown: wanted 6 or less, got 7"),
+        (["batches", "--run", "RUN", "--batch-size", "2001"], "--batch-size: wanted 1 to 2,000, got 2001"),
         (["descent", "--mini-steps", "0"], "--mini-steps: wanted 1 or more, got 0"),
         (["descent", "--seed", str(10**23)], "--seed: wanted less than 4,294,967,296, got 1"),
         (["nudges", "--threads", "100000"], "--threads: wanted 1 to 1024, got 100000"),
@@ -174,21 +213,57 @@ def test_figure_for_a_folder_that_cannot_be_written_raises_os_error(tmp_path: Pa
 def test_all_ideas_make_a_page(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(explain, "IDEAS", {name: explain.IDEAS[name] for name in ("backwards", "hebbian")})
+    monkeypatch.setattr(explain, "IDEAS", {name: explain.IDEAS[name] for name in ("hebbian", "backwards")})
     before = set(run.iterdir())
     explain.main(["all", "--run", str(run), "--out", str(tmp_path), "--log"])
     (events,) = set(run.iterdir()) - before
     page = (tmp_path / "index.html").read_text()
-    for name in ("backwards", "hebbian"):
-        assert (tmp_path / f"{name}.png").is_file() and f'<img src="{name}.png"' in page
+    for name in ("hebbian", "backwards"):
+        assert (tmp_path / f"{name}.png").is_file() and f'<a class="picture" href="{name}.png"' in page
+        assert (tmp_path / f"{name}.narrow.png").is_file() and f'srcset="{name}.narrow.png"' in page
         assert f"explain/{name}".encode() in events.read_bytes()
-    assert page.index('<a href="page.html">') < page.index('<a href="#backwards">')
+        assert f"<h2>{explain.IDEAS[name].capitalize()[:30]}" in page
+    assert (
+        page.index('<a href="page.html">') < page.index('<a href="#hebbian">') < page.index('<section id="backwards">')
+    )
     assert (tmp_path / "page.html").is_file()
     assert backwards.IDEA.split(",")[0] in page and "sum of the rows" in page
+    assert capsys.readouterr().out.startswith("This takes about ")
+
+
+def test_quick_ideas_come_first_and_the_page_is_there_from_the_first_one(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(explain, "IDEAS", {name: explain.IDEAS[name] for name in ("backwards", "hebbian")})
+    monkeypatch.setattr(explain, "PASSES", {"backwards": 1})
+    written: list[str] = []
+    write = replace_file
+
+    def noted(path: Path, content: bytes) -> None:
+        written.append(path.name)
+        if path.name == "index.html":
+            written.append(f"{content.count(b'Being computed')} to come")
+        write(path, content)
+
+    monkeypatch.setattr("bp_torch.explain.replace_file", noted)
+    explain.main(["all", "--run", str(run), "--out", str(tmp_path)])
+    assert [name for name in written if "narrow" not in name] == [
+        *("page.html", "hebbian.png", "index.html", "1 to come"),
+        *("backwards.png", "index.html", "0 to come"),
+    ]
+    assert "backwards" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_sections_lead_to_those_before_and_after() -> None:
+    page = html("", [Section(name, name.upper(), "", ()) for name in "abc"])
+    assert page.count('rel="prev"') == page.count('rel="next"') == 2
+    middle = page[page.index('<section id="b">') : page.index('<section id="c">')]
+    assert '<a href="#a" rel="prev">← A</a><a href="#c" rel="next">C →</a>' in middle
 
 
 def test_text_in_the_page_is_escaped() -> None:
-    page = html("a < b", [Section("x", "about", "1 < 2 & 3", "finding", "<table>", ("backprop.forward",))])
+    result = Result("finding", "<table>", False)
+    page = html("a < b", [Section("x", "about", "1 < 2 & 3", ("backprop.forward",), result)])
     assert "1 &lt; 2 &amp; 3" in page and "&lt;table&gt;" in page and "a &lt; b" in page
 
 
@@ -233,5 +308,5 @@ def test_functions_that_an_idea_names_are_called(subject: Subject, name: str) ->
     idea = explain.load_idea(name)
     few = Examples(subject.training.x[:120], subject.training.labels[:120])
     small = subject._replace(training=few, config=dataclasses.replace(subject.config, epochs=1))
-    quick = QUICK.get(name, {}) | ({"steps": 3} if name == "only" else {})
+    quick = QUICK.get(name, {}) | {"only": {"steps": 3}, "batches": {"batch_size": 50}}.get(name, {})
     assert idea.MADE_BY and set(idea.MADE_BY) <= called_functions(idea, small, idea.Options(**quick))

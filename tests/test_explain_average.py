@@ -5,6 +5,7 @@ import torch
 
 from bp_torch.explain import average
 from bp_torch.explain.subject import Subject, full_gradient
+from bp_torch.network import layer_views
 
 
 def test_mean_of_per_example_gradients_is_the_gradient(subject: Subject) -> None:
@@ -30,3 +31,24 @@ def test_mean_without_the_last_examples_is_not_the_gradient(subject: Subject) ->
     parts = list(average.negative_gradients(network, training, "quadratic", 100))
     direct = -full_gradient(network, training, "quadratic", chunk=len(training.labels))
     assert (average.statistics(parts[:-1]).mean - direct).abs().max() > 1e-10
+
+
+def test_average_as_it_is_made_is_the_mean_of_so_many_wishes(subject: Subject) -> None:
+    result = average.explain(subject, average.Options(first=1500))
+    wishes = torch.cat(list(average.negative_gradients(subject.exact, subject.training, "quadratic", 500)))
+    around = torch.cat([wishes[1500:], wishes[:1500]])
+    assert list(result.made) == [1, 10, 100, 1000, 2000]
+    for count, made in result.made.items():
+        torch.testing.assert_close(made, around[:count].mean(0), rtol=0, atol=1e-15)
+    cosine = torch.cosine_similarity(result.made[100], around[0], dim=0)
+    share = cosine * result.made[100].norm() / around[0].norm()
+    assert result.left(1) == pytest.approx(1) and result.left(100) == pytest.approx(share.item())
+
+
+def test_short_names_say_the_same_as_the_long_ones() -> None:
+    sizes = (784, 16, 16, 10)
+    numbered = torch.arange(13_002)
+    weights, biases = layer_views(numbered, sizes)
+    assert average.short_name(sizes, int(weights[0][3, 14 * 28 + 9])) == "W1: (14, 9) → 3"
+    assert average.short_name(sizes, int(weights[2][8, 5])) == "W3: 5 → 8"
+    assert average.short_name(sizes, int(biases[1][7])) == "b2: 7"

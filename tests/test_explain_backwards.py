@@ -20,13 +20,14 @@ def test_rows_sum_to_minus_the_gradient_of_the_activations(kind: tuple[str, str,
         torch.testing.assert_close(step.total, -expected[step.layer - 1], rtol=1e-12, atol=1e-15)
 
 
-def test_rows_sum_to_minus_the_gradient_in_a_trained_network(subject: Subject) -> None:
+def test_rows_sum_to_minus_the_gradient_before_training_and_after(subject: Subject) -> None:
     result = backwards.explain(subject, backwards.Options(digit=2))
-    passed, _ = forward_and_backward(subject.exact, result.example, "quadratic")
-    expected = activation_gradients(passed, result.example.y, "quadratic")
-    for step in result.steps:
-        torch.testing.assert_close(step.rows.sum(0), -expected[step.layer - 1], rtol=1e-12, atol=1e-15)
-        assert step.error < 1e-14
+    assert list(result.ways) == ["untrained", "trained"]
+    for way in result.ways.values():
+        expected = activation_gradients(way.passed, result.example.y, "quadratic")
+        for step in way.steps:
+            torch.testing.assert_close(step.rows.sum(0), -expected[step.layer - 1], rtol=1e-12, atol=1e-15)
+            assert step.error < 1e-14
 
 
 def test_row_is_proportional_to_the_weights_of_its_neuron() -> None:

@@ -51,3 +51,26 @@ def test_path_ends_where_training_ends(subject: Subject) -> None:
         pass
     assert path.steps[0] == 0 and path.steps[-1] == 40
     assert torch.equal(path.points[-1], network.parameters)  # 2000 examples, 100 a step: two epochs at one rate
+
+
+def test_plane_of_steps_has_the_careful_way_along_its_first_axis_and_keeps_the_zigzag() -> None:
+    down, aside = torch.eye(6)[0], torch.eye(6)[3]
+    careful = torch.linspace(0, 2, 5)[:, None] * down
+    zigzag = torch.tensor([0.0, 1.0, -1.0, 1.0, -1.0])
+    uneven = torch.tensor([0.0, 0.1, 0.6, 0.7, 1.0])
+    drunk = uneven[:, None] * down + zigzag[:, None] * aside
+    plane = descent.plane_of_steps(careful, drunk)
+    torch.testing.assert_close(plane.axes @ plane.axes.T, torch.eye(2))
+    torch.testing.assert_close(plane.project(careful), torch.stack([torch.linspace(0, 2, 5), torch.zeros(5)], 1))
+    torch.testing.assert_close(plane.project(drunk)[:, 0], uneven)
+    torch.testing.assert_close(plane.project(drunk)[:, 1].abs(), zigzag.abs())
+    assert plane.explained == pytest.approx(1)
+
+
+def test_every_step_from_close_is_a_step_of_training(subject: Subject) -> None:
+    config = dataclasses.replace(subject.config, learning_rate_decay=0.0, epochs=1)
+    points, _ = descent.every_step(config, subject.network.to(), subject.training, 3)
+    network = subject.network.to()
+    for expected, step in zip(points[1:], train_steps(config, network, subject.training, ""), strict=False):
+        assert torch.equal(expected, network.parameters) and step <= 3
+    assert torch.equal(points[0], subject.network.parameters) and len(points) == 4

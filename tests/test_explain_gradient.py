@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bp_torch.explain import gradient
-from bp_torch.explain.subject import Subject, full_gradient
+from bp_torch.explain.subject import Subject, UsageError, full_gradient
 from bp_torch.network import layer_views
 
 
@@ -24,13 +24,26 @@ def test_wiggle_agrees_with_the_gradient_to_second_order(subject: Subject) -> No
     assert torch.equal(network.parameters, before)
 
 
-def test_cost_changes_have_the_ratio_of_the_components(subject: Subject) -> None:
-    result = gradient.explain(subject, gradient.Options(wiggle=True))
-    most, least = result.wiggles[0], result.wiggles[-1]
-    assert (most.position, least.position) == (int(result.order[0]), int(result.order[-1]))
-    assert abs(most.change / least.change) == pytest.approx(result.ratio(), rel=1e-3)
-    assert result.gradient[result.order].abs().min() > 0
-    assert len(result.order) + int((result.gradient == 0).sum()) == 13_002
+def test_same_wiggle_of_two_weights_changes_the_cost_in_the_ratio_of_their_components(subject: Subject) -> None:
+    result = gradient.explain(subject, gradient.Options(ratio=8))
+    assert result.measured_ratio == pytest.approx(result.ratio, rel=1e-2)
+    assert [w.position for wiggles in result.wiggles for w in wiggles] == [i for i in result.pair for _ in range(2)]
+    last = len(result.gradient) - 16 * 10 - 10
+    assert result.edges == [((i - last) // 16, (i - last) % 16) for i in result.pair]
+
+
+def test_pair_has_the_largest_component_of_the_last_layer_and_one_that_is_so_many_times_less() -> None:
+    sizes = (784, 3, 2)
+    vector = torch.zeros(784 * 3 + 3 + 3 * 2 + 2)
+    weights, _ = layer_views(vector, sizes)
+    weights[0][0, 0] = 1e3  # of another layer
+    weights[1].copy_(torch.tensor([[1.0, 20.0, -64.0], [-2.1, 0.5, 0.0]]))
+    first, second = gradient.find_pair(vector, sizes, 32)
+    assert (vector[first].item(), vector[second].item()) == pytest.approx((-64.0, -2.1))
+    weights[1].zero_()
+    weights[1][0, 0] = 1
+    with pytest.raises(UsageError, match="nothing to compare"):
+        gradient.find_pair(vector, sizes, 32)
 
 
 def test_parameter_names_match_their_indices() -> None:

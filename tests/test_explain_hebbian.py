@@ -14,7 +14,7 @@ def test_product_with_phi_prime_is_the_nudge(kind: tuple[str, str, str], layer: 
     network, example = some_network(kind), some_example()
     passed, back = forward_and_backward(network, example, kind[2])
     parts = hebbian.factors(passed, back, example.y, kind[2], layer)
-    result = hebbian.Hebbian(example, layer, *parts, "")
+    result = hebbian.Hebbian(example, layer, *parts, passed, "")
     torch.testing.assert_close(result.exact, result.nudges, rtol=1e-12, atol=1e-17)
     if kind[0] == "sigmoid":  # without φ′ the product is another
         assert (result.together - result.nudges).abs().max() > 0.1 * result.nudges.abs().max()

@@ -1,5 +1,6 @@
 """What would fail on a GPU fails here: training, explaining and verifying on a device that is not the CPU."""
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from bp_torch.benchmark.contenders import CONTENDERS, NOT_RECORDED, OURS, Task
 from bp_torch.benchmark.race import compare
 from bp_torch.checkpoint import State
 from bp_torch.data import load
-from bp_torch.explain.subject import CommonOptions, open_subject
+from bp_torch.explain.subject import CommonOptions, ExampleOptions, choose_example, open_subject
 from bp_torch.training import Config, TrainingError, TrainingStep, open_run, train
 from bp_torch.verify import command as verify
 from tests.conftest import brief_run
@@ -102,7 +103,13 @@ def test_every_idea_is_explained_elsewhere(name: str, run: Path, elsewhere: Devi
     idea = explain.load_idea(name)
     result = idea.explain(open_subject(CommonOptions(run=run, device="cuda")), idea.Options(**QUICK.get(name, {})))
     assert idea.table(result) and idea.finding(result)
-    idea.figure(result)
+    for widths in ({}, {"narrow": True}) if "narrow" in inspect.signature(idea.figure).parameters else ({},):
+        idea.figure(result, **widths)
+
+
+def test_example_that_wants_the_most_is_found_elsewhere(run: Path, elsewhere: Device) -> None:
+    there = choose_example(open_subject(CommonOptions(run=run, device="cuda")), ExampleOptions(loudest=True))
+    assert there.label == 2 and there.x.device == ELSEWHERE
 
 
 def test_verify_checks_elsewhere(run: Path, data_dir: Path, elsewhere: Device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ Nothing here computes.
 """
 
 import importlib
+import inspect
 import time
 import webbrowser
 from dataclasses import dataclass
@@ -20,25 +21,31 @@ from tqdm import tqdm
 from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.data import DataError
 from bp_torch.device import DeviceError
-from bp_torch.explain.subject import CommonOptions, UsageError, open_subject
+from bp_torch.explain.subject import CommonOptions, Subject, UsageError, full_gradient, open_subject
 from bp_torch.files import replace_file
 from bp_torch.tensorboard import add_figures
 from bp_torch.training import TrainingError
 
 IDEAS = {
-    "gradient": "how sensitive the cost is to each weight and bias, by name",
+    "cost": "the cost of one image: ten squared differences, added up",
+    "gradient": "how sensitive the cost is to each weight and bias",
     "nudges": "what one image wants of every output, and three ways to get it",
-    "backwards": "what each neuron asks of the layer before it, and the sum that is passed on",
     "hebbian": "whether neurons that fire together are wired together",
-    "average": "the wishes of all examples side by side; their average is −∇C",
-    "only": "what happens to a network that trains on one digit alone",
-    "descent": "all examples per step, mini-batches, single examples: three ways down",
-    "data": "how much better the network gets with more training examples",
+    "backwards": "what each neuron asks of the layer before it, and the sum that is passed on",
+    "only": "what happens to a network that listens to one digit alone",
+    "average": "the wishes of all images side by side; their average is −∇C",
+    "batches": "the examples, shuffled and cut into mini-batches",
+    "descent": "a few careful steps down, or many quick ones that stagger",
     "minimum": "whether the run ended in a minimum, or was still going down",
+    "data": "how much better the network gets with more training examples",
 }
+"""Every idea as its heading, in the order of the lesson."""
 
-ON_THE_PAGE: dict[str, dict[str, Any]] = {"gradient": {"wiggle": True}}
-"""Flags that differ from an idea's defaults in ``explain all``."""
+PASSES = {"only": 11, "average": 13, "data": 20, "minimum": 30, "descent": 58}
+"""The ideas that take long, by their time in passes forward and back over all training examples."""
+
+QUICK = 38
+"""The time of all others together, in such passes."""
 
 FILE_TYPES = (".png", ".svg", ".pdf")
 
@@ -128,33 +135,68 @@ class AllOptions(CommonOptions):
 
 
 def show_all(options: AllOptions) -> None:
-    """Write every idea's picture, and the page that explains them."""
+    """Write every idea's picture, and the page that explains them: what is quick at once, then the rest."""
     from bp_torch.explain.index import Section, html
-    from bp_torch.explain.page import PageError, write_page
-    from bp_torch.explain.style import file_content
 
     subject = open_subject(options)
     folder = options.out or subject.folder / "explained"
     folder.mkdir(parents=True, exist_ok=True)
-    sections, figures = [], {}
-    with tqdm(IDEAS, unit="idea", leave=False, disable=None) as bar:
+    ideas = {name: load_idea(name) for name in IDEAS}
+    sections = {
+        name: Section(name, heading[0].upper() + heading[1:], ideas[name].IDEA, ideas[name].MADE_BY)
+        for name, heading in IDEAS.items()
+    }
+    print(duration(seconds_a_pass(subject)))
+    pages, figures = write_touchable(subject, folder), {}
+    order = sorted(IDEAS, key=lambda name: PASSES.get(name, 0))
+    with tqdm(order, unit="idea", leave=False, disable=None) as bar:
         for name in bar:
             bar.set_description(name)
-            start, idea = time.perf_counter(), load_idea(name)
-            result = idea.explain(subject, idea.Options(**ON_THE_PAGE.get(name, {})))
-            figures[name] = idea.figure(result)
-            replace_file(folder / f"{name}.png", file_content(figures[name]))
-            sections.append(
-                Section(name, IDEAS[name], idea.IDEA, idea.finding(result), idea.table(result), idea.MADE_BY)
-            )
-            bar.write(f"{name:10} {time.perf_counter() - start:6.1f} s   {idea.finding(result)}")
-    try:
-        replace_file(folder / "page.html", write_page(subject).encode())
-        pages = {"page.html": "the network, to touch"}
-    except (PageError, UsageError) as error:
-        print(f"no page.html: {error}")
-        pages = {}
-    replace_file(folder / "index.html", html(subject.caption, sections, pages).encode())
+            start = time.perf_counter()
+            figures[name], result = explained(ideas[name], subject, folder / name)
+            sections[name] = sections[name]._replace(result=result)
+            replace_file(folder / "index.html", html(subject.caption, list(sections.values()), pages).encode())
+            bar.write(f"{name:10} {time.perf_counter() - start:6.1f} s   {result.finding}")
     if options.log:
         add_figures(subject.folder, figures)
     print(f"wrote {folder / 'index.html'}")
+
+
+def seconds_a_pass(subject: Subject) -> float:
+    """How long one pass forward and back over all training examples takes."""
+    start = time.perf_counter()
+    full_gradient(subject.exact, subject.training, subject.config.cost)
+    return time.perf_counter() - start
+
+
+def duration(a_pass: float) -> str:
+    """How long ``explain all`` will take, from the seconds of one pass."""
+    long = ", ".join(f"{name} {passes * a_pass:.0f}" for name, passes in PASSES.items() if name in IDEAS)
+    quick, total = (a_pass * passes for passes in (QUICK, QUICK + sum(PASSES.values())))
+    return f"This takes about {total:.0f} s: {quick:.0f} for what is quick, then {long}"
+
+
+def write_touchable(subject: Subject, folder: Path) -> dict[str, str]:
+    """Write page.html, and return the link to it, {file: words}; nothing for a network that it cannot show."""
+    from bp_torch.explain.page import PageError, write_page
+
+    try:
+        replace_file(folder / "page.html", write_page(subject).encode())
+    except (PageError, UsageError) as error:
+        print(f"no page.html: {error}")
+        return {}
+    return {"page.html": "The network itself, to touch"}
+
+
+def explained(idea: Any, subject: Subject, file: Path) -> tuple[Any, Any]:
+    """The figure of one idea, and its result for the page; its pictures are written as ``file`` with their endings."""
+    from bp_torch.explain.index import Result
+    from bp_torch.explain.style import file_content
+
+    result = idea.explain(subject, idea.Options())
+    figure = idea.figure(result)
+    replace_file(file.with_suffix(".png"), file_content(figure))
+    narrow = "narrow" in inspect.signature(idea.figure).parameters
+    if narrow:
+        replace_file(file.with_suffix(".narrow.png"), file_content(idea.figure(result, narrow=True)))
+    return figure, Result(idea.finding(result), idea.table(result), narrow)

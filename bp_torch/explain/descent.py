@@ -3,18 +3,21 @@
     python -m bp_torch explain descent
 
 Every step is one of ``training.TrainingStep``. The surface is the cost on the plane that fits the three paths best
-(PCA); the angles are between the gradient of a mini-batch and the true gradient.
+(PCA). From the end of the mini-batches, both men walk on, step by step, on a plane of their own. The angles are between
+the gradient of a mini-batch and the true gradient.
 """
 
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean as mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.contour import ContourSet
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 from tqdm import tqdm
@@ -46,7 +49,7 @@ MEASURED = 5_000
 class Options(CommonOptions):
     """The number of steps of each method."""
 
-    full_steps: int = 200
+    full_steps: int = 120
     """Steps on all training examples."""
     mini_steps: int = 3_000
     """Steps on mini-batches."""
@@ -56,15 +59,18 @@ class Options(CommonOptions):
     """Examples in a mini-batch."""
     single_learning_rate: float | None = None
     """Learning rate on single examples. None: a tenth of the run's, which is too large for one example."""
-    grid: int = 33
-    """Points of the surface along each side."""
+    close_steps: int = 60
+    """Steps on mini-batches, and on all examples, that are seen from close."""
+    grid: int = 25
+    """Points of a surface along each side."""
     seed: int = 0
     """Seed of the mini-batches whose angles are measured."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for numbers that are too small."""
         super().__post_init__()
-        least = {"full_steps": 1, "mini_steps": 1, "single_steps": 1, "mini_batch": 1, "grid": 2, "seed": 0}
+        least = {"full_steps": 1, "mini_steps": 1, "single_steps": 1, "mini_batch": 1, "grid": 2}
+        least |= {"close_steps": 2, "seed": 0}
         check_least(**{name: (getattr(self, name), value) for name, value in least.items()})
         if self.single_learning_rate is not None and not self.single_learning_rate > 0:
             raise ValueError(f"--single-learning-rate: wanted above 0, got {self.single_learning_rate}")
@@ -97,6 +103,16 @@ class Plane(NamedTuple):
         return (points - self.centre) @ self.axes.T
 
 
+class CloseUp(NamedTuple):
+    """Consecutive steps from one point near the floor: θ (steps + 1, P) of each man, seconds a step, their surface."""
+
+    careful: Tensor
+    drunk: Tensor
+    seconds: tuple[float, float]
+    plane: Plane
+    surface: tuple[Tensor, Tensor, Tensor]
+
+
 class Descent(NamedTuple):
     """Three paths (all examples, mini-batches, single examples), the surface below them as ``surface_on`` returns it.
 
@@ -106,6 +122,7 @@ class Descent(NamedTuple):
     paths: list[Path]
     plane: Plane
     surface: tuple[Tensor, Tensor, Tensor]
+    close: CloseUp
     angles: dict[str, dict[int, list[float]]]
     caption: str
 
@@ -138,6 +155,43 @@ def cost_at(network: Network, theta: Tensor, examples: Examples, cost: str) -> f
     return evaluate(network, examples, cost).cost
 
 
+def every_step(config: Config, network: Network, examples: Examples, steps: int) -> tuple[Tensor, float]:
+    """θ (steps + 1, P) after each of so many steps of ``network`` (which changes), and the seconds of a step."""
+    points, start = [network.parameters.clone()], time.perf_counter()
+    n = len(examples.labels)
+    batch_size = n if config.batch_size == "full" else min(config.batch_size, n)
+    config = replace(config, learning_rate_decay=0.0, epochs=-(-steps * batch_size // n) + 1)
+    for _ in zip(range(steps), train_steps(config, network, examples, "close up"), strict=False):
+        points.append(network.parameters.clone())
+    return torch.stack(points).float(), (time.perf_counter() - start) / steps
+
+
+def plane_of_steps(careful: Tensor, drunk: Tensor) -> Plane:
+    """The plane whose first axis the careful man (S, P) follows; along the second the drunk man's steps differ most.
+
+    A plane fitted to the points of a random walk would show it as a smooth curve; one fitted to its steps does not.
+    """
+    down = careful[-1] - careful[0]
+    down = down / down.norm().clamp_min(1e-30)
+    steps = drunk.diff(dim=0)
+    aside = steps - (steps @ down)[:, None] * down
+    _, sizes, directions = torch.linalg.svd(aside - aside.mean(0), full_matrices=False)
+    explained = (sizes[0] ** 2 / (sizes**2).sum().clamp_min(1e-30)).item()
+    return Plane(careful[0], torch.stack([down, directions[0]]), explained)
+
+
+def close_up(config: Config, network: Network, examples: Examples, steps: int, grid: int) -> CloseUp:
+    """So many steps of both men from where ``network`` is."""
+    careful, slow = every_step(replace(config, batch_size="full"), network.to(), examples, steps)
+    drunk, quick = every_step(config, network.to(), examples, steps)
+    plane = plane_of_steps(careful, drunk)
+    points = plane.project(torch.cat([careful, drunk])).cpu()
+    measured = first_shuffled(examples, MEASURED, config.seed)
+    return CloseUp(
+        careful, drunk, (slow, quick), plane, surface_on(plane, network, measured, config.cost, points, grid)
+    )
+
+
 def plane_through(points: Tensor) -> Plane:
     """The plane that fits the points (S, P) best: through their mean, along their first two principal directions."""
     centre = points.mean(0)
@@ -153,8 +207,9 @@ def surface_on(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """u (G,) and v (G,) of a grid on the plane, and C there, (G, G), a row for each v. It covers ``points`` (S, 2)."""
     low, high = points.min(0).values, points.max(0).values
-    margin = 0.15 * (high - low).max()
-    u, v = (torch.linspace(float(low[i] - margin), float(high[i] + margin), grid, dtype=points.dtype) for i in range(2))
+    margin = 0.15 * (high - low).clamp_min(1e-6)
+    ends = [(float(low[i] - margin[i]), float(high[i] + margin[i])) for i in range(2)]
+    u, v = (torch.linspace(*end, grid, dtype=points.dtype) for end in ends)
     (p, q), network, rows = plane.axes, network.to(), tqdm(v.tolist(), "surface", leave=False, disable=None)
     costs = [[cost_at(network, plane.centre + i * p + j * q, examples, cost) for i in u.tolist()] for j in rows]
     return u, v, torch.tensor(costs)
@@ -199,9 +254,12 @@ def explain(subject: Subject, options: Options) -> Descent:
     points = torch.cat([plane.project(path.points) for path in paths]).cpu()
     measured = first_shuffled(training, MEASURED, config.seed)
     surface = surface_on(plane, start, measured, config.cost, points, options.grid)
+    floor = start.to()
+    floor.parameters.copy_(paths[1].points[-1])
+    close = close_up(replace(config, batch_size=mini), floor, training, options.close_steps, options.grid)
     networks = {"at the start": start} | ({"at the end of the run": subject.network} if subject.trained else {})
     angles = {name: angles_by_size(network, training, config.cost, options.seed) for name, network in networks.items()}
-    return Descent(paths, plane, surface, angles, subject.caption)
+    return Descent(paths, plane, surface, close, angles, subject.caption)
 
 
 def finding(result: Descent) -> str:
@@ -231,71 +289,157 @@ def table(result: Descent) -> str:
         for where, by_size in result.angles.items()
         for size, found in by_size.items()
     ]
+    walked, close = ["steps", "ms a step", "length of the way", "from start to end"], []
+    for name, points, seconds in (
+        ("careful", result.close.careful, result.close.seconds[0]),
+        ("staggering", result.close.drunk, result.close.seconds[1]),
+    ):
+        lengths = points.diff(dim=0).norm(dim=1).sum().item(), (points[-1] - points[0]).norm().item()
+        close.append([f"{len(points) - 1} {name}", f"{1000 * seconds:.3f}", *(f"{length:.3f}" for length in lengths)])
     return (
         f"Three ways down from one start. {result.caption}.\n\n{text.table(header, paths)}\n\n"
         f"{text.table(['angle to the true gradient', 'batch size', 'mean', 'least', 'most'], angles)}\n\n"
-        f"The plane of the picture holds {result.plane.explained:.1%} of the paths' variance."
+        f"The plane of the picture holds {result.plane.explained:.1%} of the paths' variance.\n\n"
+        f"Seen from close, from the end of the mini-batches:\n\n{text.table(walked, close)}"
     )
 
 
-COLOURS = (style.INK, style.RAISE, style.LOWER)
+COLOURS = style.LINES[:3]
 
 
 @style.styled
-def figure(result: Descent) -> Figure:
-    """The paths over the surface; the cost against time and against examples; the angles."""
+def figure(result: Descent, narrow: bool = False) -> Figure:
+    """The paths over the surface, and a few steps from close; the cost against time and examples; the angles."""
     note = (
-        f"Contours: the cost on {MEASURED:,} training examples, on the plane that fits the three paths best; "
-        f"{result.plane.explained:.0%} of the paths' variance lies in it, so they run a little above or below it. "
-        "The times are those of the machine that drew this."
+        f"Contours: the cost on {MEASURED:,} training examples. The large plane is the one that fits the three paths "
+        "best; "
+        f"{result.plane.explained:.0%} of the paths' variance lies in it, so they run a little above or below it. The "
+        "times are those of the machine that drew this."
     )
-    figure = style.new_figure(9.4, finding(result), note, result.caption)
-    grid = figure.subplot_mosaic("AB;AC;DD", width_ratios=(2.2, 1), height_ratios=(1, 1, 0.85))
-    surface, seconds, examples, angles = grid.values()
-    _surface(surface, result)
-    for path, colour in zip(result.paths, COLOURS, strict=True):
-        seconds.plot(path.seconds[1:], path.costs[1:], color=colour, linewidth=1.8)
-        seen = [step * path.batch_size for step in path.steps]
-        examples.plot(seen[1:], path.costs[1:], color=colour, linewidth=1.8)
-    for axes, title, unit in ((seconds, "time", "seconds"), (examples, "examples seen", "examples")):
-        axes.set(title=f"Cost against {title}", xscale="log", xlabel=unit, ylabel="cost", ylim=(0, None))
-        axes.grid()
-    style.decimal_ticks(seconds.xaxis)
-    _angles(angles, result)
-    return figure
+    rows: list[style.Row] = [
+        (
+            5.2,
+            [
+                style.Panel(partial(_surface, result=result), 1.15, 4.4),
+                style.Panel(partial(_close, close=result.close), 1, 4.2),
+            ],
+        ),
+        (3.4, [style.Panel(partial(_seconds, paths=result.paths)), style.Panel(partial(_seen, paths=result.paths))]),
+        (3.0, [style.Panel(partial(_angles, result=result))]),
+    ]
+    return style.compose(rows, finding(result), note, result.caption, narrow)
 
 
-def _surface(axes: Axes, result: Descent) -> None:
-    """The paths from above, over lines of equal cost."""
-    u, v, costs = map(style.array, result.surface)
+OUTLINE = [Stroke(linewidth=3.6, foreground="white"), Normal()]
+TEXT_OUTLINE = [Stroke(linewidth=2.6, foreground="white"), Normal()]
+
+
+def _contours(axes: Axes, surface: tuple[Tensor, Tensor, Tensor]) -> ContourSet:
+    """Lines of equal cost."""
+    u, v, costs = map(style.array, surface)
     levels = np.geomspace(max(costs.min(), 1e-6), max(costs.max(), costs.min() * 1.001, 2e-6), 14)
     drawn = axes.contourf(u, v, costs, levels=levels, cmap=style.SURFACE, extend="both")
     axes.contour(u, v, costs, levels=levels, colors=style.SOFT, linewidths=0.5)
-    outline = [Stroke(linewidth=3.6, foreground="white"), Normal()]
+    return drawn
+
+
+def _label(axes: Axes, where: tuple[float, float], written: str, colour: str, **place: Any) -> None:
+    """A curve's name beside one of its points."""
+    options = {"textcoords": "offset points", "xytext": (0, 10), "ha": "center", **place}
+    axes.annotate(written, where, size=9, weight="bold", color=colour, zorder=9, path_effects=TEXT_OUTLINE, **options)
+
+
+def _surface(part: SubFigure, result: Descent) -> None:
+    """The paths from above, over lines of equal cost."""
+    style.heading(part, "The three ways down, from above")
+    axes = part.subplots()
+    drawn = _contours(axes, result.surface)
     for i, (path, colour) in enumerate(zip(result.paths, COLOURS, strict=True)):
         points = style.array(result.plane.project(path.points))
         (line,) = axes.plot(*points.T, "o-", color=colour, linewidth=1.8, markersize=2.6)
-        line.set(zorder=5 - i, path_effects=outline, label=f"{path.name}: {path.steps[-1]:,} steps")
+        line.set(zorder=5 - i, path_effects=OUTLINE)
         axes.plot(*points[-1], "o", color=colour, markersize=9, markeredgecolor="white", zorder=6)
-    axes.plot(*points[0], "*", color=style.INK, markersize=17, markeredgecolor="white", label="start", zorder=7)
+        left = points[-1][0] > np.mean(axes.get_xlim())
+        name = f"{path.steps[-1]:,} steps:\n{path.name}"
+        _label(axes, tuple(points[-1]), name, colour, xytext=(-8 if left else 8, 6), ha="right" if left else "left")
+    axes.plot(*points[0], "*", color=style.INK, markersize=17, markeredgecolor="white", zorder=7)
+    _label(axes, tuple(points[0]), "start", style.INK, xytext=(0, -20))
     axes.set(xlabel="first principal direction of the paths", ylabel="second principal direction")
-    axes.set_title("The three ways down, from above")
-    axes.legend(loc="best", frameon=True, framealpha=0.85, edgecolor="white")
     style.colourbar(drawn, axes, "cost").ax.yaxis.set_major_formatter("{x:.2g}")
 
 
-def _angles(axes: Axes, result: Descent) -> None:
+def _close(part: SubFigure, close: CloseUp) -> None:
+    """The steps of both men, one by one."""
+    steps = len(close.drunk) - 1
+    style.heading(part, f"From close: the next {steps} steps of both")
+    axes = part.subplots()
+    drawn = _contours(axes, close.surface)
+    for points, colour, name, seconds, order, below in (
+        (close.drunk, COLOURS[1], "mini-batches", close.seconds[1], 4, False),
+        (close.careful, COLOURS[0], "all examples", close.seconds[0], 5, True),
+    ):
+        flat = style.array(close.plane.project(points))
+        (line,) = axes.plot(*flat.T, "o-", color=colour, linewidth=1.3, markersize=3.2)
+        line.set(zorder=order, path_effects=OUTLINE)
+        place = {
+            "xytext": (0, -22 if below else 10),
+            "ha": "right" if flat[-1][0] > np.mean(axes.get_xlim()) else "left",
+        }
+        _label(axes, tuple(flat[-1]), f"{name}, {text.number(steps * seconds, 2)} s", colour, **place)
+    axes.plot(*flat[0], "*", color=style.INK, markersize=15, markeredgecolor="white", zorder=7)
+    axes.set(xlabel="the careful way", ylabel="where the quick steps differ most")
+    style.colourbar(drawn, axes, "cost").ax.yaxis.set_major_formatter("{x:.3g}")
+
+
+def _seconds(part: SubFigure, paths: list[Path]) -> None:
+    """The cost against time."""
+    style.heading(part, "Cost against time")
+    axes = part.subplots()
+    for path, colour in zip(paths, COLOURS, strict=True):
+        axes.plot(path.seconds[1:], path.costs[1:], color=colour, linewidth=1.8)
+    _name_curves(axes, paths, [path.seconds for path in paths])
+    axes.set_xlabel("seconds")
+
+
+def _seen(part: SubFigure, paths: list[Path]) -> None:
+    """The cost against the number of examples that were asked."""
+    style.heading(part, "Cost against examples seen")
+    axes = part.subplots()
+    seen = [[float(step * path.batch_size) for step in path.steps] for path in paths]
+    for path, counts, colour in zip(paths, seen, COLOURS, strict=True):
+        axes.plot(counts[1:], path.costs[1:], color=colour, linewidth=1.8)
+    _name_curves(axes, paths, seen)
+    axes.set_xlabel("examples")
+
+
+def _name_curves(axes: Axes, paths: list[Path], across: list[list[float]]) -> None:
+    """Each curve's name where it has come half the way down, on a logarithmic axis."""
+    axes.set(xscale="log", ylabel="cost", ylim=(0, 1.12 * max(max(path.costs) for path in paths)))
+    style.decimal_ticks(axes.xaxis)
+    axes.grid()
+    for place, (path, xs, colour) in enumerate(zip(paths, across, COLOURS, strict=True)):
+        middle = (path.costs[0] + min(path.costs)) / (2.6, 2.0, 1.5)[place]
+        i = next(i for i, cost in enumerate(path.costs) if i and cost <= max(middle, min(path.costs)))
+        beside = (0, -14) if place == 0 else (6, 4)
+        _label(axes, (xs[i], path.costs[i]), path.name.removesuffix(" examples"), colour, xytext=beside, ha="left")
+
+
+def _angles(part: SubFigure, result: Descent) -> None:
     """Every measured angle by batch size."""
+    style.heading(part, "How far off a mini-batch points, by its size")
+    axes = part.subplots()
     for (where, by_size), colour, shift in zip(result.angles.items(), COLOURS[1:], (0.93, 1.07), strict=False):
         sizes = [size * shift for size in by_size]
         for size, found in zip(sizes, by_size.values(), strict=True):
             axes.plot([size] * len(found), found, "o", color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
-        axes.plot(sizes, [mean(found) for found in by_size.values()], "o-", color=colour, linewidth=1.6, label=where)
+        means = [mean(found) for found in by_size.values()]
+        axes.plot(sizes, means, "o-", color=colour, linewidth=1.6)
+        _label(axes, (sizes[-3:][0], means[-3:][0]), where, colour, xytext=(10, 6), ha="left")
     axes.axhline(90, color=style.SOFT, linewidth=0.9, linestyle=":")
-    axes.text(3.2, 92, "90°: a random direction", va="bottom", ha="center", size=8.5, color=style.SOFT)
-    axes.set_title("How far off a mini-batch points: the angle between its gradient and the true one")
+    axes.text(
+        0.99, 92, "90°: a random direction", transform=axes.get_yaxis_transform(), va="bottom", ha="right", size=9
+    )
     axes.set(xscale="log", xlabel="examples in the mini-batch", ylabel="degrees", yticks=range(0, 121, 30))
     axes.set_ylim(bottom=-4)
     axes.grid(axis="y")
     style.decimal_ticks(axes.xaxis)
-    axes.legend()

@@ -1,25 +1,26 @@
-"""The gradient: how sensitive the cost is to each weight and bias, by name, and whether a wiggle confirms it.
+"""The gradient: how sensitive the cost is to each weight and bias, and what a wiggle of two of them does to it.
 
-    python -m bp_torch explain gradient --wiggle
+    python -m bp_torch explain gradient
 
-∇C is over all training examples, from ``backprop.backward``. A wiggle is a central difference: one parameter moves up
-and down, and the cost is computed at both ends.
+∇C is over all training examples, from ``backprop.backward``. A wiggle moves one weight up and down, and the cost is
+computed at both ends.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from math import nan
-from typing import Any, NamedTuple
+from functools import partial
+from math import inf
+from typing import NamedTuple
 
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
-from tqdm import tqdm
 
 from bp_torch import text
-from bp_torch.data import Examples
+from bp_torch.backprop import Forward, forward
+from bp_torch.data import Examples, batch
 from bp_torch.explain import style
+from bp_torch.explain.drawing import MOST, draw_network
 from bp_torch.explain.subject import CommonOptions, Subject, UsageError, all_costs, full_gradient
 from bp_torch.network import Network, layer_views, parameter_count
 
@@ -34,16 +35,18 @@ IDEA = (
 
 @dataclass(frozen=True)
 class Options(CommonOptions):
-    """Whether and how far parameters are moved."""
+    """Which two weights are compared, and how far they are moved."""
 
-    wiggle: bool = False
-    """Move parameters from all ranks a little, one at a time, and measure how the cost changes."""
+    ratio: float = 32
+    """The first of the two weights is about so many times as sensitive as the second."""
     step: float = 1e-3
     """How far a wiggle goes, up and down."""
 
     def __post_init__(self) -> None:
-        """Check the step."""
+        """Check the ratio and the step."""
         super().__post_init__()
+        if not 1 < self.ratio < inf:
+            raise ValueError(f"--ratio: wanted above 1, got {self.ratio}")
         if not 0 < self.step < 1:
             raise ValueError(f"--step: wanted above 0 and below 1, got {self.step}")
 
@@ -72,27 +75,39 @@ class Gradient(NamedTuple):
         sizes: of the network.
         gradient: ∇C over all training examples, (P,), float64.
         order: the indices of all components that are not zero, the largest first.
-        step: h, how far a wiggle moves a parameter.
-        wiggles: of some components from all ranks, in their order; empty without --wiggle.
+        pair: the indices of the two weights of the last layer that are compared, the more sensitive one first.
+        wiggles: of each of the pair, the whole step and half of it.
+        step: h, the whole step.
+        passed: one image, forward through the network.
         caption: which network this is.
     """
 
     sizes: tuple[int, ...]
     gradient: Tensor
     order: Tensor
+    pair: tuple[int, int]
+    wiggles: list[list[Wiggle]]
     step: float
-    wiggles: list[Wiggle]
+    passed: Forward
     caption: str
 
-    def ratio(self, rank: int = -1) -> float:
-        """The size of the first component in ``order``, divided by that of the one at ``rank`` (the last)."""
-        first, other = (abs(self.gradient[self.order[place]].item()) for place in (0, rank))
-        return float(first / other)
+    @property
+    def ratio(self) -> float:
+        """How many times as sensitive the cost is to the first of the pair as to the second."""
+        first, second = (abs(self.gradient[i].item()) for i in self.pair)
+        return first / second
 
     @property
-    def typical(self) -> int:
-        """The rank in the middle of ``order``."""
-        return len(self.order) // 2
+    def measured_ratio(self) -> float:
+        """The same, by the wiggles."""
+        first, second = (abs(wiggles[0].change) for wiggles in self.wiggles)
+        return first / second if second else inf
+
+    @property
+    def edges(self) -> list[tuple[int, int]]:
+        """The pair as neurons, (to, from)."""
+        start = len(self.gradient) - self.sizes[-1] * (self.sizes[-2] + 1)
+        return [divmod(i - start, self.sizes[-2]) for i in self.pair]
 
 
 def parameter_name(sizes: tuple[int, ...], index: int) -> str:
@@ -138,148 +153,182 @@ def wiggle(
         yield Wiggle(i, changes[0], changes[1], h * gradient[i].item())
 
 
+def find_pair(gradient: Tensor, sizes: tuple[int, ...], ratio: float) -> tuple[int, int]:
+    """The most sensitive weight of the last layer, and the one nearest to being ``ratio`` times less so, as indices.
+
+    Raises UsageError where fewer than two of its weights have a gradient.
+    """
+    last = layer_views(torch.arange(len(gradient), device=gradient.device), sizes)[0][-1].flatten()
+    components = gradient.index_select(0, last).abs()
+    order = sensitivity_order(components)
+    if len(order) < 2:
+        raise UsageError("the gradient is zero in almost every weight of the last layer: there is nothing to compare")
+    others = components.index_select(0, order[1:])
+    nearest = int((others * ratio / components.max()).log().abs().argmin())
+    return int(last[order[0]]), int(last[order[1 + nearest]])
+
+
 def explain(subject: Subject, options: Options) -> Gradient:
-    """∇C over the training examples, and the wiggles if ``options`` ask for them."""
-    network, cost = subject.exact, subject.config.cost
-    gradient = full_gradient(network, subject.training, cost)
+    """∇C over the training examples, and the wiggles of two weights."""
+    network, cost, training = subject.exact, subject.config.cost, subject.training
+    gradient = full_gradient(network, training, cost)
+    pair = find_pair(gradient, network.sizes, options.ratio)
+    whole, half = (
+        list(wiggle(network, training, cost, gradient, list(pair), h)) for h in (options.step, options.step / 2)
+    )
+    x, _ = batch(training, torch.arange(1, device=training.labels.device), network.dtype)
+    wiggles = [list(both) for both in zip(whole, half, strict=True)]
     order = sensitivity_order(gradient)
-    if not len(order):
-        raise UsageError("the gradient is zero in every component: there is nothing to compare")
-    ranks = torch.linspace(0, len(order) - 1, 10).round().long().unique()  # evenly spaced from the first to the last
-    indices = order[ranks.to(order.device)].tolist() if options.wiggle else []
-    moved = wiggle(network, subject.training, cost, gradient, indices, options.step)
-    wiggles = list(tqdm(moved, desc="wiggles", total=len(indices), leave=False, disable=None))
-    return Gradient(network.sizes, gradient, order, options.step, wiggles, subject.caption)
+    passed = forward(network, x)
+    return Gradient(network.sizes, gradient, order, pair, wiggles, options.step, passed, subject.caption)
 
 
 def finding(result: Gradient) -> str:
     """What the numbers say."""
-    most, least = (parameter_name(result.sizes, int(result.order[rank])) for rank in (0, -1))
-    over_typical, over_least = (text.times(result.ratio(rank)) for rank in (result.typical, -1))
+    first, second = (parameter_name(result.sizes, i) for i in result.pair)
     return (
-        f"A wiggle of the {most} changes the cost {over_typical} as much as one of a typical parameter, and "
-        f"{over_least} as much as one of the {least}"
+        f"The cost is {text.times(result.ratio)} as sensitive to the {first} as to the {second}: the same wiggle moves "
+        "it "
+        f"{text.times(result.measured_ratio)} as much"
     )
 
 
 def table(result: Gradient) -> str:
-    """The most and the least sensitive parameters by name, and the wiggles."""
-    largest = result.gradient[result.order[0]].abs().item()
+    """The wiggles of the pair, and the most sensitive parameters by name."""
     zero = len(result.gradient) - len(result.order)
+    wiggles = [
+        [
+            parameter_name(result.sizes, w.position),
+            f"{result.gradient[w.position].item():+.4e}",
+            f"{w.predicted:+.4e}",
+            f"{w.change:+.4e}",
+            f"{abs(w.change / w.predicted - 1):.1e}",
+        ]
+        for w, _ in result.wiggles
+    ]
+    header = [f"moved by ±{result.step:g}", "∂C/∂θ", "foretold", "cost changes by", "off by"]
+    order, middle = result.order.tolist(), len(result.order) // 2
+    largest = result.gradient[order[0]].abs().item()
 
     def row(i: int) -> list[str]:
         value = result.gradient[i].item()
-        return [parameter_name(result.sizes, i), f"{value:+.4e}", f"{abs(largest / value):,.4g}"]
+        return [parameter_name(result.sizes, i), f"{value:+.4e}", f"{abs(largest / value):,.3g}"]
 
-    over_typical, over_least = (text.times(result.ratio(rank)) for rank in (result.typical, -1))
-    order, gap = result.order.tolist(), ["…", "", ""]
-    rows = [*map(row, order[:8]), gap, row(order[result.typical]), gap, *map(row, order[-8:])]
-    parts = [
-        f"∇C has {len(result.gradient):,} components, {zero:,} of them exactly zero. {result.caption}.",
-        text.table(["parameter", "∂C/∂θ", "times less than the first"], rows),
-        f"The first is {over_least} the last, and {over_typical} the one in the middle.",
-    ]
-    if result.wiggles:
-        first = result.wiggles[0].change
-        header = [f"moved by ±{result.step:g}", "predicted", "cost changes by", "off by", "times less", "h² term"]
-        rows = [
-            [
-                parameter_name(result.sizes, w.position),
-                f"{w.predicted:+.4e}",
-                f"{w.change:+.4e}",
-                f"{abs(w.change / w.predicted - 1):.1e}",
-                f"{abs(first / w.change) if w.change else nan:,.4g}",
-                f"{(w.up + w.down) / 2:+.1e}",
-            ]
-            for w in result.wiggles
-        ]
-        parts.append(text.table(header, rows))
-    return "\n\n".join(parts)
+    rows = [*map(row, order[:12]), ["…", "", ""], row(order[middle])]
+    return (
+        f"∇C has {len(result.gradient):,} components, {zero:,} of them exactly zero. {result.caption}.\n\n"
+        f"{text.table(header, wiggles)}\n\nThe first is {text.times(result.ratio)} the second; by the wiggles, "
+        f"{text.times(result.measured_ratio)}.\n\n"
+        f"{text.table(['the most sensitive, and the one in the middle', '∂C/∂θ', 'times less than the first'], rows)}"
+    )
 
 
 @style.styled
-def figure(result: Gradient) -> Figure:
-    """The vector as a map, layer by layer; its components in order of size; and the wiggles."""
+def figure(result: Gradient, narrow: bool = False) -> Figure:
+    """The two weights in the network, among all of their layer, and wiggled; then the whole vector as a map."""
     zero = len(result.gradient) - len(result.order)
     note = (
-        f"All {len(result.gradient):,} components of ∇C over the training examples; {zero:,} of them are exactly zero. "
-        "The maps show −∂C/∂θ: a blue weight or bias should go up, an orange one down, and a pale one hardly matters."
+        f"∇C over the training examples has {len(result.gradient):,} components, {zero:,} of them exactly zero. The "
+        "maps "
+        "show −∂C/∂θ, each layer on its own scale: a blue weight or bias should go up, an orange one down, and a pale "
+        "one "
+        "hardly matters."
     )
-    weights, biases = layer_views(-result.gradient, result.sizes)
-    shown = sorted(weights[0].norm(dim=1).topk(min(16, len(weights[0]))).indices.tolist())
-    lines = -(-len(shown) // 8)
-    heights = (0.5 + 1.45 * lines, 3.6, 3.6)
-    figure = style.new_figure(sum(heights), finding(result), note, result.caption)
-    first, later, ranks = style.parts(figure, 3, 1, height_ratios=heights)
-    limit = result.gradient.abs().quantile(0.995).item()
-    few = "" if len(shown) == len(weights[0]) else f", the {len(shown)} with the largest gradient"
-    style.heading(first, f"Layer 1: weights from all pixels to each neuron{few}")
-    maps = list(first.subplots(lines, 8, squeeze=False).flat)
+    columns = 4 if narrow else 8
+    lines = -(-min(MOST, result.sizes[1]) // columns)
+    rows: list[style.Row] = [
+        (
+            3.8,
+            [
+                style.Panel(partial(_network, result=result), 4.4, 3.2),
+                style.Panel(partial(_among, result=result), 3.2, 3.2),
+                style.Panel(partial(_wiggles, result=result), 3.6, 3.6),
+            ],
+        ),
+        (
+            0.5 + 1.45 * lines,
+            [style.Panel(partial(_first_layer, result=result, columns=columns), 1, 0.6 + 0.95 * lines)],
+        ),
+    ]
+    later = [style.Panel(partial(_later_layer, result=result, layer=l), 1, 3.2) for l in range(2, len(result.sizes))]
+    if later:
+        rows.append((3.4, later))
+    return style.compose(rows, finding(result), note, result.caption, narrow)
+
+
+PAIR = (style.LINES[0], style.LINES[1])
+"""The colours of the two weights, which say nothing about signs."""
+
+
+def _network(part: SubFigure, result: Gradient) -> None:
+    """Where the two weights are."""
+    style.heading(part, f"Two weights of layer {len(result.sizes) - 1}")
+    depth = len(result.sizes) - 1
+    values = layer_views(-result.gradient, result.sizes)[0][-1]
+    draw_network(part.subplots(), result.passed, layer=depth, values=values, edges=result.edges)
+
+
+def _among(part: SubFigure, result: Gradient) -> None:
+    """All weights of the layer in order of sensitivity, the two marked."""
+    style.heading(part, f"How sensitive the cost is to each weight of layer {len(result.sizes) - 1}")
+    axes = part.subplots()
+    components = layer_views(result.gradient, result.sizes)[0][-1].flatten().abs()
+    ordered = components.sort(descending=True).values
+    axes.fill_between(range(1, len(ordered) + 1), style.array(ordered), color=style.FAINT, linewidth=0)
+    for i, colour in zip(result.pair, PAIR, strict=True):
+        size = abs(result.gradient[i].item())
+        rank = 1 + int((ordered > size).sum())
+        axes.plot([rank], [size], "o", color=colour, markersize=8)
+        axes.annotate(text.number(size, 2), (rank, size), (8, 8), textcoords="offset points", size=10, weight="bold")
+    axes.set(xlabel="rank of the weight", ylabel="|∂C/∂w|", ylim=(0, 1.15 * ordered[0].item()))
+
+
+def _wiggles(part: SubFigure, result: Gradient) -> None:
+    """How the cost changed as each of the two was moved, over what the gradient foretells."""
+    style.heading(part, f"The same wiggle of each: {text.times(result.measured_ratio)} the change")
+    axes = part.subplots()
+    for i, wiggles, colour, name in zip(result.pair, result.wiggles, PAIR, ("the first", "the second"), strict=True):
+        slope, h = result.gradient[i].item(), result.step
+        axes.plot([-h, h], [-h * slope, h * slope], color=colour, linewidth=1.4, label=f"{name}, as ∂C/∂w foretells")
+        for part_of, w in zip((h, h / 2), wiggles, strict=True):
+            axes.plot([-part_of, part_of], [w.down, w.up], "o", color=colour, markersize=6)
+    axes.plot([], [], "o", color=style.SOFT, label="measured")
+    axes.set(xlabel="the weight is moved by", ylabel="the cost changes by")
+    axes.grid()
+    reach = max(abs(end) for wiggles in result.wiggles for w in wiggles for end in (w.up, w.down))
+    axes.set_ylim(-1.2 * reach, 2.6 * reach)  # with room for the legend
+    axes.legend(loc="upper left")
+
+
+def _first_layer(part: SubFigure, result: Gradient, columns: int) -> None:
+    """The weights from all pixels to each neuron of layer 1, as images."""
+    weights = layer_views(-result.gradient, result.sizes)[0][0]
+    order = weights.norm(dim=1).topk(min(MOST, len(weights))).indices
+    shown = sorted(order.tolist())
+    few = "" if len(shown) == len(weights) else f", the {len(shown)} of {len(weights)} with the largest gradient"
+    style.heading(part, f"Layer 1: weights from all pixels to each neuron{few}")
+    limit = weights.abs().max().item()
+    maps = list(part.subplots(-(-len(shown) // columns), columns, squeeze=False).flat)
     for axes, j in zip(maps, shown, strict=False):
-        drawn = style.diverging(axes, weights[0][j].reshape(28, 28), limit)
+        drawn = style.diverging(axes, weights[j].reshape(28, 28), limit)
         axes.set_title(f"neuron {j}", fontsize=9, fontweight="normal", pad=3)
     for axes in maps:
         style.hide_ticks(axes)
         axes.set_visible(bool(axes.images))
-    style.colourbar(drawn, maps, "−∂C/∂θ", 0.02)
-    _later_layers(later, weights, biases, limit)
-    if result.wiggles:
-        left, right = ranks.subplots(1, 2)
-        _ranks(left, result)
-        _wiggles(right, result)
-    else:
-        _ranks(ranks.subplots(), result)
-    return figure
+    style.colourbar(drawn, maps, "−∂C/∂w", 0.02)
 
 
-def _later_layers(part: SubFigure, weights: Sequence[Tensor], biases: Sequence[Tensor], limit: float) -> None:
-    """The biases of every layer as a column, beside its weights (those of layer 1 are above, as images)."""
-    later = len(weights) - 1
-    columns: list[Any] = ["b1", *(f"{kind}{layer}" for layer in range(2, later + 2) for kind in "Wb")]
-    widths = [1, *(26 / max(later, 1), 1) * later]
-    if not later:
-        columns, widths = ["b1", "."], [1, 26]
-    places = part.subplot_mosaic([columns], width_ratios=widths)
-    for layer, (w, b) in enumerate(zip(weights, biases, strict=True), 1):
-        axes = places[f"b{layer}"]
-        style.diverging(axes, b[:, None], limit, aspect="auto")
-        axes.set_title("biases", fontsize=9, fontweight="normal")
-        axes.set_xticks([])
-        if layer > 1:
-            axes.set_yticks([])
-            axes = places[f"W{layer}"]
-            style.diverging(axes, w, limit, aspect="auto")
-            axes.set(title=f"Layer {layer}: weights", xlabel=f"from neuron of layer {layer - 1}")
-        axes.set_ylabel(f"to neuron of layer {layer}")
-
-
-def _ranks(axes: Axes, result: Gradient) -> None:
-    """Every component in order of size, the first and the last by name."""
-    sizes = result.gradient[result.order].abs()
-    axes.semilogy(range(1, len(sizes) + 1), style.array(sizes), color=style.SOFT, linewidth=1.6)
-    for rank, align, side, colour in ((1, "left", 1, style.RAISE), (len(sizes), "right", -1, style.LOWER)):
-        size, name = sizes[rank - 1].item(), parameter_name(result.sizes, int(result.order[rank - 1]))
-        axes.plot([rank], [size], "o", color=colour, markersize=8)
-        axes.annotate(
-            f"{text.number(size, 2)}\n{name}", (rank, size), (9 * side, 5), textcoords="offset points", ha=align, size=9
-        )
-    axes.set_ylim(sizes[-1].item() / 10, 30 * (sizes[0] / sizes[-1]).item() ** 0.1 * sizes[0].item())
-    axes.set(title="All components, in order of size", xlabel="rank", ylabel="|∂C/∂θ|")
-    axes.grid(axis="y")
-
-
-def _wiggles(axes: Axes, result: Gradient) -> None:
-    """How the cost changed against what the gradient predicts."""
-    predicted = [abs(w.predicted) for w in result.wiggles]
-    measured = [abs(w.change) for w in result.wiggles]
-    ends = (min(predicted) / 3, max(predicted) * 3)
-    axes.loglog(ends, ends, color=style.SOFT, linewidth=1, label="as the gradient predicts")
-    axes.loglog(predicted, measured, "o", color=style.RAISE, markersize=7, label="measured")
-    axes.set(title=f"Each moved by ±{result.step:g}: what the cost did", ylabel="measured change")
-    axes.set(xlabel="predicted change of the cost, h |∂C/∂θ|")
-    axes.grid()
-    axes.legend(loc="upper left")
-    least = measured[-1]
-    ratio = f"{text.times(measured[0] / least)} as much as the least" if least else "and the least does not"
-    note = f"the most sensitive moves the cost\n{ratio},\npredicted: {text.times(result.ratio())}"
-    axes.text(0.98, 0.04, note, transform=axes.transAxes, ha="right", size=9)
+def _later_layer(part: SubFigure, result: Gradient, layer: int) -> None:
+    """The weights and the biases of one later layer."""
+    weights, biases = (views[layer - 1] for views in layer_views(-result.gradient, result.sizes))
+    style.heading(part, f"Layer {layer}: weights, and biases at the right")
+    left, right = part.subplots(1, 2, width_ratios=(result.sizes[layer - 1], 1.5))
+    limit = max(weights.abs().max().item(), biases.abs().max().item())
+    style.diverging(left, weights, limit, aspect="auto")
+    drawn = style.diverging(right, biases[:, None], limit, aspect="auto")
+    left.set(xlabel=f"from neuron of layer {layer - 1}", ylabel=f"to neuron of layer {layer}")
+    left.locator_params(integer=True)
+    right.set(xticks=[], yticks=[])
+    for axes in (left, right):
+        axes.spines[:].set_visible(False)
+    style.colourbar(drawn, right, "−∂C/∂θ", 0.9)

@@ -6,6 +6,7 @@ The nudges to the weights of a layer (BP4) against activation × wanted increase
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from bp_torch import text
 from bp_torch.backprop import Backward, Forward, input_gradient
 from bp_torch.costs import COSTS
 from bp_torch.explain import style
+from bp_torch.explain.drawing import draw_network
 from bp_torch.explain.nudges import output_nudges
 from bp_torch.explain.subject import Example, ExampleOptions, Subject, UsageError, choose_example, forward_and_backward
 from bp_torch.network import layer_views
@@ -49,6 +51,7 @@ class Hebbian(NamedTuple):
         a: a^{l−1}, (n_{l−1},): how active the neurons before are.
         wanted: −∂C/∂a^l, (n_l,): how much more active the neurons of the layer should be.
         phi_prime: φ′(z^l), (n_l,); ones where the cost absorbs φ′, and ``wanted`` is then −∂C/∂z.
+        passed: the example, forward through the network.
         caption: which network this is.
     """
 
@@ -58,6 +61,7 @@ class Hebbian(NamedTuple):
     a: Tensor
     wanted: Tensor
     phi_prime: Tensor
+    passed: Forward
     caption: str
 
     @property
@@ -92,23 +96,31 @@ def explain(subject: Subject, options: Options) -> Hebbian:
         raise UsageError(f"--layer: wanted 1 to {network.depth}, got {layer}")
     example = choose_example(subject, options)
     passed, back = forward_and_backward(network, example, cost)
-    return Hebbian(example, layer, *factors(passed, back, example.y, cost, layer), subject.caption)
+    return Hebbian(example, layer, *factors(passed, back, example.y, cost, layer), passed, subject.caption)
 
 
 def finding(result: Hebbian) -> str:
     """What the numbers say."""
-    together, nudges, phi_prime = result.together.flatten(), result.nudges.flatten(), result.phi_prime
+    together, nudges = result.together.flatten(), result.nudges.flatten()
     if together.std() == 0 or nudges.std() == 0:
         return f"This {result.example.label} asks nothing of the weights of layer {result.layer}"
     correlation = torch.corrcoef(torch.stack([together, nudges]))[0, 1].item()
-    start = f'"Fire together, wire together" holds with a correlation of {text.number(correlation)}'
-    if phi_prime.min() == phi_prime.max():
-        return f"{start}, because all neurons of layer {result.layer} have the same φ′"
-    blocked = int(result.wanted.abs().mul(1 - phi_prime / phi_prime.max()).argmax())
     return (
-        f"{start}, and exactly with φ′: neuron {blocked} is wanted {'up' if result.wanted[blocked] > 0 else 'down'} by "
-        f"{text.number(abs(result.wanted[blocked].item()), 2)}, but its φ′ lets "
-        f"{text.number(100 * phi_prime[blocked].item(), 2)}% of that pass"
+        f'Neurons that fire, and neurons that should, are wired together: the correlation of "activation × wanted" '
+        f"with the nudge of the weight is {text.number(correlation, 2)}"
+    )
+
+
+def blocked(result: Hebbian) -> str:
+    """The neuron whose wish φ′ holds back most, in words; nothing where all have the same φ′."""
+    phi_prime = result.phi_prime
+    if phi_prime.min() == phi_prime.max() or not result.wanted.any():
+        return ""
+    j = int(result.wanted.abs().mul(1 - phi_prime / phi_prime.max()).argmax())
+    return (
+        f" Neuron {j} is wanted {'up' if result.wanted[j] > 0 else 'down'} by "
+        f"{text.number(abs(result.wanted[j].item()), 2)}, but its φ′ lets "
+        f"{text.number(100 * phi_prime[j].item(), 2)}% of that pass."
     )
 
 
@@ -131,58 +143,86 @@ def table(result: Hebbian) -> str:
     return (
         f"What {result.example.name} wants of the weights of layer {result.layer}. {result.caption}.\n\n"
         f"{text.table(header, neurons)}\n\n{strongest}\n\n"
-        f"activation × wanted × φ′ and −∂C/∂W differ by at most {error:.1e}."
+        f"activation × wanted × φ′ and −∂C/∂W differ by at most {error:.1e}.{blocked(result)}"
     )
 
 
 @style.styled
-def figure(result: Hebbian) -> Figure:
-    """The nudges between their factors, and the scatters without φ′ and with it."""
+def figure(result: Hebbian, narrow: bool = False) -> Figure:
+    """The network with the nudges as edges; the nudges between their factors; the scatters without φ′ and with it."""
     note = (
-        f"The example is {result.example.name}. Top: the nudge of every weight of layer {result.layer}, below the "
-        "activation that it comes from, between the wish and the φ′ of the neuron that it leads to. Bottom: each dot "
-        "is a weight."
+        f"The example is {result.example.name}. Blue strengthens a weight, orange weakens it. The map shows the nudge "
+        "of "
+        f"every weight of layer {result.layer}: above it the activation that the weight comes from, beside it the wish "
+        f"and the φ′ of the neuron that it leads to. In the scatters each dot is a weight.{blocked(result)}"
     )
-    figure = style.new_figure(8.7, finding(result), note, result.caption)
-    upper, lower = style.parts(figure, 2, 1, height_ratios=(5, 4))
-    _factors(upper, result)
-    loose, exact = lower.subplots(1, 2)
-    _scatter(loose, result.together, result, "activation × wanted")
-    drawn = _scatter(exact, result.exact, result, "activation × wanted × φ′")
-    loose.set_title("Loosely: activation × wanted increase")
-    exact.set_title("Exactly: activation × wanted increase × φ′")
-    exact.axline((0, 0), slope=1, color=style.SOFT, linewidth=0.9, zorder=0)
-    style.colourbar(drawn, exact, "φ′ of the neuron that the weight leads to", 0.03)
-    return figure
+    rows: list[style.Row] = [
+        (
+            4.2,
+            [
+                style.Panel(partial(_network, result=result), 5, 3.1),
+                style.Panel(partial(_factors, result=result), 6, 4.4),
+            ],
+        ),
+        (
+            4.0,
+            [
+                style.Panel(partial(_loose, result=result), 1, 3.4),
+                style.Panel(partial(_exact, result=result), 1.1, 3.4),
+            ],
+        ),
+    ]
+    return style.compose(rows, finding(result), note, result.caption, narrow)
+
+
+def _network(part: SubFigure, result: Hebbian) -> None:
+    """Where we are: lit neurons, their wishes, and the nudges of the weights between them."""
+    style.heading(part, f"Layer {result.layer}: its wishes, and nudges of its weights")
+    axes, wishes = part.subplots(), {result.layer: result.wanted}
+    draw_network(axes, result.passed, layer=result.layer, values=result.nudges, wishes=wishes)
 
 
 def _factors(part: SubFigure, result: Hebbian) -> None:
     """The nudges as a map; above it the activations before, left of it the wishes, right of it φ′."""
     neurons, before = result.nudges.shape
     pixels = result.layer == 1
-    axes = part.subplot_mosaic(
-        [["image", ".", "a", "."], ["image", "wanted", "nudges", "phi_prime"]],
-        width_ratios=(2.2, 1.4, 5.2, 0.6),
-        height_ratios=(1, 3.2),
+    style.heading(
+        part, "Brightness of the pixels, and the nudges" if pixels else "The activations before, and the nudges"
     )
-    style.digit(axes["image"], result.example.x, f"The example: {result.example.label}")
-    axes["image"].set_anchor("NW")
+    axes = part.subplot_mosaic(
+        [[".", "a", "."], ["wanted", "nudges", "phi_prime"]], width_ratios=(1.7, 5.2, 1.0), height_ratios=(1, 3.2)
+    )
     axes["a"].bar(range(before), style.array(result.a), width=0.8, color=style.SOFT)
-    axes["a"].set(title="Brightness of the pixel" if pixels else "Activation before")
-    axes["a"].set(xlim=(-0.5, before - 0.5), xticks=[])
+    axes["a"].set(xlim=(-0.5, before - 0.5), xticks=[], ylabel="a")
     axes["a"].locator_params(axis="y", nbins=3)
     style.signed_bars(axes["wanted"], result.wanted)
-    axes["wanted"].set(xlabel="wanted, −∂C/∂a", ylabel=f"to neuron of layer {result.layer}")
+    most = text.number(result.wanted.abs().max().item(), 2)
+    axes["wanted"].set(xlabel=f"wanted\n(±{most})", ylabel=f"to neuron of layer {result.layer}", xticks=[])
     drawn = style.diverging(axes["nudges"], result.nudges, result.nudges.abs().max().item(), aspect="auto")
     style.hide_ticks(axes["nudges"])
     axes["nudges"].set_xlabel("from pixel, row after row" if pixels else f"from neuron of layer {result.layer - 1}")
     if before <= 32:
-        axes["nudges"].set_xticks(range(before))
-        axes["nudges"].tick_params(axis="x", labelsize=8)
+        axes["nudges"].set_xticks(range(0, before, 3))
     axes["phi_prime"].barh(range(neurons), style.array(result.phi_prime), color=style.SOFT, height=0.68)
     axes["phi_prime"].set(ylim=(neurons - 0.5, -0.5), yticks=[], xlabel="φ′")
-    axes["phi_prime"].locator_params(axis="x", nbins=2)
+    peak = result.phi_prime.max().item()
+    axes["phi_prime"].set_xticks([peak], [text.number(peak, 2)])
     style.colourbar(drawn, axes["phi_prime"], "nudge, −∂C/∂W", 0.2)
+
+
+def _loose(part: SubFigure, result: Hebbian) -> None:
+    """The nudges against activation × wanted."""
+    style.heading(part, "Loosely: activation × wanted increase")
+    _scatter(part.subplots(), result.together, result, "activation × wanted")
+
+
+def _exact(part: SubFigure, result: Hebbian) -> None:
+    """The nudges against activation × wanted × φ′."""
+    style.heading(part, "Exactly: activation × wanted increase × φ′")
+    axes = part.subplots()
+    drawn = _scatter(axes, result.exact, result, "activation × wanted × φ′")
+    axes.axline((0, 0), slope=1, color=style.SOFT, linewidth=0.9, zorder=0)
+    style.colourbar(drawn, axes, "φ′ where the weight leads", 0.03)
 
 
 def _scatter(axes: Axes, x: Tensor, result: Hebbian, label: str) -> ScalarMappable:
@@ -190,7 +230,8 @@ def _scatter(axes: Axes, x: Tensor, result: Hebbian, label: str) -> ScalarMappab
     colours = style.array(result.phi_prime[:, None].expand_as(x))
     axes.axhline(0, color=style.FAINT, linewidth=0.8, zorder=0)
     axes.axvline(0, color=style.FAINT, linewidth=0.8, zorder=0)
-    axes.set(xlabel=label, ylabel="nudge of the weight, −∂C/∂W")
+    axes.set(xlabel=label, ylabel="nudge, −∂C/∂W")
+    axes.locator_params(axis="x", nbins=5)
     drawn = axes.scatter(style.array(x), style.array(result.nudges), c=colours, cmap=style.SEQUENTIAL, s=26, vmin=0)
     drawn.set(linewidth=0.4, edgecolor="white")
     return drawn

@@ -8,12 +8,12 @@ gradient: dᵀHd ≈ d·(∇C(θ + εd) − ∇C(θ − εd)) / 2ε.
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from tqdm import tqdm
@@ -174,16 +174,21 @@ def explain(subject: Subject, options: Options) -> Minimum:
 
 def finding(result: Minimum) -> str:
     """What the numbers say: a minimum or not."""
-    down = sum(line.curvature < 0 for line in result.lines)
-    fraction = result.lines[0].decrease / result.lines[0].middle
+    along, *random = result.lines
+    down = sum(line.curvature < 0 for line in random)
+    fraction = along.decrease / along.middle
     start = f", from {text.number(result.history[0].gradient_norm, 2)} at the start" if result.history[1:] else ""
-    n = len(result.lines)
-    curves = f"up in all {n} directions tried" if not down else f"down in {down} of {n} directions tried"
-    end = "not yet a minimum" if down or fraction > SETTLED else "a minimum, as far as measured"
+    end = "not yet a minimum" if down or along.curvature < 0 or fraction > SETTLED else "a minimum, as far as measured"
     return (
-        f"‖∇C‖ is {text.number(result.gradient_norm, 2)}{start}. The cost curves {curves}, and along −∇C it can still "
-        f"fall by {text.number(100 * fraction, 2)}%: {end}"
+        f"‖∇C‖ is {text.number(result.gradient_norm, 2)}{start}. The cost curves {_way(along)} along −∇C and up in "
+        f"{len(random) - down} of {text.count(len(random), 'random direction')}, and along −∇C it can still fall by "
+        f"{text.number(100 * fraction, 2)}%: {end}"
     )
+
+
+def _way(line: Line) -> str:
+    """Up or down."""
+    return "up" if line.curvature >= 0 else "down"
 
 
 def table(result: Minimum) -> str:
@@ -206,46 +211,76 @@ def table(result: Minimum) -> str:
 
 
 @style.styled
-def figure(result: Minimum) -> Figure:
+def figure(result: Minimum, narrow: bool = False) -> Figure:
     """Cost and gradient along the run; the cost along lines through its end, and how these curve."""
+    random = len(result.lines) - 1
     note = (
-        "Above, after every epoch, over all training examples: the cost, and the length of the gradient. Below, around "
-        f"the network, on up to {MEASURED:,} training examples: the cost along lines through it, and how they curve."
+        "After every epoch, over all training examples: the cost, and the length of the gradient. Around the network, "
+        "on "
+        f"up to {MEASURED:,} training examples: the cost along −∇C and {text.count(random, 'random line')}, and how "
+        "they "
+        "curve. That is few, of as many directions as there are weights and biases."
     )
-    figure = style.new_figure(7.8, finding(result), note, result.caption)
-    (cost, norm), (along, curvatures) = figure.subplots(2, 2)
-    epochs = [progress.epoch for progress in result.history]
-    for axes, title, label, values in (
-        (cost, "The cost along the run", "cost", [progress.cost for progress in result.history]),
-        (norm, "The length of the gradient along the run", "‖∇C‖", [p.gradient_norm for p in result.history]),
-    ):
-        axes.plot(epochs, values, "o-", color=style.RAISE, linewidth=1.8, markersize=4)
-        axes.set(title=title, xlabel="epoch", ylabel=label)
-        axes.grid()
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-        if max(values) > 10 * min(values):  # a logarithmic scale within one decade may have no label
-            axes.set_yscale("log")
-            style.decimal_ticks(axes.yaxis)
+    costs, norms = ([getattr(p, of) for p in result.history] for of in ("cost", "gradient_norm"))
+    rows: list[style.Row] = [
+        (
+            3.6,
+            [
+                style.Panel(partial(_along_the_run, result, costs, "The cost along the run", "cost")),
+                style.Panel(partial(_along_the_run, result, norms, "The length of the gradient along the run", "‖∇C‖")),
+            ],
+        ),
+        (3.9, [style.Panel(partial(_lines, result=result)), style.Panel(partial(_curvatures, lines=result.lines))]),
+    ]
+    return style.compose(rows, finding(result), note, result.caption, narrow)
+
+
+def _along_the_run(result: Minimum, values: list[float], title: str, label: str, part: SubFigure) -> None:
+    """One value after every epoch."""
+    style.heading(part, title)
+    axes = part.subplots()
+    axes.plot([p.epoch for p in result.history], values, "o-", color=style.LINES[1], linewidth=1.8, markersize=4)
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.grid()
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    if max(values) > 10 * min(values):  # a logarithmic scale within one decade may have no label
+        axes.set_yscale("log")
+        style.decimal_ticks(axes.yaxis)
+
+
+def _lines(part: SubFigure, result: Minimum) -> None:
+    """The cost along every line through the network."""
+    style.heading(part, "The cost along lines through the network")
+    axes = part.subplots()
     down, *random = result.lines
-    for i, line in enumerate(random):
-        along.plot(line.distances, line.costs, color=style.SOFT, linewidth=1, label="" if i else "random directions")
-    along.plot(down.distances, down.costs, color=style.RAISE, linewidth=2.2, label="along −∇C →")
-    along.plot([0], [down.middle], "o", color=style.INK, markersize=7, label="the network")
-    along.set(title="The cost along lines through the network", xlabel="distance in θ", ylabel="cost")
-    along.grid()
-    along.legend()
-    _curvatures(curvatures, result.lines)
-    return figure
+    for line in random:
+        axes.plot(line.distances, line.costs, color=style.SOFT, linewidth=1)
+    axes.plot(down.distances, down.costs, color=style.LINES[1], linewidth=2.2)
+    axes.plot([0], [down.middle], "o", color=style.INK, markersize=7)
+    beside: dict[str, Any] = {"textcoords": "offset points", "size": 9, "weight": "bold"}
+    axes.annotate("the network", (0, down.middle), (0, 12), ha="center", color=style.INK, **beside)
+    axes.annotate("along −∇C", (-1, down.costs[0]), (14, 0), va="center", color=style.LINES[1], **beside)
+    name = text.count(len(random), "random direction")
+    axes.annotate(name, (-0.98, random[0].costs[0]), (0, -5), va="top", color=style.SOFT, **beside)
+    axes.margins(y=0.2)
+    axes.set(xlabel="distance in θ", ylabel="cost")
+    axes.grid()
 
 
-def _curvatures(axes: Axes, lines: list[Line]) -> None:
-    """A bar for each direction, zero in the middle: at a minimum all bars are to the right of it."""
-    values = torch.tensor([line.curvature for line in lines], dtype=torch.float64)
-    largest, least = values.abs().max().item() or 1.0, values.abs().min().item() or 1.0
-    style.signed_bars(axes, values, [line.name for line in lines], 20 * largest)
+def _curvatures(part: SubFigure, lines: list[Line]) -> None:
+    """A dot for each direction: at a minimum no dot is left of zero."""
+    style.heading(part, "How the cost curves there")
+    axes = part.subplots()
+    values = [line.curvature for line in lines]
+    largest, least = max(map(abs, values)) or 1.0, min(map(abs, values)) or 1.0
     axes.set_xscale("symlog", linthresh=max(least, largest * 1e-6), linscale=0.6)
-    axes.set_xticks([-largest, 0, largest], [f"−{text.number(largest, 2)}", "0", text.number(largest, 2)])
-    axes.minorticks_off()
-    for row, value in enumerate(values.tolist()):
+    for row, value in enumerate(values):
+        axes.plot([value], [row], "o", color=style.INK if value >= 0 else style.LOWER, markersize=7)
         style.label_end(axes, value, row, text.number(value, 2))
-    axes.set(title="How the cost curves there", xlabel="curvature, dᵀHd (logarithmic away from zero)")
+    axes.axvline(0, color=style.SOFT, linewidth=0.9)
+    axes.set(xlim=(-20 * largest if min(values) < 0 else -0.3 * least, 60 * largest), ylim=(len(lines) - 0.5, -0.5))
+    axes.set_yticks(range(len(lines)), [line.name for line in lines])
+    axes.set_xticks([0, largest], ["0", text.number(largest, 2)])
+    axes.minorticks_off()
+    axes.grid(axis="y")
+    axes.set_xlabel("curvature, dᵀHd (logarithmic)")

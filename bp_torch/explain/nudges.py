@@ -1,4 +1,4 @@
-"""Nudges: what one training example wants of every output, and the three ways in which one output could get there.
+"""Nudges: what one training example wants of every output, before training and after; three ways to move one output.
 
     python -m bp_torch explain nudges --digit 2
     python -m bp_torch explain nudges --index 1234 --neuron 8
@@ -8,6 +8,7 @@ A nudge is minus a derivative of the cost: ``costs.Cost.derivative`` gives those
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from bp_torch import text
 from bp_torch.backprop import Backward, Forward, input_gradient
 from bp_torch.costs import COSTS
 from bp_torch.explain import style
+from bp_torch.explain.drawing import draw_network
 from bp_torch.explain.subject import Example, ExampleOptions, Subject, check_digit, choose_example, forward_and_backward
 from bp_torch.network import layer_views
 
@@ -30,6 +32,9 @@ IDEA = (
     "the weights from bright neurons have the most effect. An activation before it counts as much as its weight: "
     "neurons joined by a positive weight should become brighter, neurons joined by a negative one dimmer."
 )
+
+SHOWN = 16
+"""Weights and activations that the picture shows, at most."""
 
 
 @dataclass(frozen=True)
@@ -74,24 +79,44 @@ class Ways(NamedTuple):
         return sorted(ways, key=lambda way: -abs(way[1]))
 
 
+class Wanted(NamedTuple):
+    """What the example wants of one network: what the network computed, and −∂C/∂a^L (n_L,), or −∂C/∂z^L."""
+
+    passed: Forward
+    nudges: Tensor
+
+    @property
+    def outputs(self) -> Tensor:
+        """a^L, (n_L,)."""
+        return self.passed.activations[-1][0]
+
+
 class Nudges(NamedTuple):
     """What one example wants.
 
     Attributes:
         example: the image and its label.
-        outputs: a^L, (n_L,).
-        nudges: −∂C/∂a^L, (n_L,), or −∂C/∂z^L where the cost absorbs φ′.
-        quantity: "activation" or "weighted sum": what ``nudges`` would change.
-        ways: of one output.
+        networks: the untrained network, then the trained one if there is one, by name.
+        cost: its name.
+        ways: of one output of the first network.
         caption: which network this is.
     """
 
     example: Example
-    outputs: Tensor
-    nudges: Tensor
-    quantity: str
+    networks: dict[str, Wanted]
+    cost: str
     ways: Ways
     caption: str
+
+    @property
+    def first(self) -> Wanted:
+        """What the example wants of the untrained network."""
+        return next(iter(self.networks.values()))
+
+    @property
+    def quantity(self) -> str:
+        """What ``nudges`` would change."""
+        return "weighted sum" if COSTS[self.cost].absorbs else "activation"
 
 
 def output_nudges(outputs: Tensor, y: Tensor, cost: str) -> Tensor:
@@ -112,28 +137,26 @@ def ways_to_move(passed: Forward, back: Backward, neuron: int) -> Ways:
 
 
 def explain(subject: Subject, options: Options) -> Nudges:
-    """The nudges for the example and the output that ``options`` name."""
+    """What the example that ``options`` name wants of the outputs, before training and after."""
     example, cost = choose_example(subject, options), subject.config.cost
-    passed, back = forward_and_backward(subject.exact, example, cost)
-    outputs = passed.activations[-1]
-    return Nudges(
-        example,
-        outputs[0],
-        output_nudges(outputs, example.y, cost)[0],
-        "weighted sum" if COSTS[cost].absorbs else "activation",
-        ways_to_move(passed, back, example.label if options.neuron is None else options.neuron),
-        subject.caption,
-    )
+    passes = {name: forward_and_backward(network, example, cost) for name, network in subject.before_and_after.items()}
+    networks = {
+        name: Wanted(passed, output_nudges(passed.activations[-1], example.y, cost)[0])
+        for name, (passed, _) in passes.items()
+    }
+    neuron = example.label if options.neuron is None else options.neuron
+    return Nudges(example, networks, cost, ways_to_move(*passes["untrained"], neuron), subject.caption)
 
 
 def finding(result: Nudges) -> str:
     """What the numbers say."""
-    label, nudges = result.example.label, result.nudges.tolist()
-    down = min((j for j in range(len(nudges)) if j != label), key=lambda j: nudges[j])
-    strongest, _ = result.ways.ranked()[0]
+    label, nudges = result.example.label, result.first.nudges.tolist()
+    others = [j for j in range(len(nudges)) if j != label]
+    furthest = min(others, key=lambda j: nudges[j])
+    down = sum(nudges[j] < 0 for j in others)
     return (
-        f"This {label} nudges output {label} by {_signed(nudges[label])} and, of the others, output {down} most, by "
-        f"{_signed(nudges[down])}; what moves output {result.ways.neuron} most is {strongest}"
+        f"This {label} wants output {label} up by {_signed(nudges[label])} and {down} others down, output {furthest} "
+        f"most, by {_signed(nudges[furthest])}: each in proportion to how far off it is"
     )
 
 
@@ -143,54 +166,84 @@ def _signed(nudge: float) -> str:
 
 
 def table(result: Nudges) -> str:
-    """The outputs with their nudges, and the ways to move one of them in their order."""
-    columns = zip(result.outputs.tolist(), result.example.y[0].tolist(), result.nudges.tolist(), strict=True)
-    outputs = text.table(
-        ["output", "is", "wanted", f"nudge of its {result.quantity}"],
-        [[f"{j}", f"{a:.4f}", f"{int(y)}", f"{nudge:+.4e}"] for j, (a, y, nudge) in enumerate(columns)],
-    )
+    """The outputs with their nudges in each network, and the ways to move one of them in their order."""
+    header = ["output", "wanted"]
+    rows = [[f"{j}", f"{int(y)}"] for j, y in enumerate(result.example.y[0].tolist())]
+    for name, wanted in result.networks.items():
+        header += [f"{name}: is", f"nudge of its {result.quantity}"]
+        for row, a, nudge in zip(rows, wanted.outputs.tolist(), wanted.nudges.tolist(), strict=True):
+            row += [f"{a:.4f}", f"{nudge:+.4e}"]
     ways = text.table(
-        [f"bang for the buck at output {result.ways.neuron}", "nudge"],
-        [[name, f"{nudge:+.4e}"] for name, nudge in result.ways.ranked()[:16]],
+        [f"untrained: bang for the buck at output {result.ways.neuron}", "nudge"],
+        [[name, f"{nudge:+.4e}"] for name, nudge in result.ways.ranked()],
     )
-    return f"What {result.example.name} wants. {result.caption}.\n\n{outputs}\n\n{ways}"
+    return f"What {result.example.name} wants. {result.caption}.\n\n{text.table(header, rows)}\n\n{ways}"
 
 
 @style.styled
-def figure(result: Nudges) -> Figure:
-    """The image, the outputs with arrows as long as their nudges, and one output's three ways, ranked."""
+def figure(result: Nudges, narrow: bool = False) -> Figure:
+    """The image and the network; the outputs with arrows as long as their nudges; one output's three ways."""
     note = (
-        f"The example is {result.example.name}. Blue raises, orange lowers. An arrow is as long as the nudge, which is "
-        f"minus the derivative of the cost by the output's {result.quantity}. The bars below are minus derivatives of "
-        "the cost too, all on one scale."
+        f"The example is {result.example.name}. Blue raises, orange lowers. A nudge is minus the derivative of the "
+        f"cost by an output's {result.quantity}: {_meaning(result.cost)} The ways are minus derivatives of the same "
+        "cost, "
+        "each panel on a scale of its own."
     )
-    figure = style.new_figure(8.4, finding(result), note, result.caption)
-    upper, lower = style.parts(figure, 2, 1, height_ratios=(11, 10))
-    image, dots, arrows = upper.subplots(1, 3, width_ratios=(3, 3.2, 3.9))
-    style.digit(image, result.example.x, f"The example: {result.example.label}")
-    image.set_anchor("NW")
-    _outputs(dots, arrows, result)
-    _ways(lower, result.ways)
-    return figure
+    nudged = [style.Panel(partial(_outputs, result=result, name=name), 1.0, 3.8) for name in result.networks]
+    shown = min(SHOWN, len(result.ways.a))
+    high = 1.0 + 0.24 * shown
+    rows: list[style.Row] = [
+        (3.5, [style.Panel(partial(_network, result=result), 1, 3.1)]),
+        (4.0, nudged),
+        (
+            high,
+            [
+                style.Panel(partial(_bias, result=result, rows=1 if narrow else shown), 2.2, 1.5),
+                style.Panel(partial(_weights, result=result), 4, high),
+                style.Panel(partial(_activations, result=result), 4, high),
+            ],
+        ),
+    ]
+    return style.compose(rows, finding(result), note, result.caption, narrow)
 
 
-def _outputs(dots: Axes, arrows: Axes, result: Nudges) -> None:
-    """The ten activations as dots beside their targets, and the nudges as arrows."""
-    rows, outputs = range(len(result.outputs)), result.outputs.tolist()
+def _meaning(cost: str) -> str:
+    """How a nudge is to be read."""
+    if cost == "quadratic":
+        return "twice the distance to what is wanted, so up to 2. It says how much the cost gains, not how far to go."
+    return "it says how much the cost gains, not how far to go."
+
+
+def _network(part: SubFigure, result: Nudges) -> None:
+    """The untrained network with the wishes of its outputs, and the edges into the one whose ways are below."""
+    axes = part.subplots()
+    passed, depth = result.first.passed, result.first.passed.network.depth
+    draw_network(axes, passed, layer=depth, neuron=result.ways.neuron, wishes={depth: result.first.nudges})
+    style.heading(
+        part, f"Untrained, with the {result.example.label} in it: wishes, and weights into output {result.ways.neuron}"
+    )
+
+
+def _outputs(part: SubFigure, result: Nudges, name: str) -> None:
+    """The ten activations of a network as dots beside their targets, and the nudges as arrows."""
+    wanted = result.networks[name]
+    style.heading(part, f"{name.capitalize()}: what it says, and what the {result.example.label} wants")
+    dots, arrows = part.subplots(1, 2)
+    rows, outputs = range(len(wanted.outputs)), wanted.outputs.tolist()
     dots.hlines(rows, 0, outputs, color=style.FAINT, linewidth=2, zorder=1)
     dots.plot(outputs, rows, "o", color=style.INK, markersize=7, label="is")
     if min(outputs) >= 0 and max(outputs) <= 1:
         (rings,) = dots.plot(result.example.y[0].tolist(), rows, "o", markersize=11, label="wanted")
         rings.set(color="none", markeredgecolor=style.SOFT)
-        dots.set_xlim(-0.07, 1.07)
-        dots.legend(loc="lower right", bbox_to_anchor=(1.06, 0.98), ncols=2, handletextpad=0.1, columnspacing=0.8)
-    dots.set(title="What the network says", xlabel="output", ylabel="output neuron")
-    reach = 1.5 * result.nudges.abs().max().item() or 1.0
-    for j, nudge in zip(rows, result.nudges.tolist(), strict=True):
+        dots.set(xlim=(-0.09, 1.09), xticks=[0, 0.5, 1])
+        dots.legend(loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=2, handletextpad=0.1, columnspacing=0.8)
+    dots.set(xlabel="output", ylabel="output neuron")
+    reach = 2.1 * max(each.nudges.abs().max().item() for each in result.networks.values()) or 1.0
+    for j, nudge in zip(rows, wanted.nudges.tolist(), strict=True):
         _arrow(arrows, j, nudge, small=0.03 * reach)
     arrows.axvline(0, color=style.SOFT, linewidth=0.8)
-    title, label = "What the example wants of it", f"nudge of the {result.quantity}"
-    arrows.set(title=title, xlabel=label, xlim=(-reach, reach))
+    arrows.set(xlabel=f"nudge, −∂C/∂{'z' if COSTS[result.cost].absorbs else 'a'}", xlim=(-reach, reach))
+    arrows.locator_params(axis="x", nbins=4)
     for axes in (dots, arrows):
         axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=rows)
         axes.axhspan(result.example.label - 0.5, result.example.label + 0.5, color="#eef3f8", zorder=0, linewidth=0)
@@ -207,28 +260,36 @@ def _arrow(axes: Axes, row: float, nudge: float, small: float) -> None:
     style.label_end(axes, nudge, row, _signed(nudge), color=colour)
 
 
-def _ways(part: SubFigure, ways: Ways) -> None:
-    """Three panels with one scale: the bias, the weights, the activations before, each its eight largest."""
-    weights, activations = (
-        nudges.abs().sort(descending=True, stable=True).indices[:8].tolist()
-        for nudges in (ways.weights, ways.activations)
-    )
-    panels = [
-        ("1. Its bias", "∂b, in full", {"bias": ways.bias}),
-        (
-            "2. Its weights",
-            "∂W, in proportion to a before it",
-            {f"from {k}  (a = {text.number(ways.a[k].item(), 2)})": ways.weights[k].item() for k in weights},
-        ),
-        (
-            "3. The activations before it",
-            "∂a, in proportion to W",
-            {f"of {k}  (W = {text.number(ways.w[k].item(), 2)})": ways.activations[k].item() for k in activations},
-        ),
-    ]
-    style.heading(part, f"Three ways to move output {ways.neuron}")
-    limit = 1.1 * max(abs(nudge) for *_, bars in panels for nudge in bars.values())
-    rows = max(len(bars) for *_, bars in panels)
-    for axes, (title, by, bars) in zip(part.subplots(1, 3, width_ratios=(2, 2.7, 2.7)), panels, strict=True):
-        style.signed_bars(axes, torch.tensor(list(bars.values())), list(bars), limit)
-        axes.set(title=title, xlabel=f"nudge, −∂C/{by}", ylim=(rows - 0.5, -0.5))
+def _bias(part: SubFigure, result: Nudges, rows: int) -> None:
+    """The first way, in the first of so many rows."""
+    style.heading(part, f"Output {result.ways.neuron}: 1. its bias")
+    axes = part.subplots()
+    style.signed_bars(axes, torch.tensor([result.ways.bias]), ["bias"], 2.2 * abs(result.ways.bias))
+    style.label_end(axes, result.ways.bias, 0, _signed(result.ways.bias))
+    axes.set(xlabel="−∂C/∂b, in full", ylim=(rows - 0.5, -0.5))
+
+
+def _weights(part: SubFigure, result: Nudges) -> None:
+    """The second way."""
+    style.heading(part, _counted("2. Its weights", result.ways.a))
+    names = [f"from {k}  (a = {text.number(a, 2)})" for k, a in enumerate(result.ways.a.tolist())]
+    _way(part.subplots(), result.ways.weights, names).set_xlabel("−∂C/∂W, in proportion to a")
+
+
+def _activations(part: SubFigure, result: Nudges) -> None:
+    """The third way."""
+    style.heading(part, _counted("3. The activations before it", result.ways.a))
+    names = [f"of {k}  (W = {text.number(w, 2)})" for k, w in enumerate(result.ways.w.tolist())]
+    _way(part.subplots(), result.ways.activations, names).set_xlabel("−∂C/∂a, in proportion to W")
+
+
+def _counted(title: str, a: Tensor) -> str:
+    """A title that says how many of the neurons before are left out."""
+    return title if len(a) <= SHOWN else f"{title}: the {SHOWN} largest of {len(a)}"
+
+
+def _way(axes: Axes, nudges: Tensor, names: list[str]) -> Axes:
+    """The nudges of one way, the largest first, on their own scale."""
+    order = nudges.abs().sort(descending=True, stable=True).indices[:SHOWN]
+    style.signed_bars(axes, nudges.index_select(0, order), [names[k] for k in order.tolist()])
+    return axes

@@ -7,12 +7,12 @@ Every step is one of ``training.TrainingStep``; after each, all test images go f
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from typing import NamedTuple
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from bp_torch import text
@@ -119,11 +119,16 @@ def table_steps(steps: int) -> list[int]:
     return [0, *(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if step < steps), steps]
 
 
-def figure_steps(fraction: Tensor) -> list[int]:
-    """Step 0, where ``fraction`` (steps + 1,) has made a quarter, half and three quarters of its rise, the last."""
+def figure_steps(fraction: Tensor, predictions: Tensor) -> list[int]:
+    """Step 0, where ``fraction`` (steps + 1,) has made a quarter, half and three quarters of its rise, the last.
+
+    Of steps that follow each other with the same ``predictions`` (steps + 1, 10), only the first.
+    """
     rise = fraction - fraction[0]
     reached = [int((rise >= part * rise.max()).int().argmax()) for part in (0.25, 0.5, 0.75)]
-    return list(dict.fromkeys([0, *reached, len(fraction) - 1]))
+    steps = list(dict.fromkeys([0, *reached, len(fraction) - 1]))
+    rows = [predictions[step].tolist() for step in steps]
+    return [step for i, step in enumerate(steps) if i == 0 or rows[i] != rows[i - 1]]
 
 
 def table(result: Only) -> str:
@@ -142,54 +147,57 @@ def table(result: Only) -> str:
     return f"{about}\n\n{text.table(header, rows)}"
 
 
+DIGIT, RIGHT = style.LINES[1], style.LINES[2]
+"""The colours of "called DIGIT" and of "called what they are"."""
+
+
 @style.styled
-def figure(result: Only) -> Figure:
+def figure(result: Only, narrow: bool = False) -> Figure:
     """How all test images are classified after each step, and ten of them with their predictions."""
     note = (
         f"Each step learns from {result.batch_size:,} images of a {result.digit} and from nothing else; after each, "
-        f"the network classifies all test images. Blue: called {result.digit}."
+        "the network classifies all test images."
     )
-    shown = figure_steps(result.fractions[:, result.digit])
-    heights = (4.2, 0.5 + 0.85 * len(shown))
-    figure = style.new_figure(sum(heights), finding(result), note, result.caption)
-    upper, lower = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flat
-    _fractions(upper.subplots(), result)
-    style.heading(lower, "Ten of them, and what they are called")
-    for step, row in zip(shown, lower.subplots(len(shown), CLASSES, squeeze=False), strict=True):
-        row[0].set_ylabel(f"step {step:,}", rotation=0, ha="right", va="center", color=style.SOFT)
-        for axes, pixels, prediction in zip(row, result.images, result.predictions[step].tolist(), strict=True):
-            style.digit(axes, pixels)
-            colour = style.RAISE if prediction == result.digit else style.SOFT
-            axes.text(31, 13.5, f"{prediction}", va="center", size=13, weight="bold", color=colour)
-    return figure
+    shown = figure_steps(result.fractions[:, result.digit], result.predictions)
+    columns = 5 if narrow else CLASSES
+    rows: list[style.Row] = [
+        (4.2, [style.Panel(partial(_fractions, result=result), 1, 3.6)]),
+        *((1.2, [style.Panel(partial(_called, result=result, step=step, columns=columns), 1, 1.7)]) for step in shown),
+    ]
+    return style.compose(rows, finding(result), note, result.caption, narrow)
 
 
-def _fractions(axes: Axes, result: Only) -> None:
+def _called(part: SubFigure, result: Only, step: int, columns: int) -> None:
+    """Ten test images, and what they are called after ``step``."""
+    style.heading(
+        part, f"After step {step:,} they are called" if step else "Ten of the test images, and what they are called"
+    )
+    places = part.subplots(CLASSES // columns, columns, squeeze=False).flat
+    for axes, pixels, prediction in zip(places, result.images, result.predictions[step].tolist(), strict=True):
+        style.digit(axes, pixels)
+        colour = DIGIT if prediction == result.digit else style.SOFT
+        axes.text(31, 13.5, f"{prediction}", va="center", size=13, weight="bold", color=colour)
+
+
+def _fractions(part: SubFigure, result: Only) -> None:
     """The test images by what they are called, stacked, ``digit`` at the bottom; and how many are called right."""
+    style.heading(part, "What the test images are called")
+    axes = part.subplots()
     steps = range(len(result.accuracy))
     order = [result.digit, *(j for j in range(CLASSES) if j != result.digit)]
     percent = 100 * result.fractions.cpu()[:, order]
-    greys = [f"{0.62 + 0.035 * i:.3f}" for i in range(CLASSES - 1)]
-    colours = [style.RAISE, *greys]
-    axes.stackplot(steps, style.array(percent.T), colors=colours, edgecolor="white", linewidth=0.5)
-    for colour, width in (("white", 4.5), (style.LOWER, 2.4)):
+    greys = [f"{0.66 + 0.03 * i:.3f}" for i in range(CLASSES - 1)]
+    axes.stackplot(steps, style.array(percent.T), colors=[DIGIT, *greys], edgecolor="white", linewidth=0.5)
+    for colour, width in (("white", 4.5), (RIGHT, 2.4)):
         axes.plot(steps, 100 * style.array(result.accuracy), color=colour, linewidth=width)
-    axes.annotate(
-        "called what they are",
-        (steps[-1], 100 * result.accuracy[-1].item()),
-        (-8, 12),
-        textcoords="offset points",
-        ha="right",
-        weight="bold",
-        color=style.LOWER,
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2},
-    )
-    axes.set(title="What the test images are called", xlabel="step", ylabel="called (at step 0)")
-    axes.set(xlim=(0, steps[-1]), ylim=(0, 100))
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.88, "pad": 2}
+    end, last = steps[-1], 100 * result.accuracy[-1].item()
+    axes.text(0.98 * end, last + 5, "called what they are", ha="right", weight="bold", color=RIGHT, bbox=box)
+    axes.text(0.98 * end, 88, f"called {result.digit}", ha="right", weight="bold", color=DIGIT, bbox=box)
+    axes.set(xlabel="step", ylabel="called (at step 0)", xlim=(0, end), ylim=(0, 100))
     axes.locator_params(axis="x", integer=True)
     middles = percent[0].cumsum(0) - percent[0] / 2
     readable = [(middles[i].item(), j) for i, j in enumerate(order) if percent[0, i] > 2]
     axes.set_yticks(*zip(*readable, strict=True))
     axes.tick_params(axis="y", length=0)
-    axes.get_yticklabels()[0].set_color(style.RAISE)
     axes.secondary_yaxis("right").set_ylabel("% of the test images")

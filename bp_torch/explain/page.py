@@ -28,7 +28,7 @@ from bp_torch.backprop import backward, example_costs, forward, input_gradient
 from bp_torch.costs import find_cost
 from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, Examples, one_hot
 from bp_torch.explain import style
-from bp_torch.explain.subject import NetworkOptions, Subject, UsageError
+from bp_torch.explain.subject import NetworkOptions, Subject, UsageError, nearest_to
 from bp_torch.network import Network, parameter_count
 from bp_torch.recorder import Recording
 from bp_torch.sgd import SGD
@@ -304,8 +304,7 @@ def choose_images(network: Network, cost: str, images: Examples) -> Tensor:
     costs = example_costs(forward(network, x), one_hot(images.labels), cost)
     for digit in range(CLASSES):
         of_digit = (images.labels == digit).nonzero()[:, 0]
-        far = (x[of_digit] - x[of_digit].mean(0)).square().sum(1)
-        plain = far.topk(2, largest=False).indices
+        plain = nearest_to(x[of_digit].mean(0), x[of_digit], 2)
         chosen.append([*of_digit[plain].tolist(), int(of_digit[costs[of_digit].argmax()])])
     return torch.tensor(chosen).mT.reshape(-1)
 

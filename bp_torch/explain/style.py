@@ -1,13 +1,14 @@
-"""How every picture looks: one width, one type, one pair of colours, and a title that says what was found.
+"""How every picture looks: two widths, one type, one pair of colours, and a title that says what was found.
 
-Blue raises and orange lowers, here and everywhere; colour-blind eyes tell them apart. Ideas place their axes on the
-grids of ``new_figure``, by rows and columns, and matplotlib finds the inches. Nothing here knows of networks.
+Blue raises or is positive, orange lowers or is negative, here and everywhere; colour-blind eyes tell them apart. What
+has no sign is drawn in ``LINES``. An idea composes its picture of rows of panels; in a narrow picture, for a telephone,
+the panels stand one below another. Nothing here knows of networks.
 """
 
 import io
 import textwrap
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
@@ -19,13 +20,14 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
 
 WIDTH = 12.0  # inches
-MARGIN = 0.35
+NARROW = 4.0  # inches: type of 9 points has 11 pixels on a screen that is 390 wide
 PAD = 0.08  # around each of the axes
 DPI = 150
+NARROW_DPI = 220
 
 RAISE = "#0b62a8"
 LOWER = "#d4570b"
@@ -38,7 +40,8 @@ DIVERGING = LinearSegmentedColormap.from_list(
 )
 SEQUENTIAL = "cividis"
 SURFACE = LinearSegmentedColormap.from_list("surface", ["#ffffff", "#d9dee5", "#98a3b0"])
-LAYER_COLOURS = ("#0b62a8", "#d4570b", "#3a9e8f", "#8a5aa8", "#b08900", "#5b6570")
+LINES = (INK, "#2a8c7d", "#8a5aa8", "#b08900", "#8b95a1", "#a8486b")
+"""Colours of what has no sign: curves, layers, paths."""
 
 styled = rc_context(
     {
@@ -55,6 +58,8 @@ styled = rc_context(
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.axisbelow": True,
+        "axes.formatter.limits": (-3, 5),
+        "axes.formatter.use_mathtext": True,
         "xtick.color": SOFT,
         "ytick.color": SOFT,
         "xtick.labelcolor": INK,
@@ -73,23 +78,52 @@ styled = rc_context(
 # ---- the figure and its file ----
 
 
-def new_figure(height: float, finding: str, note: str, caption: str) -> Figure:
+class Panel(NamedTuple):
+    """One part of a picture: what draws it, its share of a row's width, its height in inches in a narrow picture."""
+
+    draw: Callable[[SubFigure], object]
+    width: float = 1.0
+    narrow_height: float = 3.2
+
+
+Row = tuple[float, list[Panel]]
+"""The height of a row of panels in inches, and the panels."""
+
+
+def compose(rows: Sequence[Row], finding: str, note: str, caption: str, narrow: bool = False) -> Figure:
+    """A figure with its head and rows of panels; in a ``narrow`` one every panel is a row of its own."""
+    if narrow:
+        rows = [(panel.narrow_height, [panel]) for _, panels in rows for panel in panels]
+    heights = [height for height, _ in rows]
+    figure = new_figure(sum(heights), finding, note, caption, narrow)
+    for place, (_, panels) in zip(parts(figure, len(rows), 1, height_ratios=heights), rows, strict=True):
+        places = parts(place, 1, len(panels), width_ratios=[panel.width for panel in panels])
+        for panel, own in zip(panels, places, strict=True):
+            panel.draw(own)
+    return figure
+
+
+def new_figure(height: float, finding: str, note: str, caption: str, narrow: bool = False) -> Figure:
     """A figure with its head: the finding in bold, the note, and which network it is.
 
     Below the head, ``height`` inches remain for axes. Place them with ``subplots`` or ``subplot_mosaic``, of the
     figure or of its ``parts``: the layout is constrained, so labels and colour bars find their own room.
     """
-    title, small = textwrap.wrap(finding, 92), [*textwrap.wrap(note, 160), caption]
-    head = 0.5 + 0.29 * len(title) + 0.2 * len(small)
+    form = (NARROW, 0.12, 12, 9, (34, 54)) if narrow else (WIDTH, 0.35, 15, 9.5, (92, 160))
+    width, margin, size, small_size, columns = form
+    title = textwrap.wrap(finding, columns[0])
+    small = [*textwrap.wrap(note, columns[1]), *textwrap.wrap(caption, columns[1])]
+    line, small_line = 1.4 * size / 72, 1.5 * small_size / 72
+    head = 0.5 + line * len(title) + small_line * len(small)
     total = height + head
-    left, bottom = MARGIN / WIDTH, 0.2 / total
-    body = (left - PAD / WIDTH, bottom, 1 - 2 * left + 2 * PAD / WIDTH, height / total - bottom)
+    left, bottom = margin / width, 0.2 / total
+    body = (left - PAD / width, bottom, 1 - 2 * left + 2 * PAD / width, height / total - bottom)
     layout = ConstrainedLayoutEngine(rect=body, w_pad=PAD, h_pad=PAD, wspace=0.05, hspace=0.04)
-    figure = Figure(figsize=(WIDTH, total), dpi=DPI, facecolor="white", layout=layout)
+    figure = Figure(figsize=(width, total), dpi=NARROW_DPI if narrow else DPI, facecolor="white", layout=layout)
     top = 1 - 0.25 / total
-    figure.text(left, top, "\n".join(title), size=15, weight="bold", va="top", linespacing=1.3)
-    top -= (0.08 + 0.29 * len(title)) / total
-    figure.text(left, top, "\n".join(small), size=9.5, color=SOFT, va="top", linespacing=1.4)
+    figure.text(left, top, "\n".join(title), size=size, weight="bold", va="top", linespacing=1.3)
+    top -= (0.08 + line * len(title)) / total
+    figure.text(left, top, "\n".join(small), size=small_size, color=SOFT, va="top", linespacing=1.4)
     return figure
 
 
@@ -99,8 +133,10 @@ def parts(whole: Figure | SubFigure, rows: int, columns: int, **ratios: Any) -> 
 
 
 def heading(part: SubFigure, text: str) -> None:
-    """A title over all axes of a part of the figure."""
-    part.suptitle(text, x=PAD * part.dpi / part.bbox.width, ha="left", weight="bold", size=12)
+    """A title over all axes of a part of the figure, in as many lines as it needs."""
+    letter = 0.108  # inches, of this type, on average
+    lines = textwrap.wrap(text, max(12, int(part.bbox.width / part.dpi / letter)), break_long_words=False)
+    part.suptitle("\n".join(lines), x=PAD * part.dpi / part.bbox.width, ha="left", weight="bold", size=11.5)
 
 
 def colourbar(drawn: ScalarMappable, axes: Axes | Sequence[Axes], label: str, width: float = 0.04) -> Colorbar:
@@ -168,7 +204,6 @@ def signed_bars(axes: Axes, values: Tensor, names: Sequence[object] | None = Non
     axes.axvline(0, color=SOFT, linewidth=0.8)
     axes.set(xlim=(-limit, limit), ylim=(len(values) - 0.5, -0.5))
     axes.locator_params(axis="x", nbins=3)
-    axes.xaxis.set_major_formatter("{x:g}")
     if names is not None or len(values) <= 20:
         axes.set_yticks(rows, [str(name) for name in names or rows])
 
@@ -182,6 +217,7 @@ def label_end(axes: Axes, value: float, row: float, text: str, **options: Any) -
 
 
 def decimal_ticks(axis: Axis) -> None:
-    """Write a logarithmic scale as 0.1, 1, 10,000 and not as powers of ten."""
+    """Write a logarithmic scale as 0.1, 1, 10,000 and not as powers of ten, and not more of these than have room."""
+    axis.set_major_locator(LogLocator(numticks=5))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}" if value < 1 else f"{value:,.0f}"))
     axis.set_minor_formatter(NullFormatter())

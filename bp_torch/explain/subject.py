@@ -70,12 +70,16 @@ class ExampleOptions(CommonOptions):
     digit: int | None = None
     """Take an example of this digit. None: of a 2, or of any where --index is given."""
     index: int | None = None
-    """Which one, from 0: of the digit's examples with --digit, else of all. None: the one with the largest δ^L."""
+    """Which one, from 0: of the digit's examples with --digit, else of all. None: a plainly written one."""
+    loudest: bool = False
+    """Take the digit's example with the largest δ^L, the one that wants the most."""
 
     def __post_init__(self) -> None:
-        """Check the digit."""
+        """Check the digit, and that one example is named once."""
         super().__post_init__()
         check_digit(self.digit)
+        if self.loudest and self.index is not None:
+            raise ValueError("--index and --loudest exclude each other")
 
 
 def check_digit(digit: int | None, flag: str = "--digit") -> None:
@@ -118,6 +122,16 @@ class Subject(NamedTuple):
     def exact(self) -> Network:
         """The network in float64."""
         return self.network.to(dtype=torch.float64)
+
+    @property
+    def untrained(self) -> Network:
+        """The network as the run began, in float64."""
+        return self.config.network(self.network.device).to(dtype=torch.float64)
+
+    @property
+    def before_and_after(self) -> dict[str, Network]:
+        """The untrained network and, if there is one, the trained one, by name."""
+        return {"untrained": self.untrained} | ({"trained": self.exact} if self.trained else {})
 
     @property
     def caption(self) -> str:
@@ -180,7 +194,7 @@ class Example(NamedTuple):
 
 
 def choose_example(subject: Subject, options: ExampleOptions) -> Example:
-    """The example that ``--digit`` and ``--index`` name. Raises UsageError where there is none."""
+    """The example that ``--digit``, ``--index`` and ``--loudest`` name. Raises UsageError where there is none."""
     examples = subject.training
     digit = 2 if options.digit is None and options.index is None else options.digit
     candidates = torch.arange(len(examples.labels), device=examples.labels.device)
@@ -191,10 +205,32 @@ def choose_example(subject: Subject, options: ExampleOptions) -> Example:
         raise UsageError(f"--digit: there is no training example{'' if digit is None else f' of a {digit}'}")
     if not 0 <= (options.index or 0) <= last:
         raise UsageError(f"--index: wanted 0 to {last}, got {options.index}")
-    place = largest_output_delta(subject, candidates) if options.index is None else options.index
+    if options.index is None:
+        place = (largest_output_delta if options.loudest else plainest)(subject, candidates)
+    else:
+        place = options.index
     index = candidates[place : place + 1]
     x, y = batch(examples, index, torch.float64)
     return Example(x, y, int(examples.labels[index]), int(index))
+
+
+def plainest(subject: Subject, candidates: Tensor) -> int:
+    """Which of the ``candidates`` (indices of one digit's examples) is written most plainly.
+
+    It is the one nearest to their mean, of those that a trained network classifies as what they are.
+    """
+    x, y = batch(subject.training, candidates, subject.network.dtype)
+    right = forward(subject.network, x).activations[-1].argmax(1) == y.argmax(1)
+    if not subject.trained or not right.any():
+        right = torch.ones_like(right)
+    places = right.nonzero()[:, 0]
+    x = x.to(torch.float32)
+    return int(places[nearest_to(x.mean(0), x.index_select(0, places), 1)])
+
+
+def nearest_to(mean: Tensor, x: Tensor, count: int) -> Tensor:
+    """The positions (count,) of the images x (B, 784) that are nearest to their class's ``mean`` (784,)."""
+    return (x - mean).square().sum(1).topk(count, largest=False).indices
 
 
 def largest_output_delta(subject: Subject, candidates: Tensor) -> int:

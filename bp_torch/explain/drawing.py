@@ -1,0 +1,147 @@
+"""Drawing: the network with one image in it: lit neurons, edges by sign and size, and where the idea is.
+
+A neuron is the darker the more active it is. A blue edge is positive, an orange one negative, a broad one large.
+Triangles beside neurons are their wishes: blue points up, orange down.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from torch import Tensor
+
+from bp_torch.backprop import Forward
+from bp_torch.explain import style
+
+MOST = 16
+"""Neurons of a layer that are drawn; of more, the most active."""
+
+IMAGE = (0.0, 0.18, 0.3, 0.64)
+"""Where the image is: left, bottom, width and height, as fractions of the drawing."""
+
+FIRST, LAST = 0.42, 0.84
+"""Where the first and the last layer stand."""
+
+
+def draw_network(
+    axes: Axes,
+    passed: Forward,
+    *,
+    layer: int = 0,
+    values: Tensor | None = None,
+    neuron: int | None = None,
+    ring: int | None = None,
+    wishes: Mapping[int, Tensor] | None = None,
+    edges: Sequence[tuple[int, int]] = (),
+) -> None:
+    """Draw the network of ``passed``, the forward pass of one image.
+
+    The edges into ``layer`` (from 1; 0: none) stand out: by their ``values`` (n_l, n_(l−1)), None: their weights; with
+    ``neuron`` only those into it, which has a ring; with ``edges`` only these, as (to, from). ``ring`` is an output
+    that has a ring as well. ``wishes`` (n_l,) of some layers are triangles.
+    """
+    network = passed.network
+    shown = {
+        l: shown_neurons(passed.activations[l][0], marked(l, layer, neuron, edges)) for l in range(1, network.depth + 1)
+    }
+    places = {l: dict(zip(neurons, heights(len(neurons)), strict=True)) for l, neurons in shown.items()}
+    across = {l: FIRST + (LAST - FIRST) * (l - 1) / max(1, network.depth - 1) for l in shown}
+    if network.depth == 1:
+        across = {1: LAST}
+    for l in shown:
+        strong = edges if l == layer else ()
+        own = network.weights[l - 1] if values is None or l != layer else values
+        if l > 1:
+            _edges(axes, own, (across[l - 1], places[l - 1]), (across[l], places[l]), l == layer, neuron, strong)
+        else:
+            _from_image(axes, (across[l], places[l]), l == layer, neuron, strong)
+        _neurons(axes, passed.activations[l][0], across[l], places[l], (wishes or {}).get(l))
+        few = "" if len(shown[l]) == network.sizes[l] else f"{len(shown[l])} of {network.sizes[l]}"
+        axes.text(across[l], -0.07, "outputs" if l == network.depth else f"layer {l}", ha="center", size=9)
+        axes.text(across[l], 1.06, few, ha="center", size=9, color=style.SOFT)
+    if neuron is not None and layer:
+        axes.plot(across[layer], places[layer][neuron], "o", markersize=13, color="none", markeredgecolor=style.INK)
+    if ring is not None:
+        axes.plot(LAST, places[network.depth][ring], "o", markersize=13, color="none", markeredgecolor=style.INK)
+    for j, y in places[network.depth].items():
+        axes.text(LAST + 0.12, y, f"{j}", ha="center", va="center", size=9)
+    style.digit(image := axes.inset_axes(IMAGE), passed.activations[0][0])
+    image.set_anchor("E")
+    axes.set(xlim=(0, 1), ylim=(1.1, -0.1), xticks=[], yticks=[])
+    axes.set_axis_off()
+
+
+def marked(l: int, layer: int, neuron: int | None, edges: Sequence[tuple[int, int]]) -> list[int]:
+    """The neurons of layer ``l`` that have to be drawn."""
+    ends = [j for j, _ in edges] if l == layer else [k for _, k in edges] if l == layer - 1 else []
+    return [*ends, neuron] if l == layer and neuron is not None else ends
+
+
+def shown_neurons(a: Tensor, needed: list[int]) -> list[int]:
+    """The ``MOST`` most active neurons of a layer, a (n,), in their order, and the ``needed`` ones among them."""
+    order = dict.fromkeys([*needed, *a.abs().sort(descending=True, stable=True).indices.tolist()])
+    return sorted(list(order)[: max(MOST, len(set(needed)))])
+
+
+def heights(n: int) -> list[float]:
+    """Where the n neurons of a layer stand, from 0, the top, to 1: closer to the middle where there are few."""
+    reach = min(1.0, (n - 1) / 12) / 2
+    return torch.linspace(0.5 - reach, 0.5 + reach, n).tolist() if n > 1 else [0.5]
+
+
+Column = tuple[float, dict[int, float]]
+"""Where a layer stands, and the height of each of its neurons."""
+
+
+def _edges(
+    axes: Axes,
+    values: Tensor,
+    before: Column,
+    after: Column,
+    here: bool,
+    neuron: int | None,
+    strong: Sequence[tuple[int, int]],
+) -> None:
+    """The edges between two layers, the largest as broad and as full as any; faint unless they are where we are."""
+    limit = values.abs().max().item() or 1.0
+    rows = values.tolist()
+    lines, colours, widths = [], [], []
+    for j, high in after[1].items():
+        for k, low in before[1].items():
+            size = abs(rows[j][k]) / limit
+            chosen = here and (not strong or (j, k) in strong) and neuron in (None, j)
+            lines.append([(before[0], low), (after[0], high)])
+            alpha = max(0.25 * bool(strong), size) if chosen else 0.07 * size
+            colours.append((*to_rgb(style.RAISE if rows[j][k] >= 0 else style.LOWER), alpha))
+            widths.append((3.0 if strong else 0.4 + 2.2 * size) if chosen else 0.7)
+    axes.add_collection(LineCollection(lines, colors=colours, linewidths=widths, zorder=1))
+
+
+def _from_image(axes: Axes, after: Column, here: bool, neuron: int | None, strong: Sequence[tuple[int, int]]) -> None:
+    """A line from the image to each neuron of layer 1 stands for its edges from all pixels."""
+    left = IMAGE[0] + IMAGE[2]
+    for j, high in after[1].items():
+        chosen = here and neuron in (None, j) and (not strong or any(to == j for to, _ in strong))
+        low = 0.5 + (high - 0.5) * IMAGE[3] * 0.8
+        axes.plot([left, after[0]], [low, high], color=style.INK if chosen else style.FAINT, linewidth=0.8, zorder=1)
+
+
+def _neurons(axes: Axes, a: Tensor, x: float, places: dict[int, float], wishes: Tensor | None) -> None:
+    """The neurons of a layer as discs, and their wishes as triangles, the largest as large as a disc."""
+    values = a.tolist()
+    full = max(1.0, max(abs(value) for value in values))
+    greys = [f"{0.98 - 0.8 * min(1.0, abs(values[j]) / full):.3f}" for j in places]
+    axes.scatter(
+        [x] * len(places), list(places.values()), s=75, c=greys, edgecolors=style.SOFT, linewidths=0.9, zorder=3
+    )
+    if wishes is None:
+        return
+    sizes = wishes.tolist()
+    limit = max(abs(wish) for wish in sizes) or 1.0
+    for j, y in places.items():
+        marker, colour = ("^", style.RAISE) if sizes[j] >= 0 else ("v", style.LOWER)
+        axes.scatter(
+            [x + 0.055], [y], s=80 * abs(sizes[j]) / limit, marker=marker, color=colour, linewidths=0, zorder=3
+        )
