@@ -168,8 +168,15 @@ class Report:
 
     def table(self, gradients: Sequence[str]) -> str:
         """The comparisons of these gradients; "" if there are none. In float64, float64 is not said twice."""
-        rows = [c.row() for name in gradients for c in self.comparisons if c.gradient == name and self._shown(c)]
+        rows = [self._row(c) for name in gradients for c in self.comparisons if c.gradient == name and self._shown(c)]
         return table(HEADER, rows, right=NUMBERS) if rows else ""
+
+    def _row(self, c: Comparison) -> list[str]:
+        """Marked as what it is where the gradient is not wrong for certain."""
+        mark, *cells = c.row()
+        if mark == "WRONG":
+            mark = "kink" if c.gradient in self.kinks else "noise" if c.gradient in self.noise else mark
+        return [mark, *cells]
 
     def _shown(self, c: Comparison) -> bool:
         """One that says nothing new is not: float64 in float64, and the widened gradient if all is wrong anyway."""
