@@ -8,6 +8,7 @@ the gradient of a mini-batch and the true gradient.
 """
 
 import time
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean as mean
@@ -16,19 +17,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
-from tqdm import tqdm
 
 from bp_torch import text
 from bp_torch.backprop import backward, forward
 from bp_torch.data import Examples, batch, first_shuffled
 from bp_torch.explain import style
 from bp_torch.explain.subject import CommonOptions, Subject, UsageError, check_least, full_gradient, train_steps
+from bp_torch.explain.surface import Plane, contours, cost_at, plane_of_steps, plane_through, surface_on
 from bp_torch.network import Network
-from bp_torch.training import Config, evaluate
+from bp_torch.training import Config
 
 MADE_BY = ("step.TrainingStep.step", "backprop.backward", "evaluation.evaluate")
 
@@ -91,20 +91,8 @@ class Path(NamedTuple):
     costs: list[float]
 
 
-class Plane(NamedTuple):
-    """A plane in θ: a point on it (P,), two orthonormal directions (2, P), and the variance explained, 0..1."""
-
-    centre: Tensor
-    axes: Tensor
-    explained: float
-
-    def project(self, points: Tensor) -> Tensor:
-        """Coordinates (S, 2) of points (S, P)."""
-        return (points - self.centre) @ self.axes.T
-
-
 class CloseUp(NamedTuple):
-    """Consecutive steps from one point near the floor: θ (steps + 1, P) of each man, seconds a step, their surface."""
+    """Consecutive steps from one point near the floor: θ (steps + 1, P) of each man, their seconds, the surface."""
 
     careful: Tensor
     drunk: Tensor
@@ -127,9 +115,14 @@ class Descent(NamedTuple):
     caption: str
 
 
-def follow_path(name: str, config: Config, network: Network, examples: Examples, steps: int) -> Path:
-    """Train ``network`` (which changes) for ``steps`` steps; more snapshots are of the beginning than of the end."""
-    kept = {round(steps * (i / SNAPSHOTS) ** 2) for i in range(SNAPSHOTS + 1)}
+def walk(
+    name: str, config: Config, network: Network, examples: Examples, steps: int, kept: Container[int]
+) -> tuple[list[int], list[float], Tensor]:
+    """Train ``network`` (which changes) for so many ``steps`` at one learning rate.
+
+    Returns the start and those steps that are to be ``kept``: their numbers, the seconds spent on steps so far, and
+    θ (S, P).
+    """
     n = len(examples.labels)
     batch_size = n if config.batch_size == "full" else min(config.batch_size, n)
     config = replace(config, learning_rate_decay=0.0, epochs=-(-steps * batch_size // n) + 1)
@@ -144,75 +137,30 @@ def follow_path(name: str, config: Config, network: Network, examples: Examples,
             break
         start = time.perf_counter()
     done, seconds, points = zip(*snapshots, strict=True)
-    path, measured = torch.stack(points).float(), first_shuffled(examples, MEASURED, config.seed)
-    costs = [cost_at(network, theta, measured, config.cost) for theta in path]
-    return Path(name, batch_size, config.learning_rate, list(done), path, list(seconds), costs)
+    return list(done), list(seconds), torch.stack(points).float()
 
 
-def cost_at(network: Network, theta: Tensor, examples: Examples, cost: str) -> float:
-    """C at ``theta`` (P,), which becomes the θ of ``network``."""
-    network.parameters.copy_(theta)
-    return evaluate(network, examples, cost).cost
-
-
-def every_step(config: Config, network: Network, examples: Examples, steps: int) -> tuple[Tensor, float]:
-    """θ (steps + 1, P) after each of so many steps of ``network`` (which changes), and the seconds of a step."""
-    points, start = [network.parameters.clone()], time.perf_counter()
+def follow_path(name: str, config: Config, network: Network, examples: Examples, steps: int) -> Path:
+    """The path of ``network`` (which changes); more snapshots are of the beginning than of the end."""
+    kept = {round(steps * (i / SNAPSHOTS) ** 2) for i in range(SNAPSHOTS + 1)}
+    done, seconds, path = walk(name, config, network, examples, steps, kept)
     n = len(examples.labels)
     batch_size = n if config.batch_size == "full" else min(config.batch_size, n)
-    config = replace(config, learning_rate_decay=0.0, epochs=-(-steps * batch_size // n) + 1)
-    for _ in zip(range(steps), train_steps(config, network, examples, "close up"), strict=False):
-        points.append(network.parameters.clone())
-    return torch.stack(points).float(), (time.perf_counter() - start) / steps
-
-
-def plane_of_steps(careful: Tensor, drunk: Tensor) -> Plane:
-    """The plane whose first axis the careful man (S, P) follows; along the second the drunk man's steps differ most.
-
-    A plane fitted to the points of a random walk would show it as a smooth curve; one fitted to its steps does not.
-    """
-    down = careful[-1] - careful[0]
-    down = down / down.norm().clamp_min(1e-30)
-    steps = drunk.diff(dim=0)
-    aside = steps - (steps @ down)[:, None] * down
-    _, sizes, directions = torch.linalg.svd(aside - aside.mean(0), full_matrices=False)
-    explained = (sizes[0] ** 2 / (sizes**2).sum().clamp_min(1e-30)).item()
-    return Plane(careful[0], torch.stack([down, directions[0]]), explained)
+    measured = first_shuffled(examples, MEASURED, config.seed)
+    costs = [cost_at(network, theta, measured, config.cost) for theta in path]
+    return Path(name, batch_size, config.learning_rate, done, path, seconds, costs)
 
 
 def close_up(config: Config, network: Network, examples: Examples, steps: int, grid: int) -> CloseUp:
-    """So many steps of both men from where ``network`` is."""
-    careful, slow = every_step(replace(config, batch_size="full"), network.to(), examples, steps)
-    drunk, quick = every_step(config, network.to(), examples, steps)
-    plane = plane_of_steps(careful, drunk)
-    points = plane.project(torch.cat([careful, drunk])).cpu()
+    """So many steps of both men from where ``network`` is, every one kept."""
+    every, careful = range(steps + 1), replace(config, batch_size="full")
+    _, slow, surest = walk("from close", careful, network.to(), examples, steps, every)
+    _, quick, drunk = walk("from close", config, network.to(), examples, steps, every)
+    plane = plane_of_steps(surest, drunk)
+    points = plane.project(torch.cat([surest, drunk])).cpu()
     measured = first_shuffled(examples, MEASURED, config.seed)
-    return CloseUp(
-        careful, drunk, (slow, quick), plane, surface_on(plane, network, measured, config.cost, points, grid)
-    )
-
-
-def plane_through(points: Tensor) -> Plane:
-    """The plane that fits the points (S, P) best: through their mean, along their first two principal directions."""
-    centre = points.mean(0)
-    _, sizes, directions = torch.linalg.svd(points - centre, full_matrices=False)
-    axes = directions[:2]
-    towards = ((points[-1] - points[0]) @ axes.T).sign()  # an SVD leaves the signs open
-    axes = axes * torch.where(towards == 0, 1.0, towards)[:, None]
-    return Plane(centre, axes, ((sizes[:2] ** 2).sum() / (sizes**2).sum()).item())
-
-
-def surface_on(
-    plane: Plane, network: Network, examples: Examples, cost: str, points: Tensor, grid: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """u (G,) and v (G,) of a grid on the plane, and C there, (G, G), a row for each v. It covers ``points`` (S, 2)."""
-    low, high = points.min(0).values, points.max(0).values
-    margin = 0.15 * (high - low).clamp_min(1e-6)
-    ends = [(float(low[i] - margin[i]), float(high[i] + margin[i])) for i in range(2)]
-    u, v = (torch.linspace(*end, grid, dtype=points.dtype) for end in ends)
-    (p, q), network, rows = plane.axes, network.to(), tqdm(v.tolist(), "surface", leave=False, disable=None)
-    costs = [[cost_at(network, plane.centre + i * p + j * q, examples, cost) for i in u.tolist()] for j in rows]
-    return u, v, torch.tensor(costs)
+    surface = surface_on(plane, network, measured, config.cost, points, grid)
+    return CloseUp(surest, drunk, (slow[-1], quick[-1]), plane, surface)
 
 
 def angle(a: Tensor, b: Tensor) -> float:
@@ -295,7 +243,13 @@ def table(result: Descent) -> str:
         ("staggering", result.close.drunk, result.close.seconds[1]),
     ):
         lengths = points.diff(dim=0).norm(dim=1).sum().item(), (points[-1] - points[0]).norm().item()
-        close.append([f"{len(points) - 1} {name}", f"{1000 * seconds:.3f}", *(f"{length:.3f}" for length in lengths)])
+        close.append(
+            [
+                f"{len(points) - 1} {name}",
+                f"{1000 * seconds / (len(points) - 1):.3f}",
+                *(f"{length:.3f}" for length in lengths),
+            ]
+        )
     return (
         f"Three ways down from one start. {result.caption}.\n\n{text.table(header, paths)}\n\n"
         f"{text.table(['angle to the true gradient', 'batch size', 'mean', 'least', 'most'], angles)}\n\n"
@@ -334,15 +288,6 @@ OUTLINE = [Stroke(linewidth=3.6, foreground="white"), Normal()]
 TEXT_OUTLINE = [Stroke(linewidth=2.6, foreground="white"), Normal()]
 
 
-def _contours(axes: Axes, surface: tuple[Tensor, Tensor, Tensor]) -> ContourSet:
-    """Lines of equal cost."""
-    u, v, costs = map(style.array, surface)
-    levels = np.geomspace(max(costs.min(), 1e-6), max(costs.max(), costs.min() * 1.001, 2e-6), 14)
-    drawn = axes.contourf(u, v, costs, levels=levels, cmap=style.SURFACE, extend="both")
-    axes.contour(u, v, costs, levels=levels, colors=style.SOFT, linewidths=0.5)
-    return drawn
-
-
 def _label(axes: Axes, where: tuple[float, float], written: str, colour: str, **place: Any) -> None:
     """A curve's name beside one of its points."""
     options = {"textcoords": "offset points", "xytext": (0, 10), "ha": "center", **place}
@@ -353,7 +298,7 @@ def _surface(part: SubFigure, result: Descent) -> None:
     """The paths from above, over lines of equal cost."""
     style.heading(part, "The three ways down, from above")
     axes = part.subplots()
-    drawn = _contours(axes, result.surface)
+    drawn = contours(axes, result.surface)
     for i, (path, colour) in enumerate(zip(result.paths, COLOURS, strict=True)):
         points = style.array(result.plane.project(path.points))
         (line,) = axes.plot(*points.T, "o-", color=colour, linewidth=1.8, markersize=2.6)
@@ -373,7 +318,7 @@ def _close(part: SubFigure, close: CloseUp) -> None:
     steps = len(close.drunk) - 1
     style.heading(part, f"From close: the next {steps} steps of both")
     axes = part.subplots()
-    drawn = _contours(axes, close.surface)
+    drawn = contours(axes, close.surface)
     for points, colour, name, seconds, order, below in (
         (close.drunk, COLOURS[1], "mini-batches", close.seconds[1], 4, False),
         (close.careful, COLOURS[0], "all examples", close.seconds[0], 5, True),
@@ -385,7 +330,7 @@ def _close(part: SubFigure, close: CloseUp) -> None:
             "xytext": (0, -22 if below else 10),
             "ha": "right" if flat[-1][0] > np.mean(axes.get_xlim()) else "left",
         }
-        _label(axes, tuple(flat[-1]), f"{name}, {text.number(steps * seconds, 2)} s", colour, **place)
+        _label(axes, tuple(flat[-1]), f"{name}, {text.number(seconds, 2)} s", colour, **place)
     axes.plot(*flat[0], "*", color=style.INK, markersize=15, markeredgecolor="white", zorder=7)
     axes.set(xlabel="the careful way", ylabel="where the quick steps differ most")
     style.colourbar(drawn, axes, "cost").ax.yaxis.set_major_formatter("{x:.3g}")

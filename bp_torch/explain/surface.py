@@ -1,0 +1,82 @@
+"""The cost as a surface: planes through points of θ, the cost on them, and its contours.
+
+``descent`` draws its paths over two of these. Nothing here takes a step.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.contour import ContourSet
+from torch import Tensor
+from tqdm import tqdm
+
+from bp_torch.data import Examples
+from bp_torch.explain import style
+from bp_torch.network import Network
+from bp_torch.training import evaluate
+
+
+class Plane(NamedTuple):
+    """A plane in θ: a point on it (P,), two orthonormal directions (2, P), and the variance explained, 0..1."""
+
+    centre: Tensor
+    axes: Tensor
+    explained: float
+
+    def project(self, points: Tensor) -> Tensor:
+        """Coordinates (S, 2) of points (S, P)."""
+        return (points - self.centre) @ self.axes.T
+
+
+def plane_through(points: Tensor) -> Plane:
+    """The plane that fits the points (S, P) best: through their mean, along their first two principal directions."""
+    centre = points.mean(0)
+    _, sizes, directions = torch.linalg.svd(points - centre, full_matrices=False)
+    axes = directions[:2]
+    towards = ((points[-1] - points[0]) @ axes.T).sign()  # an SVD leaves the signs open
+    axes = axes * torch.where(towards == 0, 1.0, towards)[:, None]
+    return Plane(centre, axes, ((sizes[:2] ** 2).sum() / (sizes**2).sum()).item())
+
+
+def plane_of_steps(careful: Tensor, drunk: Tensor) -> Plane:
+    """The plane whose first axis the careful man (S, P) follows; along the second the drunk man's steps differ most.
+
+    A plane fitted to the points of a random walk would show it as a smooth curve; one fitted to its steps does not.
+    """
+    down = careful[-1] - careful[0]
+    down = down / down.norm().clamp_min(1e-30)
+    steps = drunk.diff(dim=0)
+    aside = steps - (steps @ down)[:, None] * down
+    _, sizes, directions = torch.linalg.svd(aside - aside.mean(0), full_matrices=False)
+    explained = (sizes[0] ** 2 / (sizes**2).sum().clamp_min(1e-30)).item()
+    return Plane(careful[0], torch.stack([down, directions[0]]), explained)
+
+
+def cost_at(network: Network, theta: Tensor, examples: Examples, cost: str) -> float:
+    """C at ``theta`` (P,), which becomes the θ of ``network``."""
+    network.parameters.copy_(theta)
+    return evaluate(network, examples, cost).cost
+
+
+def surface_on(
+    plane: Plane, network: Network, examples: Examples, cost: str, points: Tensor, grid: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """u (G,) and v (G,) of a grid on the plane, and C there, (G, G), a row for each v. It covers ``points`` (S, 2)."""
+    low, high = points.min(0).values, points.max(0).values
+    margin = 0.15 * (high - low).clamp_min(1e-6)
+    ends = [(float(low[i] - margin[i]), float(high[i] + margin[i])) for i in range(2)]
+    u, v = (torch.linspace(*end, grid, dtype=points.dtype) for end in ends)
+    (p, q), network, rows = plane.axes, network.to(), tqdm(v.tolist(), "surface", leave=False, disable=None)
+    costs = [[cost_at(network, plane.centre + i * p + j * q, examples, cost) for i in u.tolist()] for j in rows]
+    return u, v, torch.tensor(costs)
+
+
+def contours(axes: Axes, surface: tuple[Tensor, Tensor, Tensor]) -> ContourSet:
+    """Lines of equal cost."""
+    u, v, costs = map(style.array, surface)
+    levels = np.geomspace(max(costs.min(), 1e-6), max(costs.max(), costs.min() * 1.001, 2e-6), 14)
+    drawn = axes.contourf(u, v, costs, levels=levels, cmap=style.SURFACE, extend="both")
+    axes.contour(u, v, costs, levels=levels, colors=style.SOFT, linewidths=0.5)
+    return drawn
