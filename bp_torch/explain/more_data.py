@@ -8,11 +8,12 @@ of one number are trained at once, as a group of the sweep; the scores are from 
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean as mean
 from typing import NamedTuple
 
 import torch
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
@@ -150,37 +151,47 @@ def table(result: MoreData) -> str:
 
 
 @style.styled
-def figure(result: MoreData) -> Figure:
+def figure(result: MoreData, narrow: bool = False) -> Figure:
     """Accuracy and cost by the number of examples, and the fewest examples themselves."""
     note = (
         f"Lines are means over {text.count(result.seeds, 'seed')}, bands reach from the lowest value to the highest, "
         "dots are single networks. All networks see equally many images in all: the fewer different ones there are, "
         "the more often they repeat."
     )
-    figure = style.new_figure(7.2, finding(result), note, result.caption)
-    grid = figure.subplot_mosaic([["accuracy", "cost"], ["images", "images"]], height_ratios=(2, 1))
-    counts = result.counts()
-    for of, scale, title, label in (("accuracy", 100, "Right answers", "% right"), ("cost", 1, "Cost", "cost")):
-        axes = grid[of]
-        for which, colour, line, name in (
-            ("training", style.LOWER, "--", "images that it learned from"),
-            ("test", style.RAISE, "-", "images that it never saw (test)"),
-        ):
-            values = [[scale * value for value in result.values(count, which, of)] for count in counts]
-            lowest, highest, means = ([kind(found) for found in values] for kind in (min, max, mean))
-            axes.fill_between(counts, lowest, highest, color=colour, alpha=0.18, linewidth=0)
-            axes.plot(counts, means, line, color=colour, linewidth=2, label=name)
-            axes.plot(counts, values, "o", color=colour, markersize=4)
-        axes.set(title=title, xscale="log", xlabel="training examples", ylabel=label)
-        style.decimal_ticks(axes.xaxis)
-        axes.grid()
-    grid["cost"].set_ylim(bottom=0)
-    grid["cost"].legend()
-    shown = result.images[:100]
-    rows = -(-len(shown) // 25)
-    tiles = pad(shown, (0, 0, 0, rows * 25 - len(shown))).reshape(rows, 25, 28, 28)
-    mosaic = tiles.transpose(1, 2).reshape(rows * 28, 25 * 28)
-    grid["images"].imshow(style.array(mosaic), cmap="Greys", vmin=0, vmax=1)
-    grid["images"].set_title(f"These {len(shown)} examples are all that the first network ever sees")
-    style.hide_ticks(grid["images"])
-    return figure
+    curves = [style.Panel(partial(_curves, result=result, of=of), 1, 3.4) for of in ("accuracy", "cost")]
+    rows: list[style.Row] = [
+        (4.6, curves),
+        (2.4, [style.Panel(partial(_fewest, images=result.images, columns=10 if narrow else 25), 1, 4.2)]),
+    ]
+    return style.compose(rows, finding(result), note, result.caption, narrow)
+
+
+def _curves(part: SubFigure, result: MoreData, of: str) -> None:
+    """Of the training and the test images, by the number of examples."""
+    axes, counts, scale = part.subplots(), result.counts(), 100 if of == "accuracy" else 1
+    for which, colour, line, name in (
+        ("training", style.LINES[2], "--", "images that it learned from"),
+        ("test", style.LINES[1], "-", "images that it never saw (test)"),
+    ):
+        values = [[scale * value for value in result.values(count, which, of)] for count in counts]
+        lowest, highest, means = ([kind(found) for found in values] for kind in (min, max, mean))
+        axes.fill_between(counts, lowest, highest, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(counts, means, line, color=colour, linewidth=2, label=name)
+        axes.plot(counts, values, "o", color=colour, markersize=4)
+    axes.set(xscale="log", xlabel="training examples", ylabel="% right" if of == "accuracy" else "cost")
+    style.heading(part, "Right answers" if of == "accuracy" else "Cost")
+    style.decimal_ticks(axes.xaxis)
+    axes.grid()
+    if of == "cost":
+        axes.set_ylim(bottom=0)
+        axes.legend()
+
+
+def _fewest(part: SubFigure, images: Tensor, columns: int) -> None:
+    """The examples of the first networks, in so many ``columns``."""
+    shown, axes = images[:100], part.subplots()
+    rows = -(-len(shown) // columns)
+    tiles = pad(shown, (0, 0, 0, rows * columns - len(shown))).reshape(rows, columns, 28, 28)
+    axes.imshow(style.array(tiles.transpose(1, 2).reshape(rows * 28, columns * 28)), cmap="Greys", vmin=0, vmax=1)
+    style.heading(part, f"These {len(shown)} examples are all that the first network ever sees")
+    style.hide_ticks(axes)
