@@ -46,7 +46,9 @@ MAPS = 64
 
 
 class RunLog:
-    """The event file of one run, in the run's own folder."""
+    """The event file of one run, in the run's own folder. ``cost`` is that of the last point that was written."""
+
+    cost: float | None = None
 
     def __init__(self, folder: Path, network: Network, every: int, state: State) -> None:
         """Open it at the step of ``state``: what an earlier process logged beyond that step is purged."""
@@ -56,7 +58,6 @@ class RunLog:
         self.every = every
         self.running = state.running  # each step adds to it; it is saved and restored with the state
         self.at_once = network.device.type == "cpu"  # reading a number from a GPU means waiting for it
-        self.cost: float | None = None  # of the last point that was written
         self._points: list[tuple[int, float, float, Tensor]] = []  # step, time, learning rate, values on the device
         # add_hparams would make a run of its own below this one
         self._file: FileWriter = self.writer._get_file_writer()

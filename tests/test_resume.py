@@ -221,7 +221,7 @@ def test_run_whose_terminal_closes_saves_and_stops(config: Config) -> None:
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
     state = torch.load(config.runs_dir / "one" / LAST, weights_only=True)
-    assert state["step"] > 20
+    assert state["step"] >= 20, "it was saved after the first epoch, or later"
 
 
 @pytest.mark.parametrize("change", [{"steps": 30}, {"step": 7}, {"epoch": 9}])

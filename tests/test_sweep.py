@@ -316,6 +316,7 @@ def test_sweep_that_is_being_trained_cannot_be_resumed_meanwhile(config: SweepCo
     child.start()
     while not (folder / "groups/1" / LAST).exists():
         child.join(0.05)
+        assert child.exitcode is None
     try:
         with pytest.raises(CheckpointError, match=f"one is being trained by process {child.pid} on"):
             sweep(replace(config, epochs=10_000, resume=folder))
