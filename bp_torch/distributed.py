@@ -215,8 +215,9 @@ class Watch:
                     late[number] = time.monotonic() + self.grace, signal.getsignal(number)
             now, beat = time.monotonic(), beat + 1
             for number, (end, handler) in late.items():
-                # Training puts another handler in the place of the first as soon as that is called.
-                if now > end and callable(handler) and signal.getsignal(number) is handler:
+                # Training puts the default in the place of its handler as soon as that is called: it may go on then.
+                waits = callable(handler) and handler is not signal.default_int_handler
+                if now > end and waits and signal.getsignal(number) is handler:
                     name = signal.Signals(number).name
                     self._exit(f"stopped by {name} while waiting for another process", 128 + number)
             try:
@@ -233,5 +234,6 @@ class Watch:
 
     def _exit(self, message: str, code: int) -> None:
         """End the process from here: its main thread cannot."""
-        print(f"error: {message}; the last checkpoint is intact", file=sys.stderr, flush=True)
+        with suppress(OSError):  # the terminal may be closed
+            print(f"error: {message}; the last checkpoint is intact", file=sys.stderr, flush=True)
         os._exit(code)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import FileStore, HashStore  # type: ignore[attr-defined]
 from tqdm import tqdm
 
 from bp_torch import backprop, distributed
@@ -24,6 +24,7 @@ from bp_torch.cli import one_line_errors
 from bp_torch.convert import load
 from bp_torch.distributed import DistributedError, Watch, World, joined, local_device
 from bp_torch.training import Config, Stopped, step, train
+from bp_torch.training.interruption import Signals
 from bp_torch.training.run import start_run
 from tests.conftest import relative_error
 
@@ -239,6 +240,22 @@ def test_processes_on_gpus_meet_with_nccl_and_the_device_of_each(monkeypatch: py
     with joined(torch.device("cuda:1")) as world:
         assert world == World(1, 2)
     assert met["backend"] == "nccl" and met["device_id"] == met["current"] == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_process_that_has_noted_a_signal_may_take_its_time(number: signal.Signals, tmp_path: Path) -> None:
+    """Until all processes ask each other, and while the checkpoint is saved."""
+
+    def work() -> None:
+        with Watch(FileStore(str(tmp_path / "store"), 1), 0, 1, grace=0.1), Signals() as signals:
+            time.sleep(0.2)
+            os.kill(os.getpid(), number)  # unlike raise_signal, it lets the handler run before the watch looks
+            time.sleep(2.5)  # more than two looks of the watch
+            os._exit(77 if signals.received == number else 1)
+
+    child = FORK.Process(target=work)
+    child.start()
+    assert codes([child]) == [77]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from types import FrameType
 
 import torch
 
-from bp_torch.cli import train_command
+from bp_torch.cli import silence, train_command
 from bp_torch.distributed import World
 
 ASK_EVERY = 16
@@ -78,8 +78,6 @@ class Signals:
 
 def leave_terminal() -> None:
     """Let what would be written to the closed terminal go nowhere: writing to it is an error."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
         if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-            os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+            silence(descriptor)
