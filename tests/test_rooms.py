@@ -34,6 +34,7 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "training.divergence",
     "training.run",
     "tensorboard",
+    "event_file",
     "images",
     "training.config",
     "training.evaluation",

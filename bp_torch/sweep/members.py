@@ -40,14 +40,14 @@ def save_member(group: Group, k: int, sweep: Path) -> None:
 
 
 def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
-    """Write the event file of network ``k`` into ``folder``: its row in HParams, its curves, its results."""
+    """Write the event file of network ``k`` into ``folder``: its row in HParams and its curves."""
     state, network = group.state, group.network[k]
     before = State(network.parameters, None, torch.zeros(2))
     end = state.diverged[k] or state.step
-    with closing(RunLog(folder, network, 1, before)) as log:
+    with closing(RunLog(folder, network, 1, before, member.cost)) as log:
         log.begin(member.hyperparameters(group.examples, group.step.batch_size), member.to_json())
         for step, taken, tag, values in state.points:
             if step <= end and isfinite(values[k]):
                 log.scalars({tag: values[k]}, step, taken)
         if not state.diverged[k]:
-            log.results({"test_accuracy": state.accuracy[k], "test_cost": state.cost[k]}, state.step)
+            log.end()

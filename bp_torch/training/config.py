@@ -118,7 +118,7 @@ class Config:
     runs_dir: Path = Path("runs")
     """Folder of the runs."""
     run_name: str | None = None
-    """Name of the run's folder. None: date, time, sizes, and every setting that is not the default."""
+    """Name of the run's folder. None: every setting that is not the default, the sizes, and the time."""
     resume: Path | None = None
     """Folder of a run to continue from its last checkpoint. Only --epochs, --replay, --data-dir and --device may
     change."""

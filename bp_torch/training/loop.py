@@ -109,7 +109,7 @@ def open_log(run: Run) -> Iterator[RunLog | None]:
         yield None
         return
     every = min(run.config.log_every, run.steps_per_epoch)  # a short epoch has a point too
-    with closing(RunLog(run.folder, run.network, every, run.state)) as log:
+    with closing(RunLog(run.folder, run.network, every, run.state, run.config.cost)) as log:
         yield log
 
 
@@ -137,13 +137,7 @@ def train_epoch(run: Run, log: RunLog | None, signals: Signals, bar: "tqdm[Any]"
     if epoch == config.epochs:
         report(run, log, on_test, pause)
     if log:
-        log.epoch(
-            cost=on_test.cost,
-            accuracy_train=on_training.accuracy,
-            accuracy_test=on_test.accuracy,
-            examples_per_second=rate,
-            step=state.step,
-        )
+        log.scores({"train": on_training, "test": on_test}, state.step, rate)
     better = on_test.accuracy > state.best_accuracy
     state.best_accuracy = max(state.best_accuracy, on_test.accuracy)
     run.end_epoch()
@@ -243,6 +237,7 @@ def report(run: Run, log: RunLog | None, score: Score, pause: Pause = ignore, mo
     if run.config.cost == "softmax-cross-entropy":
         outputs = torch.softmax(outputs, 1)
     images, labels = (tensor.cpu() for tensor in examples)
-    log.end({"test_accuracy": score.accuracy, "test_cost": score.cost}, images, labels, outputs, run.state.step)
+    log.pictures(images, labels, outputs, run.state.step)
+    log.end()
     if run.config.log_embedding:
         log.embedding(images, labels, outputs, hidden[0], run.state.step)

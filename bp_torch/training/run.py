@@ -193,20 +193,33 @@ NOT_IN_NAMES = {
 """Fields of Config that a default name does not list. (The sizes are in every name.)"""
 
 
-def default_run_name(config: Config) -> str:
-    """Date, time, sizes, and each setting that is not the default: 2026-01-31_120000_784-16-16-10_seed-1.
+SHORT = {
+    "activation": "",
+    "cost": "",
+    "learning_rate": "lr",
+    "learning_rate_decay": "lr-decay",
+    "batch_size": "batch",
+    "train_examples": "examples",
+}
+"""Fields of Config that have a shorter word in a name, or none where the value says it."""
 
-    A name that is too long for a folder is cut, and ends in a hash of the whole.
+
+def default_run_name(config: Config) -> str:
+    """Each setting that is not the default, the sizes, month, day and time: lr-0.3_784-16-16-10_0131-120000.
+
+    What is too long for the name of a folder is cut, and has a hash of the whole before the time.
     """
-    parts = [datetime.now().strftime("%Y-%m-%d_%H%M%S"), "-".join(map(str, config.sizes))]
+    parts = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value != field.default and field.name not in NOT_IN_NAMES:
-            value = "-".join(map(str, value)) if isinstance(value, tuple) else value
-            parts.append(f"{field.name.replace('_', '-')}-{value}")
-    name = "_".join(parts)
+            values = map(str, value if isinstance(value, tuple) else [value])
+            name = SHORT.get(field.name, field.name.replace("_", "-"))
+            parts.append("-".join(filter(None, [name, *(value.removesuffix(".0") for value in values)])))
+    name, time = "_".join([*parts, "-".join(map(str, config.sizes))]), datetime.now().strftime("_%m%d-%H%M%S")
+    most = LONGEST_NAME - len(time)
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest}"
+    return (name if len(name) <= most else f"{name[: most - 9]}-{digest}") + time
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)
