@@ -26,11 +26,11 @@ from bp_torch.event_file import EventFile
 from bp_torch.images import captioned, confusion_matrix, confusion_picture, figure_picture, most_wrong, weight_maps
 from bp_torch.network import Network, layer_views
 from bp_torch.sgd import SGD
-from bp_torch.training.evaluation import Score
 
 if TYPE_CHECKING:  # matplotlib takes a while to load, and training imports this module
     from matplotlib.figure import Figure
 
+    from bp_torch.training.evaluation import Score
     from bp_torch.training.step import StepResult
 
 ACCURACY, COST = "1_accuracy", "2_cost"
@@ -105,7 +105,7 @@ def cost_tag(cost: str, of: str) -> str:
     return f"{COST}_{cost}/{of}"
 
 
-def score_values(cost: str, scores: Mapping[str, Score], step: int) -> dict[str, float]:
+def score_values(cost: str, scores: "Mapping[str, Score]", step: int) -> dict[str, float]:
     """``scores``, such as {"train": …, "test": …}, by their tags. The cost of training is that of the steps."""
     values = {f"{ACCURACY}/{of}": score.accuracy for of, score in scores.items()}
     costs = {cost_tag(cost, of): score.cost for of, score in scores.items() if of != "train" or step == 0}
@@ -127,16 +127,18 @@ class RunLog:
 
     cost: float | None = None
 
-    def __init__(self, folder: Path, network: Network, every: int, state: State, cost_name: str) -> None:
+    def __init__(
+        self, folder: Path, network: Network, every: int, state: State, cost_name: str, on: str = "test"
+    ) -> None:
         """Open it at the step of ``state``: what an earlier process logged beyond that step is purged.
 
-        Before the first step, that is everything.
+        Before the first step, that is everything. ``on``: what is evaluated while training, test or validation.
         """
         # In the first file too: TensorBoard takes the first purge that it reads for the start of the run.
         self.file = EventFile(folder, described, purge_step=state.step + 1 if state.step else 0)
         self.network = network
         self.every = every
-        self.cost_name = cost_name
+        self.cost_name, self.on = cost_name, on
         self.running = state.running  # each step adds to it; it is saved and restored with the state
         self.at_once = network.device.type == "cpu"  # reading a number from a GPU means waiting for it
         self._points: list[
@@ -202,25 +204,28 @@ class RunLog:
         self._points.clear()
         return finite
 
-    def scores(self, scores: Mapping[str, Score], step: int, speed: float | None = None) -> None:
-        """Log {"train": …, "test": …} at a step, and after an epoch its examples per second."""
-        self.scalars(score_values(self.cost_name, scores, step) | ({} if speed is None else {SPEED: speed}), step)
+    def scores(self, on_training: "Score", score: "Score", step: int, speed: float | None = None) -> None:
+        """Log the scores at a step, and after an epoch its examples per second."""
+        values = score_values(self.cost_name, {"train": on_training, self.on: score}, step)
+        self.scalars(values | ({} if speed is None else {SPEED: speed}), step)
 
     def scalars(self, values: Mapping[str, float], step: int, taken: float | None = None) -> None:
         """Log numbers at a step, taken at this time: seconds since 1970, None for now."""
         for tag, value in values.items():
             self.file.scalar(tag, value, step, taken)
 
-    def histograms(self, result: "StepResult", step: int) -> list[str]:
-        """Weights, biases, activations, and log₁₀|·| of δ and of the gradients, of every layer.
+    def histograms(self, result: "StepResult | None", step: int) -> list[str]:
+        """Weights, biases, and after a step activations, and log₁₀|·| of δ and of the gradients, of every layer.
 
         Returns the tags of those with NaN or ∞.
         """
-        dW, db = layer_views(result.backward.gradient, self.network.sizes)
-        named = layers("9_activations", result.forward.activations[1:])
-        named |= layers("9_weights", self.network.weights) | layers("9_biases", self.network.biases)
-        magnitudes = layers("9_deltas_log10", result.backward.deltas)
-        magnitudes |= layers("9_weight_gradients_log10", dW) | layers("9_bias_gradients_log10", db)
+        named = layers("9_weights", self.network.weights) | layers("9_biases", self.network.biases)
+        magnitudes: dict[str, Tensor] = {}
+        if result:
+            dW, db = layer_views(result.backward.gradient, self.network.sizes)
+            named |= layers("9_activations", result.forward.activations[1:])
+            magnitudes |= layers("9_deltas_log10", result.backward.deltas)
+            magnitudes |= layers("9_weight_gradients_log10", dW) | layers("9_bias_gradients_log10", db)
         return self.file.histograms(named, magnitudes, step)
 
     def deformed(self, examples: Examples, step: int, most: int = 30) -> None:
@@ -231,7 +236,7 @@ class RunLog:
     def pictures(self, images: Tensor, labels: Tensor, outputs: Tensor, step: int) -> None:
         """Log the first layer, the confusion matrix and the worst mistakes.
 
-        ``images`` (N, 784) bytes, ``labels`` (N,) and ``outputs`` (N, 10) are of the test set, on the CPU.
+        ``images`` (N, 784) bytes, ``labels`` (N,) and ``outputs`` (N, 10) are of what is evaluated, on the CPU.
         """
         said, wrong = outputs.argmax(1), most_wrong(labels, outputs)
         captions = [f"{t}, said {s}" for t, s in zip(labels[wrong].tolist(), said[wrong].tolist(), strict=True)]
@@ -239,8 +244,10 @@ class RunLog:
         self.file.picture(WEIGHT_MAPS, weight_maps(self.network.weights[0][:MAPS]), step)
         self.file.picture(MOST_WRONG, captioned(images[wrong], captions), step)
 
-    def end(self) -> None:
-        """Log that the run is done."""
+    def end(self, on_test: "Score", step: int) -> None:
+        """Log that the run is done, and its score on the test set where that was not evaluated before."""
+        if self.on != "test":
+            self.scalars(score_values(self.cost_name, {"test": on_test}, step), step)
         self.file.summary(self._end)
 
     def embedding(

@@ -63,6 +63,7 @@ REFERENCE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "relu": torch.relu,
     "tanh": torch.tanh,
+    "scaled-tanh": lambda z: 1.7159 * torch.tanh(2 / 3 * z),
     "identity": lambda z: z,
 }
 
@@ -135,8 +136,15 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """{tag: [(step, value)]} of a run, as TensorBoard reads it, but for the one that is a matter of time."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag != "examples_per_second"]
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.endswith("examples_per_second")]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def is_done(folder: Path) -> bool:
+    """Whether HParams shows the run as one that came to its end."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return "_hparams_/session_end_info" in events.summary_metadata
 
 
 def brief_run(runs_dir: Path, data_dir: Path, name: str, **fields: Any) -> Tensor:

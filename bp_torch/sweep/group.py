@@ -84,6 +84,12 @@ class Curves(RunLog):
         self._taken.clear()
         return True
 
+    def scores(self, on_training: list[Score], on_test: list[Score], step: int, speed: float | None = None) -> None:  # type: ignore[override]
+        """Take the scores at a step into the state."""
+        pairs, now = zip(on_training, on_test, strict=True), time.time()
+        each = [score_values(self.cost_name, {"train": a, "test": b}, step) for a, b in pairs]
+        self.state.points += [(step, now, tag, [values[tag] for values in each]) for tag in each[0]]
+
     def flush(self) -> None:
         """Nothing is waiting."""
 
@@ -135,7 +141,7 @@ class Group(Run):
                     tensor[k].zero_()
         return True
 
-    def evaluate(self, pause: Pause) -> tuple[list[Score], list[Score]]:
+    def evaluate(self, pause: Pause) -> tuple[list[Score], list[Score]]:  # type: ignore[override]
         """The scores on (some of) the training examples and on the test set, as train.py has them."""
         cost, chosen, on_training = self.config.cost, self.training, list[Score]()
         if self.config.train_examples is None:
@@ -151,11 +157,8 @@ class Group(Run):
 
     def record(self, on_training: list[Score], on_test: list[Score]) -> None:
         """Take the scores after an epoch into the state."""
-        state, now = self.state, time.time()
+        state = self.state
         state.accuracy, state.cost = [score.accuracy for score in on_test], [score.cost for score in on_test]
-        pairs = zip(on_training, on_test, strict=True)
-        each = [score_values(self.config.cost, {"train": a, "test": b}, state.step) for a, b in pairs]
-        state.points += [(state.step, now, tag, [values[tag] for values in each]) for tag in each[0]]
         finite = torch.tensor([a.cost + b.cost for a, b in zip(on_training, on_test, strict=True)]).isfinite()
         state.mark((~finite).tolist(), state.step)
         pairs = zip(state.best, state.accuracy, state.diverged, strict=True)

@@ -151,7 +151,10 @@ def train_group(group: Group, name: str, signals: Signals, bar: "tqdm[Any]") -> 
     while state.epoch <= config.epochs:
         result, rate, seconds = train_steps(group, log, signals, bar)
         pause = partial(stop_if_asked, group, log, result, signals)
-        group.record(*group.evaluate(pause))
+        scores = group.evaluate(pause)
+        group.record(*scores)
+        if log:
+            log.scores(*scores, state.step)
         bar.write(epoch_line(group, name, rate * len(group.members), seconds))
         group.end_epoch()
         save_checkpoint(group, log, result)

@@ -14,6 +14,7 @@ from bp_torch.files import replace_file
 from bp_torch.sweep.group import Group
 from bp_torch.tensorboard import RunLog
 from bp_torch.training.config import Config
+from bp_torch.training.evaluation import Score
 
 
 def save_member(group: Group, k: int, sweep: Path) -> None:
@@ -50,4 +51,4 @@ def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
             if step <= end and isfinite(values[k]):
                 log.scalars({tag: values[k]}, step, taken)
         if not state.diverged[k]:
-            log.end()
+            log.end(Score(state.cost[k], state.accuracy[k]), state.step)

@@ -1,5 +1,6 @@
 """The training loop: epochs of mini-batch steps, each followed by an evaluation, a line of output and a checkpoint."""
 
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -7,16 +8,19 @@ from contextlib import closing, contextmanager
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from bp_torch.checkpoint import BEST, LAST, NETWORK_FILE
+from bp_torch.checkpoint import BEST, LAST, NETWORK_FILE, RESULT
 from bp_torch.convert import save as save_network
-from bp_torch.data import Examples, subsample
+from bp_torch.data import Examples
 from bp_torch.device import choose_device
 from bp_torch.distributed import joined, local_device
+from bp_torch.files import replace_file
+from bp_torch.network import Network
 from bp_torch.tensorboard import RunLog
 from bp_torch.training.config import Config
 from bp_torch.training.divergence import diverged
@@ -64,10 +68,11 @@ def train(config: Config, store: str = "env://") -> Path:
             while run.state.epoch <= config.epochs:
                 train_epoch(run, log, signals, bar)
             if run.state.reported < config.epochs:  # --epochs was lowered to what is done
-                report(run, log, evaluate(run.network, run.test, config.cost, world))
+                report(run, log, result_of(run, run.state.best_accuracy))
                 save_checkpoint(run, log, None)
+            network, _ = run.final()
             if world.is_first:
-                save_network(run.network, run.folder / NETWORK_FILE)
+                save_network(network, run.folder / NETWORK_FILE)
         if run.inspect:
             say(str(run.inspect))
         say(f"saved {run.folder / NETWORK_FILE}\n{what_next(run)}")
@@ -98,8 +103,14 @@ def introduction(run: Run) -> str:
     elif config.resume:
         lines.append(f"all {config.epochs} epochs of {run.folder} are done: raise --epochs to continue")
     if state.epoch <= config.epochs:
-        lines.append("epoch   train cost  accuracy    test cost  accuracy   examples/s   seconds")
+        cost = f"{evaluated_on(run)} cost"
+        lines.append(f"epoch   train cost  accuracy   {cost:>10}  accuracy   examples/s   seconds")
     return "\n".join(lines)
+
+
+def evaluated_on(run: Run) -> str:
+    """What is evaluated after each epoch."""
+    return "validation" if run.validation else "test"
 
 
 @contextmanager
@@ -109,7 +120,7 @@ def open_log(run: Run) -> Iterator[RunLog | None]:
         yield None
         return
     every = min(run.config.log_every, run.steps_per_epoch)  # a short epoch has a point too
-    with closing(RunLog(run.folder, run.network, every, run.state, run.config.cost)) as log:
+    with closing(RunLog(run.folder, run.network, every, run.state, run.config.cost, evaluated_on(run))) as log:
         yield log
 
 
@@ -117,29 +128,27 @@ def train_epoch(run: Run, log: RunLog | None, signals: Signals, bar: "tqdm[Any]"
     """Train to the end of the epoch, evaluate, print, log, save a checkpoint."""
     config, state = run.config, run.state
     epoch = state.epoch
+    if log and state.step == 0:
+        show(run, log, None)
     result, rate, seconds = train_steps(run, log, signals, bar)
-    if log and result and epoch % config.histogram_every == 0:  # now: after a stop below there is no result
-        log.histograms(result, state.step)
-        if config.deformation:
-            log.deformed(run.step.examples, state.step)
+    if log and result and (epoch % config.histogram_every == 0 or epoch == config.epochs):
+        show(run, log, result)  # now: after a stop below there is no result
     pause = partial(stop_if_asked, run, log, result, signals)
-    on_training, on_test = (
-        evaluate(run.network, examples, config.cost, run.world, pause)
-        for examples in (subsample(run.training), run.test)
-    )
+    on_training, score = run.evaluate(pause)
     if run.world.is_first:
+        width = max(10, len(f"{evaluated_on(run)} cost"))
         bar.write(
-            f"{epoch:5}   {on_training.cost:10.4f}  {on_training.accuracy:8.2%}   {on_test.cost:10.4f}  "
-            f"{on_test.accuracy:8.2%}   {rate:10,.0f}   {seconds:7.2f}"
+            f"{epoch:5}   {on_training.cost:10.4f}  {on_training.accuracy:8.2%}   {score.cost:{width}.4f}  "
+            f"{score.accuracy:8.2%}   {rate:10,.0f}   {seconds:7.2f}"
         )
-    if not isfinite(on_training.cost + on_test.cost):
+    if not isfinite(on_training.cost + score.cost):
         raise diverged(run, log, result)
+    better = score.accuracy > state.best_accuracy
     if epoch == config.epochs:
-        report(run, log, on_test, pause)
+        report(run, log, result_of(run, max(state.best_accuracy, score.accuracy), score, pause), pause)
     if log:
-        log.scores({"train": on_training, "test": on_test}, state.step, rate)
-    better = on_test.accuracy > state.best_accuracy
-    state.best_accuracy = max(state.best_accuracy, on_test.accuracy)
+        log.scores(on_training, score, state.step, rate)
+    state.best_accuracy = max(state.best_accuracy, score.accuracy)
     run.end_epoch()
     save_checkpoint(run, log, result, also=[BEST] if better else [])
     if signals.asked(0, run.world, run.network.device):
@@ -151,22 +160,51 @@ def train_steps(
 ) -> tuple[StepResult | None, float, float]:
     """Make the remaining steps of the epoch. Returns the last result, the examples per second, and the seconds."""
     config, state, device = run.config, run.state, run.network.device
-    steps, before, start, result = run.steps_per_epoch, state.steps, time.perf_counter(), None
+    steps, before, result = run.steps_per_epoch, state.steps, None
+    early = {steps >> halvings for halvings in (1, 2, 4, 6)} - {0} if config.log else set()
+    if config.log and state.step == 0:
+        score_early(run, log)
+    start = time.perf_counter()
     for result in run.rest_of_epoch():
         bar.update()
         if log and not log.step(state.step, result, run.step.optimizer):
             raise diverged(run, log, result)
         if log and state.step % log.every == 0 and log.cost is not None:
             bar.set_postfix_str(f"cost {log.cost:.4f}", refresh=False)
+        if state.step in early:
+            start += score_early(run, log)
         if state.steps == steps:
             continue  # the epoch's own checkpoint is saved after its results are logged: both or neither
         stop_if_asked(run, log, result, signals, state.step)
         if config.checkpoint_every and state.step % config.checkpoint_every == 0:
             save_checkpoint(run, log, result)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     seconds = time.perf_counter() - start
     return result, max(0, run.examples - before * run.step.batch_size) / seconds, seconds
+
+
+def score_early(run: Run, log: RunLog | None) -> float:
+    """Evaluate before the first step or within the first epoch, and log the scores. Returns the seconds it took."""
+    synchronize(run.network.device)
+    start = time.perf_counter()
+    scores = run.evaluate(ignore)  # a checkpoint of this step is saved after them: both or neither
+    if log:
+        log.scores(*scores, run.state.step)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def show(run: Run, log: RunLog, result: StepResult | None) -> None:
+    """Log histograms of the last step, and pictures of what the network has learned."""
+    log.histograms(result, run.state.step)
+    log.pictures(*outputs_for(run, run.network, run.evaluated), step=run.state.step)
+    if result and run.config.deformation:
+        log.deformed(run.step.examples, run.state.step)
 
 
 def stop_if_asked(run: Run, log: RunLog | None, result: StepResult | None, signals: Signals, moment: int) -> None:
@@ -213,6 +251,7 @@ def save_checkpoint(run: Run, log: RunLog | None, result: StepResult | None, als
     """Save the state as the last checkpoint, once the log is on disk. Raises TrainingError if θ is not finite."""
     if not run.is_finite() or (log and not log.write_points()):
         raise diverged(run, log, result)
+    run.take_time()
     if not run.world.is_first:
         return
     try:
@@ -224,20 +263,67 @@ def save_checkpoint(run: Run, log: RunLog | None, result: StepResult | None, als
         raise TrainingError(f"cannot save into {run.folder}: {error}; the previous checkpoint is intact") from error
 
 
-def report(run: Run, log: RunLog | None, score: Score, pause: Pause = ignore, most: int = 10_000) -> None:
-    """Log the ``score`` on the test set, and the outputs for the first ``most`` test examples."""
+class Result(NamedTuple):
+    """The network that a run ends with, its epoch, its score on the test set, and its accuracy on those held out."""
+
+    network: Network
+    epoch: int
+    on_test: Score
+    validation_accuracy: float | None
+
+    def sentence(self, run: Run) -> str:
+        """The result in words."""
+        assert run.validation
+        return (
+            f"test accuracy {self.on_test.accuracy:.2%}, cost {self.on_test.cost:.4f}, by the network of epoch "
+            f"{self.epoch}, the best of {run.config.epochs} on {len(run.validation.labels):,} held-out examples"
+        ).replace("%", " %")
+
+    def to_json(self, run: Run) -> str:
+        """The text of result.json."""
+        values = {
+            "test_accuracy": self.on_test.accuracy,
+            "test_cost": self.on_test.cost,
+            "epoch": self.epoch,
+            "epochs": run.config.epochs,
+            "validation_accuracy": self.validation_accuracy,
+            "seconds": round(run.state.seconds, 2),
+        }
+        return json.dumps(values, indent=2) + "\n"
+
+
+def result_of(run: Run, best_accuracy: float, score: Score | None = None, pause: Pause = ignore) -> Result:
+    """The result of a run, whose last network has this ``score`` on what is evaluated; None: not known here."""
+    network, epoch = run.final(best=score is not None and run.state.best_accuracy < score.accuracy)
+    if run.validation or not score:
+        score = evaluate(network, run.test, run.config.cost, run.world, pause)
+    return Result(network, epoch, score, best_accuracy if run.validation else None)
+
+
+def report(run: Run, log: RunLog | None, result: Result, pause: Pause = ignore) -> None:
+    """Save and log the ``result``."""
     run.state.reported = run.config.epochs
+    run.take_time()
+    if run.world.is_first:
+        replace_file(run.folder / RESULT, result.to_json(run).encode())
+        if run.validation:
+            tqdm.write(result.sentence(run))
     if not log:
         return
-    examples = Examples(run.test.x[:most], run.test.labels[:most])
-    kept = -2 if run.config.log_embedding else -1  # the last hidden layer is large; only the embedding shows it
-    pause = pause if run.world.size == 1 else ignore  # the other processes do not come here
-    chunks = [done.activations[kept:] for done, _, _ in forward_in_chunks(run.network, examples, pause)]
-    *hidden, outputs = (torch.cat(parts).float().cpu() for parts in zip(*chunks, strict=True))
+    if run.config.log_embedding:
+        pause = pause if run.world.size == 1 else ignore  # the other processes do not come here
+        log.embedding(*outputs_for(run, result.network, run.test, pause, hidden=True), step=run.state.step)
+    log.end(result.on_test, run.state.step)
+
+
+def outputs_for(
+    run: Run, network: Network, examples: Examples, pause: Pause = ignore, hidden: bool = False, most: int = 10_000
+) -> list[Tensor]:
+    """The first ``most`` images, labels, outputs, and if asked for the activations before those; on the CPU."""
+    examples = Examples(examples.x[:most], examples.labels[:most])
+    kept = -2 if hidden else -1
+    chunks = [done.activations[kept:] for done, _, _ in forward_in_chunks(network, examples, pause)]
+    *before, outputs = (torch.cat(parts).float().cpu() for parts in zip(*chunks, strict=True))
     if run.config.cost == "softmax-cross-entropy":
         outputs = torch.softmax(outputs, 1)
-    images, labels = (tensor.cpu() for tensor in examples)
-    log.pictures(images, labels, outputs, run.state.step)
-    log.end()
-    if run.config.log_embedding:
-        log.embedding(images, labels, outputs, hidden[0], run.state.step)
+    return [examples.x.cpu(), examples.labels.cpu(), outputs, *before]
