@@ -233,7 +233,7 @@ class RunLog:
         names = [str(label) for label in examples.labels[:most].tolist()]
         self.file.picture(DEFORMED, captioned(examples.x[:most], names), step)
 
-    def pictures(self, images: Tensor, labels: Tensor, outputs: Tensor, step: int) -> None:
+    def pictures(self, step: int, images: Tensor, labels: Tensor, outputs: Tensor) -> None:
         """Log the first layer, the confusion matrix and the worst mistakes.
 
         ``images`` (N, 784) bytes, ``labels`` (N,) and ``outputs`` (N, 10) are of what is evaluated, on the CPU.
@@ -251,7 +251,7 @@ class RunLog:
         self.file.summary(self._end)
 
     def embedding(
-        self, images: Tensor, labels: Tensor, outputs: Tensor, hidden: Tensor, step: int, most: int = 2000
+        self, step: int, images: Tensor, labels: Tensor, outputs: Tensor, hidden: Tensor, *, most: int = 2000
     ) -> None:
         """Log a PR curve for each digit, and the last hidden layer's activations (N, n) for the projector."""
         for digit in range(outputs.shape[1]):

@@ -82,8 +82,8 @@ def test_logged_outputs_are_those_of_the_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     logged: dict[str, torch.Tensor] = {}
-    monkeypatch.setattr(RunLog, "pictures", lambda log, x, y, outputs, step: logged.update(outputs=outputs))
-    monkeypatch.setattr(RunLog, "embedding", lambda log, x, y, outputs, hidden, step: logged.update(hidden=hidden))
+    monkeypatch.setattr(RunLog, "pictures", lambda log, step, x, y, outputs: logged.update(outputs=outputs))
+    monkeypatch.setattr(RunLog, "embedding", lambda log, step, x, y, outputs, hidden: logged.update(hidden=hidden))
     brief_run(tmp_path, data_dir, "logged", epochs=1, train_examples=1000, log_embedding=log_embedding)
     model = to_sequential(open_run(tmp_path / "logged")[1])
     pixels = mnist[1].x.float() / 255

@@ -202,7 +202,7 @@ def synchronize(device: torch.device) -> None:
 def show(run: Run, log: RunLog, result: StepResult | None) -> None:
     """Log histograms of the last step, and pictures of what the network has learned."""
     log.histograms(result, run.state.step)
-    log.pictures(*outputs_for(run, run.network, run.evaluated), step=run.state.step)
+    log.pictures(run.state.step, *outputs_for(run, run.network, run.evaluated))
     if result and run.config.deformation:
         log.deformed(run.step.examples, run.state.step)
 
@@ -312,7 +312,7 @@ def report(run: Run, log: RunLog | None, result: Result, pause: Pause = ignore) 
         return
     if run.config.log_embedding:
         pause = pause if run.world.size == 1 else ignore  # the other processes do not come here
-        log.embedding(*outputs_for(run, result.network, run.test, pause, hidden=True), step=run.state.step)
+        log.embedding(run.state.step, *outputs_for(run, result.network, run.test, pause, hidden=True))
     log.end(result.on_test, run.state.step)
 
 
