@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeVar
 
+from bp_torch.help import help_text
+
 T = TypeVar("T")
 
 
@@ -74,12 +76,15 @@ def parse(
     Flags that are not given come from ``default``, or else from the fields' own defaults.
     What tyro or the dataclass itself (by a ValueError) refuses is reported in one line on stderr, exit 2.
     """
-    import tyro  # here: start must come first
-
-    errors = io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show √ or δ shows ? instead
             stream.reconfigure(errors="replace")
+    if {"-h", "--help"} & set(sys.argv[1:] if args is None else args):
+        print(help_text(config, prog or Path(sys.argv[0]).name, description))
+        sys.exit()
+    import tyro  # here: start and the help must come first
+
+    errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             start = tyro.MISSING_NONPROP if default is None else default

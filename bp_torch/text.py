@@ -1,9 +1,16 @@
 """Numbers and tables as text, the same in every command: 0.0312, 1,234, −4.1·10⁻⁷; columns in line, or Markdown."""
 
-from collections.abc import Collection, Sequence
+import shutil
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from math import floor, isfinite, log10
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # a command's help and its errors need no torch
+    from torch import Tensor
+
+MOST_COLUMNS = 100
+"""Longer lines are hard to read, however wide the terminal is."""
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -21,7 +28,7 @@ def number(value: float, digits: int = 3) -> str:
     return f"{mantissa}·10{superscript(int(exponent))}".replace("-", "−")
 
 
-def unit(values: Tensor) -> tuple[float, str]:
+def unit(values: "Tensor") -> tuple[float, str]:
     """A power of ten for a whole table, so that its largest number has one digit before the point, and its name."""
     size = values.abs().max().item()
     power = floor(log10(size)) if size else 0
@@ -44,6 +51,29 @@ def times(ratio: float) -> str:
 def count(n: int, one: str, many: str | None = None) -> str:
     """1 entry, 2,000 entries."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"
+
+
+def columns() -> int:
+    """How long a line may be: as the terminal is wide, 80 into a pipe or a file, and COLUMNS where that is set."""
+    return max(20, min(MOST_COLUMNS, shutil.get_terminal_size().columns))
+
+
+def wrapped(line: str, first: str = "", then: str | None = None) -> str:
+    """A line in as many as it needs. ``first`` is before the first, ``then`` before the others; words stay whole."""
+    return textwrap.fill(
+        line,
+        columns(),
+        initial_indent=first,
+        subsequent_indent=first if then is None else then,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def named(entries: Mapping[str, str]) -> str:
+    """Names in a column, and beside each what it is."""
+    width = max(map(len, entries)) + 2
+    return "\n".join(wrapped(says, f"  {name:{width}}", " " * (width + 2)) for name, says in entries.items())
 
 
 def table(

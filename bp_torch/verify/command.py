@@ -36,7 +36,8 @@ class Options:
     """What is checked: without --run, networks of every activation, output activation and cost on real digits."""
 
     run: Path | None = None
-    """Folder of a run: check with its trained network, on the test examples of its data."""
+    """Folder of a run: check with its trained network, on the test examples of its data.
+    None: check untrained networks of every kind."""
     depths: tuple[int, ...] | None = None
     """Layers with weights; hidden ones have 16 neurons. Not with --run. None: 1 2 3 4."""
     batch_sizes: tuple[int, ...] = (1, 2, 7, 100)
