@@ -6,7 +6,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-ActivationName = Literal["sigmoid", "relu", "tanh", "identity"]
+ActivationName = Literal["sigmoid", "relu", "tanh", "scaled-tanh", "identity"]
+
+A, S = 1.7159, 2 / 3  # φ(z) = A tanh(S z), which is ±1 at ±1 (LeCun et al. 1998, appendix A)
 
 
 class Activation(NamedTuple):
@@ -30,5 +32,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "sigmoid": Activation(torch.sigmoid, sigmoid_derivative),
     "relu": Activation(torch.relu, torch.sign),  # φ′ is 1 where a > 0, else 0; at z = 0 it is 0, as in autograd
     "tanh": Activation(torch.tanh, tanh_derivative),
+    "scaled-tanh": Activation(lambda z: A * torch.tanh(S * z), lambda a: A * S * tanh_derivative(a / A)),
     "identity": Activation(lambda z: z, lambda a: a**0),  # φ′ is 1 everywhere
 }

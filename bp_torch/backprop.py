@@ -46,9 +46,7 @@ def forward(network: Network, x: Tensor) -> Forward:
 
 def weighted_sum(a: Tensor, W: Tensor, b: Tensor) -> Tensor:
     """z = a Wᵀ + b."""
-    if W.ndim == 2:
-        return torch.addmm(b, a, W.mT)
-    return torch.baddbmm(b.unsqueeze(-2), a, W.mT)
+    return torch.addmm(b, a, W.mT) if W.ndim == 2 else torch.baddbmm(b.unsqueeze(-2), a, W.mT)
 
 
 def output_delta(cost: Cost, a: Tensor, y: Tensor, phi_prime: Tensor, examples: int) -> Tensor:

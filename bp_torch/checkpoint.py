@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from math import inf
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ CONFIG = "config.json"
 LAST = "last.pt"
 BEST = "best.pt"
 NETWORK_FILE = "network.safetensors"
+RESULT = "result.json"
 
 LOCK = ".lock"
 """In a run's folder, held while it trains; in the folder of all runs, held while a new one is made."""
@@ -47,9 +49,10 @@ class State:
         epoch: the epoch that the next step belongs to, from 1.
         steps: steps of that epoch already made.
         step: steps made in all.
-        best_accuracy: the best on the test set so far, 0..1; −1 before the first.
+        best_accuracy: the best so far on the test set, or on the examples held out, 0..1; −1 before the first.
         network: sizes and activations, since a checkpoint of another network may have tensors of the same length.
         reported: the epoch after which the results of the run were logged; 0 before.
+        seconds: how long training has taken, evaluation and logging included.
     """
 
     parameters: Tensor
@@ -61,6 +64,7 @@ class State:
     best_accuracy: float = -1.0
     network: str = ""
     reported: int = 0
+    seconds: float = 0.0
 
     def save(self, path: Path) -> None:
         """Write this state to ``path``. Raises OSError if that fails; the old file is then unchanged."""
@@ -106,6 +110,8 @@ class State:
         if not all(type(n := getattr(self, name)) is int and n >= least for name, least in counts.items()):
             raise ValueError
         if type(self.best_accuracy) is not float or not -1 <= self.best_accuracy <= 1 or type(self.network) is not str:
+            raise ValueError
+        if type(self.seconds) is not float or not 0 <= self.seconds < inf:
             raise ValueError
 
     def become(self, other: "State") -> None:
@@ -180,5 +186,5 @@ def held(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{folder} is being trained by {holder}: stop that first") from error
     with lock:
         (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        remove_unfinished(folder, (CONFIG, LAST, BEST, NETWORK_FILE))
+        remove_unfinished(folder, (CONFIG, LAST, BEST, NETWORK_FILE, RESULT))
         yield

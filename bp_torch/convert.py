@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from bp_torch.activations import ACTIVATIONS
 from bp_torch.files import replace_file
 from bp_torch.network import Network, checked_sizes
 
@@ -21,10 +22,20 @@ METADATA = "network"
 DTYPE_NAMES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """By their names in the file."""
 
+
+class ScaledTanh(nn.Tanh):
+    """1.7159 tanh(2z/3)."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        """See above."""
+        return ACTIVATIONS["scaled-tanh"].function(z)
+
+
 MODULES: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
+    "scaled-tanh": ScaledTanh,
     "identity": nn.Identity,
 }
 
@@ -67,7 +78,7 @@ def from_sequential(model: nn.Sequential) -> Network:
             found[-1] = names[type(module)]
         elif position or type(module) is not nn.Flatten or repr(module) != repr(nn.Flatten()) or changed(module):
             wanted = "nn.Linear with a bias, each followed by at most one of "
-            wanted += ", ".join(f"nn.{m.__name__}" for m in MODULES.values())
+            wanted += ", ".join("nn." * hasattr(nn, m.__name__) + m.__name__ for m in MODULES.values())
             raise ValueError(f"module {position} is {module}{changed(module)}: wanted {wanted}")
     if not linears:
         raise ValueError(f"wanted at least one nn.Linear, got {model}")

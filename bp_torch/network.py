@@ -17,10 +17,10 @@ from torch import Tensor
 
 from bp_torch.activations import ACTIVATIONS, Activation
 
-InitName = Literal["lecun", "normal", "he"]
+InitName = Literal["lecun", "normal", "he", "uniform"]
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-INITS: tuple[str, ...] = ("lecun", "normal", "he")
+INITS: tuple[str, ...] = ("lecun", "normal", "he", "uniform")
 
 
 IN_PLACE = "change the numbers in place, as in network.parameters.copy_(vector) or network.weights[0].copy_(W)"
@@ -96,7 +96,8 @@ class Network:
         ``init`` is the distribution of the initial values:
         "lecun": weights normal with standard deviation 1/√n_in, biases zero (LeCun et al. 1998, eq. 16);
         "normal": weights and biases standard normal (Nielsen, ch. 1);
-        "he": weights normal with standard deviation √(2/n_in), biases zero (He et al. 2015, eq. 10), for ReLU.
+        "he": weights normal with standard deviation √(2/n_in), biases zero (He et al. 2015, eq. 10), for ReLU;
+        "uniform": weights uniform in ±1/√n_in, biases zero (Glorot and Bengio 2010, eq. 1).
 
         Raises ValueError for sizes, names, a dtype or a number of networks that cannot be.
         """
@@ -195,7 +196,8 @@ class Network:
         for parameters, name, own_seed in zip(several, inits, seeds, strict=True):
             # Drawn in float64 on the CPU, so that one seed gives one start on every device and in every dtype.
             generator = torch.Generator().manual_seed(own_seed)
-            draw = torch.randn(len(parameters), generator=generator, dtype=torch.float64)
+            draw = torch.empty(len(parameters), dtype=torch.float64)
+            draw.uniform_(-1, 1, generator=generator) if name == "uniform" else draw.normal_(generator=generator)
             if name != "normal":
                 gain = 2.0 if name == "he" else 1.0
                 for W, b in zip(*layer_views(draw, self.sizes), strict=True):

@@ -32,12 +32,6 @@ if TYPE_CHECKING:  # matplotlib takes a while to load, and training imports this
 
     from bp_torch.training.step import StepResult
 
-LAYOUT = {
-    "train and test": {
-        "cost": ["Multiline", ["cost/train", "cost/test"]],
-        "accuracy": ["Multiline", ["accuracy/train", "accuracy/test"]],
-    }
-}
 RESULTS = ("test_accuracy", "test_cost")
 
 BINS = 64
@@ -50,8 +44,12 @@ class RunLog:
 
     cost: float | None = None
 
-    def __init__(self, folder: Path, network: Network, every: int, state: State) -> None:
-        """Open it at the step of ``state``: what an earlier process logged beyond that step is purged."""
+    def __init__(self, folder: Path, network: Network, every: int, state: State, on: str = "test") -> None:
+        """Open it at the step of ``state``: what an earlier process logged beyond that step is purged.
+
+        ``on``: what is evaluated after each epoch, test or validation.
+        """
+        self.on = on
         # In the first file too: TensorBoard takes the first purge that it reads for the start of the run.
         self.writer = open_writer(folder, purge_step=state.step + 1)
         self.network = network
@@ -64,7 +62,8 @@ class RunLog:
 
     def begin(self, hyperparameters: Mapping[str, str | float], config: str) -> None:
         """Log the layout of the curves, the row in HParams, and as text the command, config, versions and machine."""
-        self.writer.add_custom_scalars(LAYOUT)
+        charts = {name: ["Multiline", [f"{name}/train", f"{name}/{self.on}"]] for name in ("cost", "accuracy")}
+        self.writer.add_custom_scalars({f"train and {self.on}": charts})
         experiment, start, self._end = hparams(dict(hyperparameters), {f"final/{name}": 0.0 for name in RESULTS})
         self._file.add_summary(experiment)
         self._file.add_summary(start)
@@ -107,14 +106,14 @@ class RunLog:
         return finite
 
     def epoch(
-        self, *, cost: float, accuracy_train: float, accuracy_test: float, examples_per_second: float, step: int
+        self, *, cost: float, accuracy_train: float, accuracy: float, examples_per_second: float, step: int
     ) -> None:
-        """Log the scores after an epoch."""
+        """Log the scores after an epoch: ``cost`` and ``accuracy`` are ``on`` the test or the held-out ones."""
         self.scalars(
             {
-                "cost/test": cost,
+                f"cost/{self.on}": cost,
                 "accuracy/train": accuracy_train,
-                "accuracy/test": accuracy_test,
+                f"accuracy/{self.on}": accuracy,
                 "examples_per_second": examples_per_second,
             },
             step,

@@ -63,6 +63,7 @@ REFERENCE_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "relu": torch.relu,
     "tanh": torch.tanh,
+    "scaled-tanh": lambda z: 1.7159 * torch.tanh(2 / 3 * z),
     "identity": lambda z: z,
 }
 

@@ -18,6 +18,7 @@ KINDS = [
     ("sigmoid", "sigmoid", "quadratic"),
     ("relu", "identity", "softmax-cross-entropy"),
     ("tanh", "sigmoid", "binary-cross-entropy"),
+    ("scaled-tanh", "scaled-tanh", "quadratic"),
 ]
 """Activation, output activation and cost."""
 

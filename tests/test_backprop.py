@@ -102,7 +102,7 @@ def digits_lost(network: Network, x: Tensor) -> float:
     """How much saturation magnifies rounding: 1 − a² of an a near ±1 is the difference of two near numbers."""
     lost = 1.0
     for layer, a in enumerate(forward(network, x).activations[1:]):
-        if network.activation_of(layer) in ("tanh", "sigmoid"):
+        if network.activation_of(layer) in ("tanh", "scaled-tanh", "sigmoid"):
             phi_prime = network.layers[layer].phi.derivative(a)
             positive = phi_prime[phi_prime > 0]
             lost *= max(1.0, 1e-3 / positive.min().item()) if len(positive) else 1.0

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from bp_torch.activations import ACTIVATIONS
 from bp_torch.backprop import forward
 from bp_torch.convert import from_sequential, load, save, to_sequential
 from bp_torch.network import Network
 
 
-@pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh", "identity"])
-@pytest.mark.parametrize("output", ["sigmoid", "relu", "tanh", "identity"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("output", ACTIVATIONS)
 def test_sequential_and_back_gives_the_same_network(activation: str, output: str) -> None:
     fields: dict[str, Any] = {"activation": activation, "output_activation": output, "init": "normal"}
     network = Network((6, 5, 4, 3), dtype=torch.float64, **fields)

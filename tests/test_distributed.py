@@ -1,5 +1,6 @@
 """Two and three processes train the same network as one, and stop if one of them dies."""
 
+import json
 import multiprocessing
 import os
 import signal
@@ -19,7 +20,7 @@ from torch.distributed import FileStore, HashStore  # type: ignore[attr-defined]
 from tqdm import tqdm
 
 from bp_torch import backprop, distributed
-from bp_torch.checkpoint import LAST
+from bp_torch.checkpoint import LAST, RESULT
 from bp_torch.cli import one_line_errors
 from bp_torch.convert import load
 from bp_torch.distributed import DistributedError, Watch, World, joined, local_device
@@ -89,6 +90,17 @@ def test_any_number_of_processes_trains_the_same_network(config: Config, size: i
     assert len(list((tmp_path / "together").glob("events.*"))) == 1
     scores = [torch.load(tmp_path / name / LAST, weights_only=True)["best_accuracy"] for name in ("alone", "together")]
     assert scores[0] == scores[1] > 0, "the shards of the test set are added up too"
+
+
+def test_processes_choose_the_same_network_by_the_examples_held_out(config: Config, tmp_path: Path) -> None:
+    held_out = replace(config, validation=100, epochs=4)
+    train(replace(held_out, run_name="alone"))
+    together = start(2, tmp_path / "store", lambda store: train(replace(held_out, run_name="together"), store))
+    assert codes(together) == [0] * 2
+    assert relative_error(weights(config, "together"), weights(config, "alone")) <= 1e-12
+    results = [json.loads((tmp_path / name / RESULT).read_text()) for name in ("alone", "together")]
+    for key in ("test_accuracy", "epoch", "validation_accuracy"):
+        assert results[0][key] == results[1][key], key
 
 
 def test_shards_may_be_empty(config: Config, tmp_path: Path) -> None:

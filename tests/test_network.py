@@ -28,7 +28,9 @@ def test_weights_and_biases_are_views_in_the_order_of_torch() -> None:
     assert network.parameters[-4:].tolist() == [-1] * 4
 
 
-@pytest.mark.parametrize(("init", "deviation"), [("lecun", 1 / 20), ("normal", 1.0), ("he", 2**0.5 / 20)])
+@pytest.mark.parametrize(
+    ("init", "deviation"), [("lecun", 1 / 20), ("normal", 1.0), ("he", 2**0.5 / 20), ("uniform", 1 / (20 * 3**0.5))]
+)
 def test_initial_values_have_their_standard_deviation(init: str, deviation: float) -> None:
     network = Network((400, 300, 10), init=init, seed=3)
     assert network.weights[0].std().item() == pytest.approx(deviation, rel=0.02)  # 120,000 draws: 0.2 % each σ
@@ -36,6 +38,8 @@ def test_initial_values_have_their_standard_deviation(init: str, deviation: floa
         assert network.biases[0].std().item() == pytest.approx(1, rel=0.2)
     else:
         assert not network.biases[0].any()
+    if init == "uniform":
+        assert 0.0499 < network.weights[0].abs().max().item() <= 0.05
 
 
 def test_one_seed_gives_the_same_values_in_every_dtype() -> None:
@@ -76,9 +80,11 @@ def test_invalid_sizes_raise_value_error(sizes: tuple[int, ...]) -> None:
 
 
 def test_unknown_names_and_dtypes_raise_value_error() -> None:
-    with pytest.raises(ValueError, match="unknown activation 'swish': choose from sigmoid, relu, tanh, identity"):
+    with pytest.raises(
+        ValueError, match="unknown activation 'swish': choose from sigmoid, relu, tanh, scaled-tanh, identity"
+    ):
         Network((2, 2), activation="swish")
-    with pytest.raises(ValueError, match="unknown initial values 'zeros': choose from lecun, normal, he"):
+    with pytest.raises(ValueError, match="unknown initial values 'zeros': choose from lecun, normal, he, uniform"):
         Network((2, 2), init="zeros")
     with pytest.raises(ValueError, match="networks: wanted a whole number from 1, or None, got 0"):
         Network((2, 2), networks=0)

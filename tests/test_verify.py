@@ -508,7 +508,7 @@ def a_random_network(seed: int) -> tuple[Network, Tensor, Tensor, str]:
         sizes,
         activation=hidden,
         output_activation=output,
-        init=draw.choice(["lecun", "he", "normal"]),
+        init=draw.choice(["lecun", "he", "normal", "uniform"]),
         seed=seed,
         dtype=draw.choice(DTYPES),
     )
@@ -628,7 +628,7 @@ FAULTS: list[tuple[str, Callable[[], Callable[..., Any]], str, str | None]] = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh"])
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh", "scaled-tanh"])
 @pytest.mark.parametrize(("target", "fault", "tensor", "said"), FAULTS)
 def test_every_planted_fault_is_caught_and_diagnosed(
     target: str,

@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from bp_torch.backprop import Backward, Forward, backward, example_costs, forward
 from bp_torch.cli import train_command
-from bp_torch.data import CLASSES, Examples, batch, first_shuffled, load, permutation
+from bp_torch.data import CLASSES, Examples, batch, load, permutation
 from bp_torch.device import check_threads, choose_device
 from bp_torch.network import Network
 from bp_torch.training import NETWORK_FILE, Config, open_run
 from bp_torch.training.config import SEEDS
+from bp_torch.training.run import split
 
 CHUNK = 10_000
 """Examples that go forward and back at once: enough to keep a core busy, few enough for 64 MB of float64 pixels."""
@@ -166,8 +167,7 @@ def open_subject(options: NetworkOptions) -> Subject:
             raise UsageError(f"no trained network in {folder}; train one with: {train_command()}")
         config, network = open_run(folder, device)
     training, test = load(config.dataset, options.data_dir or config.data_dir, device)
-    if config.train_examples is not None:
-        training = first_shuffled(training, config.train_examples, config.seed)
+    training, _ = split(training, config)
     return Subject(config, network, training, test, folder, not options.untrained)
 
 

@@ -31,8 +31,8 @@ class SweepConfig(Config):
     weight_decay: tuple[float, ...] = (0.0,)  # type: ignore[assignment]
     """Weight decays of SGD, 0 or more."""
     init: tuple[InitName, ...] = ("lecun",)  # type: ignore[assignment]
-    """Standard deviations of the initial weights: lecun 1/√n_in, he √(2/n_in), biases zero; normal 1, biases as
-    well."""
+    """Standard deviations of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform:
+    from −1/√n_in to 1/√n_in. Other biases are zero."""
     seeds: int = 1
     """Networks of each combination: their seeds are --seed, --seed + 1 and so on."""
     at_once: int | None = None
@@ -52,7 +52,7 @@ class SweepConfig(Config):
                 raise ValueError(f"{flag(name)}: wanted one value or more, got none")
             if repeated := [value for n, value in enumerate(values) if value in values[:n]]:
                 raise ValueError(f"{flag(name)}: wanted each value once, got {repeated[0]} twice")
-        for name in ("verify_every", "log_embedding", "deform"):
+        for name in ("verify_every", "log_embedding", "deform", "validation"):
             if getattr(self, name) not in (None, False, "none"):
                 raise ValueError(f"{flag(name)} is for one network: train it alone, with train.py")
         for name in ("seeds", "at_once"):

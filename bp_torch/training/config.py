@@ -39,6 +39,7 @@ LEAST = {
     "seed": 0,
     "batch_size": 1,
     "train_examples": 1,
+    "validation": 0,
     "checkpoint_every": 1,
     "verify_every": 1,
     "log_every": 1,
@@ -58,7 +59,8 @@ class Config:
     output_activation: ActivationName | None = None
     """Activation of the last layer. None: sigmoid, or identity for the softmax cost, which contains the softmax."""
     init: InitName = "lecun"
-    """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in), biases zero; normal 1, biases as well."""
+    """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform: from
+    −1/√n_in to 1/√n_in. Other biases are zero."""
     cost: CostName = "quadratic"
     """Cost of one example; it is averaged over examples."""
     learning_rate: float = 3.0
@@ -84,6 +86,9 @@ class Config:
     """Folder of the data sets; filled on first use."""
     train_examples: int | None = None
     """Train on this many of the shuffled training examples. None: on all."""
+    validation: int = 0
+    """Hold out this many: the last of the shuffled training examples. They are evaluated after each epoch in the place
+    of the test set, which is evaluated once, with the network that did best on them."""
     deform: DeformName = "none"
     """Deform the training images, anew in each epoch: affine turns, shears, scales and shifts them, elastic bends them,
     both does both."""
@@ -303,6 +308,7 @@ class Config:
             "decay_biases": str(self.decay_biases),
             "dataset": self.dataset,
             "train_examples": examples,
+            "validation": self.validation,
             "deform": self.deform,
             "seed": self.seed,
             "dtype": self.dtype,

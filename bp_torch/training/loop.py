@@ -1,5 +1,6 @@
 """The training loop: epochs of mini-batch steps, each followed by an evaluation, a line of output and a checkpoint."""
 
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -7,16 +8,18 @@ from contextlib import closing, contextmanager
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from bp_torch.checkpoint import BEST, LAST, NETWORK_FILE
+from bp_torch.checkpoint import BEST, LAST, NETWORK_FILE, RESULT
 from bp_torch.convert import save as save_network
 from bp_torch.data import Examples, subsample
 from bp_torch.device import choose_device
 from bp_torch.distributed import joined, local_device
+from bp_torch.files import replace_file
+from bp_torch.network import Network
 from bp_torch.tensorboard import RunLog
 from bp_torch.training.config import Config
 from bp_torch.training.divergence import diverged
@@ -64,10 +67,11 @@ def train(config: Config, store: str = "env://") -> Path:
             while run.state.epoch <= config.epochs:
                 train_epoch(run, log, signals, bar)
             if run.state.reported < config.epochs:  # --epochs was lowered to what is done
-                report(run, log, evaluate(run.network, run.test, config.cost, world))
+                report(run, log, result_of(run, run.state.best_accuracy))
                 save_checkpoint(run, log, None)
+            network, _ = run.final()
             if world.is_first:
-                save_network(run.network, run.folder / NETWORK_FILE)
+                save_network(network, run.folder / NETWORK_FILE)
         if run.inspect:
             say(str(run.inspect))
         say(f"saved {run.folder / NETWORK_FILE}\n{what_next(run)}")
@@ -98,8 +102,14 @@ def introduction(run: Run) -> str:
     elif config.resume:
         lines.append(f"all {config.epochs} epochs of {run.folder} are done: raise --epochs to continue")
     if state.epoch <= config.epochs:
-        lines.append("epoch   train cost  accuracy    test cost  accuracy   examples/s   seconds")
+        cost = f"{evaluated_on(run)} cost"
+        lines.append(f"epoch   train cost  accuracy   {cost:>10}  accuracy   examples/s   seconds")
     return "\n".join(lines)
+
+
+def evaluated_on(run: Run) -> str:
+    """What is evaluated after each epoch."""
+    return "validation" if run.validation else "test"
 
 
 @contextmanager
@@ -109,7 +119,7 @@ def open_log(run: Run) -> Iterator[RunLog | None]:
         yield None
         return
     every = min(run.config.log_every, run.steps_per_epoch)  # a short epoch has a point too
-    with closing(RunLog(run.folder, run.network, every, run.state)) as log:
+    with closing(RunLog(run.folder, run.network, every, run.state, evaluated_on(run))) as log:
         yield log
 
 
@@ -123,29 +133,30 @@ def train_epoch(run: Run, log: RunLog | None, signals: Signals, bar: "tqdm[Any]"
         if config.deformation:
             log.deformed(run.step.examples, state.step)
     pause = partial(stop_if_asked, run, log, result, signals)
-    on_training, on_test = (
+    on_training, score = (
         evaluate(run.network, examples, config.cost, run.world, pause)
-        for examples in (subsample(run.training), run.test)
+        for examples in (subsample(run.training), run.evaluated)
     )
     if run.world.is_first:
+        width = max(10, len(f"{evaluated_on(run)} cost"))
         bar.write(
-            f"{epoch:5}   {on_training.cost:10.4f}  {on_training.accuracy:8.2%}   {on_test.cost:10.4f}  "
-            f"{on_test.accuracy:8.2%}   {rate:10,.0f}   {seconds:7.2f}"
+            f"{epoch:5}   {on_training.cost:10.4f}  {on_training.accuracy:8.2%}   {score.cost:{width}.4f}  "
+            f"{score.accuracy:8.2%}   {rate:10,.0f}   {seconds:7.2f}"
         )
-    if not isfinite(on_training.cost + on_test.cost):
+    if not isfinite(on_training.cost + score.cost):
         raise diverged(run, log, result)
+    better = score.accuracy > state.best_accuracy
     if epoch == config.epochs:
-        report(run, log, on_test, pause)
+        report(run, log, result_of(run, max(state.best_accuracy, score.accuracy), score, pause), pause)
     if log:
         log.epoch(
-            cost=on_test.cost,
+            cost=score.cost,
             accuracy_train=on_training.accuracy,
-            accuracy_test=on_test.accuracy,
+            accuracy=score.accuracy,
             examples_per_second=rate,
             step=state.step,
         )
-    better = on_test.accuracy > state.best_accuracy
-    state.best_accuracy = max(state.best_accuracy, on_test.accuracy)
+    state.best_accuracy = max(state.best_accuracy, score.accuracy)
     run.end_epoch()
     save_checkpoint(run, log, result, also=[BEST] if better else [])
     if signals.asked(0, run.world, run.network.device):
@@ -219,6 +230,7 @@ def save_checkpoint(run: Run, log: RunLog | None, result: StepResult | None, als
     """Save the state as the last checkpoint, once the log is on disk. Raises TrainingError if θ is not finite."""
     if not run.is_finite() or (log and not log.write_points()):
         raise diverged(run, log, result)
+    run.take_time()
     if not run.world.is_first:
         return
     try:
@@ -230,19 +242,62 @@ def save_checkpoint(run: Run, log: RunLog | None, result: StepResult | None, als
         raise TrainingError(f"cannot save into {run.folder}: {error}; the previous checkpoint is intact") from error
 
 
-def report(run: Run, log: RunLog | None, score: Score, pause: Pause = ignore, most: int = 10_000) -> None:
-    """Log the ``score`` on the test set, and the outputs for the first ``most`` test examples."""
+class Result(NamedTuple):
+    """The network that a run ends with, its epoch, its score on the test set, and its accuracy on those held out."""
+
+    network: Network
+    epoch: int
+    on_test: Score
+    validation_accuracy: float | None
+
+    def sentence(self, run: Run) -> str:
+        """The result in words."""
+        assert run.validation
+        return (
+            f"test accuracy {self.on_test.accuracy:.2%}, cost {self.on_test.cost:.4f}, by the network of epoch "
+            f"{self.epoch}, the best of {run.config.epochs} on {len(run.validation.labels):,} held-out examples"
+        ).replace("%", " %")
+
+    def to_json(self, run: Run) -> str:
+        """The text of result.json."""
+        values = {
+            "test_accuracy": self.on_test.accuracy,
+            "test_cost": self.on_test.cost,
+            "epoch": self.epoch,
+            "epochs": run.config.epochs,
+            "validation_accuracy": self.validation_accuracy,
+            "seconds": round(run.state.seconds, 2),
+        }
+        return json.dumps(values, indent=2) + "\n"
+
+
+def result_of(run: Run, best_accuracy: float, score: Score | None = None, pause: Pause = ignore) -> Result:
+    """The result of a run, whose last network has this ``score`` on what is evaluated; None: not known here."""
+    network, epoch = run.final(best=score is not None and run.state.best_accuracy < score.accuracy)
+    if run.validation or not score:
+        score = evaluate(network, run.test, run.config.cost, run.world, pause)
+    return Result(network, epoch, score, best_accuracy if run.validation else None)
+
+
+def report(run: Run, log: RunLog | None, result: Result, pause: Pause = ignore, most: int = 10_000) -> None:
+    """Save and log the ``result``, and log the outputs for the first ``most`` test examples."""
     run.state.reported = run.config.epochs
+    run.take_time()
+    if run.world.is_first:
+        replace_file(run.folder / RESULT, result.to_json(run).encode())
+        if run.validation:
+            tqdm.write(result.sentence(run))
     if not log:
         return
     examples = Examples(run.test.x[:most], run.test.labels[:most])
     kept = -2 if run.config.log_embedding else -1  # the last hidden layer is large; only the embedding shows it
     pause = pause if run.world.size == 1 else ignore  # the other processes do not come here
-    chunks = [done.activations[kept:] for done, _, _ in forward_in_chunks(run.network, examples, pause)]
+    chunks = [done.activations[kept:] for done, _, _ in forward_in_chunks(result.network, examples, pause)]
     *hidden, outputs = (torch.cat(parts).float().cpu() for parts in zip(*chunks, strict=True))
     if run.config.cost == "softmax-cross-entropy":
         outputs = torch.softmax(outputs, 1)
     images, labels = (tensor.cpu() for tensor in examples)
-    log.end({"test_accuracy": score.accuracy, "test_cost": score.cost}, images, labels, outputs, run.state.step)
+    scores = {"test_accuracy": result.on_test.accuracy, "test_cost": result.on_test.cost}
+    log.end(scores, images, labels, outputs, run.state.step)
     if run.config.log_embedding:
         log.embedding(images, labels, outputs, hidden[0], run.state.step)

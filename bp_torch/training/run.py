@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from bp_torch.checkpoint import CONFIG, LAST, NETWORK_FILE, CheckpointError, State, held, make_folder
+from bp_torch.checkpoint import BEST, CONFIG, LAST, NETWORK_FILE, CheckpointError, State, held, make_folder
 from bp_torch.cli import train_command
 from bp_torch.convert import load as load_network
-from bp_torch.data import Examples, first_shuffled, load, permutation
+from bp_torch.data import Examples, load, permutation
 from bp_torch.deform import deformed
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import ALONE, World
@@ -44,7 +45,9 @@ class Run:
     step: TrainingStep
     state: State
     world: World
+    validation: Examples | None = dataclasses.field(default=None, kw_only=True)
     inspect: Inspect | None = dataclasses.field(default=None, kw_only=True)
+    _since: float = dataclasses.field(default_factory=time.perf_counter, kw_only=True)
     _drawn: tuple[int, Tensor] | None = dataclasses.field(default=None, kw_only=True)
 
     @property
@@ -56,6 +59,11 @@ class Run:
     def examples(self) -> int:
         """Training examples of an epoch."""
         return len(self.training.labels)
+
+    @property
+    def evaluated(self) -> Examples:
+        """What is evaluated after each epoch: the examples held out, or without any the test set."""
+        return self.validation or self.test
 
     @property
     def steps_per_epoch(self) -> int:
@@ -92,6 +100,11 @@ class Run:
             yield result
         self.order(state.epoch + 1)  # drawn while a GPU still works on the steps above
 
+    def take_time(self) -> None:
+        """Add the seconds since the last call, or since the start, to those of the state."""
+        before, self._since = self._since, time.perf_counter()
+        self.state.seconds += self._since - before
+
     def end_epoch(self) -> None:
         """Let the next step be the first of the next epoch."""
         self.state.epoch += 1
@@ -107,6 +120,22 @@ class Run:
                 f"with {per_epoch} steps in an epoch"
             )
         self.state.become(state)
+
+    def final(self, best: bool = False) -> tuple[Network, int]:
+        """The network that did best on the examples held out, and its epoch; without any, the last network.
+
+        ``best``: whether the last one is the best. Raises CheckpointError if the best checkpoint cannot be read.
+        """
+        epoch = self.state.epoch - (self.state.steps == 0)
+        if not self.validation or best or epoch == 0:
+            return self.network, epoch
+        network = self.network.to()
+        if self.world.is_first:
+            found = type(self.state).load(self.folder / BEST, like=self.state)
+            epoch = found.epoch - 1
+            network.parameters.copy_(found.parameters)
+        self.world.broadcast([network.parameters])
+        return network, epoch
 
     def alone(self) -> "Run":
         """This run as a single process, with no step recorded or inspected."""
@@ -131,8 +160,7 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     if config.verify_every and world.size > 1:
         raise TrainingError("--verify-every checks the gradient of one process: start train.py without torchrun")
     training, test = load_data(config, device)
-    if config.train_examples is not None:
-        training = first_shuffled(training, config.train_examples, config.seed)
+    training, validation = split(training, config)
     try:
         network = config.network(device)
     except RuntimeError as error:  # the allocator's message says how much was wanted
@@ -149,7 +177,7 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     step = config.training_step(network, optimizer, used, running=running, world=world)
     set_precision(config.precision, device)
     set_threads(config.threads, step.batch_size * len(network.parameters))
-    run = Run(config, config.resume or config.runs_dir, training, test, step, state, world)
+    run = Run(config, config.resume or config.runs_dir, training, test, step, state, world, validation=validation)
     if config.resume:
         run.restore()
         begun = state.epoch - (state.steps == 0)
@@ -168,11 +196,32 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
 def load_data(config: Config, device: torch.device) -> tuple[Examples, Examples]:
     """The training and the test set, whole. Raises DataError, or TrainingError for more examples than there are."""
     training, test = load(config.dataset, config.data_dir, device)
-    if (config.train_examples or 0) > len(training.labels):
-        raise TrainingError(
-            f"--train-examples: {config.dataset} has {len(training.labels):,}, got {config.train_examples:,}"
-        )
+    wanted, n = config.train_examples or 1, len(training.labels)
+    if wanted + config.validation > n:
+        if config.validation:
+            what = f"--train-examples {wanted:,} and --validation" if config.train_examples else "--validation"
+            most = n - wanted
+            raise TrainingError(
+                f"{what}: {config.dataset} has {n:,}, wanted at most {most:,}, got {config.validation:,}"
+            )
+        raise TrainingError(f"--train-examples: {config.dataset} has {n:,}, got {wanted:,}")
     return training, test
+
+
+def split(training: Examples, config: Config) -> tuple[Examples, Examples | None]:
+    """The examples to train on, and those held out: the first and the last of the shuffled ones; None for none.
+
+    Epochs count from 1; this is the shuffle of epoch 0. If all are trained on, they stay in the order of the file.
+    """
+    if config.train_examples is None and not config.validation:
+        return training, None
+    order = permutation(len(training.labels), config.seed, 0, training.x.device)
+    rest = len(order) - config.validation
+    used, held_out = (
+        Examples(training.x[indices], training.labels[indices])
+        for indices in (order[: config.train_examples or rest], order[rest:])
+    )
+    return used, held_out if config.validation else None
 
 
 NOT_IN_NAMES = {
