@@ -97,3 +97,57 @@ def table(
         for cells in (header, *rows)
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+INDENT = "    "
+
+
+def fitted(text: str) -> str:
+    """A text at the terminal's width: prose is wrapped, and tables that are too wide become several, or are folded."""
+    return "\n\n".join(_fitted(block, columns()) for block in text.split("\n\n"))
+
+
+def _fitted(block: str, width: int) -> str:
+    """A paragraph or a table. A second table has the first column again, if that leaves it half of the width."""
+    lines = block.splitlines()
+    place, first = _fold(lines, width), _first_column(lines)
+    if not place:
+        return "\n".join(line if len(line) <= width else wrapped(line) for line in lines)
+    if not first < place or first > width // 2:
+        return folded(block, width)
+    rest = "\n".join(line[:first] + line[place:] for line in lines)
+    return "\n".join(line[:place].rstrip() for line in lines) + "\n\n" + _fitted(rest, width)
+
+
+def folded(table: str, width: int | None = None) -> str:
+    """A table at most ``width`` wide, None: as the terminal: the columns that do not fit are below each row, indented.
+
+    Lines without columns, such as headings between the rows, stay as they are.
+    """
+    width = columns() if width is None else width
+    lines = table.splitlines()
+    place = _fold(lines, width)
+    if not place:
+        return table
+    spaces = min(len(line) - len(line[place:].lstrip()) for line in lines if _gap(line, place))
+    parts = ([line[:place].rstrip(), INDENT + line[spaces:]] if _gap(line, place) else [line] for line in lines)
+    return "\n".join(line for part in parts for line in part)
+
+
+def _fold(lines: Sequence[str], width: int) -> int:
+    """Where the last column begins that does not fit, in all lines that are too long; 0 if all fit, or have none."""
+    long = [line for line in lines if len(line) > width]
+    places = (place for place in range(width, 2, -1) if any(line[place] != " " for line in long))
+    return next((place for place in places if all(_gap(line, place) for line in long)), 0) if long else 0
+
+
+def _first_column(lines: Sequence[str]) -> int:
+    """Where the second column of a table begins."""
+    full = [line for line in lines if "  " in line.strip()]
+    places = range(2, max(map(len, lines), default=0))
+    return next((place for place in places if full and all(_gap(line, place) for line in full)), 0)
+
+
+def _gap(line: str, place: int) -> bool:
+    """Whether a column ends before ``place``, and another follows."""
+    return len(line) > place and line[place - 2 : place] == "  " and line[:place].strip() != ""

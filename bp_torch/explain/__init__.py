@@ -24,7 +24,7 @@ from bp_torch.device import DeviceError
 from bp_torch.explain.subject import CommonOptions, Subject, UsageError, full_gradient, open_subject
 from bp_torch.files import replace_file
 from bp_torch.tensorboard import add_figures
-from bp_torch.text import named, wrapped
+from bp_torch.text import fitted, named, wrapped
 from bp_torch.training import TrainingError
 
 IDEAS = {
@@ -108,7 +108,7 @@ def show(name: str, options: Any) -> None:
     out = options.out or subject.folder / "explained" / f"{name}.png"
     idea = load_idea(name)
     result = idea.explain(subject, options)
-    print(f"{idea.table(result)}\n\n{idea.finding(result)}.\n")
+    print(fitted(f"{idea.table(result)}\n\n{idea.finding(result)}.\n"))
     figure = idea.figure(result)
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, file_content(figure, out.suffix))
@@ -154,7 +154,7 @@ def show_all(options: AllOptions) -> None:
         name: Section(name, heading[0].upper() + heading[1:], ideas[name].IDEA, ideas[name].MADE_BY)
         for name, heading in IDEAS.items()
     }
-    print(duration(seconds_a_pass(subject)))
+    print(wrapped(duration(seconds_a_pass(subject))))
     pages, figures = write_touchable(subject, folder), {}
     order = sorted(IDEAS, key=lambda name: PASSES.get(name, 0))
     with tqdm(order, unit="idea", leave=False, disable=None) as bar:
@@ -164,7 +164,7 @@ def show_all(options: AllOptions) -> None:
             figures[name], result = explained(ideas[name], subject, folder / name)
             sections[name] = sections[name]._replace(result=result)
             replace_file(folder / "index.html", html(subject.caption, list(sections.values()), pages).encode())
-            bar.write(f"{name:10} {time.perf_counter() - start:6.1f} s   {result.finding}")
+            bar.write(wrapped(f"{result.finding}.", f"{name:10} {time.perf_counter() - start:6.1f} s   ", " " * 22))
     if options.log:
         add_figures(subject.folder, figures)
     print(f"wrote {folder / 'index.html'}")
