@@ -77,6 +77,26 @@ def metavar(hint: Any) -> str:
     return METAVARS[hint]
 
 
+def in_words(hint: Any) -> str:
+    """What may be written for a value of this type, in a sentence: a whole number, or full."""
+    if get_origin(hint) is tuple:
+        (one, _), several = get_args(hint), {int: "whole numbers", float: "numbers"}
+        return f"{several.get(one) or 'one or more of ' + in_words(one)}, with a space between"
+    if isinstance(hint, UnionType) or get_origin(hint) in (Union, Literal):
+        *first, last = _choices(hint)
+        return f"{', '.join(first)} or {last}" if first else last
+    return {int: "a whole number", float: "a number", Path: "a path"}.get(hint, "text")
+
+
+def _choices(hint: Any) -> list[str]:
+    """Each thing that fits a type, in words."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return [words for choice in get_args(hint) if choice is not NoneType for words in _choices(choice)]
+    return [in_words(hint)]
+
+
 def docstrings(config: type[Any]) -> dict[str, str]:
     """The docstring below each field of a dataclass and its base classes, in one line."""
     found: dict[str, str] = {}
