@@ -111,8 +111,10 @@ def refusal(message: str, config: type[Any], args: Sequence[str]) -> str:
         values = itertools.takewhile(lambda word: not word.startswith("--"), args[words.index(flag) + 1 :])
         return f"{flag}: wanted {in_words(flags[flag])}, got {' '.join(values) or 'nothing'}"
     if unknown := re.search(r"^Unrecognized options: ([^\s,]+)", message):
-        alike = difflib.get_close_matches(unknown[1], flags, n=1)
-        return f"{message}: " + (f"did you mean {alike[0]}?" if alike else "see --help")
+        typed, names = unknown[1].strip("-"), {flag.strip("-"): flag for flag in flags}
+        short = [name for name in names if typed == "".join(part[0] for part in name.split("-"))]  # lr, wd
+        alike = (short if len(typed) > 1 else []) or difflib.get_close_matches(typed, names, n=1)
+        return f"{message}: " + (f"did you mean {names[alike[0]]}?" if alike else "see --help")
     return re.sub(r"^Error parsing \w+: ", "", message)
 
 

@@ -18,6 +18,8 @@ from bp_torch.cli import one_line_errors, parse
 class Flags:
     many: tuple[int, ...] = (1, 2)
     """Numbers."""
+    how_many: int = 3
+    """A number."""
     size: float = 1.0
     """A size."""
     kind: Literal["thin", "thick"] | int | None = None
@@ -30,7 +32,7 @@ class Flags:
 
 def test_flags_that_are_not_given_come_from_the_default() -> None:
     assert parse(Flags, description="", args=["--size", "2"]) == Flags(size=2)
-    assert parse(Flags, description="", args=["--size", "2"], default=Flags(many=(5,))) == Flags((5,), 2)
+    assert parse(Flags, description="", args=["--size", "2"], default=Flags(many=(5,))) == Flags((5,), size=2)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,7 @@ def test_flags_that_are_not_given_come_from_the_default() -> None:
         (["--many", "1,2"], "error: --many: wanted whole numbers, with a space between, got 1,2\n"),
         (["--kind", "red"], "error: --kind: wanted thin, thick or a whole number, got red\n"),
         (["--sizes", "2"], "error: Unrecognized options: --sizes, 2: did you mean --size?\n"),
+        (["--hm", "2"], "error: Unrecognized options: --hm, 2: did you mean --how-many?\n"),
         (["--colour", "red"], "error: Unrecognized options: --colour, red: see --help\n"),
         (["--size", "-1"], "error: --size: wanted 0 or more, got -1.0\n"),
     ],
