@@ -1,5 +1,6 @@
 """What the tests share: quiet torch, the devices there are, real MNIST, and small networks to look at."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,7 @@ from bp_torch.training import Config, open_run, train
 
 pytest_plugins = ["tests.explain_subject"]
 
+os.environ["COLUMNS"] = "80"  # however wide the terminal is
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may start with it ignored
 torch.set_num_threads(1)  # small tensors: a second thread only waits
 torch.set_float32_matmul_precision("highest")  # whatever the environment says

@@ -194,3 +194,12 @@ def test_checkpoint_is_saved_after_its_points_are_on_disk(
     fields: dict[str, Any] = {"train_examples": N, "epochs": 2, "log_every": 1, "checkpoint_every": 3}
     train(Config(data_dir=data_dir, runs_dir=tmp_path, device="cpu", **fields))
     assert on_disk == {0: []} | {step: list(range(step + 1)) for step in (3, 5, 6, 9, 10)}
+
+
+def test_run_ends_with_the_commands_that_can_show_it(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for sizes, last in (((784, 5, 10), "touch it:  {} explain page"), ((784, 150, 10), "see it:    {} explain nudges")):
+        brief_run(tmp_path, data_dir, f"{sizes[1]}", sizes=sizes, log=False, train_examples=100)
+        end = f"{last.format('python -m bp_torch')} --run {tmp_path / str(sizes[1])}"
+        assert capsys.readouterr().out.splitlines()[-1] == end

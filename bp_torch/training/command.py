@@ -17,7 +17,7 @@ TROUBLE = (torch.OutOfMemoryError, TrainingError, DeviceError, DataError, Checkp
 
 
 def main(arguments: list[str] | None, prog: str) -> None:
-    """Read the flags and train. Exit codes: 1 trouble, 2 bad flags, 130 Ctrl-C, 143 SIGTERM."""
+    """Read the flags and train. Exit codes: 1 trouble, 2 bad flags, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP."""
     config = parse(Config, prog=prog, description=DESCRIPTION, args=arguments)
     with one_line_errors(*TROUBLE):
         if config.resume:

@@ -20,7 +20,7 @@ from bp_torch.data import Examples
 from bp_torch.device import choose_device
 from bp_torch.distributed import joined, local_device
 from bp_torch.files import replace_file
-from bp_torch.network import Network
+from bp_torch.network import Network, parameter_count
 from bp_torch.tensorboard import RunLog
 from bp_torch.training.config import Config
 from bp_torch.training.divergence import diverged
@@ -31,6 +31,12 @@ from bp_torch.training.step import StepResult
 
 if TYPE_CHECKING:  # imported where it is used: a run without --verify-every needs no autograd
     from bp_torch.verify import Report
+
+LARGEST_PAGE = (784, 128, 64, 10)
+"""The network with the most parameters that ``explain page`` takes: its file is then below 1.5 MB."""
+
+DEEPEST_PAGE = 6
+"""Layers that fit beside each other on it."""
 
 
 class WrongGradientError(RuntimeError):
@@ -48,7 +54,7 @@ def train(config: Config, store: str = "env://") -> Path:
 
     Started by torchrun, this is one process of several, which meet at ``store``.
     Raises TrainingError, DeviceError, DataError or CheckpointError if the run cannot start or continue, OSError if it
-    cannot be saved, WrongGradientError, and Stopped, with a checkpoint saved, on SIGINT or SIGTERM.
+    cannot be saved, WrongGradientError, and Stopped, with a checkpoint saved, on SIGINT, SIGTERM or SIGHUP.
     """
     device = choose_device(local_device(config.device))
     with joined(device, store) as world, started(config, device, world) as run:
@@ -81,8 +87,18 @@ def train(config: Config, store: str = "env://") -> Path:
 
 def what_next(run: Run) -> str:
     """The two commands that show what was learned."""
-    watch = f"watch it:  tensorboard --logdir {run.folder.parent} --samples_per_plugin images=100\n" if run.config.log else ""
-    return f"{watch}touch it:  python -m bp_torch explain page --run {run.folder}"
+    watch = (
+        f"watch it:  tensorboard --logdir {run.folder.parent} --samples_per_plugin images=100\n"
+        if run.config.log
+        else ""
+    )
+    show, idea = ("touch it:", "page") if fits_page(run.config.sizes) else ("see it:  ", "nudges")
+    return f"{watch}{show}  python -m bp_torch explain {idea} --run {run.folder}"
+
+
+def fits_page(sizes: tuple[int, ...]) -> bool:
+    """Whether ``explain page`` can show a network of these sizes."""
+    return parameter_count(sizes) <= parameter_count(LARGEST_PAGE) and len(sizes) - 1 <= DEEPEST_PAGE
 
 
 def ignore(_: object) -> None:
