@@ -52,6 +52,8 @@ LEAST = {
 class Config:
     """The settings of a run. Raises ValueError for a value out of its range."""
 
+    recipe: str | None = None
+    """A row of the ladder (python -m bp_torch ladder), whose settings are then the defaults of all flags."""
     sizes: tuple[int, ...] = (784, 16, 16, 10)
     """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between."""
     activation: ActivationName = "sigmoid"

@@ -267,6 +267,9 @@ class Result(NamedTuple):
             "epochs": run.config.epochs,
             "validation_accuracy": self.validation_accuracy,
             "seconds": round(run.state.seconds, 2),
+            "device": run.network.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
         }
         return json.dumps(values, indent=2) + "\n"
 
