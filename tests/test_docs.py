@@ -19,6 +19,8 @@ from bp_torch.benchmark import command as benchmark
 from bp_torch.cli import parse
 from bp_torch.convert import MODULES
 from bp_torch.costs import COSTS
+from bp_torch.ladder import command as ladder
+from bp_torch.ladder.rows import find
 from bp_torch.sweep import SweepConfig
 from bp_torch.training import Config, train
 from bp_torch.verify import bench
@@ -141,6 +143,8 @@ def options_of(command: str, idea: str = "") -> type[Any]:
     options = {
         "train": Config,
         "sweep": SweepConfig,
+        "ladder": ladder.Run,
+        "ladder docs": ladder.Docs,
         "verify": verify.Options,
         "bench": bench.Options,
         "benchmark": benchmark.Options,
@@ -170,6 +174,13 @@ def test_commands_are_accepted(line: str) -> None:
         command, *arguments = words[words.index("bp_torch") + 1 :] if "bp_torch" in words else words[1:] or ["train"]
     if command == "verify" and arguments[:1] == ["bench"]:
         command, arguments = "bench", arguments[1:]
+    if command == "ladder" and arguments[:1] == ["run"]:
+        find(arguments[1])
+        arguments = arguments[2:]
+    elif command == "ladder" and arguments:
+        command, arguments = f"ladder {arguments[0]}", arguments[1:]
+    if command == "train" and "--recipe" in arguments:
+        arguments = [word.replace("ROW", "lesson") for word in arguments]
     idea = arguments.pop(0) if command == "explain" and arguments else "all"
     if idea == "IDEA":
         idea = "all"

@@ -108,10 +108,12 @@ def draw(results: Mapping[str, Measured]) -> Figure:
             dot(x, found.mean, "ours, mean ± standard deviation", marker="s", color=OURS, markersize=5)
     groups: dict[str, Row] = {}
     for row in ROWS:
-        if row.group not in groups or row.published > groups[row.group].published:
-            groups[row.group] = row
+        group = row.group.partition(",")[0]
+        if group not in groups or row.published > groups[group].published:
+            groups[group] = row
     for group, row in groups.items():
         axes.annotate(group, (row.year, row.published), (0, 9), textcoords="offset points", fontsize=8)
+    axes.set_xticks(sorted(years))
     axes.set_yscale("log")
     ticks = [0.3, 0.5, 1, 2, 3, 5, 7]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
