@@ -15,6 +15,7 @@ import pytest
 
 from bp_torch import backprop, explain
 from bp_torch.activations import ACTIVATIONS
+from bp_torch.benchmark import accuracy
 from bp_torch.benchmark import command as benchmark
 from bp_torch.cli import parse
 from bp_torch.convert import MODULES
@@ -148,6 +149,7 @@ def options_of(command: str, idea: str = "") -> type[Any]:
         "verify": verify.Options,
         "bench": bench.Options,
         "benchmark": benchmark.Options,
+        "accuracy": accuracy.Options,
     }
     return options[command]
 
@@ -174,6 +176,8 @@ def test_commands_are_accepted(line: str) -> None:
         command, *arguments = words[words.index("bp_torch") + 1 :] if "bp_torch" in words else words[1:] or ["train"]
     if command == "verify" and arguments[:1] == ["bench"]:
         command, arguments = "bench", arguments[1:]
+    if command == "benchmark" and arguments[:1] == ["accuracy"]:
+        command, arguments = "accuracy", arguments[1:]
     if command == "ladder" and arguments[:1] == ["run"]:
         find(arguments[1])
         arguments = arguments[2:]
@@ -193,7 +197,7 @@ def test_some_commands_are_found() -> None:
 
 
 def known_flags() -> set[str]:
-    options = [options_of(command) for command in ("train", "sweep", "verify", "benchmark")]
+    options = [options_of(command) for command in ("train", "sweep", "ladder", "verify", "benchmark", "accuracy")]
     options += [options_of("explain", idea) for idea in (*explain.IDEAS, "page", "all")]
     names = {field.name.replace("_", "-") for kind in options for field in fields(kind)}
     return {f"--{prefix}{name}" for name in names for prefix in ("", "no-")} | {"--help"}
