@@ -159,7 +159,7 @@ ROWS: tuple[Row, ...] = (
     ),
     *(lecun(hidden, distorted=False) for hidden in LECUN_ROWS),
     *(lecun(hidden, distorted=True) for hidden in LECUN_ROWS),
-    simard("cross-entropy", 1.6, {"epochs": 30, "learning_rate": 0.1, "weight_decay": 2e-4}, SIMARD_DECAY),
+    simard("cross-entropy", 1.6, {"epochs": 30, "learning_rate": 0.2, "weight_decay": 1e-4}, SIMARD_DECAY),
     simard("affine", 1.1, AFFINE | {"epochs": 60}, f"{SIMARD_NOTE} So are the bounds of the deformation."),
     simard("elastic", 0.7, ELASTIC | {"epochs": 100}),
     simard(
