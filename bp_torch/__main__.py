@@ -1,4 +1,4 @@
-"""python -m bp_torch train | sweep | verify | explain | benchmark, also as bp-torch. Each has its own --help."""
+"""python -m bp_torch COMMAND, also as bp-torch: each of ``COMMANDS`` has its own --help."""
 
 import sys
 
@@ -8,6 +8,7 @@ from bp_torch.text import named, wrapped
 COMMANDS = {
     "train": "train a network on handwritten digits (the same as python train.py)",
     "sweep": "train networks of many settings and seeds at once, and compare them",
+    "ladder": "published results of plain networks, and ours by the same recipes",
     "verify": "check the backward against autograd and central differences",
     "explain": "show every idea of backpropagation on a trained network",
     "benchmark": "time training against the usual ways to do it",

@@ -15,10 +15,13 @@ import pytest
 
 from bp_torch import backprop, explain
 from bp_torch.activations import ACTIVATIONS
+from bp_torch.benchmark import accuracy
 from bp_torch.benchmark import command as benchmark
 from bp_torch.cli import parse
 from bp_torch.convert import MODULES
 from bp_torch.costs import COSTS
+from bp_torch.ladder import command as ladder
+from bp_torch.ladder.rows import find
 from bp_torch.sweep import SweepConfig
 from bp_torch.training import Config, train
 from bp_torch.verify import bench
@@ -140,9 +143,12 @@ def options_of(command: str, idea: str = "") -> type[Any]:
     options = {
         "train": Config,
         "sweep": SweepConfig,
+        "ladder": ladder.Run,
+        "ladder docs": ladder.Docs,
         "verify": verify.Options,
         "bench": bench.Options,
         "benchmark": benchmark.Options,
+        "accuracy": accuracy.Options,
     }
     return options[command]
 
@@ -169,6 +175,15 @@ def test_commands_are_accepted(line: str) -> None:
         command, *arguments = words[words.index("bp_torch") + 1 :] if "bp_torch" in words else words[1:] or ["train"]
     if command == "verify" and arguments[:1] == ["bench"]:
         command, arguments = "bench", arguments[1:]
+    if command == "benchmark" and arguments[:1] == ["accuracy"]:
+        command, arguments = "accuracy", arguments[1:]
+    if command == "ladder" and arguments[:1] == ["run"]:
+        find(arguments[1])
+        arguments = arguments[2:]
+    elif command == "ladder" and arguments:
+        command, arguments = f"ladder {arguments[0]}", arguments[1:]
+    if command == "train" and "--recipe" in arguments:
+        arguments = [word.replace("ROW", "lesson") for word in arguments]
     idea = arguments.pop(0) if command == "explain" and arguments else "all"
     if idea == "IDEA":
         idea = "all"
@@ -181,7 +196,7 @@ def test_some_commands_are_found() -> None:
 
 
 def known_flags() -> set[str]:
-    options = [options_of(command) for command in ("train", "sweep", "verify", "benchmark")]
+    options = [options_of(command) for command in ("train", "sweep", "ladder", "verify", "benchmark", "accuracy")]
     options += [options_of("explain", idea) for idea in (*explain.IDEAS, "page", "all")]
     names = {field.name.replace("_", "-") for kind in options for field in fields(kind)}
     return {f"--{prefix}{name}" for name in names for prefix in ("", "no-")} | {"--help"}

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from bp_torch.data import first_shuffled
 from bp_torch.explain import more_data
@@ -23,6 +24,17 @@ def test_test_score_improves_with_more_examples(subject: Subject) -> None:
     few, many = (more_data.train_on(config, subject.training, subject.test, count)[0] for count in (50, 2000))
     assert many.test.accuracy > few.test.accuracy and many.test.cost < few.test.cost
     assert few.training.accuracy > few.test.accuracy
+
+
+def test_deformed_images_help_where_there_are_few(subject: Subject) -> None:
+    config = dataclasses.replace(subject.config, epochs=40)
+    plain = more_data.train_on(config, subject.training, subject.test, 50, seeds=2)
+    before = subject.training.x.clone()
+    deformed = more_data.train_deformed(config, subject.training, subject.test, 50, seeds=2)
+    assert torch.equal(subject.training.x, before), "the images themselves stay"
+    assert [network.seed for network in deformed] == [0, 1] and all(network.deformed for network in deformed)
+    means = [sum(network.test.accuracy for network in networks) / 2 for networks in (plain, deformed)]
+    assert means[1] > means[0]
 
 
 def test_networks_are_those_of_their_seeds_alone(subject: Subject) -> None:

@@ -707,16 +707,16 @@ def digits(data_dir: Path) -> tuple[str, ...]:
 def test_command_prints_each_combination_once(digits: tuple[str, ...]) -> None:
     text, code = run("--depths 2 --batch-sizes 1 7 --dtypes float32 --coordinates 0", *digits)
     lines = [line for line in text.splitlines() if line.startswith("ok ")]
-    assert code == 0 and len(lines) == len(COMBINATIONS) == 36
-    assert "612 gradients of 72 networks right" in text
+    assert code == 0 and len(lines) == len(COMBINATIONS) == 55
+    assert "935 gradients of 110 networks right" in text
 
 
 def test_verbose_and_json_print_every_comparison(digits: tuple[str, ...]) -> None:
     text, code = run("--depths 1 2 --batch-sizes 2 --dtypes float64 --verbose", *digits)
-    assert code == 0 and sum(line.startswith("ok ") for line in text.splitlines()) == 36 * ((4 + 7) * 2 + 2 * 4)
+    assert code == 0 and sum(line.startswith("ok ") for line in text.splitlines()) == 55 * ((4 + 7) * 2 + 2 * 4)
     as_json, code = run("--depths 1 --batch-sizes 2 --dtypes float64 --json", *digits)
     found = json.loads(as_json)
-    assert code == 0 and found["ok"] and len(found["networks"]) == 36
+    assert code == 0 and found["ok"] and len(found["networks"]) == 55
     assert {c["gradient"] for c in found["networks"][0]["comparisons"] if c["ok"]} == {
         "W1",
         "b1",
@@ -731,8 +731,8 @@ def test_verbose_and_json_print_every_comparison(digits: tuple[str, ...]) -> Non
 def test_command_exits_1_with_a_diagnosis(digits: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backprop, "output_delta", sum_not_mean)
     text, code = run("--depths 2 --batch-sizes 7 --dtypes float32 --coordinates 0", *digits)
-    assert code == 1 and "288 of 360 gradients wrong" in text
-    assert "is 7 times what it should be, the batch size: the mean over the batch is missing? (36 networks)" in text
+    assert code == 1 and "440 of 550 gradients wrong" in text
+    assert "is 7 times what it should be, the batch size: the mean over the batch is missing? (55 networks)" in text
 
 
 def test_command_checks_a_trained_network(

@@ -4,6 +4,7 @@
     python -m bp_torch benchmark --sizes 784 512 512 10 --batch-size 256 --json
     python -m bp_torch benchmark --sweep                  four sizes, from 13,002 parameters to 5.8 million
     python -m bp_torch benchmark --device cuda
+    python -m bp_torch benchmark accuracy                 seconds until a test accuracy, from the start of a process
 
 Every contender does the same task: the same start, the same batches in the same order, the same cost, plain SGD in
 float32, with the shuffle and the gathering of the batches included. contenders.py holds each of them, race.py times
@@ -21,4 +22,9 @@ def main(arguments: list[str]) -> None:
     """``python -m bp_torch benchmark``."""
     from bp_torch.benchmark import command  # not above: the contenders need neither flags nor matplotlib
 
-    command.main(arguments)
+    if arguments[:1] == ["accuracy"]:
+        from bp_torch.benchmark import accuracy
+
+        accuracy.main(arguments[1:])
+    else:
+        command.main(arguments)

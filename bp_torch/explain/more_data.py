@@ -3,14 +3,15 @@
     python -m bp_torch explain data
 
 Every network sees equally many images in all, at the same learning rates; only how often they repeat differs. The seeds
-of one number are trained at once, as a group of the sweep; the scores are from ``training.evaluate``.
+of one number are trained at once, as a group of the sweep; the scores are from ``training.evaluate``. Other networks
+see their images deformed anew each time they come (deform.py): data made from the data one has.
 """
 
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
 from statistics import fmean as mean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure, SubFigure
@@ -20,18 +21,21 @@ from tqdm import tqdm
 
 from bp_torch import text
 from bp_torch.data import PIXEL_SCALE, Examples, first_shuffled
+from bp_torch.deform import Deformation
 from bp_torch.explain import style
-from bp_torch.explain.subject import CommonOptions, Subject, check_least
+from bp_torch.explain.subject import CommonOptions, Subject, check_least, train_steps
 from bp_torch.sweep import new_group
 from bp_torch.sweep.plan import even_parts, quickest
 from bp_torch.training import Config, Score, evaluate
+from bp_torch.training.config import DeformName
 
 MADE_BY = ("step.TrainingStep.step", "evaluation.evaluate")
 
 IDEA = (
     "All of this needs labelled examples, and many of them. From a hundred images the network learns those hundred by "
     "heart and little about the next one; each tenfold more closes much of the gap between the images that it has seen "
-    "and those that it has not. Handwritten digits are the usual first exercise because so many have been labelled."
+    "and those that it has not. Where there are few, they can be made to count for more: turned and bent a little they "
+    "are still the same digits."
 )
 
 COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000)
@@ -54,12 +58,16 @@ class Options(CommonOptions):
 
 
 class Trained(NamedTuple):
-    """The scores of a network that was trained on ``examples`` of the training examples, with this seed."""
+    """The scores of a network that was trained on ``examples`` of the training examples, with this seed.
+
+    ``deformed``: their images were deformed anew in each epoch.
+    """
 
     examples: int
     seed: int
     training: Score
     test: Score
+    deformed: bool = False
 
 
 class MoreData(NamedTuple):
@@ -69,13 +77,14 @@ class MoreData(NamedTuple):
     images: Tensor
     caption: str
 
-    def counts(self) -> list[int]:
+    def counts(self, deformed: bool = False) -> list[int]:
         """The numbers of examples, ascending."""
-        return sorted({network.examples for network in self.networks})
+        return sorted({network.examples for network in self.networks if network.deformed == deformed})
 
-    def values(self, count: int, which: str, of: str) -> list[float]:
+    def values(self, count: int, which: str, of: str, deformed: bool = False) -> list[float]:
         """``of`` ("cost" or "accuracy") on the ``which`` ("training" or "test") set, a value for each seed."""
-        return [getattr(getattr(network, which), of) for network in self.networks if network.examples == count]
+        found = [network for network in self.networks if (network.examples, network.deformed) == (count, deformed)]
+        return [getattr(getattr(network, which), of) for network in found]
 
     @property
     def seeds(self) -> int:
@@ -109,8 +118,28 @@ def train_on(config: Config, training: Examples, test: Examples, count: int, see
                 group.end_epoch()
         for network, member in zip(group.network, part, strict=True):
             some = first_shuffled(training, count, member.seed)
-            scores = (evaluate(network, examples, own.cost) for examples in (some, test))
-            networks.append(Trained(count, member.seed, *scores))
+            on_training, on_test = (evaluate(network, examples, own.cost) for examples in (some, test))
+            networks.append(Trained(count, member.seed, on_training, on_test))
+    return networks
+
+
+def deforming(config: Config, kind: DeformName) -> Config:
+    """``config`` with this kind of deformation, by the default bounds."""
+    bounds: dict[str, Any] = dataclasses.asdict(Deformation())
+    return dataclasses.replace(config, deform=kind, **bounds)
+
+
+@torch.inference_mode()
+def train_deformed(config: Config, training: Examples, test: Examples, count: int, seeds: int = 1) -> list[Trained]:
+    """Likewise one after another, on images that are deformed anew in each epoch."""
+    own = schedule(deforming(config, "both"), count, len(training.labels))
+    networks: list[Trained] = []
+    for member in (dataclasses.replace(own, seed=config.seed + n) for n in range(seeds)):
+        some, network = first_shuffled(training, count, member.seed), member.network(training.x.device)
+        for _ in train_steps(member, network, some, f"{count:,} examples, deformed"):
+            pass
+        on_training, on_test = (evaluate(network, examples, own.cost) for examples in (some, test))
+        networks.append(Trained(count, member.seed, on_training, on_test, deformed=True))
     return networks
 
 
@@ -119,10 +148,12 @@ def explain(subject: Subject, options: Options) -> MoreData:
     training, seed = subject.training, subject.config.seed
     n = len(training.labels)
     counts = [count for count in COUNTS if count < n] + [n]
-    config = dataclasses.replace(subject.config, epochs=options.epochs)
+    config = dataclasses.replace(deforming(subject.config, "none"), epochs=options.epochs)
     networks = []
     for count in tqdm(counts, desc="numbers of examples", leave=False, disable=None):
         networks += train_on(config, training, subject.test, count, options.seeds)
+        if count in (*COUNTS[::2], n):
+            networks += train_deformed(config, training, subject.test, count, options.seeds)
     images = first_shuffled(training, counts[0], seed).x.double() * PIXEL_SCALE
     return MoreData(networks, images, subject.caption)
 
@@ -131,9 +162,11 @@ def finding(result: MoreData) -> str:
     """What the numbers say."""
     fewest, *_, most = result.counts()
     seen, unseen = (mean(result.values(fewest, which, "accuracy")) for which in ("training", "test"))
+    made = mean(result.values(fewest, "test", "accuracy", deformed=True))
     return (
         f"From {fewest:,} examples the network gets {seen:.0%} of those right, but only {unseen:.0%} of the test "
-        f"images; from {most:,} it gets {mean(result.values(most, 'test', 'accuracy')):.1%} of the test images right"
+        f"images, or {made:.0%} if it sees them deformed anew each time; from {most:,} it gets "
+        f"{mean(result.values(most, 'test', 'accuracy')):.1%} of the test images right"
     )
 
 
@@ -146,6 +179,10 @@ def table(result: MoreData) -> str:
             for row, count in zip(rows, result.counts(), strict=True):
                 values = result.values(count, which, of)
                 row += [f"{mean(values):{form}}", f"{min(values):{form}} to {max(values):{form}}"]
+    header.append("test accuracy, deformed")
+    for row, count in zip(rows, result.counts(), strict=True):
+        values = result.values(count, "test", "accuracy", deformed=True)
+        row.append(f"{mean(values):.2%}" if values else "")
     about = f"Networks trained on few and on many examples, {text.count(result.seeds, 'seed')} each. {result.caption}."
     return f"{about}\n\n{text.table(header, rows)}"
 
@@ -168,12 +205,14 @@ def figure(result: MoreData, narrow: bool = False) -> Figure:
 
 def _curves(part: SubFigure, result: MoreData, of: str) -> None:
     """Of the training and the test images, by the number of examples."""
-    axes, counts, scale = part.subplots(), result.counts(), 100 if of == "accuracy" else 1
-    for which, colour, line, name in (
-        ("training", style.LINES[2], "--", "images that it learned from"),
-        ("test", style.LINES[1], "-", "images that it never saw (test)"),
+    axes, scale = part.subplots(), 100 if of == "accuracy" else 1
+    for which, deformed, colour, line, name in (
+        ("training", False, style.LINES[2], "--", "images that it learned from"),
+        ("test", False, style.LINES[1], "-", "images that it never saw (test)"),
+        ("test", True, style.LINES[0], ":", "the same, after learning from deformed images"),
     ):
-        values = [[scale * value for value in result.values(count, which, of)] for count in counts]
+        counts = result.counts(deformed)
+        values = [[scale * value for value in result.values(count, which, of, deformed)] for count in counts]
         lowest, highest, means = ([kind(found) for found in values] for kind in (min, max, mean))
         axes.fill_between(counts, lowest, highest, color=colour, alpha=0.18, linewidth=0)
         axes.plot(counts, means, line, color=colour, linewidth=2, label=name)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from bp_torch.backprop import Backward, Forward, backward, example_costs, forward
 from bp_torch.cli import train_command
 from bp_torch.data import CLASSES, Examples, batch, load, permutation
+from bp_torch.deform import deformed
 from bp_torch.device import check_threads, choose_device
 from bp_torch.network import Network
 from bp_torch.training import NETWORK_FILE, Config, open_run
@@ -289,12 +290,15 @@ def train_steps(config: Config, network: Network, examples: Examples, descriptio
     """
     n = len(examples.labels)
     optimizer = config.optimizer(network)
-    step = config.training_step(network, optimizer, examples)
+    used = examples._replace(x=examples.x.clone()) if config.deformation else examples
+    step = config.training_step(network, optimizer, used)
     done = 0
     total = config.epochs * ceil(n / step.batch_size)
     with tqdm(total=total, desc=description, unit="step", leave=False, disable=None) as bar:
         for epoch in range(1, config.epochs + 1):
             optimizer.learning_rate = config.learning_rate_at(epoch)
+            if config.deformation:
+                deformed(examples, config.deformation, config.seed, epoch, out=used.x)
             for _ in step.run(permutation(n, config.seed, epoch, network.device)):
                 done += 1
                 bar.update()

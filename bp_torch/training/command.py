@@ -1,5 +1,7 @@
 """``python train.py``, also as ``bp-torch train``: flags in, a trained network out, one line for each error."""
 
+from argparse import ArgumentParser
+
 import torch
 
 from bp_torch.checkpoint import CheckpointError
@@ -7,6 +9,7 @@ from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.data import DataError
 from bp_torch.device import DeviceError
 from bp_torch.distributed import DistributedError
+from bp_torch.ladder.rows import Row, find
 from bp_torch.training.config import Config
 from bp_torch.training.interruption import Stopped
 from bp_torch.training.loop import WrongGradientError, train
@@ -18,7 +21,8 @@ TROUBLE = (torch.OutOfMemoryError, TrainingError, DeviceError, DataError, Checkp
 
 def main(arguments: list[str] | None, prog: str) -> None:
     """Read the flags and train. Exit codes: 1 trouble, 2 bad flags, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP."""
-    config = parse(Config, prog=prog, description=DESCRIPTION, args=arguments)
+    row = recipe_named(arguments)
+    config = parse(Config, prog=prog, description=DESCRIPTION, args=arguments, default=row.config() if row else None)
     with one_line_errors(*TROUBLE):
         if config.resume:
             config = resumed(config, arguments, prog)
@@ -29,6 +33,17 @@ def main(arguments: list[str] | None, prog: str) -> None:
         except WrongGradientError as wrong:
             print(wrong.report)
             fail(str(wrong), 1)
+
+
+def recipe_named(arguments: list[str] | None) -> Row | None:
+    """The row of --recipe, if that is given: its settings are the defaults of the other flags."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--recipe", nargs="?")
+    name = parser.parse_known_args(arguments)[0].recipe
+    try:
+        return find(name) if name else None
+    except ValueError as error:
+        fail(str(error), 2)
 
 
 def resumed(config: Config, arguments: list[str] | None, prog: str) -> Config:

@@ -106,6 +106,8 @@ class Config:
     """Factor of the smoothed noise."""
     seed: int = 0
     """Seed of the initial values, of every shuffle and of every deformation."""
+    recipe: str | None = None
+    """A row of the ladder (python -m bp_torch ladder), whose settings the other flags then have. None: the defaults."""
     runs_dir: Path = Path("runs")
     """Folder of the runs."""
     run_name: str | None = None

@@ -129,6 +129,12 @@ def evaluated_on(run: Run) -> str:
     return "validation" if run.validation else "test"
 
 
+def is_better(run: Run, score: Score) -> bool:
+    """Whether an epoch's score is the best so far; of equal ones on held-out examples, the later has trained longer."""
+    best = run.state.best_accuracy
+    return score.accuracy > best or bool(run.validation and score.accuracy == best)
+
+
 @contextmanager
 def open_log(run: Run) -> Iterator[RunLog | None]:
     """The run's log, in the first process, unless --no-log is given."""
@@ -159,7 +165,7 @@ def train_epoch(run: Run, log: RunLog | None, signals: Signals, bar: "tqdm[Any]"
         )
     if not isfinite(on_training.cost + score.cost):
         raise diverged(run, log, result)
-    better = score.accuracy > state.best_accuracy
+    better = is_better(run, score)
     if epoch == config.epochs:
         report(run, log, result_of(run, max(state.best_accuracy, score.accuracy), score, pause), pause)
     if log:
@@ -304,13 +310,16 @@ class Result(NamedTuple):
             "epochs": run.config.epochs,
             "validation_accuracy": self.validation_accuracy,
             "seconds": round(run.state.seconds, 2),
+            "device": run.network.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
         }
         return json.dumps(values, indent=2) + "\n"
 
 
 def result_of(run: Run, best_accuracy: float, score: Score | None = None, pause: Pause = ignore) -> Result:
     """The result of a run, whose last network has this ``score`` on what is evaluated; None: not known here."""
-    network, epoch = run.final(best=score is not None and run.state.best_accuracy < score.accuracy)
+    network, epoch = run.final(best=score is not None and is_better(run, score))
     if run.validation or not score:
         score = evaluate(network, run.test, run.config.cost, run.world, pause)
     return Result(network, epoch, score, best_accuracy if run.validation else None)

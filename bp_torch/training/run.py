@@ -234,6 +234,7 @@ def split(training: Examples, config: Config) -> tuple[Examples, Examples | None
 
 
 NOT_IN_NAMES = {
+    "recipe",
     "sizes",
     "data_dir",
     "runs_dir",

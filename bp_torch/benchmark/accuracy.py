@@ -1,0 +1,213 @@
+"""Time to accuracy: seconds from starting a process until its test accuracy reaches a target.
+
+    python -m bp_torch benchmark accuracy                        all targets, five seeds; hours
+    python -m bp_torch benchmark accuracy --targets 97 --seeds 1
+
+Imports, data and the evaluation after each epoch are included. Each measurement is a new process, one after another;
+it is ended as soon as the target is reached. Results are added to a JSON file as they come: what is there is not
+measured again, so the command can be stopped and started. ``RECIPES`` has the recipe of each target, the
+same for ours and for autograd.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+import torch
+
+from bp_torch import text
+from bp_torch.benchmark.command import THREAD_VARIABLES
+from bp_torch.benchmark.race import BenchmarkError
+from bp_torch.benchmark.report import describe_machine
+from bp_torch.cli import one_line_errors, parse
+from bp_torch.data import DataError, load
+from bp_torch.files import replace_file
+
+ContenderName = Literal["ours", "autograd", "scikit-learn"]
+
+NAMES: dict[ContenderName, str] = {
+    "ours": "ours, `train.py`",
+    "autograd": "the same by autograd and a `DataLoader`",
+    "scikit-learn": "scikit-learn's `MLPClassifier`",
+}
+
+RECIPES: dict[float, str] = {
+    97.0: "--sizes 784 128 10 --learning-rate 0.1 --momentum 0.9 --batch-size 100 --epochs 3",
+    98.0: "--sizes 784 256 10 --learning-rate 0.1 --momentum 0.9 --batch-size 100 --epochs 8",
+    99.0: "--sizes 784 500 300 10 --learning-rate 0.1 --momentum 0.9 --batch-size 128 --epochs 15"
+    " --rotation 10 --shear 10 --scale 0.1 --sigma 5 --alpha 30",
+    99.4: "--sizes 784 1000 500 10 --learning-rate 0.05 --momentum 0.9 --batch-size 128 --epochs 100"
+    " --rotation 15 --shear 15 --scale 0.17 --sigma 5 --alpha 38",
+}
+"""Flags of train.py for each target; ``OURS`` are the same in all of them."""
+
+OURS = "--activation relu --init he --cost softmax-cross-entropy --schedule cosine"
+SKLEARN_TARGETS = (97.0, 98.0)
+SKLEARN_EPOCHS = 1_000
+HERE = Path(__file__).parent
+
+EPOCH_LINE = re.compile(r"^\s*\d+\s+(?:[\d.]+\s+[\d.]+%\s+[\d.]+\s+|accuracy )([\d.]+)%")
+"""A line of train.py, or of the two scripts, and its accuracy on the test set in %."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured. Raises ValueError for what cannot be."""
+
+    targets: tuple[float, ...] = tuple(RECIPES)
+    """Accuracies on the test set in %."""
+    contenders: tuple[ContenderName, ...] = tuple(NAMES)
+    """Who is measured; scikit-learn for 97 and 98 only."""
+    seeds: int = 5
+    """Runs of each, with the seeds 0, 1, …; at most three for 99.4."""
+    threads: int = 2
+    """CPU threads."""
+    give_up: float = 1200.0
+    """Seconds after which a run is ended."""
+    out: Path = Path("time-to-accuracy.json")
+    """File of the results."""
+    data_dir: Path = Path("data")
+    """Folder of the data sets; filled before the first measurement."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if unknown := [target for target in self.targets if target not in RECIPES]:
+            wanted = ", ".join(f"{target:g}" for target in RECIPES)
+            raise ValueError(f"--targets: wanted some of {wanted}, got {unknown[0]:g}")
+        for name in ("seeds", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}: wanted 1 or more, got {getattr(self, name)}")
+        if not self.give_up > 0:
+            raise ValueError(f"--give-up: wanted more than 0, got {self.give_up}")
+
+
+def main(arguments: list[str]) -> None:
+    """``python -m bp_torch benchmark accuracy``."""
+    about = "Seconds from starting a process until its test accuracy reaches a target."
+    options = parse(Options, prog="python -m bp_torch benchmark accuracy", description=about, args=arguments)
+    with one_line_errors(BenchmarkError, DataError, OSError):
+        measure(options)
+        print(f"\n{table(read(options.out))}")
+
+
+def shown(contender: ContenderName, target: float) -> str:
+    """The command as one would type it, without seed, threads and folders."""
+    flags = RECIPES[target]
+    if contender == "scikit-learn":
+        sizes, batch = re.findall(r"--sizes [\d ]+\d|--batch-size \d+", flags)
+        return f"python bp_torch/benchmark/with_sklearn.py {sizes} {batch} --epochs {SKLEARN_EPOCHS}"
+    if contender == "autograd":
+        return f"python bp_torch/benchmark/with_autograd.py {flags}"
+    return f"python train.py {OURS} {flags}" + " --deform both" * ("--sigma" in flags)
+
+
+def command(contender: ContenderName, target: float, seed: int, options: Options, runs: Path) -> list[str]:
+    """What is started. Ours is train.py by its other name, which needs no clone."""
+    _, file, *flags = shown(contender, target).split()
+    start = ["-m", "bp_torch", "train"] if contender == "ours" else [str(HERE / Path(file).name)]
+    places = ["--seed", str(seed), "--data-dir", str(options.data_dir)]
+    places += [] if contender == "scikit-learn" else ["--threads", str(options.threads)]
+    places += ["--runs-dir", str(runs), "--device", "cpu"] if contender == "ours" else []
+    return [sys.executable, *start, *flags, *places]
+
+
+def seconds_until(target: float, command: list[str], threads: int, give_up: float) -> float | None:
+    """Seconds from the start of ``command`` until it prints an accuracy of ``target`` % or more; None if it does not.
+
+    Raises BenchmarkError, with its last line, if it ends with an error.
+    """
+    environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONUNBUFFERED": "1"}
+    with tempfile.TemporaryFile("w+") as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        timer = threading.Timer(give_up, process.kill)
+        timer.start()
+        try:
+            assert process.stdout
+            for line in process.stdout:
+                found = EPOCH_LINE.match(line)
+                if found and float(found[1]) >= target:
+                    return time.perf_counter() - start
+            took = time.perf_counter() - start
+        finally:
+            timer.cancel()
+            process.kill()
+            process.wait()
+        if process.returncode and took < give_up:
+            errors.seek(0)
+            said = errors.read().strip().splitlines() or ["no message"]
+            raise BenchmarkError(f"{' '.join(command[1:4])} … ended with code {process.returncode}: {said[-1]}")
+    return None
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    """The measurements so far. Raises BenchmarkError for a file that holds something else."""
+    try:
+        found = json.loads(file.read_text()) if file.exists() else []
+        if not isinstance(found, list) or not all(isinstance(one, dict) and "contender" in one for one in found):
+            raise ValueError("it is no list of measurements")
+    except ValueError as error:
+        raise BenchmarkError(f"{file} is damaged ({error}): choose another --out") from error
+    return found
+
+
+def measure(options: Options) -> None:
+    """Make the measurements that are missing, in turns: all contenders of a seed, then the next seed."""
+    load("mnist", options.data_dir)  # unpacked before the first measurement
+    machine = describe_machine(torch.device("cpu"))
+    tasks = [
+        (target, seed, contender)
+        for target in options.targets
+        for seed in range(min(options.seeds, 3) if target > 99 else options.seeds)
+        for contender in options.contenders
+        if contender != "scikit-learn" or target in SKLEARN_TARGETS
+    ]
+    for target, seed, contender in tasks:
+        same = {"target": target, "seed": seed, "contender": contender, "threads": options.threads}
+        done = read(options.out)
+        if any(same.items() <= one.items() for one in done):
+            continue
+        with tempfile.TemporaryDirectory() as runs:
+            started = command(contender, target, seed, options, Path(runs))
+            seconds = seconds_until(target, started, options.threads, options.give_up)
+        about = {"command": shown(contender, target), "give_up": options.give_up}
+        about |= {name: machine[name] for name in ("cpu", "torch", "python", "date")}
+        replace_file(options.out, json.dumps([*done, same | {"seconds": seconds} | about], indent=1).encode())
+        said = "not reached" if seconds is None else f"{seconds:.1f} s"
+        print(f"{target:g} %, seed {seed}, {contender}: {said}", flush=True)
+
+
+def cell(found: list[dict[str, Any]]) -> str:
+    """4.3 ± 0.1; or how many got there, and the limit."""
+    times = [one["seconds"] for one in found if one["seconds"] is not None]
+    if not found:
+        return ""
+    if len(times) < len(found):
+        limit = f"not within {max(one['give_up'] for one in found):,.0f} s, or its epochs"
+        return f"{limit}: {len(found) - len(times)} of {len(found)}" if times else limit
+    spread = f" ± {text.number(stdev(times), 2)}" if len(times) > 1 else ""
+    return f"{text.number(fmean(times))}{spread}"
+
+
+def table(measurements: list[dict[str, Any]]) -> str:
+    """A row for each contender, a column for each target, in Markdown; below, the commands."""
+    targets = sorted({one["target"] for one in measurements})
+    who = [name for name in NAMES if any(one["contender"] == name for one in measurements)]
+
+    def of(name: str, target: float) -> list[dict[str, Any]]:
+        return [one for one in measurements if one["contender"] == name and one["target"] == target]
+
+    rows = [[NAMES[name], *(cell(of(name, target)) for target in targets)] for name in who]
+    header = ["seconds until the test accuracy is", *(f"{target:g} %" for target in targets)]
+    commands = [f"{target:g} %: `{one}`" for target in targets for name in who
+                for one in dict.fromkeys(found["command"] for found in of(name, target))]  # fmt: skip
+    return "\n".join([text.table(header, rows, markdown=True), "", *(f"- {line}" for line in commands)])

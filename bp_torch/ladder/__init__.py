@@ -1,0 +1,17 @@
+"""The ladder: what plain networks have reached on handwritten digits since 1998, reproduced by one backward.
+
+    python -m bp_torch ladder                          the table
+    python -m bp_torch ladder run simard-elastic --seeds 3
+    python train.py --recipe simard-elastic            the same row as a plain run
+    python -m bp_torch ladder docs                     write docs/ladder.md and its picture
+
+rows.py holds the published results and our recipes as data, results.py what was measured, run.py trains, report.py
+makes table and picture, command.py reads the flags.
+"""
+
+
+def main(arguments: list[str]) -> None:
+    """``python -m bp_torch ladder``."""
+    from bp_torch.ladder import command  # not above: train.py reads the rows, and needs none of this
+
+    command.main(arguments)

@@ -1,0 +1,98 @@
+"""``python -m bp_torch ladder``, ``ladder run ROW`` and ``ladder docs``: flags in, a line for each error."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bp_torch.cli import fail, one_line_errors, parse
+from bp_torch.ladder import results
+from bp_torch.ladder.report import ours, table, write
+from bp_torch.ladder.rows import find
+from bp_torch.ladder.run import run_row
+from bp_torch.training.command import TROUBLE
+from bp_torch.training.config import SEEDS
+from bp_torch.training.interruption import Stopped
+
+COMMAND = "python -m bp_torch ladder"
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is printed."""
+
+    json: Path = results.FILE
+    """File of the results."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained. Raises ValueError for a seed that cannot be."""
+
+    seeds: int | None = None
+    """Networks: seeds --first-seed, --first-seed + 1, … None: as many as the row has, 5, or 3 for a large one."""
+    first_seed: int = 0
+    """The first seed."""
+    threads: int | None = None
+    """CPU threads. None: one for a small network, else torch's default."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    data_dir: Path = Path("data")
+    """Folder of the data sets."""
+    runs_dir: Path = Path("runs/ladder")
+    """Folder of the runs, with a folder for each row in it."""
+    json: Path = results.FILE
+    """File of the results."""
+
+    def __post_init__(self) -> None:
+        """Check the seeds."""
+        if self.seeds is not None and self.seeds < 1:
+            raise ValueError(f"--seeds: wanted 1 or more, got {self.seeds}")
+        if not 0 <= self.first_seed < SEEDS - (self.seeds or 0):
+            raise ValueError(f"--first-seed: wanted 0 or more, all seeds below {SEEDS:,}, got {self.first_seed}")
+
+
+@dataclass(frozen=True)
+class Docs:
+    """What is written."""
+
+    json: Path = results.FILE
+    """File of the results."""
+    out: Path = Path("docs")
+    """Folder of ladder.md and ladder.png."""
+
+
+def main(arguments: list[str]) -> None:
+    """Print, train or write. Exit codes: 1 trouble, 2 bad arguments, 130 Ctrl-C, 143 SIGTERM."""
+    name, *rest = arguments or [""]
+    with one_line_errors(*TROUBLE):
+        try:
+            if name == "run":
+                train_row(rest)
+            elif name == "docs":
+                docs = parse(Docs, prog=f"{COMMAND} docs", description="Write docs/ladder.md.", args=rest)
+                write(results.read(docs.json), docs.out)
+                print(f"saved {docs.out / 'ladder.md'} and {docs.out / 'ladder.png'}")
+            elif name and not name.startswith("-"):
+                fail(f"{COMMAND}: wanted run ROW, docs or nothing, got {name!r}", 2)
+            else:
+                about = (
+                    "Published results of plain networks and ours, as a table. See also: ladder run ROW, ladder docs."
+                )
+                print(table(results.read(parse(Table, prog=COMMAND, description=about, args=arguments).json)))
+        except Stopped as stopped:
+            fail(f"{stopped}, or start this command again", stopped.code)
+        except ValueError as error:
+            fail(str(error), 2)
+
+
+def train_row(arguments: list[str]) -> None:
+    """``ladder run ROW``. Raises ValueError for a row that is not there, and what ``run_row`` raises."""
+    if "--help" in arguments or "-h" in arguments:
+        parse(Run, prog=f"{COMMAND} run ROW", description="Train a row.", args=["--help"])
+    if not arguments or arguments[0].startswith("-"):
+        fail(f"{COMMAND} run: wanted the name of a row first, got {arguments[0] if arguments else 'none'}", 2)
+    row = find(arguments[0])
+    options = parse(Run, prog=f"{COMMAND} run ROW", description="Train a row.", args=arguments[1:])
+    fields = {name: getattr(options, name) for name in ("threads", "device", "data_dir", "runs_dir")}
+    seeds = range(options.first_seed, options.first_seed + (options.seeds or row.seeds))
+    measured = run_row(row, row.config(**fields), seeds, options.json)
+    print(f"{row.name}: published {row.published:.2f} % ({row.kind}), ours {ours(measured)} %")

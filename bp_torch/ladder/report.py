@@ -1,0 +1,195 @@
+"""The ladder as a table, as a page for docs/, and as a picture: error against year, the paper's and ours."""
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from bp_torch import text
+from bp_torch.files import replace_file
+from bp_torch.ladder.results import Measured
+from bp_torch.ladder.rows import ROWS, Kind, Row
+
+PAGE, PICTURE = "ladder.md", "ladder.png"
+
+MARKS: dict[Kind, str] = {
+    "one network": "",
+    "chosen by validation": "",
+    "best of several": " ᵇ",
+    "best of several epochs": " ᵉ",
+    "on validation data": " ᵛ",
+}
+FOOTNOTES = (
+    "ᵇ the best of several runs, at their best epoch on the test set; ᵉ at the best epoch on the test set; ᵛ on "
+    "validation data. Ours is never any of these: mean ± standard deviation over the seeds, on the test set, at the "
+    "epoch chosen on held-out training examples."
+)
+NOT_YET = "not run yet"
+PAPER, OURS = "#D55E00", "#0072B2"
+
+
+def ours(found: Measured | None) -> str:
+    """0.71 ± 0.02 (5)."""
+    if found is None:
+        return NOT_YET
+    spread = "" if found.deviation is None else f" ± {found.deviation:.2f}"
+    return f"{found.mean:.2f}{spread} ({len(found.seeds)})"
+
+
+def network(row: Row) -> str:
+    """784-800-10; 784-9×1000-10."""
+    first, *hidden, last = row.config().sizes
+    middle = f"{len(hidden)}×{hidden[0]}" if len(hidden) > 5 else "-".join(map(str, hidden))
+    return f"{first}-{middle}-{last}"
+
+
+def recipe(row: Row) -> str:
+    """The recipe in a few words."""
+    config = row.config()
+    costs = {"quadratic": "squared error", "binary-cross-entropy": "cross-entropy", "softmax-cross-entropy": "softmax"}
+    parts = [config.activation, costs[config.cost], f"{config.epochs} epochs"]
+    parts += [config.deform if config.deform != "both" else "affine and elastic"] if config.deformation else []
+    parts += [f"weight decay {config.weight_decay:g}"] if config.weight_decay else []
+    return ", ".join(parts)
+
+
+def minutes(found: Measured | None) -> str:
+    """Of a seed."""
+    return "" if found is None else text.number(found.seconds / 60, 2)
+
+
+def table(results: Mapping[str, Measured], *, markdown: bool = False) -> str:
+    """A line for each row, in the order of years."""
+    header = ["row", "network", "recipe", "published error, %", "ours (seeds)", "minutes each"]
+    lines = []
+    for row in ROWS:
+        found = results.get(row.name)
+        published = f"{row.published:.2f}{MARKS[row.kind]}"
+        name = f"`{row.name}`" if markdown else row.name
+        lines.append([name, network(row), recipe(row), published, ours(found), minutes(found)])
+    return f"{text.table(header, lines, right={3, 4, 5}, markdown=markdown)}\n\n{FOOTNOTES}{machines(results)}"
+
+
+def machines(results: Mapping[str, Measured]) -> str:
+    """On what the rows were measured, a sentence; nothing without results."""
+    known = [found for row in ROWS if (found := results.get(row.name))]
+    where = dict.fromkeys(
+        f"{found.some('machine')}, {text.count(int(threads), 'thread')}, torch {found.some('torch')}"
+        for found in known
+        for threads in found.some("threads").split(", ")
+    )
+    dates = sorted({str(seed["date"]) for found in known for seed in found.seeds.values()})
+    return f" Measured on {'; '.join(where)}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}." if known else ""
+
+
+def draw(results: Mapping[str, Measured]) -> Figure:
+    """Error against year on a logarithmic axis; a row that was run has a line from the paper's to ours."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    years: dict[int, int] = {}
+    shown: set[str] = set()
+
+    def dot(x: float, y: float, label: str, **style: object) -> None:
+        axes.plot(x, y, label="_" * (label in shown) + label, linestyle="", **style)  # type: ignore[arg-type]
+        shown.add(label)
+
+    for row in ROWS:
+        x = row.year + 0.28 * years.setdefault(row.year, 0)
+        years[row.year] += 1
+        best = bool(MARKS[row.kind])
+        label = "published, a best or on validation data" if best else "published"
+        dot(x, row.published, label, marker="o", color=PAPER, markerfacecolor="none" if best else PAPER, markersize=6)
+        if found := results.get(row.name):
+            axes.plot([x, x], [row.published, found.mean], color="#BBBBBB", linewidth=1, zorder=0)
+            axes.errorbar(x, found.mean, found.deviation or 0, color=OURS, capsize=2, linewidth=1)
+            dot(x, found.mean, "ours, mean ± standard deviation", marker="s", color=OURS, markersize=5)
+    groups: dict[str, Row] = {}
+    for row in ROWS:
+        group = row.group.partition(",")[0]
+        if group not in groups or row.published > groups[group].published:
+            groups[group] = row
+    for group, row in groups.items():
+        axes.annotate(group, (row.year, row.published), (0, 9), textcoords="offset points", fontsize=8)
+    axes.set_xticks(sorted(years))
+    axes.set_yscale("log")
+    ticks = [0.3, 0.5, 1, 2, 3, 5, 7]
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="year (rows of one year side by side)", ylabel="% of the test images wrong")
+    axes.grid(color="#E4E4E4", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    axes.set_title("Plain networks on MNIST", loc="left", fontsize=10, fontweight="bold")
+    return figure
+
+
+def digest(results: Mapping[str, Measured]) -> str:
+    """A hash of all that the picture shows; it is in the picture's file, under Description."""
+    shown = [
+        [row.name, row.year, row.published, row.kind, results[row.name].errors if row.name in results else None]
+        for row in ROWS
+    ]
+    return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
+
+
+def page(results: Mapping[str, Measured]) -> str:
+    """The text of docs/ladder.md."""
+    sources: dict[str, list[Row]] = {}
+    for row in ROWS:
+        sources.setdefault(row.source, []).append(row)
+    about = []
+    for source, rows in sources.items():
+        about.append(f"**{source}.**")
+        notes: dict[str, list[str]] = {}
+        for row in rows:
+            notes.setdefault(row.note, []).append(f"`{row.name}`")
+        about += [f"- {', '.join(names)}: {note}" for note, names in notes.items() if note]
+        about.append("")
+    return PAGE_TEXT.format(table=table(results, markdown=True), sources="\n".join(about).rstrip(), picture=PICTURE)
+
+
+PAGE_TEXT = """# The ladder
+
+Published results of plain networks on MNIST since 1998, and what the hand-written backward of this package reaches with
+the recipe of each row. `python -m bp_torch ladder docs` writes this page from
+[`results.json`](../bp_torch/ladder/results.json).
+
+![Error on the test set against the year, published and ours]({picture})
+
+{table}
+
+## Commands
+
+```bash
+python -m bp_torch ladder                                # this table
+python -m bp_torch ladder run simard-elastic --seeds 3   # train a row; its results go into results.json
+python train.py --recipe simard-elastic                  # the same row as a plain run; other flags override it
+python -m bp_torch ladder docs                           # write this page and its picture
+```
+
+`ladder run` trains one seed after another, each as a plain run in `runs/ladder/ROW/seed-S`. A folder that is finished
+is taken as it is, one that is not is resumed; a folder of another recipe is refused. A training that was started by
+hand is found there too:
+
+```bash
+python train.py --recipe ROW --seed 0 --runs-dir runs/ladder/ROW --run-name seed-0
+```
+
+The seeds of a row are not trained at once: images are deformed and held out by the seed, so networks of different seeds
+share nothing but the products, which gains a fifth at most ([sweep.md](sweep.md)).
+
+## Sources, and what we took
+
+{sources}
+"""
+
+
+def write(results: Mapping[str, Measured], folder: Path) -> None:
+    """Write page and picture into ``folder``."""
+    png = io.BytesIO()
+    draw(results).savefig(png, dpi=110, metadata={"Description": digest(results)})
+    replace_file(folder / PICTURE, png.getvalue())
+    replace_file(folder / PAGE, page(results).encode())

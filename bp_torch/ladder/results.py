@@ -1,0 +1,69 @@
+"""What was measured for each row: ``results.json`` beside this file, which ``ladder run`` writes."""
+
+import json
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from bp_torch.files import replace_file
+
+FILE = Path(__file__).with_name("results.json")
+
+
+class Measured(NamedTuple):
+    """The results of a row: ``seeds`` holds, for each seed, test_error in %, epoch, seconds and validation_error."""
+
+    seeds: dict[int, dict[str, Any]]
+    config: dict[str, Any]
+
+    @property
+    def errors(self) -> list[float]:
+        """Of each seed, on the test set, in %."""
+        return [self.seeds[seed]["test_error"] for seed in sorted(self.seeds)]
+
+    @property
+    def mean(self) -> float:
+        """Of the errors."""
+        return fmean(self.errors)
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of the errors over the seeds; None for one."""
+        return stdev(self.errors) if len(self.seeds) > 1 else None
+
+    @property
+    def seconds(self) -> float:
+        """Of training and evaluation, the mean over the seeds."""
+        return fmean(seed["seconds"] for seed in self.seeds.values())
+
+    def some(self, key: str) -> str:
+        """What the seeds have for ``key``, such as "cpu": one value, or several."""
+        return ", ".join(dict.fromkeys(str(self.seeds[seed][key]) for seed in sorted(self.seeds)))
+
+
+def read(file: Path = FILE) -> dict[str, Measured]:
+    """The results of every row that has some. Raises ValueError for a file that holds something else."""
+    if not file.exists():
+        return {}
+    try:
+        rows = json.loads(file.read_text())
+        return {
+            name: Measured({int(seed): values for seed, values in row["seeds"].items()}, row["config"])
+            for name, row in rows.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file} holds no results of the ladder: {error!r}") from error
+
+
+def add(name: str, measured: Measured, file: Path = FILE) -> Measured:
+    """Add seeds to the results of a row; those of another config are dropped. Returns all that the row then has."""
+    rows = read(file)
+    if name in rows and rows[name].config == measured.config:
+        measured = measured._replace(seeds=rows[name].seeds | measured.seeds)
+    rows[name] = measured
+    data = {
+        row: {"config": found.config, "seeds": {str(seed): found.seeds[seed] for seed in sorted(found.seeds)}}
+        for row, found in sorted(rows.items())
+    }
+    replace_file(file, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+    return measured

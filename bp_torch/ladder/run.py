@@ -1,0 +1,91 @@
+"""Train the seeds of a row, one after another, each as a plain run in runs/ladder/ROW/seed-S.
+
+A folder that is there is not trained anew: one that is finished is read, one that is not is resumed. So a long training
+may be started by hand, with train.py --recipe ROW --seed S --runs-dir runs/ladder/ROW --run-name seed-S.
+"""
+
+import dataclasses
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bp_torch.benchmark.report import describe_machine
+from bp_torch.checkpoint import CONFIG, NETWORK_FILE, RESULT
+from bp_torch.ladder.results import FILE, Measured, add
+from bp_torch.ladder.rows import Row
+from bp_torch.training import Config, TrainingError, train
+from bp_torch.training.config import flag
+from bp_torch.training.run import read_config
+
+WITHOUT_EFFECT = {
+    *("recipe", "data_dir", "runs_dir", "run_name", "resume", "seed", "device", "replay", "compile", "threads"),
+    *("checkpoint_every", "verify_every", "log", "log_every", "histogram_every", "log_embedding"),
+}
+"""Fields of Config that do not decide which network comes out, and the seed."""
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """The fields that decide which networks come out, as JSON has them."""
+    fields = dataclasses.asdict(config)
+    return json.loads(json.dumps({name: fields[name] for name in fields if name not in WITHOUT_EFFECT}))  # type: ignore[no-any-return]
+
+
+def run_row(row: Row, wanted: Config, seeds: range, file: Path = FILE) -> Measured:
+    """Train what is missing, with the settings of ``wanted``, and add all seeds to the results in ``file``.
+
+    Raises what ``train`` raises, and TrainingError for a folder of another recipe.
+    """
+    measured = Measured({}, recipe(wanted))
+    for seed in seeds:
+        config = dataclasses.replace(wanted, seed=seed, runs_dir=wanted.runs_dir / row.name, run_name=f"seed-{seed}")
+        folder = config.runs_dir / f"seed-{seed}"
+        if (folder / CONFIG).exists():
+            saved = read_config(folder)
+            check_same(folder, saved, config)
+            config = dataclasses.replace(saved, resume=folder)
+        if not finished(folder):
+            print(f"{row.name}, seed {seed}")
+            train(config)
+        result = read_result(folder)
+        measured = add(row.name, Measured({seed: result}, measured.config), file)
+        print(f"{row.name}, seed {seed}: test error {result['test_error']:.2f} %")
+    return measured
+
+
+def finished(folder: Path) -> bool:
+    """Whether a run is done: the network is written last."""
+    return (folder / RESULT).exists() and (folder / NETWORK_FILE).exists()
+
+
+def check_same(folder: Path, saved: Config, wanted: Config) -> None:
+    """Raise TrainingError if the run in ``folder`` is of another recipe."""
+    has, wants = recipe(saved) | {"seed": saved.seed}, recipe(wanted) | {"seed": wanted.seed}
+    for name in wants:
+        if has[name] != wants[name]:
+            raise TrainingError(
+                f"{folder} is a run with {flag(name)} {has[name]}, the row has {wants[name]}: move the folder away"
+            )
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """What results.json has of a seed. Raises TrainingError for a result.json that is damaged."""
+    path = folder / RESULT
+    try:
+        found = json.loads(path.read_text())
+        machine = describe_machine(torch.device("cuda" if found["device"] == "cuda" else "cpu"))
+        on_gpu = found["device"] == "cuda"
+        return {
+            "test_error": round(100 * (1 - found["test_accuracy"]), 4),
+            "validation_error": round(100 * (1 - found["validation_accuracy"]), 4),
+            "epoch": found["epoch"],
+            "seconds": found["seconds"],
+            "machine": machine["device"] if on_gpu else machine["cpu"],
+            "threads": found["threads"],
+            "torch": found["torch"],
+            "date": datetime.fromtimestamp(path.stat().st_mtime).date().isoformat(),
+        }
+    except (ValueError, TypeError, KeyError) as error:
+        raise TrainingError(f"{path} is damaged, or of an older version ({error!r}): move the folder away") from error

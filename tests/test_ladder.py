@@ -1,0 +1,191 @@
+"""The ladder: rows as data, trained as plain runs, and a page that is made from the results."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from bp_torch.cli import start
+from bp_torch.ladder import report, results
+from bp_torch.ladder.results import Measured, add, read
+from bp_torch.ladder.rows import ROWS, Row, find
+from bp_torch.ladder.run import run_row
+from bp_torch.training import Config, Stopped, TrainingError, open_run, train
+from bp_torch.training.interruption import Signals
+
+DOCS = Path(__file__).parent.parent / "docs"
+FIELDS: dict[str, Any] = {
+    "train_examples": 500,
+    "validation": 100,
+    "epochs": 3,
+    "batch_size": 50,
+    "sizes": (784, 8, 10),
+}
+SMALL = Row("small", "test", 2000, "nobody", 50.0, "one network", FIELDS)
+
+
+@pytest.fixture
+def config(tmp_path: Path, data_dir: Path) -> Config:
+    return SMALL.config(data_dir=data_dir, runs_dir=tmp_path / "ladder", device="cpu", threads=1, log=False)
+
+
+def test_rows_are_the_published_ones() -> None:
+    published = {row.name: row.published for row in ROWS}
+    assert len(published) == len(ROWS) == 25
+    by_group: dict[str, list[float]] = {}
+    for row in ROWS:
+        by_group.setdefault(row.group, []).append(row.published)
+        config = row.config()
+        assert config.validation, "ours is measured at an epoch that was chosen without the test set"
+        assert (config.sizes[0], config.sizes[-1], config.seed, config.recipe) == (784, 10, 0, row.name)
+    assert by_group == {
+        "the lesson": [6.37],
+        "LeCun 1998": [4.7, 4.5, 3.05, 2.95, 3.6, 3.8, 2.5, 2.45],
+        "Simard 2003": [1.6, 1.1, 0.7, 0.9],
+        "Hinton 2005": [1.53],
+        "Cireşan 2010": [0.49, 0.46, 0.41, 0.35, 0.44],
+        "Nielsen, ch. 1": [4.58, 3.41],
+        "Nielsen, ch. 3": [4.51, 3.18, 2.08, 1.96],
+    }
+
+
+def test_row_of_nielsen_is_his_recipe() -> None:
+    config = find("nielsen-regularized-100-slow").config()
+    assert (config.batch_size, config.epochs, config.validation, config.schedule) == (10, 60, 10_000, "constant")
+    assert config.weight_decay * 50_000 == pytest.approx(5) and config.learning_rate == 0.1
+    assert find("nielsen-quadratic-30").config().learning_rate * 2 == 3.0, "our cost has no factor ½"
+
+
+def test_row_is_trained_once_and_its_results_are_those_of_its_runs(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "results.json"
+    measured = run_row(SMALL, config, range(2), file)
+    assert sorted(measured.seeds) == [0, 1]
+    for seed, found in measured.seeds.items():
+        folder = config.runs_dir / "small" / f"seed-{seed}"
+        result = json.loads((folder / "result.json").read_text())
+        assert found["test_error"] == pytest.approx(100 - 100 * result["test_accuracy"])
+        assert found["epoch"] == result["epoch"] and found["threads"] == 1
+        assert open_run(folder)[0].seed == seed
+    capsys.readouterr()
+    again = run_row(SMALL, config, range(1, 3), file)
+    out = capsys.readouterr().out
+    assert sorted(again.seeds) == [0, 1, 2], "the seeds that were there stay"
+    assert {seed: again.seeds[seed] for seed in (0, 1)} == measured.seeds
+    assert out.count("epoch   train cost") == 1, "seed 1 is taken as it is"
+    assert read(file) == {"small": again}
+
+
+def test_run_started_by_hand_and_stopped_is_resumed(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run_row(SMALL, config, range(1), tmp_path / "whole.json")
+    other = replace(config, runs_dir=tmp_path / "other")
+    by_hand = replace(other, runs_dir=tmp_path / "other" / "small", run_name="seed-0")
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Signals, "asked", lambda self, moment, *_: moment == 0)
+        train(by_hand)
+    resumed = run_row(SMALL, other, range(1), tmp_path / "resumed.json")
+    assert resumed.errors == whole.errors
+    assert resumed.seeds[0]["epoch"] == whole.seeds[0]["epoch"]
+
+
+def test_folder_of_another_recipe_is_refused(config: Config, tmp_path: Path) -> None:
+    run_row(SMALL, config, range(1), tmp_path / "results.json")
+    with pytest.raises(TrainingError, match=r"seed-0 is a run with --epochs 3, the row has 4: move the folder away"):
+        run_row(SMALL, replace(config, epochs=4), range(1), tmp_path / "results.json")
+
+
+def test_results_of_another_config_are_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    add("small", Measured({0: {"test_error": 1.0}}, {"epochs": 3}), file)
+    add("large", Measured({0: {"test_error": 3.0}}, {"epochs": 3}), file)
+    assert sorted(add("small", Measured({1: {"test_error": 2.0}}, {"epochs": 3}), file).seeds) == [0, 1]
+    assert sorted(add("small", Measured({2: {"test_error": 2.0}}, {"epochs": 4}), file).seeds) == [2]
+    assert sorted(read(file)) == ["large", "small"]
+    file.write_text("[]")
+    with pytest.raises(ValueError, match=r"results.json holds no results of the ladder"):
+        read(file)
+
+
+def test_recipe_sets_the_defaults_of_the_other_flags(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["--runs-dir", str(tmp_path), "--data-dir", str(data_dir), "--device", "cpu", "--threads", "1"]
+    less = ["--epochs", "1", "--train-examples", "300", "--no-log", "--seed", "3", "--rotation", "5", "--sigma", "4"]
+    start("train", ["--recipe", "ciresan-1000-500", "--run-name", "one", *place, *less])
+    found = open_run(tmp_path / "one")[0]
+    assert replace(found, threads=None, device="auto") == find("ciresan-1000-500").config(
+        epochs=1,
+        train_examples=300,
+        log=False,
+        seed=3,
+        rotation=5.0,
+        sigma=4.0,
+        runs_dir=tmp_path,
+        data_dir=data_dir,
+        run_name="one",
+    )
+    start("train", ["--resume", str(tmp_path / "one")])
+    assert "all 1 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"), [("train", ["--recipe", "lenet"]), ("ladder", ["run", "lenet", "--seeds", "1"])]
+)
+def test_unknown_row_is_one_line_with_the_names(
+    command: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        start(command, arguments)
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2 and captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("error: no row 'lenet' in the ladder: choose from lesson, lecun-300, ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["walk"], "wanted run ROW, docs or nothing, got 'walk'"),
+        (["run"], "wanted the name of a row first, got none"),
+        (["run", "--seeds", "3"], "wanted the name of a row first, got --seeds"),
+        (["run", "lesson", "--seeds", "0"], "--seeds: wanted 1 or more, got 0"),
+        (["run", "lesson", "--first-seed", "-1"], "--first-seed: wanted 0 or more"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        start("ladder", arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_table_shows_what_was_measured_and_what_was_not() -> None:
+    seed = {"epoch": 3, "seconds": 90.0, "machine": "a CPU", "threads": 1, "torch": "2", "date": "2026-01-01"}
+    seeds = {n: seed | {"test_error": error} for n, error in enumerate((0.6, 0.7, 0.8))}
+    table = report.table({"simard-elastic": Measured(seeds, {})})
+    (row,) = [line for line in table.splitlines() if line.startswith("simard-elastic ")]
+    assert row.split()[-6:] == ["0.70", "0.70", "±", "0.10", "(3)", "1.5"]
+    assert table.count(report.NOT_YET) == len(ROWS) - 1
+    assert "4.58 ᵇ" in table and "1.96 ᵛ" in table
+    assert "Measured on a CPU, 1 thread, torch 2; 2026-01-01." in table
+
+
+def test_page_and_picture_are_made_from_the_results() -> None:
+    found = read()
+    again = "write them anew: python -m bp_torch ladder docs"
+    assert (DOCS / report.PAGE).read_text() == report.page(found), again
+    with Image.open(DOCS / report.PICTURE) as picture:
+        assert picture.info["Description"] == report.digest(found), again
+    for name, measured in found.items():
+        row = find(name)
+        assert measured.config["epochs"] == row.config().epochs, f"{name} was measured with another recipe"
+
+
+def test_results_are_in_the_package() -> None:
+    assert results.FILE.is_file() and os.path.commonpath([results.FILE, DOCS.parent / "bp_torch"]).endswith("bp_torch")
