@@ -39,6 +39,7 @@ def trained(config: SweepConfig, mnist: tuple[Examples, Examples]) -> Group:
         group.record(*group.evaluate(lambda number: None))
         group.is_finite()
         group.end_epoch()
+    group.choose(lambda number: None)
     return group
 
 
@@ -71,6 +72,51 @@ def test_fifty_steps_equal_those_of_train_py_alone(
     assert group.order(1).ndim == seeds, "networks of one seed share their batch"
     for network, member in zip(group.network, group.members, strict=True):
         assert relative_error(network.parameters, alone(member, tmp_path, data_dir)) <= 1e-12, member.run_name
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"deform": "both", "train_examples": 950},
+        {"validation": 59_000},
+        {"validation": 300, "train_examples": 950, "deform": "affine"},
+    ],
+    ids=["deformed", "held-out", "both"],
+)
+def test_deformed_and_held_out_examples_are_those_of_train_py_alone(
+    fields: dict[str, Any], seeds: int, mnist: tuple[Examples, Examples], tmp_path: Path, data_dir: Path
+) -> None:
+    config = SweepConfig(learning_rate=(0.3, 3.0), epochs=3, dtype="float64", seeds=seeds, **fields)
+    group = trained(config, mnist)
+    final = group.final_network()
+    for k, member in enumerate(group.members):
+        expected = alone(member, tmp_path, data_dir)
+        assert relative_error(final.parameters[k], expected) <= 1e-12, member.run_name
+        theirs = json.loads((tmp_path / str(member.run_name) / "result.json").read_text())
+        ours = json.loads(group.result(k).to_json())
+        del ours["seconds"], theirs["seconds"]
+        assert ours == pytest.approx(theirs)
+
+
+def test_held_out_examples_choose_the_epoch_of_each_network_that_is_saved(
+    config: SweepConfig, tmp_path: Path, data_dir: Path
+) -> None:
+    held_out = replace(config, validation=500, save="all")
+    folder = sweep(held_out)
+    report = json.loads((folder / "sweep.json").read_text())
+    for member in held_out.members():
+        own = folder / str(member.run_name)
+        expected = alone(member, tmp_path, data_dir)
+        assert relative_error(open_run(own)[1].parameters, expected) <= 1e-5
+        result = json.loads((own / "result.json").read_text())
+        by_name = next(n for n in report["networks"] if n["name"] == member.run_name)
+        assert (by_name["test_accuracy"], by_name["best_validation_accuracy"]) == (
+            result["test_accuracy"],
+            result["validation_accuracy"],
+        )
+        train(replace(read_config(own), resume=own))
+        assert relative_error(open_run(own)[1].parameters, expected) <= 1e-5
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

@@ -52,8 +52,8 @@ class SweepConfig(Config):
                 raise ValueError(f"{flag(name)}: wanted one value or more, got none")
             if repeated := [value for n, value in enumerate(values) if value in values[:n]]:
                 raise ValueError(f"{flag(name)}: wanted each value once, got {repeated[0]} twice")
-        for name in ("verify_every", "log_embedding", "deform", "validation", "recipe"):
-            if getattr(self, name) not in (None, False, "none"):
+        for name in ("verify_every", "log_embedding", "recipe"):
+            if getattr(self, name):
                 raise ValueError(f"{flag(name)} is for one network: train it alone, with train.py")
         for name in ("seeds", "at_once"):
             value = getattr(self, name)

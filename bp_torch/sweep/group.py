@@ -1,23 +1,25 @@
 """A group: the networks of a sweep that are trained at once, as a run whose tensors have the leading dimension K."""
 
 import time
-from dataclasses import dataclass, field
-from itertools import groupby
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bp_torch.checkpoint import State
-from bp_torch.data import Examples, first_shuffled, permutation, subsample
+from bp_torch.data import Examples, permutation, subsample
+from bp_torch.deform import deformed
 from bp_torch.distributed import ALONE
 from bp_torch.network import Network
 from bp_torch.sgd import SGD
 from bp_torch.tensorboard import RunLog, cost_tag, score_values
 from bp_torch.training.config import Config
 from bp_torch.training.evaluation import Pause, Score, evaluate_each
-from bp_torch.training.run import Run
+from bp_torch.training.result import Result
+from bp_torch.training.run import Run, split
 from bp_torch.training.step import StepResult
 
 Point = tuple[int, float, str, list[float]]
@@ -29,9 +31,12 @@ class GroupState(State):
     """The state of K networks: ``parameters`` and ``velocity`` are (K, P), ``running`` is (2, K).
 
     Attributes:
-        accuracy: on the test set, after the last epoch, of each network.
+        accuracy: of each network after the last epoch, on the test set or on the examples held out; after training,
+            on the test set.
         cost: likewise.
         best: the best accuracy so far.
+        best_epoch: the epoch that it is of; 0 before the first.
+        chosen: where examples are held out, the parameters after that epoch, (K, P).
         diverged: the step at which the cost was found not to be finite; 0 for a network that goes on.
         points: the curves of all networks so far.
     """
@@ -39,16 +44,20 @@ class GroupState(State):
     accuracy: list[float] = field(default_factory=list)
     cost: list[float] = field(default_factory=list)
     best: list[float] = field(default_factory=list)
+    best_epoch: list[int] = field(default_factory=list)
+    chosen: Tensor | None = None
     diverged: list[int] = field(default_factory=list)
     points: list[Point] = field(default_factory=list)
 
-    EACH: ClassVar[tuple[str, ...]] = ("accuracy", "cost", "best", "diverged")
+    EACH: ClassVar[tuple[str, ...]] = ("accuracy", "cost", "best", "best_epoch", "diverged")
 
     def _check_types(self) -> None:
         super()._check_types()
         for name in self.EACH:
             if len(getattr(self, name)) != len(self.parameters):
                 raise ValueError
+        if self.chosen is not None and (type(self.chosen) is not Tensor or self.chosen.shape != self.parameters.shape):
+            raise ValueError
         for step, taken, tag, values in self.points:
             if type(step) is not int or type(taken) is not float or type(tag) is not str:
                 raise ValueError
@@ -64,9 +73,9 @@ class GroupState(State):
 class Curves(RunLog):
     """The log of K networks: it takes the points of their costs, and leaves the files for later."""
 
-    def __init__(self, state: GroupState, every: int, cost_name: str) -> None:
-        """A point every so many steps, of this cost."""
-        self.state, self.every, self.cost_name = state, every, cost_name
+    def __init__(self, state: GroupState, every: int, cost_name: str, on: str) -> None:
+        """A point every so many steps, of this cost. ``on``: what is evaluated, test or validation."""
+        self.state, self.every, self.cost_name, self.on = state, every, cost_name, on
         self._taken: list[tuple[int, float, Tensor]] = []  # step, time, costs on the device
 
     def step(self, step: int, result: StepResult, optimizer: SGD) -> bool:
@@ -87,25 +96,38 @@ class Curves(RunLog):
     def scores(self, on_training: list[Score], on_test: list[Score], step: int, speed: float | None = None) -> None:  # type: ignore[override]
         """Take the scores at a step into the state."""
         pairs, now = zip(on_training, on_test, strict=True), time.time()
-        each = [score_values(self.cost_name, {"train": a, "test": b}, step) for a, b in pairs]
+        each = [score_values(self.cost_name, {"train": a, self.on: b}, step) for a, b in pairs]
         self.state.points += [(step, now, tag, [values[tag] for values in each]) for tag in each[0]]
 
     def flush(self) -> None:
         """Nothing is waiting."""
 
 
+class Share(NamedTuple):
+    """The examples that the networks of one seed train on, and those held out."""
+
+    seed: int
+    used: Examples
+    held_out: Examples | None
+
+
 @dataclass
 class Group(Run):
-    """K networks in training. ``config`` is that of the first; they differ in seed and in the lists of the sweep."""
+    """K networks in training. ``config`` is that of the first; they differ in seed and in the lists of the sweep.
+
+    ``shares`` has one for each seed. Where these are not the whole training set, undeformed, for every seed, the step
+    reads them one after another: ``joined``.
+    """
 
     members: list[Config]
     state: GroupState
-    chosen: dict[int, Tensor] = field(default_factory=dict)
+    shares: list[Share]
+    joined: bool
 
     @property
     def examples(self) -> int:
         """Training examples of an epoch."""
-        return self.config.train_examples or len(self.training.labels)
+        return len(self.shares[0].used.labels)
 
     def learning_rate(self) -> float | Tensor:
         """Of each network in the state's epoch."""
@@ -113,21 +135,18 @@ class Group(Run):
 
     def draw(self, epoch: int) -> Tensor:
         """Draw the shuffles of ``epoch``: (n,) if all networks have one seed, else (K, n)."""
-        orders = {seed: self._order_of(seed, epoch) for seed in dict.fromkeys(member.seed for member in self.members)}
+        n, device, orders = self.examples, self.network.device, dict[int, Tensor]()
+        for place, share in enumerate(self.shares):
+            orders[share.seed] = permutation(n, share.seed, epoch, device) + place * n * self.joined
         if len(orders) == 1:
             return orders[self.config.seed]
         return torch.stack([orders[member.seed] for member in self.members])
 
-    def _order_of(self, seed: int, epoch: int) -> Tensor:
-        order = permutation(self.examples, seed, epoch, self.network.device)
-        return order if self.config.train_examples is None else self._chosen(seed)[order]
-
-    def _chosen(self, seed: int) -> Tensor:
-        """The training examples of this seed, as indices."""
-        if seed not in self.chosen:
-            every = torch.arange(len(self.training.labels), device=self.network.device)
-            self.chosen[seed] = first_shuffled(Examples(every, every), self.examples, seed).labels
-        return self.chosen[seed]
+    def deform(self) -> None:
+        """Deform the training images of each seed as in the state's epoch, into the memory that the step reads."""
+        if how := self.config.deformation:
+            for share, out in zip(self.shares, self.step.examples.x.split(self.examples), strict=True):
+                deformed(share.used, how, share.seed, self.state.epoch, out=out)
 
     def is_finite(self) -> bool:
         """True, once the networks with a number that is not are marked, and set to zero: a checkpoint has none."""
@@ -142,27 +161,63 @@ class Group(Run):
         return True
 
     def evaluate(self, pause: Pause) -> tuple[list[Score], list[Score]]:  # type: ignore[override]
-        """The scores on (some of) the training examples and on the test set, as train.py has them."""
-        cost, chosen, on_training = self.config.cost, self.training, list[Score]()
-        if self.config.train_examples is None:
-            on_training = evaluate_each(self.network, subsample(chosen), cost, pause=pause)
-        else:
-            for seed, group in groupby(member.seed for member in self.members):
-                indices = self._chosen(seed)
-                some = subsample(Examples(indices, indices)).labels
-                networks = self.network[len(on_training) : len(on_training) + len(list(group))]
-                examples = Examples(chosen.x[some], chosen.labels[some])
-                on_training += evaluate_each(networks, examples, cost, pause=pause)
-        return on_training, evaluate_each(self.network, self.test, cost, pause=pause)
+        """The scores on (some of) the training examples, and on the test set or those held out, as in train.py."""
+        whole = subsample(self.training)
+        on_training = [whole if share.used is self.training else subsample(share.used) for share in self.shares]
+        evaluated = [share.held_out or self.test for share in self.shares]
+        return self._scores(on_training, pause), self._scores(evaluated, pause)
 
-    def record(self, on_training: list[Score], on_test: list[Score]) -> None:
+    def _scores(self, examples: list[Examples], pause: Pause) -> list[Score]:
+        """The score of each network on those of the ``examples`` that are of its seed."""
+        if all(each is examples[0] for each in examples):
+            return evaluate_each(self.network, examples[0], self.config.cost, pause=pause)
+        scores, networks = list[Score](), Counter(member.seed for member in self.members)
+        for share, own in zip(self.shares, examples, strict=True):
+            of_seed = self.network[len(scores) : len(scores) + networks[share.seed]]
+            scores += evaluate_each(of_seed, own, self.config.cost, pause=pause)
+        return scores
+
+    def record(self, on_training: list[Score], scores: list[Score]) -> None:
         """Take the scores after an epoch into the state."""
         state = self.state
-        state.accuracy, state.cost = [score.accuracy for score in on_test], [score.cost for score in on_test]
-        finite = torch.tensor([a.cost + b.cost for a, b in zip(on_training, on_test, strict=True)]).isfinite()
+        state.accuracy, state.cost = [score.accuracy for score in scores], [score.cost for score in scores]
+        finite = torch.tensor([a.cost + b.cost for a, b in zip(on_training, scores, strict=True)]).isfinite()
         state.mark((~finite).tolist(), state.step)
-        pairs = zip(state.best, state.accuracy, state.diverged, strict=True)
-        state.best = [best if diverged else max(best, accuracy) for best, accuracy, diverged in pairs]
+        for k, score in enumerate(scores):
+            if not state.diverged[k] and score.is_better(state.best[k], later=self.config.validation > 0):
+                state.best[k], state.best_epoch[k] = score.accuracy, state.epoch
+                if state.chosen is not None:
+                    state.chosen[k].copy_(self.network.parameters[k])
+
+    def choose(self, pause: Pause) -> None:
+        """After training: take the networks of the epochs that held-out examples chose, and their scores on the test.
+
+        Without held-out examples, the last networks are those, and they have their scores.
+        """
+        self.state.reported = self.config.epochs
+        if self.state.chosen is not None:
+            scores = evaluate_each(self.final_network(), self.test, self.config.cost, pause=pause)
+            self.state.accuracy, self.state.cost = [s.accuracy for s in scores], [s.cost for s in scores]
+
+    def final_network(self) -> Network:
+        """The networks that the group ends with."""
+        if self.state.chosen is None:
+            return self.network
+        network = self.network.to()
+        network.parameters.copy_(self.state.chosen)
+        return network
+
+    def result(self, k: int) -> Result:
+        """The result of network ``k``, whose part of the time is an even one."""
+        state, config = self.state, self.config
+        return Result(
+            self.final_network()[k],
+            state.best_epoch[k] if config.validation else config.epochs,
+            Score(state.cost[k], state.accuracy[k]),
+            state.best[k] if config.validation else None,
+            config.epochs,
+            state.seconds / len(self.members),
+        )
 
     def member_state(self, k: int) -> State:
         """The state of network ``k`` as a run of its own; of one that diverged, its first state."""
@@ -185,6 +240,13 @@ class Group(Run):
             reported=member.epochs,
         )
 
+    def best_state(self, k: int) -> State:
+        """What best.pt of network ``k`` has: the parameters after the chosen epoch, of which nothing else is kept."""
+        state, epoch = self.state, self.state.best_epoch[k]
+        assert state.chosen is not None
+        chosen = {"parameters": state.chosen[k].clone(), "epoch": epoch + 1, "step": epoch * self.steps_per_epoch}
+        return replace(self.member_state(k), **chosen)  # type: ignore[arg-type]
+
 
 def together(values: list[float]) -> float | Tensor:
     """The value that all networks have, or else a value for each, (K,)."""
@@ -194,6 +256,14 @@ def together(values: list[float]) -> float | Tensor:
 def new_group(members: list[Config], training: Examples, test: Examples, folder: Path = Path()) -> Group:
     """The networks of ``members`` before their first step. Those of one seed must stand side by side."""
     first = members[0]
+    first_of_seed = {member.seed: member for member in reversed(members)}
+    seeds = list(dict.fromkeys(member.seed for member in members))
+    shares = [Share(seed, *split(training, first_of_seed[seed])) for seed in seeds]
+    joined = first.deform != "none" or shares[0].used is not training
+    if joined:
+        examples = Examples(*(torch.cat(parts) for parts in zip(*(share.used for share in shares), strict=True)))
+    else:
+        examples = training
     network = Network(
         first.sizes,
         activation=first.activation,
@@ -219,8 +289,10 @@ def new_group(members: list[Config], training: Examples, test: Examples, folder:
         accuracy=[0.0] * len(members),
         cost=[0.0] * len(members),
         best=[-1.0] * len(members),
+        best_epoch=[0] * len(members),
+        chosen=network.parameters.clone() if first.validation else None,
         diverged=[0] * len(members),
     )
     running = state.running if first.log else None
-    step = first.training_step(network, optimizer, training, of=first.train_examples, running=running)
-    return Group(first, folder, training, test, step, state, ALONE, members)
+    step = first.training_step(network, optimizer, examples, of=len(shares[0].used.labels), running=running)
+    return Group(first, folder, training, test, step, state, ALONE, members, shares, joined)

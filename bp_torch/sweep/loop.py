@@ -103,7 +103,7 @@ def introduction(
         f"{count(config.seeds, 'seed')}, at most {at_once} at once, on {device.type}"
         + (f", in {world.size} processes" if world.size > 1 else "")
         + (f"\ncontinuing {folder}: {done} of {count(len(plan), 'group')} done" if config.resume else "")
-        + "\n  group   epoch   best test   median   diverged   examples/s   seconds"
+        + f"\n  group   epoch   best {config.evaluated_on}   median   diverged   examples/s   seconds"
     )
 
 
@@ -147,7 +147,11 @@ def open_group(members: list[Config], data: tuple[Examples, Examples], folder: P
 def train_group(group: Group, name: str, signals: Signals, bar: "tqdm[Any]") -> None:
     """Train a group to the end: the epochs of training/loop.py, for K networks."""
     config, state = group.config, group.state
-    log = Curves(state, min(config.log_every, group.steps_per_epoch), config.cost) if config.log else None
+    log = (
+        Curves(state, min(config.log_every, group.steps_per_epoch), config.cost, config.evaluated_on)
+        if config.log
+        else None
+    )
     while state.epoch <= config.epochs:
         result, rate, seconds = train_steps(group, log, signals, bar)
         pause = partial(stop_if_asked, group, log, result, signals)
@@ -162,6 +166,8 @@ def train_group(group: Group, name: str, signals: Signals, bar: "tqdm[Any]") -> 
             raise Stopped(signals.received, group.folder)
     if config.epochs == 0:
         group.record(*group.evaluate(ignore))
+    if state.reported < config.epochs or config.epochs == 0:
+        group.choose(ignore)
         save_checkpoint(group, log, None)
 
 
@@ -170,8 +176,9 @@ def epoch_line(group: Group, name: str, rate: float, seconds: float) -> str:
     state = group.state
     scores = [score for score, wrong in zip(state.accuracy, state.diverged, strict=True) if not wrong]
     best, middle = (f"{100 * of(scores):7.2f}%" if scores else "       –" for of in (max, median))
+    width = len(f"best {group.config.evaluated_on}")
     wrong = len(state.accuracy) - len(scores)
-    return f"{name:>7}   {state.epoch:5}    {best} {middle}   {wrong:8}   {rate:10,.0f}   {seconds:7.2f}"
+    return f"{name:>7}   {state.epoch:5}   {best:>{width}} {middle}   {wrong:8}   {rate:10,.0f}   {seconds:7.2f}"
 
 
 def finish(config: SweepConfig, plan: list[list[Config]], data: tuple[Examples, Examples], folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from bp_torch.checkpoint import CONFIG, LAST, NETWORK_FILE, State
+from bp_torch.checkpoint import BEST, CONFIG, LAST, NETWORK_FILE, RESULT, State
 from bp_torch.convert import save as save_network
 from bp_torch.files import replace_file
 from bp_torch.sweep.group import Group
@@ -33,10 +33,14 @@ def save_member(group: Group, k: int, sweep: Path) -> None:
         made.mkdir()
         replace_file(made / CONFIG, member.to_json().encode())
         group.member_state(k).save(made / LAST)
+        if member.validation and not group.state.diverged[k]:
+            group.best_state(k).save(made / BEST)
         if member.log:
             log_member(group, k, made, member)
         if not group.state.diverged[k]:
-            save_network(group.network[k], made / NETWORK_FILE)
+            result = group.result(k)
+            save_network(result.network, made / NETWORK_FILE)
+            replace_file(made / RESULT, result.to_json().encode())
         made.rename(folder)
 
 
@@ -45,7 +49,7 @@ def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
     state, network = group.state, group.network[k]
     before = State(network.parameters, None, torch.zeros(2))
     end = state.diverged[k] or state.step
-    with closing(RunLog(folder, network, 1, before, member.cost)) as log:
+    with closing(RunLog(folder, network, 1, before, member.cost, member.evaluated_on)) as log:
         log.begin(member.hyperparameters(group.examples, group.step.batch_size), member.to_json())
         for step, taken, tag, values in state.points:
             if step <= end and isfinite(values[k]):

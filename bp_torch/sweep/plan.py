@@ -20,6 +20,7 @@ from math import ceil
 
 import torch
 
+from bp_torch.data import PIXELS
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.training.config import Config
 
@@ -48,7 +49,9 @@ def groups(config: SweepConfig, device: torch.device) -> list[list[Config]]:
     members, settings = config.members(), len(config.settings)
     one_seed = config.seeds == 1 or (config.at_once is None and device.type == "cpu" and settings >= ENOUGH)
     at_once = config.at_once or quickest(members[0], device, own_batch=not one_seed)
-    needed = COPIES * working_set(members[0], own_batch=not one_seed) * min(at_once, len(members))
+    together = min(at_once, len(members))
+    needed = COPIES * working_set(members[0], own_batch=not one_seed) * together
+    needed += own_images(members[0]) * (1 if one_seed else together)
     if config.at_once and len(members) > 1 and needed > (free := free_memory(device)):
         raise ValueError(
             f"--at-once {at_once}: {min(at_once, len(members)):,} networks need about {gigabytes(needed)}, "
@@ -62,7 +65,7 @@ def quickest(member: Config, device: torch.device, *, own_batch: bool) -> int:
     """How many networks like ``member`` take the least time each when they are trained at once."""
     size = working_set(member, own_batch=own_batch)
     most = CACHE // size if device.type == "cpu" else MANY
-    return max(1, min(most, free_memory(device) // (COPIES * size)))
+    return max(1, min(most, free_memory(device) // (COPIES * size + own_images(member) * own_batch)))
 
 
 def even_parts(members: list[Config], most: int) -> list[list[Config]]:
@@ -80,6 +83,13 @@ def working_set(member: Config, *, own_batch: bool) -> int:
     numbers += batch * (2 * sum(member.sizes[1:]) + member.sizes[0] * own_batch)
     itemsize: int = getattr(torch, member.dtype).itemsize
     return numbers * itemsize
+
+
+def own_images(member: Config) -> int:
+    """Bytes of the images of one seed, where they are not those of every other: as they came, and deformed."""
+    if member.deform == "none" and not member.train_examples and not member.validation:
+        return 0
+    return 2 * PIXELS * (member.train_examples or FULL_BATCH)
 
 
 def free_memory(device: torch.device) -> int:

@@ -24,7 +24,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 class Result(NamedTuple):
-    """How one network did. ``accuracy`` and ``cost`` are on the test set, after the last epoch."""
+    """How one network did. ``accuracy`` and ``cost`` are on the test set, after training."""
 
     member: Config
     accuracy: float
@@ -42,7 +42,11 @@ class Result(NamedTuple):
         """Its row in sweep.json. A network that diverged has no scores."""
         values = {"name": self.name, "seed": self.member.seed}
         values |= {name: getattr(self.member, name) for name in LISTS}
-        scores = {"test_accuracy": self.accuracy, "test_cost": self.cost, "best_test_accuracy": self.best}
+        scores = {
+            "test_accuracy": self.accuracy,
+            "test_cost": self.cost,
+            f"best_{self.member.evaluated_on}_accuracy": self.best,
+        }
         values |= {name: None if self.diverged else score for name, score in scores.items()}
         return values | {"diverged_at_step": self.diverged or None}
 

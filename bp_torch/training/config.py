@@ -236,6 +236,11 @@ class Config:
         return Deformation(*affine, self.sigma, self.alpha if self.deform != "affine" else 0.0)
 
     @property
+    def evaluated_on(self) -> str:
+        """What is evaluated after each epoch."""
+        return "validation" if self.validation else "test"
+
+    @property
     def outputs(self) -> str:
         """Name of the output activation: the one chosen, or the default of the cost."""
         own = "identity" if self.cost == "softmax-cross-entropy" else "sigmoid"

@@ -26,6 +26,10 @@ class Score(NamedTuple):
     cost: float
     accuracy: float
 
+    def is_better(self, best: float, *, later: bool) -> bool:
+        """Whether the accuracy is above the ``best`` so far, or with ``later`` equal to it: it was trained longer."""
+        return self.accuracy > best or (later and self.accuracy == best)
+
 
 def forward_in_chunks(
     network: Network, examples: Examples, pause: Pause = lambda number: None, world: World = ALONE

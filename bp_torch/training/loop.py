@@ -1,6 +1,5 @@
 """The training loop: epochs of mini-batch steps, each followed by an evaluation, a line of output and a checkpoint."""
 
-import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +7,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from bp_torch.training.config import Config
 from bp_torch.training.divergence import diverged
 from bp_torch.training.evaluation import Pause, Score, evaluate, forward_in_chunks
 from bp_torch.training.interruption import Signals, Stopped
+from bp_torch.training.result import Result
 from bp_torch.training.run import Run, TrainingError, started
 from bp_torch.training.step import StepResult
 
@@ -119,20 +119,9 @@ def introduction(run: Run) -> str:
     elif config.resume:
         lines.append(f"all {config.epochs} epochs of {run.folder} are done: raise --epochs to continue")
     if state.epoch <= config.epochs:
-        cost = f"{evaluated_on(run)} cost"
+        cost = f"{run.config.evaluated_on} cost"
         lines.append(f"epoch   train cost  accuracy   {cost:>10}  accuracy   examples/s   seconds")
     return "\n".join(lines)
-
-
-def evaluated_on(run: Run) -> str:
-    """What is evaluated after each epoch."""
-    return "validation" if run.validation else "test"
-
-
-def is_better(run: Run, score: Score) -> bool:
-    """Whether an epoch's score is the best so far; of equal ones on held-out examples, the later has trained longer."""
-    best = run.state.best_accuracy
-    return score.accuracy > best or bool(run.validation and score.accuracy == best)
 
 
 @contextmanager
@@ -142,7 +131,7 @@ def open_log(run: Run) -> Iterator[RunLog | None]:
         yield None
         return
     every = min(run.config.log_every, run.steps_per_epoch)  # a short epoch has a point too
-    with closing(RunLog(run.folder, run.network, every, run.state, run.config.cost, evaluated_on(run))) as log:
+    with closing(RunLog(run.folder, run.network, every, run.state, run.config.cost, run.config.evaluated_on)) as log:
         yield log
 
 
@@ -158,14 +147,14 @@ def train_epoch(run: Run, log: RunLog | None, signals: Signals, bar: "tqdm[Any]"
     pause = partial(stop_if_asked, run, log, result, signals)
     on_training, score = run.evaluate(pause)
     if run.world.is_first:
-        width = max(10, len(f"{evaluated_on(run)} cost"))
+        width = max(10, len(f"{run.config.evaluated_on} cost"))
         bar.write(
             f"{epoch:5}   {on_training.cost:10.4f}  {on_training.accuracy:8.2%}   {score.cost:{width}.4f}  "
             f"{score.accuracy:8.2%}   {rate:10,.0f}   {seconds:7.2f}"
         )
     if not isfinite(on_training.cost + score.cost):
         raise diverged(run, log, result)
-    better = is_better(run, score)
+    better = score.is_better(state.best_accuracy, later=config.validation > 0)
     if epoch == config.epochs:
         report(run, log, result_of(run, max(state.best_accuracy, score.accuracy), score, pause), pause)
     if log:
@@ -285,54 +274,25 @@ def save_checkpoint(run: Run, log: RunLog | None, result: StepResult | None, als
         raise TrainingError(f"cannot save into {run.folder}: {error}; the previous checkpoint is intact") from error
 
 
-class Result(NamedTuple):
-    """The network that a run ends with, its epoch, its score on the test set, and its accuracy on those held out."""
-
-    network: Network
-    epoch: int
-    on_test: Score
-    validation_accuracy: float | None
-
-    def sentence(self, run: Run) -> str:
-        """The result in words."""
-        assert run.validation
-        return (
-            f"test accuracy {self.on_test.accuracy:.2%}, cost {self.on_test.cost:.4f}, by the network of epoch "
-            f"{self.epoch}, the best of {run.config.epochs} on {len(run.validation.labels):,} held-out examples"
-        ).replace("%", " %")
-
-    def to_json(self, run: Run) -> str:
-        """The text of result.json."""
-        values = {
-            "test_accuracy": self.on_test.accuracy,
-            "test_cost": self.on_test.cost,
-            "epoch": self.epoch,
-            "epochs": run.config.epochs,
-            "validation_accuracy": self.validation_accuracy,
-            "seconds": round(run.state.seconds, 2),
-            "device": run.network.device.type,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        return json.dumps(values, indent=2) + "\n"
-
-
 def result_of(run: Run, best_accuracy: float, score: Score | None = None, pause: Pause = ignore) -> Result:
     """The result of a run, whose last network has this ``score`` on what is evaluated; None: not known here."""
-    network, epoch = run.final(best=score is not None and is_better(run, score))
+    config, best = run.config, run.state.best_accuracy
+    last = score is not None and score.is_better(best, later=config.validation > 0)
+    network, epoch = run.final(best=last)
     if run.validation or not score:
-        score = evaluate(network, run.test, run.config.cost, run.world, pause)
-    return Result(network, epoch, score, best_accuracy if run.validation else None)
+        score = evaluate(network, run.test, config.cost, run.world, pause)
+    run.take_time()
+    on_validation = best_accuracy if run.validation else None
+    return Result(network, epoch, score, on_validation, config.epochs, run.state.seconds)
 
 
 def report(run: Run, log: RunLog | None, result: Result, pause: Pause = ignore) -> None:
     """Save and log the ``result``."""
     run.state.reported = run.config.epochs
-    run.take_time()
     if run.world.is_first:
-        replace_file(run.folder / RESULT, result.to_json(run).encode())
+        replace_file(run.folder / RESULT, result.to_json().encode())
         if run.validation:
-            tqdm.write(result.sentence(run))
+            tqdm.write(result.sentence(len(run.validation.labels)))
     if not log:
         return
     if run.config.log_embedding:

@@ -93,13 +93,17 @@ class Run:
         """Train from where the state is to the last step of its epoch."""
         state, step = self.state, self.step
         step.optimizer.learning_rate = self.learning_rate()
-        if self.config.deformation:  # into the memory that the step reads
-            deformed(self.training, self.config.deformation, self.config.seed, state.epoch, out=step.examples.x)
+        self.deform()
         for result in step.run(self.order(state.epoch)[..., state.steps * step.batch_size :], self.inspect):
             state.steps += 1
             state.step += 1
             yield result
         self.order(state.epoch + 1)  # drawn while a GPU still works on the steps above
+
+    def deform(self) -> None:
+        """Deform the training images as in the state's epoch, into the memory that the step reads."""
+        if how := self.config.deformation:
+            deformed(self.training, how, self.config.seed, self.state.epoch, out=self.step.examples.x)
 
     def evaluate(self, pause: Pause) -> tuple[Score, Score]:
         """The scores on (some of) the training examples, and on what is evaluated after each epoch."""
