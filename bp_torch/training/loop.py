@@ -81,8 +81,8 @@ def train(config: Config, store: str = "env://") -> Path:
 
 def what_next(run: Run) -> str:
     """The two commands that show what was learned."""
-    watch = f"watch it:  tensorboard --logdir {run.folder.parent} --samples_per_plugin images=100\n" if run.config.log else ""
-    return f"{watch}touch it:  python -m bp_torch explain page --run {run.folder}"
+    watch = f"watch it:  tensorboard --logdir {run.folder.parent} --samples_per_plugin images=100\n"
+    return f"{watch if run.config.log else ''}touch it:  python -m bp_torch explain page --run {run.folder}"
 
 
 def ignore(_: object) -> None:
