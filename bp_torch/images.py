@@ -106,8 +106,8 @@ def captioned(images: Tensor, captions: Sequence[str], columns: int = 6) -> Pict
     return np.asarray(sheet)
 
 
-def figure_picture(figure: "Figure", width: int = 3 * WIDTH) -> Picture:
-    """A figure of matplotlib, in this width."""
+def figure_picture(figure: "Figure", inches: float = 4) -> Picture:
+    """A figure of matplotlib; one that is as wide as this has the width of a card, and can be read in it."""
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=width / figure.get_figwidth())
+    figure.savefig(content, format="png", dpi=WIDTH / inches)
     return np.asarray(Image.open(content).convert("RGB"))

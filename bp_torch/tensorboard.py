@@ -9,7 +9,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import isfinite, sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,11 +145,14 @@ class RunLog:
             tuple[int, float, float, list[str], Tensor]
         ] = []  # step, time, η, tags, values on the device
 
-    def begin(self, hyperparameters: Mapping[str, str | float], config: str) -> None:
-        """Log the layout of the curves, the row in HParams, and as text the command, config, versions and machine."""
+    def begin(self, hyperparameters: Mapping[str, str | float], config: str, varied: Collection[str] = ()) -> None:
+        """Log the layout of the curves, the row in HParams, and as text the command, config, versions and machine.
+
+        ``varied``: hyperparameters that are of interest too, beside ``FIRST_COLUMNS``.
+        """
         self.file.writer.add_custom_scalars(layout(self.cost_name))
         experiment, start, self._end = hparams(dict(hyperparameters), {f"{ACCURACY}/test": 0.0})
-        self.file.summary(with_first_columns(experiment))
+        self.file.summary(with_first_columns(experiment, {*FIRST_COLUMNS, *varied}))
         self.file.summary(start)  # add_hparams would make a run of its own below this one
 
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
@@ -300,12 +303,12 @@ def layout(cost: str) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def with_first_columns(experiment: Any) -> Any:
-    """The experiment of HParams, with ``FIRST_COLUMNS`` before the others, and a metric that has a name."""
+def with_first_columns(experiment: Any, first: Collection[str]) -> Any:
+    """The experiment of HParams, with the columns ``first`` before the others, and a metric that has a name."""
     content = experiment.value[0].metadata.plugin_data
     data = HParamsPluginData.FromString(content.content)
     for info in data.experiment.hparam_infos:
-        info.differs = info.name in FIRST_COLUMNS
+        info.differs = info.name in first
     data.experiment.metric_infos[0].display_name = "test accuracy"
     content.content = data.SerializeToString()
     return experiment

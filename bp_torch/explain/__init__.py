@@ -113,7 +113,7 @@ def show(name: str, options: Any) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, file_content(figure, out.suffix))
     if options.log:
-        add_figures(subject.folder, {name: figure})
+        add_figures(subject.folder, {name: narrow_figure(idea, result) or figure})
     print(f"wrote {out}")
 
 
@@ -197,14 +197,19 @@ def write_touchable(subject: Subject, folder: Path) -> dict[str, str]:
 
 
 def explained(idea: Any, subject: Subject, file: Path) -> tuple[Any, Any]:
-    """The figure of one idea, and its result for the page; its pictures are written as ``file`` with their endings."""
+    """The figure of one idea for TensorBoard, and its result for the page. Its pictures are ``file`` with endings."""
     from bp_torch.explain.index import Result
     from bp_torch.explain.style import file_content
 
     result = idea.explain(subject, idea.Options())
     figure = idea.figure(result)
     replace_file(file.with_suffix(".png"), file_content(figure))
-    narrow = "narrow" in inspect.signature(idea.figure).parameters
+    narrow = narrow_figure(idea, result)
     if narrow:
-        replace_file(file.with_suffix(".narrow.png"), file_content(idea.figure(result, narrow=True)))
-    return figure, Result(idea.finding(result), idea.table(result), narrow)
+        replace_file(file.with_suffix(".narrow.png"), file_content(narrow))
+    return narrow or figure, Result(idea.finding(result), idea.table(result), narrow is not None)
+
+
+def narrow_figure(idea: Any, result: Any) -> Any:
+    """The figure of an idea for a narrow screen, or for a card of TensorBoard; None if it has none."""
+    return idea.figure(result, narrow=True) if "narrow" in inspect.signature(idea.figure).parameters else None

@@ -11,6 +11,7 @@ import torch
 from bp_torch.checkpoint import BEST, CONFIG, LAST, NETWORK_FILE, RESULT, State
 from bp_torch.convert import save as save_network
 from bp_torch.files import replace_file
+from bp_torch.sweep.config import LISTS
 from bp_torch.sweep.group import Group
 from bp_torch.tensorboard import RunLog
 from bp_torch.training.config import Config
@@ -50,7 +51,8 @@ def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
     before = State(network.parameters, None, torch.zeros(2))
     end = state.diverged[k] or state.step
     with closing(RunLog(folder, network, 1, before, member.cost, member.evaluated_on)) as log:
-        log.begin(member.hyperparameters(group.examples, group.step.batch_size), member.to_json())
+        varied = [name for name in LISTS if len({getattr(other, name) for other in group.members}) > 1]
+        log.begin(member.hyperparameters(group.examples, group.step.batch_size), member.to_json(), varied)
         for step, taken, tag, values in state.points:
             if step <= end and isfinite(values[k]):
                 log.scalars({tag: values[k]}, step, taken)

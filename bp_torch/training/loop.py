@@ -87,13 +87,9 @@ def train(config: Config, store: str = "env://") -> Path:
 
 def what_next(run: Run) -> str:
     """The two commands that show what was learned."""
-    watch = (
-        f"watch it:  tensorboard --logdir {run.folder.parent} --samples_per_plugin images=100\n"
-        if run.config.log
-        else ""
-    )
+    watch = f"watch it:  tensorboard --logdir {run.folder.parent} --samples_per_plugin images=100\n"
     show, idea = ("touch it:", "page") if fits_page(run.config.sizes) else ("see it:  ", "nudges")
-    return f"{watch}{show}  python -m bp_torch explain {idea} --run {run.folder}"
+    return f"{watch if run.config.log else ''}{show}  python -m bp_torch explain {idea} --run {run.folder}"
 
 
 def fits_page(sizes: tuple[int, ...]) -> bool:
