@@ -34,7 +34,8 @@ MADE_BY = ("step.TrainingStep.step", "evaluation.evaluate")
 IDEA = (
     "All of this needs labelled examples, and many of them. From a hundred images the network learns those hundred by "
     "heart and little about the next one; each tenfold more closes much of the gap between the images that it has seen "
-    "and those that it has not. Where there are few, they can be made to count for more: turned and bent a little they are still the same digits."
+    "and those that it has not. Where there are few, they can be made to count for more: turned and bent "
+    "a little they are still the same digits."
 )
 
 COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000)
@@ -208,7 +209,7 @@ def _curves(part: SubFigure, result: MoreData, of: str) -> None:
     for which, deformed, colour, line, name in (
         ("training", False, style.LINES[2], "--", "images that it learned from"),
         ("test", False, style.LINES[1], "-", "images that it never saw (test)"),
-        ("test", True, style.LINES[0], ":", "the same, after learning from deformed images"),
+        ("test", True, style.LINES[0], ":", "the same, trained on deformed"),
     ):
         counts = result.counts(deformed)
         values = [[scale * value for value in result.values(count, which, of, deformed)] for count in counts]
