@@ -3,6 +3,7 @@
 import sys
 
 from bp_torch.cli import fail, one_line_errors, start
+from bp_torch.text import named, wrapped
 
 COMMANDS = {
     "train": "train a network on handwritten digits (the same as python train.py)",
@@ -13,9 +14,7 @@ COMMANDS = {
     "benchmark": "time training against the usual ways to do it",
 }
 
-USAGE = "usage: bp-torch COMMAND [OPTIONS], or python -m bp_torch COMMAND [OPTIONS]\n\n" + "\n".join(
-    f"  {name:10} {does}" for name, does in COMMANDS.items()
-)
+USAGE = "usage: bp-torch COMMAND [OPTIONS], or python -m bp_torch COMMAND [OPTIONS]"
 
 
 def main() -> None:
@@ -23,7 +22,7 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
         with one_line_errors(OSError):
-            print(f"{USAGE}\n\nEach command has its own --help.", flush=True)
+            print(f"{wrapped(USAGE)}\n\n{named(COMMANDS)}\n\nEach command has its own --help.", flush=True)
     elif name not in COMMANDS:
         fail(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}", 2)
     else:

@@ -4,8 +4,10 @@ Exit codes: 0 done, 1 trouble with data, device or a run, 2 bad arguments, 130 s
 """
 
 import contextlib
+import difflib
 import importlib
 import io
+import itertools
 import os
 import re
 import signal
@@ -13,7 +15,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+from bp_torch.help import help_text, in_words
 
 T = TypeVar("T")
 
@@ -58,7 +62,10 @@ def stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
 
 def train_command() -> str:
     """How the user starts a training, for messages: as just now, or by the package."""
-    return "python train.py" if Path(sys.argv[0]).name == "train.py" else "bp-torch train"
+    program = Path(sys.argv[0])
+    if program.parts[-2:] == ("bp_torch", "__main__.py"):
+        return "python -m bp_torch train"
+    return "python train.py" if program.name == "train.py" else "bp-torch train"
 
 
 def parse(
@@ -74,12 +81,15 @@ def parse(
     Flags that are not given come from ``default``, or else from the fields' own defaults.
     What tyro or the dataclass itself (by a ValueError) refuses is reported in one line on stderr, exit 2.
     """
-    import tyro  # here: start must come first
-
-    errors = io.StringIO()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show √ or δ shows ? instead
             stream.reconfigure(errors="replace")
+    if {"-h", "--help"} & set(sys.argv[1:] if args is None else args):
+        print(help_text(config, prog or Path(sys.argv[0]).name, description))
+        sys.exit()
+    import tyro  # here: start and the help must come first
+
+    errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
             start = tyro.MISSING_NONPROP if default is None else default
@@ -89,7 +99,23 @@ def parse(
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        fail(re.sub(r"^Error parsing \w+: ", "", _one_line(errors.getvalue())), 2)
+        fail(refusal(_one_line(errors.getvalue()), config, sys.argv[1:] if args is None else args), 2)
+
+
+def refusal(message: str, config: type[Any], args: Sequence[str]) -> str:
+    """What tyro says of ``args``, in the words of this project: the flag, what it takes, and what came."""
+    flags = {f"--{name.replace('_', '-')}": hint for name, hint in get_type_hints(config).items()}
+    words = [word.replace("_", "-") if word.startswith("--") else word for word in args]
+    found = re.search(r"(?:^Error parsing |for argument '| argument ')(--[\w-]+)", message)
+    if found and (flag := found[1]) in flags and flag in words:
+        values = itertools.takewhile(lambda word: not word.startswith("--"), args[words.index(flag) + 1 :])
+        return f"{flag}: wanted {in_words(flags[flag])}, got {' '.join(values) or 'nothing'}"
+    if unknown := re.search(r"^Unrecognized options: ([^\s,]+)", message):
+        typed, names = unknown[1].strip("-"), {flag.strip("-"): flag for flag in flags}
+        short = [name for name in names if typed == "".join(part[0] for part in name.split("-"))]  # lr, wd
+        alike = (short if len(typed) > 1 else []) or difflib.get_close_matches(typed, names, n=1)
+        return f"{message}: " + (f"did you mean {names[alike[0]]}?" if alike else "see --help")
+    return re.sub(r"^Error parsing \w+: ", "", message)
 
 
 def _one_line(boxed: str) -> str:

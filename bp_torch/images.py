@@ -1,7 +1,13 @@
-"""Pictures for TensorBoard, each (height, width, 3) of bytes: weights as maps, the confusion matrix, digits."""
+"""Pictures for TensorBoard, each (height, width, 3) of bytes: weights as maps, the confusion matrix, digits.
 
+A card of TensorBoard shows them 350 pixels wide, and scales by repeating or leaving out pixels: text is sharp only in a
+picture that is no larger. Blue is positive and orange is negative, as in explain; what has no sign has other colours.
+"""
+
+import io
 from collections.abc import Sequence
 from math import ceil, sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -9,27 +15,35 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+if TYPE_CHECKING:  # matplotlib takes a while to load, and training imports this module
+    from matplotlib.figure import Figure
+
 Picture = npt.NDArray[np.uint8]
 
-FONT = 22
-INK, PAPER = (40, 40, 40), (255, 255, 255)
-BLUE, RED = np.array([33, 102, 172]), np.array([178, 24, 43])
+WIDTH = 350
+"""Of a card, in pixels."""
+
+FONT = 12
+INK, PAPER = (27, 36, 48), (255, 255, 255)
+POSITIVE, NEGATIVE = np.array([11, 98, 168]), np.array([212, 87, 11])
+RIGHT, WRONG = np.array([42, 140, 125]), np.array([168, 72, 107])
 
 
 def diverging(values: Tensor) -> Picture:
-    """Maps (n, h, w) in blue below zero, white at zero, red above, (n, h, w, 3); each on its own scale."""
+    """Maps (n, h, w) in orange below zero, white at zero, blue above, (n, h, w, 3); each on its own scale."""
     most = values.abs().amax((-2, -1), keepdim=True).clamp_min(1e-30)
     fraction = (values / most).nan_to_num().numpy()[..., None]
-    colours = np.where(fraction < 0, BLUE, RED)
+    colours = np.where(fraction < 0, NEGATIVE, POSITIVE)
     picture: Picture = (255 + np.abs(fraction) * (colours - 255)).astype(np.uint8)
     return picture
 
 
-def weight_maps(weights: Tensor, scale: int = 4, gap: int = 6) -> Picture:
+def weight_maps(weights: Tensor, gap: int = 2) -> Picture:
     """Weights (n, 784) as n maps of 28×28 in a grid, each on its own scale around zero."""
     side = int(sqrt(weights.shape[1]))
+    columns = ceil(sqrt(len(weights)))
+    scale = max(1, (WIDTH // columns - gap) // side)
     maps = diverging(weights.float().cpu().view(-1, side, side)).repeat(scale, 1).repeat(scale, 2)
-    columns = ceil(sqrt(len(maps)))
     rows = ceil(len(maps) / columns)
     step = side * scale + gap
     sheet = np.full((rows * step + gap, columns * step + gap, 3), 200, np.uint8)
@@ -44,30 +58,28 @@ def confusion_matrix(labels: Tensor, said: Tensor, classes: int) -> Tensor:
     return torch.bincount(labels * classes + said, minlength=classes**2).view(classes, classes).cpu()
 
 
-def confusion_picture(matrix: Tensor, cell: int = 54, margin: int = 66) -> Picture:
-    """The confusion matrix with its counts, shaded by the fraction of the row: right ones blue, wrong ones red."""
+def confusion_picture(matrix: Tensor, cell: int = 31, margin: int = 38) -> Picture:
+    """The confusion matrix with its counts, shaded by the fraction of the row: green the right ones, red the wrong."""
     n = len(matrix)
-    image = Image.new("RGB", (margin + n * cell + 8, margin + n * cell + 8), PAPER)
+    image = Image.new("RGB", (margin + n * cell + 2, margin + n * cell + 2), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(FONT)
-    fractions = matrix / matrix.sum(1, keepdim=True).clamp_min(1)
-    draw.text((margin + n * cell / 2, 14), "what the network said", INK, font, anchor="mm")
-    sideways = Image.new("RGB", (n * cell, 26), PAPER)
-    ImageDraw.Draw(sideways).text((n * cell / 2, 13), "what the digit is", INK, font, anchor="mm")
-    image.paste(sideways.rotate(90, expand=True), (4, margin))
-    for i in range(n):
+    fractions = (matrix / matrix.sum(1, keepdim=True).clamp_min(1)).tolist()
+    draw.text((margin + n * cell / 2, 9), "what the network said", INK, font, anchor="mm")
+    sideways = Image.new("RGB", (n * cell, 17), PAPER)
+    ImageDraw.Draw(sideways).text((n * cell / 2, 8), "what the digit is", INK, font, anchor="mm")
+    image.paste(sideways.rotate(90, expand=True), (1, margin))
+    for i, row in enumerate(matrix.tolist()):
         middle = margin + i * cell + cell / 2
-        draw.text((middle, margin - 18), str(i), INK, font, anchor="mm")
-        draw.text((margin - 18, middle), str(i), INK, font, anchor="mm")
-        for j in range(n):
-            count, fraction = int(matrix[i, j]), float(fractions[i, j])
-            strength = fraction if i == j else min(1.0, sqrt(fraction) * 2)  # so that a few mistakes are visible
-            fill = tuple((255 + strength * ((BLUE if i == j else RED) - 255)).astype(int).tolist())
+        draw.text((middle, margin - 11), str(i), INK, font, anchor="mm")
+        draw.text((margin - 11, middle), str(i), INK, font, anchor="mm")
+        for j, count in enumerate(row):
+            strength = fractions[i][j] if i == j else min(1.0, sqrt(fractions[i][j]) * 2)  # a few mistakes are visible
+            fill = tuple((255 + strength * ((RIGHT if i == j else WRONG) - 255)).astype(int).tolist())
             left, top = margin + j * cell, margin + i * cell
             draw.rectangle((left, top, left + cell - 2, top + cell - 2), fill)
             if count:
-                draw.text(
-                    (left + cell / 2 - 1, top + cell / 2), str(count), PAPER if strength > 0.5 else INK, font, "mm"
-                )
+                ink = PAPER if strength > 0.5 else INK
+                draw.text((left + cell / 2 - 1, top + cell / 2 - 1), str(count), ink, font, anchor="mm")
     return np.asarray(image)
 
 
@@ -78,15 +90,24 @@ def most_wrong(labels: Tensor, outputs: Tensor, most: int = 24) -> Tensor:
     return worst.indices[worst.values > 0]
 
 
-def captioned(images: Tensor, captions: Sequence[str], scale: int = 3, columns: int = 6) -> Picture:
+def captioned(images: Tensor, captions: Sequence[str], columns: int = 6) -> Picture:
     """Digits (n, 784), dark on white, in a grid, each with its caption below."""
     side = int(sqrt(images.shape[1]))
-    width, height = side * scale + 32, side * scale + 44
+    width = WIDTH // columns
+    scale = width // side
+    height = side * scale + FONT + 6
     sheet = Image.new("RGB", (columns * width, max(1, ceil(len(captions) / columns)) * height), PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(FONT)
     for n, (pixels, caption) in enumerate(zip(images.view(-1, side, side).cpu().numpy(), captions, strict=True)):
         left, top = n % columns * width, n // columns * height
         digit = Image.fromarray(255 - pixels).resize((side * scale, side * scale), Image.Resampling.NEAREST)
-        sheet.paste(digit, (left + 16, top + 4))
-        draw.text((left + width / 2, top + height - 24), caption, INK, font, anchor="mm")
+        sheet.paste(digit, (left + (width - side * scale) // 2, top))
+        draw.text((left + width / 2, top + height - FONT / 2 - 5), caption, INK, font, anchor="mm")
     return np.asarray(sheet)
+
+
+def figure_picture(figure: "Figure", width: int = 3 * WIDTH) -> Picture:
+    """A figure of matplotlib, in this width."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=width / figure.get_figwidth())
+    return np.asarray(Image.open(content).convert("RGB"))

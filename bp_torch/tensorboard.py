@@ -1,42 +1,125 @@
 """Everything that TensorBoard shows of a run. No other file knows a tag.
 
-A tag is ``what/layer_n``: TensorBoard makes a row of each ``what``, with the layers side by side. The step axis counts
-training steps, everywhere. The costs of steps are added up on the device, and nothing here waits for a GPU inside an
-epoch.
+A tag is ``number_what/which``: TensorBoard makes a row of cards of each ``what``, and sorts them by the number, in the
+order of use. The step axis counts training steps, everywhere. The costs of steps are added up on the device, and
+nothing here waits for a GPU inside an epoch.
 """
 
 import platform
 import shlex
 import sys
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from math import isfinite, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
-from torch.utils.tensorboard import FileWriter, SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import hparams, pr_curve
 
 from bp_torch.checkpoint import State
 from bp_torch.data import Examples
-from bp_torch.images import captioned, confusion_matrix, confusion_picture, most_wrong, weight_maps
+from bp_torch.event_file import EventFile
+from bp_torch.images import captioned, confusion_matrix, confusion_picture, figure_picture, most_wrong, weight_maps
 from bp_torch.network import Network, layer_views
 from bp_torch.sgd import SGD
 
 if TYPE_CHECKING:  # matplotlib takes a while to load, and training imports this module
     from matplotlib.figure import Figure
 
+    from bp_torch.training.evaluation import Score
     from bp_torch.training.step import StepResult
 
-RESULTS = ("test_accuracy", "test_cost")
+ACCURACY, COST = "1_accuracy", "2_cost"
+CONFUSION, WEIGHT_MAPS, MOST_WRONG, DEFORMED = (
+    f"3_pictures/{name}" for name in ("confusion", "first_layer", "most_wrong", "deformed")
+)
+UPDATES, RMS_DELTA = "4_update_to_weight_log10", "5_rms_delta_log10"
+SATURATED, DEAD = "6_saturated", "6_dead"
+GRADIENT_NORM, LEARNING_RATE, SPEED = (
+    f"7_training/{name}" for name in ("gradient_norm", "learning_rate", "examples_per_second")
+)
+AVERAGE_PRECISION = "8_average_precision"
+EXPLAIN = "explain"
 
-BINS = 64
-MAPS = 64
+DESCRIPTIONS = {
+    ACCURACY: "The fraction of examples that are classified correctly; guessing gives 0.1. **test**: on the test "
+    "images; **train**: on some of the training images; **validation**: on training images that are held out. "
+    "Healthy: all rise together. If train goes on rising and test does not, the network overfits.",
+    COST: "C, the mean of the cost of each example. **train**: the mean over the steps since the point before, at step "
+    "0 over some of the training images; **test** and **validation**: over these images, after this step. Healthy: it "
+    "falls, fast at first. Costs of different kinds are no measure of each other, so each has cards of its own.",
+    CONFUSION: "How often each digit (row) was classified as each other (column), on the test images. Healthy: the "
+    "diagonal fills up, and what is left beside it are digits that look alike, such as 4 and 9.",
+    WEIGHT_MAPS: "The weights from the pixels to each neuron of the first layer: blue is positive, orange is negative, "
+    "each map on its own scale. Healthy: noise at first, then strokes and edges where the digits are.",
+    MOST_WRONG: "The test images whose own output is furthest below the largest one, worst first. Healthy: in the end "
+    "they are digits over which a person would hesitate too.",
+    DEFORMED: "The first training images, as they were deformed in this epoch. Healthy: a person can still read them.",
+    UPDATES: "log₁₀ of: the norm of one step's change of a layer's weights, divided by the norm of the weights. "
+    "Healthy: about −3, which is one thousandth, and much the same in all layers. Above −2 the learning rate may be "
+    "too large, below −4 too small.",
+    RMS_DELTA: "log₁₀ of: the root mean square of δ = ∂C/∂z of a layer, over its neurons and the examples of one "
+    "mini-batch. Healthy: much the same in all layers. If each layer is one unit below the next, δ is a tenth with "
+    "each layer, and the gradient vanishes; if it is above, it explodes.",
+    SATURATED: "The fraction of a layer's activations, over one mini-batch, at which φ′ is below 0.01: no gradient "
+    "comes through there. Healthy: small in hidden layers. Outputs that are sure of themselves are saturated.",
+    DEAD: "The fraction of a layer's ReLU neurons that were 0 for every example of one mini-batch: they do not learn. "
+    "Healthy: small, and not rising.",
+    GRADIENT_NORM: "The norm of ∇C of one mini-batch. Healthy: it falls, and then fluctuates around a level. A sudden "
+    "rise comes before divergence.",
+    LEARNING_RATE: "The learning rate of the step.",
+    SPEED: "Training examples per second, in the steps of the epoch, without its evaluation.",
+    AVERAGE_PRECISION: "The area under the precision-recall curve of a digit, on the test images; 1 is perfect.",
+    "9_weights": "The weights of a layer. Healthy: they spread slowly. A few that run away are a sign of too large a "
+    "learning rate.",
+    "9_biases": "The biases of a layer. Healthy: as with the weights.",
+    "9_activations": "The activations of a layer, over one mini-batch. Healthy: spread out. Heaps at both ends of a "
+    "sigmoid or tanh are saturated neurons, a single bar at 0 are dead ReLUs.",
+    "9_deltas_log10": "log₁₀|δ| of a layer, over its neurons and one mini-batch; zeros are left out. Healthy: much the "
+    "same place in all layers. One unit to the left is ten times as small.",
+    "9_weight_gradients_log10": "log₁₀|∂C/∂W| of a layer; zeros are left out. Healthy: as with δ.",
+    "9_bias_gradients_log10": "log₁₀|∂C/∂b| of a layer; zeros are left out. Healthy: as with δ.",
+    EXPLAIN: "A picture of python -m bp_torch explain, which also writes it into the run's folder at its full size.",
+}
+"""What each tag, or each tag before its stroke, shows, and what is healthy: Markdown."""
+
+FIRST_COLUMNS = ("sizes", "activation", "cost", "learning_rate", "batch_size")
+"""The hyperparameters that HParams shows first."""
+
+MAPS = 36
 """The largest number of neurons of the first layer that are shown as pictures."""
+
+
+def described(tag: str) -> str:
+    """The description of a tag."""
+    what = tag.split("/")[0]
+    return DESCRIPTIONS.get(tag) or DESCRIPTIONS[COST if what.startswith(COST) else what]
+
+
+def cost_tag(cost: str, of: str) -> str:
+    """The tag of the cost called ``cost`` on these examples: train, test or validation."""
+    return f"{COST}_{cost}/{of}"
+
+
+def score_values(cost: str, scores: "Mapping[str, Score]", step: int) -> dict[str, float]:
+    """``scores``, such as {"train": …, "test": …}, by their tags. The cost of training is that of the steps."""
+    values = {f"{ACCURACY}/{of}": score.accuracy for of, score in scores.items()}
+    costs = {cost_tag(cost, of): score.cost for of, score in scores.items() if of != "train" or step == 0}
+    return values | costs
+
+
+def layers(what: str, values: Iterable[Any]) -> dict[str, Any]:
+    """A value of each layer by its tag."""
+    return {f"{what}/layer_{n}": value for n, value in enumerate(values, 1)}
+
+
+def log10(value: Tensor) -> Tensor:
+    """log₁₀ of a number, −30 for 0: a chart has no place for −∞."""
+    return value.double().clamp_min(1e-30).log10()
 
 
 class RunLog:
@@ -44,29 +127,30 @@ class RunLog:
 
     cost: float | None = None
 
-    def __init__(self, folder: Path, network: Network, every: int, state: State, on: str = "test") -> None:
+    def __init__(
+        self, folder: Path, network: Network, every: int, state: State, cost_name: str, on: str = "test"
+    ) -> None:
         """Open it at the step of ``state``: what an earlier process logged beyond that step is purged.
 
-        ``on``: what is evaluated after each epoch, test or validation.
+        Before the first step, that is everything. ``on``: what is evaluated while training, test or validation.
         """
-        self.on = on
         # In the first file too: TensorBoard takes the first purge that it reads for the start of the run.
-        self.writer = open_writer(folder, purge_step=state.step + 1)
+        self.file = EventFile(folder, described, purge_step=state.step + 1 if state.step else 0)
         self.network = network
         self.every = every
+        self.cost_name, self.on = cost_name, on
         self.running = state.running  # each step adds to it; it is saved and restored with the state
         self.at_once = network.device.type == "cpu"  # reading a number from a GPU means waiting for it
-        self._points: list[tuple[int, float, float, Tensor]] = []  # step, time, learning rate, values on the device
-        # add_hparams would make a run of its own below this one
-        self._file: FileWriter = self.writer._get_file_writer()
+        self._points: list[
+            tuple[int, float, float, list[str], Tensor]
+        ] = []  # step, time, η, tags, values on the device
 
     def begin(self, hyperparameters: Mapping[str, str | float], config: str) -> None:
         """Log the layout of the curves, the row in HParams, and as text the command, config, versions and machine."""
-        charts = {name: ["Multiline", [f"{name}/train", f"{name}/{self.on}"]] for name in ("cost", "accuracy")}
-        self.writer.add_custom_scalars({f"train and {self.on}": charts})
-        experiment, start, self._end = hparams(dict(hyperparameters), {f"final/{name}": 0.0 for name in RESULTS})
-        self._file.add_summary(experiment)
-        self._file.add_summary(start)
+        self.file.writer.add_custom_scalars(layout(self.cost_name))
+        experiment, start, self._end = hparams(dict(hyperparameters), {f"{ACCURACY}/test": 0.0})
+        self.file.summary(with_first_columns(experiment))
+        self.file.summary(start)  # add_hparams would make a run of its own below this one
 
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         machine = {"system": platform.platform(), "threads": torch.get_num_threads()}
@@ -75,7 +159,7 @@ class RunLog:
         command = shlex.join(["python", *sys.argv]).replace(" --", " \\\n    --")
         texts = {"command": command, "config": config, "versions": _lines(versions), "machine": _lines(machine)}
         for name, text in texts.items():
-            self.writer.add_text(f"run/{name}", f"```\n{text}\n```")
+            self.file.writer.add_text(f"run/{name}", f"```\n{text}\n```")
 
     def step(self, step: int, result: "StepResult", optimizer: SGD) -> bool:
         """At the end of an interval, take a point of the curves. Returns False if a cost was not finite.
@@ -85,162 +169,161 @@ class RunLog:
         if step % self.every:
             return True
         gradient, (rate,) = result.backward.gradient, optimizer.each(optimizer.learning_rate)
-        values = [self.running[0] / self.running[1], torch.linalg.vector_norm(gradient)]
         directions, _ = layer_views(optimizer.direction(gradient), self.network.sizes)
-        for direction, w in zip(directions, self.network.weights, strict=True):
-            values.append(rate * torch.linalg.vector_norm(direction) / torch.linalg.vector_norm(w))
-        self._points.append((step, time.time(), rate, torch.stack([value.double() for value in values])))
+        norm = torch.linalg.vector_norm
+        ratios = [rate * norm(v) / norm(w) for v, w in zip(directions, self.network.weights, strict=True)]
+        values = {cost_tag(self.cost_name, "train"): self.running[0] / self.running[1], GRADIENT_NORM: norm(gradient)}
+        values |= layers(UPDATES, map(log10, ratios)) | self._flow(result)
+        kept = torch.stack([value.double() for value in values.values()])
+        self._points.append((step, time.time(), rate, list(values), kept))
         self.running.zero_()
         return not self.at_once or self.write_points()
+
+    def _flow(self, result: "StepResult") -> dict[str, Tensor]:
+        """How δ comes through each layer: its root mean square, and the fraction that is saturated or dead."""
+        if not result.x.numel():  # the shard of this process is empty
+            return {}
+        values = layers(RMS_DELTA, (log10(d.float().square().mean().sqrt()) for d in result.backward.deltas))
+        for n, a in enumerate(result.forward.activations[1:], 1):
+            name = self.network.activation_of(n - 1)
+            if name == "relu":
+                values[f"{DEAD}/layer_{n}"] = (a == 0).all(-2).float().mean()
+            elif name != "identity":
+                slope = self.network.layers[n - 1].phi.derivative(a)
+                values[f"{SATURATED}/layer_{n}"] = (slope < 0.01).float().mean()
+        return values
 
     def write_points(self) -> bool:
         """Log the points that are still on the device. Returns whether all of their costs were finite."""
         finite = True
-        for step, taken, rate, values in self._points:
-            cost, norm, *ratios = values.tolist()
-            finite, self.cost = finite and isfinite(cost), cost
-            named = {"cost/train": cost, "gradient_norm": norm, "learning_rate": rate}
-            named |= {f"update_to_weight_norm/layer_{n}": ratio for n, ratio in enumerate(ratios, 1)}
-            self.scalars(named, step, taken)
+        for step, taken, rate, tags, values in self._points:
+            named = dict(zip(tags, values.tolist(), strict=True))
+            self.cost = named[cost_tag(self.cost_name, "train")]
+            finite = finite and isfinite(self.cost)
+            self.scalars(named | {LEARNING_RATE: rate}, step, taken)
         self._points.clear()
         return finite
 
-    def epoch(
-        self, *, cost: float, accuracy_train: float, accuracy: float, examples_per_second: float, step: int
-    ) -> None:
-        """Log the scores after an epoch: ``cost`` and ``accuracy`` are ``on`` the test or the held-out ones."""
-        self.scalars(
-            {
-                f"cost/{self.on}": cost,
-                "accuracy/train": accuracy_train,
-                f"accuracy/{self.on}": accuracy,
-                "examples_per_second": examples_per_second,
-            },
-            step,
-        )
+    def scores(self, on_training: "Score", score: "Score", step: int, speed: float | None = None) -> None:
+        """Log the scores at a step, and after an epoch its examples per second."""
+        values = score_values(self.cost_name, {"train": on_training, self.on: score}, step)
+        self.scalars(values | ({} if speed is None else {SPEED: speed}), step)
 
     def scalars(self, values: Mapping[str, float], step: int, taken: float | None = None) -> None:
         """Log numbers at a step, taken at this time: seconds since 1970, None for now."""
         for tag, value in values.items():
-            self.writer.add_scalar(tag, value, step, taken)
+            self.file.scalar(tag, value, step, taken)
 
-    def histograms(self, result: "StepResult", step: int) -> list[str]:
-        """Weights, biases, gradients, activations and δ of every layer. Returns the tags of those with NaN or ∞."""
-        dW, db = layer_views(result.backward.gradient, self.network.sizes)
-        kinds: dict[str, Sequence[Tensor]] = {
-            "weights": self.network.weights,
-            "biases": self.network.biases,
-            "weight_gradients": dW,
-            "bias_gradients": db,
-            "activations": result.forward.activations[1:],
-            "deltas": result.backward.deltas,
-        }
-        named = {f"{kind}/layer_{n}": tensor for kind, layers in kinds.items() for n, tensor in enumerate(layers, 1)}
-        return self._histograms(named, step)
+    def histograms(self, result: "StepResult | None", step: int) -> list[str]:
+        """Weights, biases, and after a step activations, and log₁₀|·| of δ and of the gradients, of every layer.
 
-    def _histograms(self, named: Mapping[str, Tensor], step: int) -> list[str]:
-        """Counted on the device, and read from it twice: the ranges of all tensors, then the counts of all."""
-        values = {tag: tensor.float() for tag, tensor in named.items() if tensor.numel()}  # a shard may be empty
-        sums = [torch.stack([v.min(), v.max(), v.sum(), v.square().sum()]) for v in values.values()]
-        found = dict(zip(values, torch.stack(sums).tolist(), strict=True))
-        finite = {tag: numbers for tag, numbers in found.items() if all(map(isfinite, numbers))}
-        ranges = {}
-        for tag, (low, high, _, _) in finite.items():  # histc would spread a constant over ± 1
-            ranges[tag] = (low, high) if low < high else (low - 1e-6, high + 1e-6)
-        counts = [torch.histc(values[tag], BINS, *limits) for tag, limits in ranges.items()]
-        for (tag, limits), counted in zip(ranges.items(), torch.stack(counts).tolist() if counts else [], strict=True):
-            self.writer.add_histogram_raw(
-                tag,
-                min=limits[0],
-                max=limits[1],
-                num=values[tag].numel(),
-                sum=finite[tag][2],
-                sum_squares=finite[tag][3],
-                bucket_limits=np.linspace(*limits, BINS + 1)[1:].tolist(),
-                bucket_counts=counted,
-                global_step=step,
-            )
-        return [tag for tag in values if tag not in finite]
+        Returns the tags of those with NaN or ∞.
+        """
+        named = layers("9_weights", self.network.weights) | layers("9_biases", self.network.biases)
+        magnitudes: dict[str, Tensor] = {}
+        if result:
+            dW, db = layer_views(result.backward.gradient, self.network.sizes)
+            named |= layers("9_activations", result.forward.activations[1:])
+            magnitudes |= layers("9_deltas_log10", result.backward.deltas)
+            magnitudes |= layers("9_weight_gradients_log10", dW) | layers("9_bias_gradients_log10", db)
+        return self.file.histograms(named, magnitudes, step)
 
     def deformed(self, examples: Examples, step: int, most: int = 30) -> None:
         """Log the first training images as they were deformed in this epoch."""
         names = [str(label) for label in examples.labels[:most].tolist()]
-        picture = captioned(examples.x[:most], names)
-        self.writer.add_image("pictures/deformed", picture, step, dataformats="HWC")
+        self.file.picture(DEFORMED, captioned(examples.x[:most], names), step)
 
-    def end(self, results: Mapping[str, float], images: Tensor, labels: Tensor, outputs: Tensor, step: int) -> None:
-        """Log the results that HParams compares, and pictures: first layer, confusion matrix, worst mistakes.
+    def pictures(self, step: int, images: Tensor, labels: Tensor, outputs: Tensor) -> None:
+        """Log the first layer, the confusion matrix and the worst mistakes.
 
-        ``images`` (N, 784) bytes, ``labels`` (N,) and ``outputs`` (N, 10) are of the test set, on the CPU.
+        ``images`` (N, 784) bytes, ``labels`` (N,) and ``outputs`` (N, 10) are of what is evaluated, on the CPU.
         """
-        matrix = confusion_matrix(labels, outputs.argmax(1), outputs.shape[1])
-        wrong = most_wrong(labels, outputs)
-        said = [
-            f"{t}, said {s}" for t, s in zip(labels[wrong].tolist(), outputs[wrong].argmax(1).tolist(), strict=True)
-        ]
-        for name, picture in (
-            ("first_layer", weight_maps(self.network.weights[0][:MAPS])),
-            ("confusion", confusion_picture(matrix)),
-            ("most_wrong", captioned(images[wrong], said)),
-        ):
-            self.writer.add_image(f"pictures/{name}", picture, step, dataformats="HWC")
-        self.results(results, step)
+        said, wrong = outputs.argmax(1), most_wrong(labels, outputs)
+        captions = [f"{t}, said {s}" for t, s in zip(labels[wrong].tolist(), said[wrong].tolist(), strict=True)]
+        self.file.picture(CONFUSION, confusion_picture(confusion_matrix(labels, said, outputs.shape[1])), step)
+        self.file.picture(WEIGHT_MAPS, weight_maps(self.network.weights[0][:MAPS]), step)
+        self.file.picture(MOST_WRONG, captioned(images[wrong], captions), step)
 
-    def results(self, results: Mapping[str, float], step: int) -> None:
-        """Log the results that HParams compares, and that the run is done."""
-        self.scalars({f"final/{name}": results[name] for name in RESULTS}, step)
-        self._file.add_summary(self._end)
+    def end(self, on_test: "Score", step: int) -> None:
+        """Log that the run is done, and its score on the test set where that was not evaluated before."""
+        if self.on != "test":
+            self.scalars(score_values(self.cost_name, {"test": on_test}, step), step)
+        self.file.summary(self._end)
 
     def embedding(
-        self, images: Tensor, labels: Tensor, outputs: Tensor, hidden: Tensor, step: int, most: int = 2000
+        self, step: int, images: Tensor, labels: Tensor, outputs: Tensor, hidden: Tensor, *, most: int = 2000
     ) -> None:
         """Log a PR curve for each digit, and the last hidden layer's activations (N, n) for the projector."""
         for digit in range(outputs.shape[1]):
-            self.writer.add_pr_curve(
-                f"precision_recall/digit_{digit}", labels == digit, outputs[:, digit].clamp(0, 1), step
-            )
-        side = int(sqrt(images.shape[1]))
-        pictures = 1 - images[:most].view(-1, 1, side, side).float() / 255
-        self.writer.add_embedding(
-            hidden[:most], labels[:most].tolist(), pictures, global_step=step, tag="last_hidden_layer"
+            positive, scores = labels == digit, outputs[:, digit]
+            precision = average_precision(positive, scores)
+            curve = pr_curve(f"precision_recall/digit_{digit}", positive.numpy(), scores.clamp(0, 1).numpy())
+            curve.value[0].metadata.summary_description = f"average precision {precision:.4f}"
+            self.file.summary(curve, step)
+            self.scalars({f"{AVERAGE_PRECISION}/digit_{digit}": precision}, step)
+        side, said = int(sqrt(images.shape[1])), outputs.argmax(1)
+        columns = (labels, said, np.where(labels == said, "right", "wrong"))
+        self.file.writer.add_embedding(
+            hidden[:most],
+            [list(map(str, row)) for row in zip(*(column[:most].tolist() for column in columns), strict=True)],
+            1 - images[:most].view(-1, 1, side, side).float() / 255,
+            global_step=step,
+            tag="last_hidden_layer",
+            metadata_header=["label", "said", "right"],
         )
 
     def flush(self) -> None:
         """Write everything logged so far to disk."""
-        self.writer.flush()
+        self.file.writer.flush()
 
     def close(self) -> None:
         """Log the remaining points and close the file."""
         self.write_points()
-        self.writer.close()
+        self.file.writer.close()
 
 
-def open_writer(folder: Path, purge_step: int | None = None) -> SummaryWriter:
-    """A writer of a new event file in ``folder``. Raises OSError if no file can be written there.
+def layout(cost: str) -> dict[str, dict[str, list[Any]]]:
+    """The charts of Custom Scalars: training and test together, and all layers together."""
+    ends = ("train", "validation", "test")
+    every_layer = {
+        "log₁₀ update-to-weight ratio of every layer": UPDATES,
+        "log₁₀ RMS of δ of every layer": RMS_DELTA,
+        "saturated activations of every layer": SATURATED,
+        "dead ReLUs of every layer": DEAD,
+    }
+    return {
+        "what it has learned": {
+            "accuracy": ["Multiline", [f"{ACCURACY}/{of}" for of in ends]],
+            f"{cost} cost": ["Multiline", [cost_tag(cost, of) for of in ends]],
+        },
+        "how it learns": {title: ["Multiline", [f"{what}/.*"]] for title, what in every_layer.items()},
+    }
 
-    TensorBoard reads the files of a folder in the order of the seconds in their names, and shows nothing that comes
-    after a later step: this file's name comes last, even if the clock was set back.
-    """
-    with tempfile.TemporaryFile(dir=folder):  # the writer would fail in a thread of its own, with a traceback
-        pass
-    seconds = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
-    latest = max([int(number) for number in seconds if number.isdecimal()], default=0)
-    writer = SummaryWriter(str(folder), purge_step=purge_step)
-    events = writer._get_file_writer().event_writer
-    events.flush()
-    made = Path(events._file_name)
-    if int(made.name.split(".")[3]) <= latest:
-        later = made.with_name(made.name.replace(made.name.split(".")[3], f"{latest + 1:010d}"))
-        made.rename(later)
-        events._file_name = events._general_file_writer.filename = str(later)  # opened anew by each write
-    return writer
+
+def with_first_columns(experiment: Any) -> Any:
+    """The experiment of HParams, with ``FIRST_COLUMNS`` before the others, and a metric that has a name."""
+    content = experiment.value[0].metadata.plugin_data
+    data = HParamsPluginData.FromString(content.content)
+    for info in data.experiment.hparam_infos:
+        info.differs = info.name in FIRST_COLUMNS
+    data.experiment.metric_infos[0].display_name = "test accuracy"
+    content.content = data.SerializeToString()
+    return experiment
+
+
+def average_precision(positive: Tensor, scores: Tensor) -> float:
+    """The mean, over the positive examples, of the precision among those with a score that is at least as high."""
+    found = positive[scores.argsort(descending=True)]
+    precision = found.cumsum(0) / torch.arange(1, len(found) + 1)
+    return float(precision[found].mean())
 
 
 def add_figures(folder: Path, figures: "Mapping[str, Figure]") -> None:
     """Add the figures of ``explain``, ``{idea: figure}``, to a run, in an event file of their own."""
-    with open_writer(folder) as writer:
-        for idea, figure in figures.items():
-            writer.add_figure(f"explain/{idea}", figure)
+    file = EventFile(folder, described)
+    for idea, figure in figures.items():
+        file.picture(f"{EXPLAIN}/{idea}", figure_picture(figure), 0)
+    file.writer.close()
 
 
 def _lines(values: Mapping[str, object]) -> str:

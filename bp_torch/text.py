@@ -1,9 +1,16 @@
 """Numbers and tables as text, the same in every command: 0.0312, 1,234, −4.1·10⁻⁷; columns in line, or Markdown."""
 
-from collections.abc import Collection, Sequence
+import shutil
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from math import floor, isfinite, log10
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # a command's help and its errors need no torch
+    from torch import Tensor
+
+MOST_COLUMNS = 100
+"""Longer lines are hard to read, however wide the terminal is."""
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -21,7 +28,7 @@ def number(value: float, digits: int = 3) -> str:
     return f"{mantissa}·10{superscript(int(exponent))}".replace("-", "−")
 
 
-def unit(values: Tensor) -> tuple[float, str]:
+def unit(values: "Tensor") -> tuple[float, str]:
     """A power of ten for a whole table, so that its largest number has one digit before the point, and its name."""
     size = values.abs().max().item()
     power = floor(log10(size)) if size else 0
@@ -46,6 +53,29 @@ def count(n: int, one: str, many: str | None = None) -> str:
     return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
+def columns() -> int:
+    """How long a line may be: as the terminal is wide, 80 into a pipe or a file, and COLUMNS where that is set."""
+    return max(20, min(MOST_COLUMNS, shutil.get_terminal_size().columns))
+
+
+def wrapped(line: str, first: str = "", then: str | None = None) -> str:
+    """A line in as many as it needs. ``first`` is before the first, ``then`` before the others; words stay whole."""
+    return textwrap.fill(
+        line,
+        columns(),
+        initial_indent=first,
+        subsequent_indent=first if then is None else then,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def named(entries: Mapping[str, str]) -> str:
+    """Names in a column, and beside each what it is."""
+    width = max(map(len, entries)) + 2
+    return "\n".join(wrapped(says, f"  {name:{width}}", " " * (width + 2)) for name, says in entries.items())
+
+
 def table(
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -67,3 +97,57 @@ def table(
         for cells in (header, *rows)
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+INDENT = "    "
+
+
+def fitted(text: str) -> str:
+    """A text at the terminal's width: prose is wrapped, and tables that are too wide become several, or are folded."""
+    return "\n\n".join(_fitted(block, columns()) for block in text.split("\n\n"))
+
+
+def _fitted(block: str, width: int) -> str:
+    """A paragraph or a table. A second table has the first column again, if that leaves it half of the width."""
+    lines = block.splitlines()
+    place, first = _fold(lines, width), _first_column(lines)
+    if not place:
+        return "\n".join(line if len(line) <= width else wrapped(line) for line in lines)
+    if not first < place or first > width // 2:
+        return folded(block, width)
+    rest = "\n".join(line[:first] + line[place:] for line in lines)
+    return "\n".join(line[:place].rstrip() for line in lines) + "\n\n" + _fitted(rest, width)
+
+
+def folded(table: str, width: int | None = None) -> str:
+    """A table at most ``width`` wide, None: as the terminal: the columns that do not fit are below each row, indented.
+
+    Lines without columns, such as headings between the rows, stay as they are.
+    """
+    width = columns() if width is None else width
+    lines = table.splitlines()
+    place = _fold(lines, width)
+    if not place:
+        return table
+    spaces = min(len(line) - len(line[place:].lstrip()) for line in lines if _gap(line, place))
+    parts = ([line[:place].rstrip(), INDENT + line[spaces:]] if _gap(line, place) else [line] for line in lines)
+    return "\n".join(line for part in parts for line in part)
+
+
+def _fold(lines: Sequence[str], width: int) -> int:
+    """Where the last column begins that does not fit, in all lines that are too long; 0 if all fit, or have none."""
+    long = [line for line in lines if len(line) > width]
+    places = (place for place in range(width, 2, -1) if any(line[place] != " " for line in long))
+    return next((place for place in places if all(_gap(line, place) for line in long)), 0) if long else 0
+
+
+def _first_column(lines: Sequence[str]) -> int:
+    """Where the second column of a table begins."""
+    full = [line for line in lines if "  " in line.strip()]
+    places = range(2, max(map(len, lines), default=0))
+    return next((place for place in places if full and all(_gap(line, place) for line in full)), 0)
+
+
+def _gap(line: str, place: int) -> bool:
+    """Whether a column ends before ``place``, and another follows."""
+    return len(line) > place and line[place - 2 : place] == "  " and line[:place].strip() != ""

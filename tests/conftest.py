@@ -1,5 +1,6 @@
 """What the tests share: quiet torch, the devices there are, real MNIST, and small networks to look at."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,7 @@ from bp_torch.training import Config, open_run, train
 
 pytest_plugins = ["tests.explain_subject"]
 
+os.environ["COLUMNS"] = "80"  # however wide the terminal is
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may start with it ignored
 torch.set_num_threads(1)  # small tensors: a second thread only waits
 torch.set_float32_matmul_precision("highest")  # whatever the environment says
@@ -136,8 +138,15 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """{tag: [(step, value)]} of a run, as TensorBoard reads it, but for the one that is a matter of time."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag != "examples_per_second"]
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.endswith("examples_per_second")]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def is_done(folder: Path) -> bool:
+    """Whether HParams shows the run as one that came to its end."""
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return "_hparams_/session_end_info" in events.summary_metadata
 
 
 def brief_run(runs_dir: Path, data_dir: Path, name: str, **fields: Any) -> Tensor:

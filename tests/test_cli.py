@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -17,8 +18,12 @@ from bp_torch.cli import one_line_errors, parse
 class Flags:
     many: tuple[int, ...] = (1, 2)
     """Numbers."""
+    how_many: int = 3
+    """A number."""
     size: float = 1.0
     """A size."""
+    kind: Literal["thin", "thick"] | int | None = None
+    """A kind. None: any."""
 
     def __post_init__(self) -> None:
         if self.size < 0:
@@ -27,14 +32,19 @@ class Flags:
 
 def test_flags_that_are_not_given_come_from_the_default() -> None:
     assert parse(Flags, description="", args=["--size", "2"]) == Flags(size=2)
-    assert parse(Flags, description="", args=["--size", "2"], default=Flags(many=(5,))) == Flags((5,), 2)
+    assert parse(Flags, description="", args=["--size", "2"], default=Flags(many=(5,))) == Flags((5,), size=2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--size", "big"], "error: Error parsing --size"),
-        (["--colour", "red"], "error: Unrecognized options: --colour, red\n"),
+        (["--size", "big"], "error: --size: wanted a number, got big\n"),
+        (["--size"], "error: --size: wanted a number, got nothing\n"),
+        (["--many", "1,2"], "error: --many: wanted whole numbers, with a space between, got 1,2\n"),
+        (["--kind", "red"], "error: --kind: wanted thin, thick or a whole number, got red\n"),
+        (["--sizes", "2"], "error: Unrecognized options: --sizes, 2: did you mean --size?\n"),
+        (["--hm", "2"], "error: Unrecognized options: --hm, 2: did you mean --how-many?\n"),
+        (["--colour", "red"], "error: Unrecognized options: --colour, red: see --help\n"),
         (["--size", "-1"], "error: --size: wanted 0 or more, got -1.0\n"),
     ],
 )
@@ -110,7 +120,7 @@ def test_help_and_errors_print_in_any_encoding(encoding: str) -> None:
     assert done.returncode == 2
     assert "--size" in done.stdout and ("δ" in done.stdout) == (encoding == "utf-8")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: Error parsing --size: could not convert string to float") and "help" not in line
+    assert line.startswith("error: --size: wanted a number, got ")
 
 
 ROOT = Path(__file__).parent.parent

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from bp_torch.backprop import Forward, forward
 from bp_torch.explain import drawing, style
+from bp_torch.network import Network
 from tests.explain_subject import KINDS, some_example, some_network
 
 
@@ -60,3 +61,15 @@ def test_wish_is_a_blue_triangle_up_or_an_orange_one_down_in_proportion(passed: 
     assert [to_hex(each[0]) for each in colours] == [style.RAISE, style.LOWER, style.RAISE]
     areas = [float(each.get_sizes()[0]) for each in triangles]
     assert areas[:4] == pytest.approx([areas[1] / 2, areas[1], areas[1] / 4, 0])
+
+
+def test_number_of_neurons_that_are_drawn_is_below_the_lowest() -> None:
+    figure = Figure(figsize=(4, 3), dpi=100)
+    axes = figure.subplots()
+    sizes = (784, 30, 10)
+    drawing.draw_network(axes, forward(Network(sizes), some_example().x.to(torch.float32)))
+    figure.draw_without_rendering()
+    (label,) = (each for each in axes.texts if each.get_text() == "16 of 30")
+    lowest = axes.transData.transform((0, 1.0))[1]
+    radius = 5.5 * figure.dpi / 72  # points
+    assert label.get_window_extent().y1 < lowest - radius

@@ -598,7 +598,7 @@ def test_command_writes_the_page_and_opens_it(
     out = tmp_path / "folder" / "page.html"
     explain.main(["page", "--run", str(run), "--out", str(out), "--open"])
     assert f"wrote {out}" in capsys.readouterr().out and opened_files == [out.as_uri()]
-    monkeypatch.setattr(exporter, "LARGEST", (784, 2, 10))
+    monkeypatch.setattr(exporter, "fits_page", lambda sizes: False)
     with pytest.raises(SystemExit) as stop:
         explain.main(["page", "--run", str(run), "--out", str(out)])
     message = capsys.readouterr().err

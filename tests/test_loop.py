@@ -39,17 +39,23 @@ def test_full_batch_in_float16_has_a_finite_cost(tmp_path: Path, data_dir: Path)
     brief_run(tmp_path, data_dir, "half", dtype="float16", log_every=1, **fields)  # Σ C_k is above 65,504
     events = EventAccumulator(str(tmp_path / "half"))
     events.Reload()
-    assert [event.value for event in events.Scalars("cost/train")] == [pytest.approx(2.3, abs=0.1)] * 2
+    assert [event.value for event in events.Scalars("2_cost_softmax-cross-entropy/train")] == [
+        pytest.approx(2.3, abs=0.1)
+    ] * 3
 
 
 def test_examples_per_second_counts_examples(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(1000))
-    monkeypatch.setattr("bp_torch.training.loop.time.perf_counter", lambda: next(clock))  # an epoch takes a second
+    monkeypatch.setattr("bp_torch.training.loop.time.perf_counter", lambda: next(clock))  # a second later at each look
     brief_run(tmp_path, data_dir, "short", epochs=1, train_examples=1001, batch_size=1000)
     events = EventAccumulator(str(tmp_path / "short"))
     events.Reload()
-    assert [event.value for event in events.Scalars("examples_per_second")] == [1001]
-    assert [event.step for event in events.Scalars("cost/train")] == [2], "a short epoch has its point too"
+    assert [event.value for event in events.Scalars("7_training/examples_per_second")] == [
+        1001 / 2  # of the three seconds one was spent on the evaluation after the first step
+    ]
+    assert [event.step for event in events.Scalars("2_cost_quadratic/train")] == [0, 2], (
+        "a short epoch has its point too"
+    )
 
 
 def test_examples_per_second_after_resuming_counts_the_rest_of_the_epoch(
@@ -64,7 +70,7 @@ def test_examples_per_second_after_resuming_counts_the_rest_of_the_epoch(
     train(replace(config, resume=tmp_path / "one"))
     events = EventAccumulator(str(tmp_path / "one"))
     events.Reload()
-    assert [event.value for event in events.Scalars("examples_per_second")] == [N - 200]
+    assert [event.value for event in events.Scalars("7_training/examples_per_second")] == [N - 200]
 
 
 @pytest.mark.parametrize("log_embedding", [False, True])
@@ -76,8 +82,8 @@ def test_logged_outputs_are_those_of_the_network(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     logged: dict[str, torch.Tensor] = {}
-    monkeypatch.setattr(RunLog, "end", lambda log, results, x, y, outputs, step: logged.update(outputs=outputs))
-    monkeypatch.setattr(RunLog, "embedding", lambda log, x, y, outputs, hidden, step: logged.update(hidden=hidden))
+    monkeypatch.setattr(RunLog, "pictures", lambda log, step, x, y, outputs: logged.update(outputs=outputs))
+    monkeypatch.setattr(RunLog, "embedding", lambda log, step, x, y, outputs, hidden: logged.update(hidden=hidden))
     brief_run(tmp_path, data_dir, "logged", epochs=1, train_examples=1000, log_embedding=log_embedding)
     model = to_sequential(open_run(tmp_path / "logged")[1])
     pixels = mnist[1].x.float() / 255
@@ -142,7 +148,7 @@ def test_recorded_run_equals_the_run_as_written(
         logged.append(curves(folder))
         monkeypatch.setattr(RunLog, "begin", BEGIN)  # the second run reads its points at once
     assert torch.equal(*networks)
-    assert [step for step, _ in logged[0]["cost/train"]] == [2, 4, 6, 8, 10, 12, 14]
+    assert [step for step, _ in logged[0]["2_cost_quadratic/train"]] == [0, 2, 4, 6, 8, 10, 12, 14]
     assert logged[0] == logged[1]
 
 
@@ -180,11 +186,20 @@ def test_checkpoint_is_saved_after_its_points_are_on_disk(
         write(writer, record)
 
     def note(state: State, path: Path) -> None:
-        on_disk[state.step] = [step for step, _ in curves(path.parent).get("cost/train", [])]
+        on_disk[state.step] = [step for step, _ in curves(path.parent).get("2_cost_quadratic/train", [])]
         save(state, path)
 
     monkeypatch.setattr(RecordWriter, "write", slowly)
     monkeypatch.setattr(State, "save", note)
     fields: dict[str, Any] = {"train_examples": N, "epochs": 2, "log_every": 1, "checkpoint_every": 3}
     train(Config(data_dir=data_dir, runs_dir=tmp_path, device="cpu", **fields))
-    assert on_disk == {step: list(range(1, step + 1)) for step in (0, 3, 5, 6, 9, 10)}
+    assert on_disk == {0: []} | {step: list(range(step + 1)) for step in (3, 5, 6, 9, 10)}
+
+
+def test_run_ends_with_the_commands_that_can_show_it(
+    tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for sizes, last in (((784, 5, 10), "touch it:  {} explain page"), ((784, 150, 10), "see it:    {} explain nudges")):
+        brief_run(tmp_path, data_dir, f"{sizes[1]}", sizes=sizes, log=False, train_examples=100)
+        end = f"{last.format('python -m bp_torch')} --run {tmp_path / str(sizes[1])}"
+        assert capsys.readouterr().out.splitlines()[-1] == end

@@ -27,7 +27,7 @@ from bp_torch.network import Network
 from bp_torch.tensorboard import RunLog
 from bp_torch.training import Config, Stopped, TrainingError, open_run, read_config, train
 from bp_torch.training.interruption import Signals
-from tests.conftest import curves
+from tests.conftest import curves, is_done
 
 FORK = multiprocessing.get_context("fork")  # the child starts with torch loaded
 tqdm.set_lock(threading.RLock())  # its default is shared by forked processes: one that is killed may hold it for ever
@@ -98,7 +98,7 @@ def test_results_are_logged_once_if_the_process_dies_after_them(
     for tag, points in curves(config.runs_dir / "died").items():
         steps = [step for step, _ in points]
         assert steps == sorted(set(steps)), tag
-    assert len(curves(config.runs_dir / "died")["final/test_accuracy"]) == 1
+    assert is_done(config.runs_dir / "died")
 
 
 def test_epochs_in_two_parts_equal_epochs_at_once(config: Config) -> None:
@@ -107,7 +107,10 @@ def test_epochs_in_two_parts_equal_epochs_at_once(config: Config) -> None:
     train(replace(resumed(config, "part"), epochs=5))
     assert torch.equal(weights(config, "part"), weights(config, "whole"))
     assert read_config(config.runs_dir / "part").epochs == 5
-    assert curves(config.runs_dir / "part")["cost/train"] == curves(config.runs_dir / "whole")["cost/train"]
+    assert (
+        curves(config.runs_dir / "part")["2_cost_quadratic/train"]
+        == curves(config.runs_dir / "whole")["2_cost_quadratic/train"]
+    )
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -137,11 +140,11 @@ def test_signal_saves_a_checkpoint_and_names_the_command_to_continue(
     assert torch.equal(weights(config, "stopped"), weights(config, "whole"))
 
 
-@pytest.mark.parametrize("when", ["on the training examples", "on the test examples", "for the pictures"])
+@pytest.mark.parametrize("when", ["on the training examples", "on the test examples", "for the PR curves"])
 def test_signal_during_an_evaluation_is_heeded_there(
     when: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = replace(config, epochs=2)
+    short = replace(config, epochs=2, log_embedding=when == "for the PR curves")
     train(replace(short, run_name="whole"))
     chunks: list[int] = []
 
@@ -152,8 +155,10 @@ def test_signal_during_an_evaluation_is_heeded_there(
                 signal.raise_signal(signal.SIGTERM)
         return forward(network, x)
 
-    # 1,950 training examples are 2 chunks, 10,000 test examples 8, and the pictures of the last epoch 8 more
-    number = {"on the training examples": 1, "on the test examples": 4, "for the pictures": 24}[when]
+    # 1,950 training examples are 2 chunks, 10,000 test examples 8; pictures and PR curves are of the test examples.
+    # The network is evaluated at steps 0, 1, 5, 10, 20 and 40, and there are pictures at 0, 20 and 40.
+    before = 2 * 8 + 4 * 10
+    number = before + {"on the training examples": 1, "on the test examples": 4, "for the PR curves": 10 + 18 + 4}[when]
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr("bp_torch.training.evaluation.forward", counted)
         train(replace(short, run_name="stopped"))
@@ -162,7 +167,7 @@ def test_signal_during_an_evaluation_is_heeded_there(
     assert torch.equal(weights(config, "stopped"), weights(config, "whole"))
     stopped, whole = (config.runs_dir / name for name in ("stopped", "whole"))
     assert curves(stopped) == curves(whole)
-    assert histogram_steps(stopped) == histogram_steps(whole) == [20, 40]
+    assert histogram_steps(stopped) == histogram_steps(whole) == [0, 20, 40]
     best = [torch.load(folder / BEST, weights_only=True) for folder in (stopped, whole)]
     assert torch.equal(best[0]["parameters"], best[1]["parameters"])
 
@@ -171,7 +176,7 @@ def histogram_steps(folder: Path) -> list[int]:
     """The steps of a histogram, as ``tensorboard --load_fast=false`` reads them."""
     events = plugin_event_accumulator.EventAccumulator(str(folder))
     events.Reload()
-    return [event.step for event in events.Tensors("weights/layer_1")]
+    return [event.step for event in events.Tensors("9_weights/layer_1")]
 
 
 def test_epochs_may_be_lowered_to_what_is_done(config: Config) -> None:
@@ -185,9 +190,9 @@ def test_epochs_may_be_lowered_to_what_is_done(config: Config) -> None:
     train(replace(part, epochs=1))
     folder = config.runs_dir / "part"
     assert read_config(folder).epochs == 1
-    assert [step for step, _ in curves(folder)["final/test_accuracy"]] == [20]
+    assert is_done(folder)
     train(replace(part, epochs=1))
-    assert len(curves(folder)["final/test_accuracy"]) == 1, "logged once"
+    assert [step for step, _ in curves(folder)["1_accuracy/test"]][-2:] == [10, 20], "logged once"
     train(replace(part, epochs=2))
     assert torch.equal(weights(config, "part"), weights(config, "whole"))
 
@@ -274,7 +279,7 @@ def test_damaged_checkpoint_is_named_and_not_changed(config: Config) -> None:
 
 def test_best_checkpoint_is_that_of_the_best_epoch(config: Config) -> None:
     train(replace(config, run_name="one"))
-    accuracies = [accuracy for _, accuracy in curves(config.runs_dir / "one")["accuracy/test"]]
+    accuracies = [accuracy for _, accuracy in curves(config.runs_dir / "one")["1_accuracy/test"]][4:]
     best = torch.load(config.runs_dir / "one" / BEST, weights_only=True)
     assert best["best_accuracy"] == pytest.approx(max(accuracies), rel=1e-6)
     assert best["epoch"] == accuracies.index(max(accuracies)) + 2, "it stands before the next epoch"

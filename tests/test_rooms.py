@@ -40,6 +40,7 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "training.divergence",
     "training.run",
     "tensorboard",
+    "event_file",
     "images",
     "training.config",
     "training.evaluation",
@@ -59,9 +60,10 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "distributed",
     "device",
     "recorder",
+    "cli",
+    "help",
     "text",
     "files",
-    "cli",
 ]
 
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}

@@ -26,18 +26,17 @@ def test_twenty_starts_in_one_second_each_have_a_folder(data_dir: Path, tmp_path
     assert len(list(tmp_path.glob("*/network.safetensors"))) == 20
 
 
-def test_default_name_that_is_too_long_is_cut_and_ends_in_a_hash(data_dir: Path, tmp_path: Path) -> None:
+def test_default_name_that_is_too_long_is_cut_and_has_a_hash_before_the_time(data_dir: Path, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"epochs": 0, "log": False, "data_dir": data_dir, "runs_dir": tmp_path, "device": "cpu"}
     config = Config(sizes=(784, *[16] * 100, 10), train_examples=100, **fields)
     folder = train(config)
-    assert len(folder.name) == LONGEST_NAME and re.search(r"-[0-9a-f]{8}$", folder.name)
-    assert default_run_name(config)[-8:] != default_run_name(replace(config, seed=1))[-8:]
+    assert len(folder.name) == LONGEST_NAME and re.search(r"-[0-9a-f]{8}_\d{4}-\d{6}$", folder.name)
+    assert default_run_name(config)[:-12] != default_run_name(replace(config, seed=1))[:-12]
 
 
-def test_default_name_has_every_setting_that_is_not_the_default() -> None:
-    assert default_run_name(Config(seed=1, cost="binary-cross-entropy")).endswith(
-        "_784-16-16-10_cost-binary-cross-entropy_seed-1"
-    )
+def test_default_name_begins_with_every_setting_that_is_not_the_default() -> None:
+    name = default_run_name(Config(seed=1, cost="binary-cross-entropy", learning_rate=1.0))
+    assert re.fullmatch(r"binary-cross-entropy_lr-1_seed-1_784-16-16-10_\d{4}-\d{6}", name)
 
 
 def test_folder_without_a_trained_network_is_named_in_the_error(tmp_path: Path) -> None:

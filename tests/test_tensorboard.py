@@ -1,22 +1,26 @@
 """Every tag, read back from the event file as TensorBoard reads it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.checkpoint import State
 from bp_torch.convert import load
 from bp_torch.data import Examples, batch, first_shuffled
+from bp_torch.event_file import EventFile, open_writer
 from bp_torch.network import Network
 from bp_torch.sgd import SGD
-from bp_torch.tensorboard import RunLog, open_writer
+from bp_torch.tensorboard import DESCRIPTIONS, RunLog, average_precision, described
 from bp_torch.training import Config, StepResult, train
 
-KINDS = ("weights", "biases", "weight_gradients", "bias_gradients", "activations", "deltas")
+ALWAYS = ("9_weights", "9_biases")
+AFTER_A_STEP = ("9_activations", "9_deltas_log10", "9_weight_gradients_log10", "9_bias_gradients_log10")
 
 
 def read(folder: Path) -> EventAccumulator:
@@ -46,19 +50,22 @@ def test_tags_are_exactly_these(run: tuple[Path, EventAccumulator]) -> None:
     tags = run[1].Tags()
     layers = [f"layer_{n}" for n in (1, 2, 3)]
     assert set(tags["scalars"]) == {
-        "cost/train",
-        "cost/test",
-        "accuracy/train",
-        "accuracy/test",
-        "examples_per_second",
-        "learning_rate",
-        "gradient_norm",
-        "final/test_accuracy",
-        "final/test_cost",
-        *(f"update_to_weight_norm/{layer}" for layer in layers),
+        "1_accuracy/train",
+        "1_accuracy/test",
+        "2_cost_quadratic/train",
+        "2_cost_quadratic/test",
+        *(
+            f"{what}/{layer}"
+            for what in ("4_update_to_weight_log10", "5_rms_delta_log10", "6_saturated")
+            for layer in layers
+        ),
+        "7_training/examples_per_second",
+        "7_training/learning_rate",
+        "7_training/gradient_norm",
+        *(f"8_average_precision/digit_{digit}" for digit in range(10)),
     }
-    assert set(tags["histograms"]) == {f"{kind}/{layer}" for kind in KINDS for layer in layers}
-    assert set(tags["images"]) == {"pictures/first_layer", "pictures/confusion", "pictures/most_wrong"}
+    assert set(tags["histograms"]) == {f"{kind}/{layer}" for kind in ALWAYS + AFTER_A_STEP for layer in layers}
+    assert set(tags["images"]) == {"3_pictures/first_layer", "3_pictures/confusion", "3_pictures/most_wrong"}
     assert set(tags["tensors"]) == {
         "custom_scalars__config__",
         *(f"run/{text}/text_summary" for text in ("command", "config", "versions", "machine")),
@@ -68,10 +75,47 @@ def test_tags_are_exactly_these(run: tuple[Path, EventAccumulator]) -> None:
 
 def test_step_axis_counts_training_steps(run: tuple[Path, EventAccumulator]) -> None:
     events = run[1]
-    assert [event.step for event in events.Scalars("cost/train")] == [5, 10, 15, 20]
-    assert [event.step for event in events.Scalars("cost/test")] == [11, 22]
-    assert [event.step for event in events.Histograms("weights/layer_1")] == [11, 22]
-    assert [event.step for event in events.Images("pictures/confusion")] == [22]
+    assert [event.step for event in events.Scalars("2_cost_quadratic/train")] == [0, 5, 10, 15, 20]
+    assert [event.step for event in events.Histograms("9_activations/layer_1")] == [11, 22]
+
+
+def test_what_it_has_learned_is_seen_from_the_beginning(run: tuple[Path, EventAccumulator]) -> None:
+    events = run[1]
+    for tag in ("2_cost_quadratic/test", "1_accuracy/train", "1_accuracy/test"):
+        assert [event.step for event in events.Scalars(tag)] == [0, 2, 5, 11, 22], "11 steps, their half and quarter"
+    for name in ("first_layer", "confusion", "most_wrong"):
+        assert [event.step for event in events.Images(f"3_pictures/{name}")] == [0, 11, 22]
+    assert [event.step for event in events.Histograms("9_weights/layer_1")] == [0, 11, 22]
+    assert events.Scalars("1_accuracy/test")[0].value < 0.2
+
+
+def test_every_scalar_histogram_and_picture_has_a_description(run: tuple[Path, EventAccumulator]) -> None:
+    tags, metadata = run[1].Tags(), run[1].summary_metadata
+    for tag in (*tags["scalars"], *tags["histograms"], *tags["images"]):
+        assert metadata[tag].summary_description == described(tag)
+        assert metadata[tag].data_class, "without it, TensorBoard drops the description"
+    for what, says in DESCRIPTIONS.items():
+        assert "Healthy: " in says or what in ("7_training", "8_average_precision", "explain") or "/" in what
+
+
+def test_first_columns_of_hparams_are_those_that_one_compares(run: tuple[Path, EventAccumulator]) -> None:
+    content = run[1].summary_metadata["_hparams_/experiment"].plugin_data.content
+    experiment = HParamsPluginData.FromString(content).experiment
+    first = {info.name for info in experiment.hparam_infos if info.differs}
+    assert first == {"sizes", "activation", "cost", "learning_rate", "batch_size"}
+    assert [info.name.tag for info in experiment.metric_infos] == ["1_accuracy/test"]
+
+
+def test_projector_knows_what_the_network_said(run: tuple[Path, EventAccumulator]) -> None:
+    (file,) = run[0].rglob("metadata.tsv")
+    header, *rows = [line.split("\t") for line in file.read_text().splitlines()]
+    assert header == ["label", "said", "right"] and len(rows) == 2000
+    assert all((label == said) == (right == "right") for label, said, right in rows)
+
+
+def test_average_precision_is_the_mean_of_the_precisions_at_each_positive() -> None:
+    positive, scores = torch.tensor([True, False, True, False]), torch.tensor([0.9, 0.8, 0.7, 0.1])
+    assert average_precision(positive, scores) == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_hparams_are_in_the_folder_of_the_run(run: tuple[Path, EventAccumulator]) -> None:
@@ -82,7 +126,6 @@ def test_hparams_are_in_the_folder_of_the_run(run: tuple[Path, EventAccumulator]
     content = plugin["_hparams_/session_start_info"].plugin_data.content
     for key in Config().hyperparameters(60_000, 100):
         assert key.encode() in content
-    assert events.Scalars("final/test_accuracy")[-1].value == events.Scalars("accuracy/test")[-1].value
 
 
 def test_hyperparameters_have_the_same_keys_and_types_in_every_run() -> None:
@@ -92,7 +135,7 @@ def test_hyperparameters_have_the_same_keys_and_types_in_every_run() -> None:
 
 
 def test_histogram_counts_every_number(run: tuple[Path, EventAccumulator]) -> None:
-    (*_, last) = run[1].Histograms("weights/layer_1")
+    (*_, last) = run[1].Histograms("9_weights/layer_1")
     weights = load(run[0] / "network.safetensors").weights[0]
     value = last.histogram_value
     assert (value.num, sum(value.bucket)) == (12_544, 12_544)
@@ -112,7 +155,7 @@ def test_points_of_the_cost_curve_are_means_over_their_interval(
 ) -> None:
     network = Network(dtype=torch.float64)
     sgd = SGD(network, 0.5, momentum=0.9)
-    log = RunLog(tmp_path, network, 2, State(network.parameters, sgd.velocity, torch.zeros(2).double()))
+    log = RunLog(tmp_path, network, 2, State(network.parameters, sgd.velocity, torch.zeros(2).double()), "quadratic")
     log.at_once = at_once
     means = []
     for step in (1, 2):
@@ -126,28 +169,57 @@ def test_points_of_the_cost_curve_are_means_over_their_interval(
     ratio = (network.weights[1] - before).norm() / network.weights[1].norm()
     if not at_once:
         assert log.running.tolist() == [0, 0], "the next interval has begun"
-        log.writer.flush()
-        assert "cost/train" not in read(tmp_path).Tags()["scalars"]
+        log.flush()
+        assert "2_cost_quadratic/train" not in read(tmp_path).Tags()["scalars"]
         assert log.write_points()
     log.close()
     events = read(tmp_path)
     assert means[0] != means[1]
-    assert [event.value for event in events.Scalars("cost/train")] == [pytest.approx(sum(means) / 2)]
-    assert events.Scalars("gradient_norm")[0].value == pytest.approx(result.backward.gradient.norm().item())
-    assert events.Scalars("update_to_weight_norm/layer_2")[0].value == pytest.approx(ratio.item())
+    assert [event.value for event in events.Scalars("2_cost_quadratic/train")] == [pytest.approx(sum(means) / 2)]
+    assert events.Scalars("7_training/gradient_norm")[0].value == pytest.approx(result.backward.gradient.norm().item())
+    assert events.Scalars("4_update_to_weight_log10/layer_2")[0].value == pytest.approx(ratio.log10().item())
+    size = result.backward.deltas[1].square().mean().sqrt()
+    assert events.Scalars("5_rms_delta_log10/layer_2")[0].value == pytest.approx(size.log10().item())
 
 
 def test_tensors_with_nan_are_skipped_and_named(tmp_path: Path, mnist: tuple[Examples, Examples]) -> None:
     network = Network()
-    log = RunLog(tmp_path, network, 1, State(network.parameters, None, torch.zeros(2).double()))
+    log = RunLog(tmp_path, network, 1, State(network.parameters, None, torch.zeros(2).double()), "quadratic")
     result = one_step(network, mnist)
     network.weights[1][0, 0] = torch.nan
     result.backward.deltas[2][0, 0] = torch.inf
-    assert log.histograms(result, 1) == ["weights/layer_2", "deltas/layer_3"]
+    assert log.histograms(result, 1) == ["9_weights/layer_2", "9_deltas_log10/layer_3"]
     log.running.fill_(torch.nan)
     assert not log.step(1, result, SGD(network, 1.0)), "a cost that is not finite is reported"
     log.close()
     assert len(read(tmp_path).Tags()["histograms"]) == 6 * 3 - 2
+
+
+def test_histogram_of_magnitudes_is_of_their_logarithms_without_zeros(tmp_path: Path) -> None:
+    file = EventFile(tmp_path, described)
+    values = torch.tensor([0.0, 0.01, -0.1, 10.0])
+    assert file.histograms({}, {"9_deltas_log10/layer_1": values, "9_deltas_log10/layer_2": torch.zeros(3)}, 1) == []
+    file.writer.close()
+    events = read(tmp_path)
+    assert events.Tags()["histograms"] == ["9_deltas_log10/layer_1"], "there is nothing to show of zeros alone"
+    (event,) = events.Histograms("9_deltas_log10/layer_1")
+    found = event.histogram_value
+    assert (found.num, found.min, found.max) == (3, pytest.approx(-2), pytest.approx(1))
+    assert found.sum == pytest.approx(-2)
+
+
+@pytest.mark.parametrize(("activation", "tag"), [("tanh", "6_saturated"), ("relu", "6_dead")])
+def test_fractions_of_saturated_activations_and_dead_relus(
+    activation: Any, tag: str, tmp_path: Path, mnist: tuple[Examples, Examples]
+) -> None:
+    network = Network((784, 4, 10), activation=activation)
+    network.biases[0][:3] = torch.tensor([-1e3, -1e3, -1e3 if activation == "tanh" else 1e3])
+    log = RunLog(tmp_path, network, 1, State(network.parameters, None, torch.ones(2).double()), "quadratic")
+    assert log.step(1, one_step(network, mnist), SGD(network, 1.0))
+    log.close()
+    events = read(tmp_path)
+    assert events.Scalars(f"{tag}/layer_1")[0].value == (0.75 if activation == "tanh" else 0.5)
+    assert "6_saturated/layer_2" in events.Tags()["scalars"], "its outputs are sigmoids"
 
 
 def test_file_of_a_clock_that_was_set_back_still_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,10 +237,10 @@ def test_file_of_a_clock_that_was_set_back_still_comes_last(tmp_path: Path, monk
 def test_what_was_logged_after_the_last_checkpoint_is_read_once(tmp_path: Path) -> None:
     network = Network((784, 5, 10))
     for last in (0, 1):  # the first process logged step 2 and was killed; the second goes on from step 1
-        log = RunLog(tmp_path, network, 1, State(network.parameters, None, torch.zeros(2), step=last))
+        log = RunLog(tmp_path, network, 1, State(network.parameters, None, torch.zeros(2), step=last), "quadratic")
         for step in range(last + 1, 3):
-            log._histograms({"weights/layer_1": network.weights[0]}, step)
+            log.histograms(None, step)
         log.close()
     events = plugin_event_accumulator.EventAccumulator(str(tmp_path))  # as tensorboard --load_fast=false reads
     events.Reload()
-    assert [event.step for event in events.Tensors("weights/layer_1")] == [1, 2]
+    assert [event.step for event in events.Tensors("9_weights/layer_1")] == [1, 2]

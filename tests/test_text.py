@@ -81,3 +81,45 @@ def test_columns_of_a_table_are_aligned() -> None:
 def test_table_in_markdown() -> None:
     lines = text.table(("layer", "weights"), [("1", "12,544")], markdown=True).splitlines()
     assert lines == ["| layer | weights |", "| :-- | --: |", "| 1 | 12,544 |"]
+
+
+WIDE = text.table(("neuron", "activation", "what it wants"), [("0", "0.25", "+1.0e-03"), ("15", "0.5", "-2.0")])
+
+
+def test_table_that_is_too_wide_becomes_two_with_the_same_first_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    assert text.fitted(f"A table of neurons, and what each of them wants:\n\n{WIDE}").splitlines() == [
+        "A table of neurons, and what",
+        "each of them wants:",
+        "",
+        "neuron  activation",
+        "0             0.25",
+        "15             0.5",
+        "",
+        "neuron  what it wants",
+        "0            +1.0e-03",
+        "15               -2.0",
+    ]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert text.fitted(WIDE) == WIDE
+
+
+def test_rows_that_are_too_long_are_folded_between_columns() -> None:
+    assert text.folded(f"{WIDE}\na heading stays", 30).splitlines() == [
+        "neuron  activation",
+        "    what it wants",
+        "0             0.25",
+        "         +1.0e-03",
+        "15             0.5",
+        "             -2.0",
+        "a heading stays",
+    ]
+    assert text.folded(WIDE, 5) == WIDE, "no column is as narrow"
+
+
+def test_words_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "24")
+    lines = text.wrapped("a-long-word-with-hyphens-in-it and two more words", "> ", "  ").splitlines()
+    assert lines == ["> a-long-word-with-hyphens-in-it", "  and two more words"]
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert text.columns() == text.MOST_COLUMNS

@@ -50,7 +50,7 @@ def test_one_epoch_on_2000_examples(tmp_path: Path) -> None:
     assert 0 < cost < 1 and 0 < test_cost < 1 and 5 < accuracy < 100 and 5 < test_accuracy < 100 and rate > 0
     assert saved == "saved runs/r/network.safetensors"
     assert next_commands == [
-        "watch it:  tensorboard --logdir runs",
+        "watch it:  tensorboard --logdir runs --samples_per_plugin images=100",
         "touch it:  python -m bp_torch explain page --run runs/r",
     ]
     assert load(tmp_path / "runs/r/network.safetensors").sizes == (784, 16, 16, 10)

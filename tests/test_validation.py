@@ -76,9 +76,15 @@ def test_network_of_the_best_epoch_on_them_is_saved_and_tested(
     assert out.endswith(f"test accuracy {100 * score.accuracy:.2f} %, cost {score.cost:.4f}, {sentence}")
     if log:
         logged = curves(config.runs_dir / "chosen")
-        assert len(logged["accuracy/validation"]) == len(logged["cost/validation"]) == config.epochs
-        assert "cost/test" not in logged and "accuracy/test" not in logged
-        assert [value for _, value in logged["final/test_accuracy"]] == [pytest.approx(score.accuracy)]
+        per_epoch = 1200 // 50
+        for tag in ("1_accuracy/validation", "2_cost_quadratic/validation"):
+            assert [step for step, _ in logged[tag] if step >= per_epoch] == [
+                per_epoch * epoch for epoch in range(1, config.epochs + 1)
+            ]
+        last = per_epoch * config.epochs
+        for tag, expected in (("1_accuracy/test", score.accuracy), ("2_cost_quadratic/test", score.cost)):
+            assert [step for step, _ in logged[tag]] == [last], "once"
+            assert logged[tag][0][1] == pytest.approx(expected)
 
 
 def test_default_run_is_unchanged_and_has_a_result(config: Config, mnist: tuple[Examples, Examples]) -> None:
@@ -86,7 +92,7 @@ def test_default_run_is_unchanged_and_has_a_result(config: Config, mnist: tuple[
     result, _ = outcome(folder)
     score = evaluate(load(folder / "network.safetensors"), mnist[1], config.cost)
     assert (result["test_accuracy"], result["epoch"], result["validation_accuracy"]) == (score.accuracy, 2, None)
-    assert len(curves(folder)["accuracy/test"]) == 2
+    assert [step for step, _ in curves(folder)["1_accuracy/test"]] == [0, 1, 6, 12, 24, 48]
 
 
 @pytest.mark.parametrize("stop", [2, 11])
@@ -105,7 +111,7 @@ def test_stopped_and_resumed_run_chooses_the_same_network(
     assert result == expected and torch.equal(parameters, wanted)
     train(replace(config, run_name="stopped", resume=folder))  # what is done is not done again
     assert outcome(folder)[0] == expected and torch.equal(load(folder / "network.safetensors").parameters, wanted)
-    assert len(curves(folder)["final/test_accuracy"]) == 1
+    assert len(curves(folder)["1_accuracy/test"]) == 1
     best = torch.load(folder / BEST, weights_only=True)
     assert torch.equal(best["parameters"], wanted)
 

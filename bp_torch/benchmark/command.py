@@ -49,7 +49,8 @@ class Options:
     sweep: bool = False
     """Measure four sizes, from small to large. Not with --sizes and --batch-size. Takes minutes."""
     networks: int | None = None
-    """Instead, train so many networks at once, as the sweep does, and time them beside one alone. No picture."""
+    """Instead, train so many networks at once, as the sweep does, and time them beside one alone. No picture. None:
+    time the contenders."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto for the first GPU there is."""
     threads: int = 1

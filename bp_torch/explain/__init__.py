@@ -24,6 +24,7 @@ from bp_torch.device import DeviceError
 from bp_torch.explain.subject import CommonOptions, Subject, UsageError, full_gradient, open_subject
 from bp_torch.files import replace_file
 from bp_torch.tensorboard import add_figures
+from bp_torch.text import fitted, named, wrapped
 from bp_torch.training import TrainingError
 
 IDEAS = {
@@ -53,25 +54,32 @@ PAGE = "a page for the browser that holds the network, to touch: page.html"
 
 EVERY_IDEA = "all of them, as one folder of pictures and a page, index.html"
 
-USAGE = (
-    "usage: python -m bp_torch explain IDEA [OPTIONS]\n\n"
-    "Show an idea on a trained network: numbers as a table, and a picture.\n\n"
-    + "\n".join(f"  {name:10} {says}" for name, says in (IDEAS | {"page": PAGE, "all": EVERY_IDEA}).items())
-    + "\n\n"
-    "Each has its own --help. The network is that of the newest run in runs/; make one with: python train.py"
-)
+WHERE = "Each has its own --help. The network is that of the newest run in runs/; make one with: python train.py"
+
+
+def usage() -> str:
+    """What can be asked for."""
+    ideas = IDEAS | {"page": PAGE, "all": EVERY_IDEA}
+    return "\n\n".join(
+        [
+            "usage: python -m bp_torch explain IDEA [OPTIONS]",
+            wrapped("Show an idea on a trained network: numbers as a table, and a picture."),
+            named(ideas),
+            wrapped(WHERE),
+        ]
+    )
 
 
 def main(arguments: list[str]) -> None:
     """The command: show the idea that the first argument names."""
     name, *rest = arguments or ["--help"]
     if name in ("-h", "--help"):
-        print(USAGE)
+        print(usage())
         return
     if name not in (*IDEAS, "page", "all"):
         fail(f"unknown idea {name!r}: choose from {', '.join(IDEAS)}, page, all", 2)
     kind = AllOptions if name == "all" else load_idea(name).Options
-    about = {"page": PAGE, "all": EVERY_IDEA}.get(name) or load_idea(name).IDEA
+    about = {"page": f"Write {PAGE}.", "all": f"Show {EVERY_IDEA}."}.get(name) or load_idea(name).IDEA
     options = parse(kind, prog=f"python -m bp_torch explain {name}", description=about, args=rest)
     with one_line_errors(TrainingError, DataError, DeviceError, OSError):
         try:
@@ -100,7 +108,7 @@ def show(name: str, options: Any) -> None:
     out = options.out or subject.folder / "explained" / f"{name}.png"
     idea = load_idea(name)
     result = idea.explain(subject, options)
-    print(f"{idea.table(result)}\n\n{idea.finding(result)}.\n")
+    print(fitted(f"{idea.table(result)}\n\n{idea.finding(result)}.\n"))
     figure = idea.figure(result)
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, file_content(figure, out.suffix))
@@ -146,7 +154,7 @@ def show_all(options: AllOptions) -> None:
         name: Section(name, heading[0].upper() + heading[1:], ideas[name].IDEA, ideas[name].MADE_BY)
         for name, heading in IDEAS.items()
     }
-    print(duration(seconds_a_pass(subject)))
+    print(wrapped(duration(seconds_a_pass(subject))))
     pages, figures = write_touchable(subject, folder), {}
     order = sorted(IDEAS, key=lambda name: PASSES.get(name, 0))
     with tqdm(order, unit="idea", leave=False, disable=None) as bar:
@@ -156,7 +164,7 @@ def show_all(options: AllOptions) -> None:
             figures[name], result = explained(ideas[name], subject, folder / name)
             sections[name] = sections[name]._replace(result=result)
             replace_file(folder / "index.html", html(subject.caption, list(sections.values()), pages).encode())
-            bar.write(f"{name:10} {time.perf_counter() - start:6.1f} s   {result.finding}")
+            bar.write(wrapped(f"{result.finding}.", f"{name:10} {time.perf_counter() - start:6.1f} s   ", " " * 22))
     if options.log:
         add_figures(subject.folder, figures)
     print(f"wrote {folder / 'index.html'}")

@@ -220,7 +220,8 @@ def _angles(part: SubFigure, result: Batches) -> None:
     for (name, found), colour in zip(result.angles.items(), (style.LINES[3], style.LINES[1]), strict=False):
         axes.hist(found, bins, color=colour, alpha=0.8)
         high = np.histogram(found, bins)[0].max()
-        axes.text(mean(found) + 2, high * 1.04, f"{name}: {mean(found):.0f}°", weight="bold", color=colour)
+        place = (max(mean(found), 22), high * 1.04)
+        axes.text(*place, f"{name}: {mean(found):.0f}°", weight="bold", color=colour, ha="center")
     axes.axvline(90, color=style.SOFT, linewidth=0.9, linestyle=":")
     axes.text(91, axes.get_ylim()[1] / 2, "90°: a random\ndirection", size=9, color=style.SOFT)
     axes.margins(y=0.18)

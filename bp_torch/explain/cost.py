@@ -165,4 +165,4 @@ def _everyone(part: SubFigure, result: Cost, name: str) -> None:
     axes.hist(style.array(everyone), np.linspace(0, most, 61).tolist(), weights=weights, color=style.LINES[1])
     axes.axvline(mean, color=style.INK, linewidth=1.8, linestyle="--", label="the average, C")
     axes.set(xlabel="cost of one example, C_k", ylabel="% of the examples", xlim=(-0.02 * most, most))
-    axes.legend(loc="upper center")
+    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97))

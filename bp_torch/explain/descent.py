@@ -379,12 +379,24 @@ def _angles(part: SubFigure, result: Descent) -> None:
             axes.plot([size] * len(found), found, "o", color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
         means = [mean(found) for found in by_size.values()]
         axes.plot(sizes, means, "o-", color=colour, linewidth=1.6)
-        _label(axes, (sizes[-3:][0], means[-3:][0]), where, colour, xytext=(10, 6), ha="left")
+        last = sizes[-1]
+        if where == "at the start":  # falls early: the room is over its left end
+            _label(axes, (sizes[:2][-1], means[:2][-1]), where, colour, xytext=(8, 3), ha="left")
+        else:  # falls late: over its right end
+            _label(
+                axes,
+                (3 * last, means[-2:][0]),
+                where.replace("the end ", "the end\n"),
+                colour,
+                xytext=(0, 0),
+                ha="right",
+            )
     axes.axhline(90, color=style.SOFT, linewidth=0.9, linestyle=":")
     axes.text(
         0.99, 92, "90°: a random direction", transform=axes.get_yaxis_transform(), va="bottom", ha="right", size=9
     )
     axes.set(xscale="log", xlabel="examples in the mini-batch", ylabel="degrees", yticks=range(0, 121, 30))
     axes.set_ylim(bottom=-4)
+    axes.set_xlim(right=3.2 * last)
     axes.grid(axis="y")
     style.decimal_ticks(axes.xaxis)

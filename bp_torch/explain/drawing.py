@@ -5,6 +5,7 @@ Triangles beside neurons are their wishes: blue points up, orange down.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -54,13 +55,15 @@ def draw_network(
         strong = edges if l == layer else ()
         own = network.weights[l - 1] if values is None or l != layer else values
         if l > 1:
-            _edges(axes, own, (across[l - 1], places[l - 1]), (across[l], places[l]), l == layer, neuron, strong)
+            before, after = (across[l - 1], places[l - 1]), (across[l], places[l])
+            _edges(axes, own, before, after, l == layer, neuron, strong, 0.1 if layer else 0.35)
         else:
             _from_image(axes, (across[l], places[l]), l == layer, neuron, strong)
         _neurons(axes, passed.activations[l][0], across[l], places[l], (wishes or {}).get(l))
         few = "" if len(shown[l]) == network.sizes[l] else f"{len(shown[l])} of {network.sizes[l]}"
         axes.text(across[l], -0.07, "outputs" if l == network.depth else f"layer {l}", ha="center", size=9)
-        axes.text(across[l], 1.06, few, ha="center", size=9, color=style.SOFT)
+        below: dict[str, Any] = {"xytext": (0, -9), "textcoords": "offset points", "ha": "center", "va": "top"}
+        axes.annotate(few, (across[l], max(places[l].values())), size=9, color=style.SOFT, **below)
     if neuron is not None and layer:
         axes.plot(across[layer], places[layer][neuron], "o", markersize=13, color="none", markeredgecolor=style.INK)
     if ring is not None:
@@ -103,8 +106,9 @@ def _edges(
     here: bool,
     neuron: int | None,
     strong: Sequence[tuple[int, int]],
+    faint: float,
 ) -> None:
-    """The edges between two layers, the largest as broad and as full as any; faint unless they are where we are."""
+    """The edges between two layers, the largest as broad and as full as any; ``faint`` unless we are ``here``."""
     limit = values.abs().max().item() or 1.0
     rows = values.tolist()
     lines, colours, widths = [], [], []
@@ -113,7 +117,7 @@ def _edges(
             size = abs(rows[j][k]) / limit
             chosen = here and (not strong or (j, k) in strong) and neuron in (None, j)
             lines.append([(before[0], low), (after[0], high)])
-            alpha = max(0.25 * bool(strong), size) if chosen else 0.07 * size
+            alpha = max(0.25 * bool(strong), size) if chosen else faint * size
             colours.append((*to_rgb(style.RAISE if rows[j][k] >= 0 else style.LOWER), alpha))
             widths.append((3.0 if strong else 0.4 + 2.2 * size) if chosen else 0.7)
     axes.add_collection(LineCollection(lines, colors=colours, linewidths=widths, zorder=1))

@@ -9,6 +9,7 @@ STYLE = """
 body { margin: 0; color: var(--ink); background: #fff; font: 17px/1.6 system-ui, "Helvetica Neue", Arial, sans-serif; }
 main { max-width: 1248px; margin: 0 auto; padding: 56px 24px 96px; }
 h1 { font-size: clamp(28px, 7vw, 40px); line-height: 1.15; margin: 0 0 12px; }
+h1, h2 { text-wrap: balance; }
 h2 { font-size: clamp(22px, 5vw, 28px); line-height: 1.25; margin: 0 0 12px; max-width: 32em; }
 p { max-width: 46em; margin: 0 0 16px; overflow-wrap: anywhere; }
 .soft { color: var(--soft); font-size: 15px; }
@@ -25,6 +26,7 @@ summary { cursor: pointer; color: var(--blue); padding: 8px 0; }
 pre { max-height: 480px; overflow: auto; margin: 0 0 16px; padding: 16px 20px; background: #f6f8fa; }
 pre, code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 12px; line-height: 1.5; }
 code { overflow-wrap: anywhere; }
+code span { white-space: nowrap; }
 @media (max-width: 640px) {
   main { padding: 32px 16px 64px; }
   nav ol { columns: 1; }
@@ -83,7 +85,7 @@ def _section(section: Section, turn: str) -> str:
     return (
         f'<section id="{name}">\n<h2>{escape(section.heading)}</h2>\n<p>{escape(section.idea)}</p>\n{result}\n'
         f'<p class="soft">Made by {made}. Other options: '
-        f"<code>python -m bp_torch explain {name} --help</code></p>\n{turn}\n</section>\n"
+        f"<code>python -m bp_torch explain {name} <span>--help</span></code></p>\n{turn}\n</section>\n"
     )
 
 

@@ -34,8 +34,8 @@ MADE_BY = ("step.TrainingStep.step", "evaluation.evaluate")
 IDEA = (
     "All of this needs labelled examples, and many of them. From a hundred images the network learns those hundred by "
     "heart and little about the next one; each tenfold more closes much of the gap between the images that it has seen "
-    "and those that it has not. Where there are few, they can be made to count for more: turned and bent "
-    "a little they are still the same digits."
+    "and those that it has not. Where there are few, they can be made to count for more: turned and bent a little they "
+    "are still the same digits."
 )
 
 COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000)

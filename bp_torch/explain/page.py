@@ -32,12 +32,7 @@ from bp_torch.explain.subject import NetworkOptions, Subject, UsageError, neares
 from bp_torch.network import Network, parameter_count
 from bp_torch.recorder import Recording
 from bp_torch.sgd import SGD
-
-LARGEST = (784, 128, 64, 10)
-"""The network with the most parameters that the page takes: its file is then below 1.5 MB."""
-
-DEEPEST = 6
-"""Layers that fit beside each other."""
+from bp_torch.training.loop import DEEPEST_PAGE, LARGEST_PAGE, fits_page
 
 MINI_BATCH = 100
 TRAINING_IMAGES = 1000
@@ -290,10 +285,9 @@ def check_size(sizes: tuple[int, ...]) -> None:
     shape = "-".join(map(str, sizes))
     if (sizes[0], sizes[-1]) != (PIXELS, CLASSES):
         raise UsageError(f"the page takes networks from {PIXELS} pixels to {CLASSES} outputs, this one is {shape}")
-    if parameter_count(sizes) > parameter_count(LARGEST) or len(sizes) - 1 > DEEPEST:
-        most = (
-            f"{parameter_count(LARGEST):,} parameters, as {'-'.join(map(str, LARGEST))} has, in up to {DEEPEST} layers"
-        )
+    if not fits_page(sizes):
+        largest, named = f"{parameter_count(LARGEST_PAGE):,}", "-".join(map(str, LARGEST_PAGE))
+        most = f"{largest} parameters, as {named} has, in up to {DEEPEST_PAGE} layers"
         raise UsageError(f"the page takes up to {most}; {shape} has {parameter_count(sizes):,} in {len(sizes) - 1}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class NetworkOptions:
     threads: int = 1
     """CPU threads. Small networks are quickest on one."""
 
+    groups: ClassVar[dict[str, str]] = {"run": "the network", "device": "the machine"}
+
     def __post_init__(self) -> None:
         """Check the number of threads."""
         check_threads(self.threads)
@@ -64,6 +66,8 @@ class CommonOptions(NetworkOptions):
     log: bool = False
     """Add the picture to the run's TensorBoard."""
 
+    groups: ClassVar[dict[str, str]] = {"out": "the picture"}
+
 
 @dataclass(frozen=True)
 class ExampleOptions(CommonOptions):
@@ -75,6 +79,8 @@ class ExampleOptions(CommonOptions):
     """Which one, from 0: of the digit's examples with --digit, else of all. None: a plainly written one."""
     loudest: bool = False
     """Take the digit's example with the largest δ^L, the one that wants the most."""
+
+    groups: ClassVar[dict[str, str]] = {"digit": "the example"}
 
     def __post_init__(self) -> None:
         """Check the digit, and that one example is named once."""

@@ -34,12 +34,13 @@ class SweepConfig(Config):
     """Standard deviations of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform:
     from −1/√n_in to 1/√n_in. Other biases are zero."""
     seeds: int = 1
-    """Networks of each combination: seeds --seed, --seed + 1, …"""
+    """Networks of each combination: their seeds are --seed, --seed + 1 and so on."""
     at_once: int | None = None
     """Networks that are trained at a time. None: as many as memory and cache make quick."""
     save: Literal["all", "best", "none"] = "all"
     """Networks that are saved, each in its own folder. best: of each combination, the seed with the best accuracy."""
 
+    groups: ClassVar[dict[str, str]] = {"seeds": "the sweep"}
     may_change: ClassVar[tuple[str, ...]] = ("replay", "data_dir", "device")
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from bp_torch.data import Examples, first_shuffled, permutation, subsample
 from bp_torch.distributed import ALONE
 from bp_torch.network import Network
 from bp_torch.sgd import SGD
-from bp_torch.tensorboard import RunLog
+from bp_torch.tensorboard import RunLog, cost_tag, score_values
 from bp_torch.training.config import Config
 from bp_torch.training.evaluation import Pause, Score, evaluate_each
 from bp_torch.training.run import Run
@@ -64,9 +64,9 @@ class GroupState(State):
 class Curves(RunLog):
     """The log of K networks: it takes the points of their costs, and leaves the files for later."""
 
-    def __init__(self, state: GroupState, every: int) -> None:
-        """A point every so many steps."""
-        self.state, self.every = state, every
+    def __init__(self, state: GroupState, every: int, cost_name: str) -> None:
+        """A point every so many steps, of this cost."""
+        self.state, self.every, self.cost_name = state, every, cost_name
         self._taken: list[tuple[int, float, Tensor]] = []  # step, time, costs on the device
 
     def step(self, step: int, result: StepResult, optimizer: SGD) -> bool:
@@ -79,10 +79,16 @@ class Curves(RunLog):
     def write_points(self) -> bool:
         """Move the points into the state, and mark the networks whose cost was not finite. Returns True."""
         for step, taken, costs in self._taken:
-            self.state.points.append((step, taken, "cost/train", costs.tolist()))
+            self.state.points.append((step, taken, cost_tag(self.cost_name, "train"), costs.tolist()))
             self.state.mark((~costs.isfinite()).tolist(), step)
         self._taken.clear()
         return True
+
+    def scores(self, on_training: list[Score], on_test: list[Score], step: int, speed: float | None = None) -> None:  # type: ignore[override]
+        """Take the scores at a step into the state."""
+        pairs, now = zip(on_training, on_test, strict=True), time.time()
+        each = [score_values(self.cost_name, {"train": a, "test": b}, step) for a, b in pairs]
+        self.state.points += [(step, now, tag, [values[tag] for values in each]) for tag in each[0]]
 
     def flush(self) -> None:
         """Nothing is waiting."""
@@ -135,7 +141,7 @@ class Group(Run):
                     tensor[k].zero_()
         return True
 
-    def evaluate(self, pause: Pause) -> tuple[list[Score], list[Score]]:
+    def evaluate(self, pause: Pause) -> tuple[list[Score], list[Score]]:  # type: ignore[override]
         """The scores on (some of) the training examples and on the test set, as train.py has them."""
         cost, chosen, on_training = self.config.cost, self.training, list[Score]()
         if self.config.train_examples is None:
@@ -151,14 +157,8 @@ class Group(Run):
 
     def record(self, on_training: list[Score], on_test: list[Score]) -> None:
         """Take the scores after an epoch into the state."""
-        state, now = self.state, time.time()
+        state = self.state
         state.accuracy, state.cost = [score.accuracy for score in on_test], [score.cost for score in on_test]
-        values = {
-            "cost/test": state.cost,
-            "accuracy/train": [score.accuracy for score in on_training],
-            "accuracy/test": state.accuracy,
-        }
-        state.points += [(state.step, now, tag, numbers) for tag, numbers in values.items()]
         finite = torch.tensor([a.cost + b.cost for a, b in zip(on_training, on_test, strict=True)]).isfinite()
         state.mark((~finite).tolist(), state.step)
         pairs = zip(state.best, state.accuracy, state.diverged, strict=True)

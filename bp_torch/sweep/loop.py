@@ -147,11 +147,14 @@ def open_group(members: list[Config], data: tuple[Examples, Examples], folder: P
 def train_group(group: Group, name: str, signals: Signals, bar: "tqdm[Any]") -> None:
     """Train a group to the end: the epochs of training/loop.py, for K networks."""
     config, state = group.config, group.state
-    log = Curves(state, min(config.log_every, group.steps_per_epoch)) if config.log else None
+    log = Curves(state, min(config.log_every, group.steps_per_epoch), config.cost) if config.log else None
     while state.epoch <= config.epochs:
         result, rate, seconds = train_steps(group, log, signals, bar)
         pause = partial(stop_if_asked, group, log, result, signals)
-        group.record(*group.evaluate(pause))
+        scores = group.evaluate(pause)
+        group.record(*scores)
+        if log:
+            log.scores(*scores, state.step)
         bar.write(epoch_line(group, name, rate * len(group.members), seconds))
         group.end_epoch()
         save_checkpoint(group, log, result)

@@ -14,6 +14,7 @@ from bp_torch.files import replace_file
 from bp_torch.sweep.group import Group
 from bp_torch.tensorboard import RunLog
 from bp_torch.training.config import Config
+from bp_torch.training.evaluation import Score
 
 
 def save_member(group: Group, k: int, sweep: Path) -> None:
@@ -40,14 +41,14 @@ def save_member(group: Group, k: int, sweep: Path) -> None:
 
 
 def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
-    """Write the event file of network ``k`` into ``folder``: its row in HParams, its curves, its results."""
+    """Write the event file of network ``k`` into ``folder``: its row in HParams and its curves."""
     state, network = group.state, group.network[k]
     before = State(network.parameters, None, torch.zeros(2))
     end = state.diverged[k] or state.step
-    with closing(RunLog(folder, network, 1, before)) as log:
+    with closing(RunLog(folder, network, 1, before, member.cost)) as log:
         log.begin(member.hyperparameters(group.examples, group.step.batch_size), member.to_json())
         for step, taken, tag, values in state.points:
             if step <= end and isfinite(values[k]):
                 log.scalars({tag: values[k]}, step, taken)
         if not state.diverged[k]:
-            log.results({"test_accuracy": state.accuracy[k], "test_cost": state.cost[k]}, state.step)
+            log.end(Score(state.cost[k], state.accuracy[k]), state.step)

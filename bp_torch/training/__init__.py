@@ -29,4 +29,4 @@ def main(arguments: list[str] | None = None) -> None:
     """``python train.py``, with the flags of the command line; or ``python -m bp_torch train`` with ``arguments``."""
     from bp_torch.training import command
 
-    command.main(arguments, "train.py" if arguments is None else "python -m bp_torch train")
+    command.main(arguments, "python train.py" if arguments is None else "python -m bp_torch train")

@@ -20,7 +20,7 @@ TROUBLE = (torch.OutOfMemoryError, TrainingError, DeviceError, DataError, Checkp
 
 
 def main(arguments: list[str] | None, prog: str) -> None:
-    """Read the flags and train. Exit codes: 1 trouble, 2 bad flags, 130 Ctrl-C, 143 SIGTERM."""
+    """Read the flags and train. Exit codes: 1 trouble, 2 bad flags, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP."""
     row = recipe_named(arguments)
     config = parse(Config, prog=prog, description=DESCRIPTION, args=arguments, default=row.config() if row else None)
     with one_line_errors(*TROUBLE):

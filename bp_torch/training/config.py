@@ -52,19 +52,17 @@ LEAST = {
 class Config:
     """The settings of a run. Raises ValueError for a value out of its range."""
 
-    recipe: str | None = None
-    """A row of the ladder (python -m bp_torch ladder), whose settings are then the defaults of all flags."""
     sizes: tuple[int, ...] = (784, 16, 16, 10)
     """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between."""
     activation: ActivationName = "sigmoid"
     """Activation of the hidden layers."""
     output_activation: ActivationName | None = None
     """Activation of the last layer. None: sigmoid, or identity for the softmax cost, which contains the softmax."""
-    cost: CostName = "quadratic"
-    """Cost of one example; it is averaged over examples."""
     init: InitName = "lecun"
     """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform: from
     −1/√n_in to 1/√n_in. Other biases are zero."""
+    cost: CostName = "quadratic"
+    """Cost of one example; it is averaged over examples."""
     learning_rate: float = 3.0
     """Learning rate of the first epoch."""
     learning_rate_decay: float = 0.1
@@ -108,6 +106,28 @@ class Config:
     """Factor of the smoothed noise."""
     seed: int = 0
     """Seed of the initial values, of every shuffle and of every deformation."""
+    recipe: str | None = None
+    """A row of the ladder (python -m bp_torch ladder), whose settings the other flags then have. None: the defaults."""
+    runs_dir: Path = Path("runs")
+    """Folder of the runs."""
+    run_name: str | None = None
+    """Name of the run's folder. None: every setting that is not the default, the sizes, and the time."""
+    resume: Path | None = None
+    """Folder of a run to continue from its last checkpoint. Only --epochs, --replay, --data-dir and --device may
+    change. None: a new run."""
+    checkpoint_every: int | None = None
+    """Also save a checkpoint every so many steps. None: after each epoch only."""
+    verify_every: int | None = None
+    """Check the gradient against autograd every so many steps, and stop with a report if they disagree. None:
+    never."""
+    log: bool = True
+    """Write the event file that TensorBoard reads."""
+    log_every: int = 100
+    """Steps between two points of the training cost."""
+    histogram_every: int = 1
+    """Epochs between two histograms of each tensor."""
+    log_embedding: bool = False
+    """At the end, add a PR curve for each digit and the last hidden layer's activations for the projector."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. auto is the first NVIDIA GPU, or the CPU without one."""
     dtype: DTypeName = "float32"
@@ -122,26 +142,16 @@ class Config:
     faster without."""
     threads: int | None = None
     """CPU threads. None: one for a small network, else torch's default."""
-    runs_dir: Path = Path("runs")
-    """Folder of the runs."""
-    run_name: str | None = None
-    """Name of the run's folder. None: date, time, sizes, and every setting that is not the default."""
-    resume: Path | None = None
-    """Folder of a run to continue from its last checkpoint. Only --epochs, --replay, --data-dir and --device may
-    change."""
-    checkpoint_every: int | None = None
-    """Also save a checkpoint every so many steps. None: after each epoch only."""
-    verify_every: int | None = None
-    """Check the gradient against autograd every so many steps, and stop with a report if they disagree."""
-    log: bool = True
-    """Write the event file that TensorBoard reads."""
-    log_every: int = 100
-    """Steps between two points of the training cost."""
-    histogram_every: int = 1
-    """Epochs between two histograms of each tensor."""
-    log_embedding: bool = False
-    """At the end, add a PR curve for each digit and the last hidden layer's activations for the projector."""
 
+    groups: ClassVar[dict[str, str]] = {
+        "sizes": "the network",
+        "cost": "the descent",
+        "dataset": "data",
+        "seed": "the run",
+        "log": "logging",
+        "device": "the machine",
+    }
+    """The groups of the help: the first field of each, and its name."""
     may_change: ClassVar[tuple[str, ...]] = ("epochs", "replay", "data_dir", "device")
 
     def __post_init__(self) -> None:

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from bp_torch.checkpoint import BEST, LAST, NETWORK_FILE, RESULT
 from bp_torch.convert import save as save_network
-from bp_torch.data import Examples, subsample
+from bp_torch.data import Examples
 from bp_torch.device import choose_device
 from bp_torch.distributed import joined, local_device
 from bp_torch.files import replace_file
-from bp_torch.network import Network
+from bp_torch.network import Network, parameter_count
 from bp_torch.tensorboard import RunLog
 from bp_torch.training.config import Config
 from bp_torch.training.divergence import diverged
@@ -30,6 +31,12 @@ from bp_torch.training.step import StepResult
 
 if TYPE_CHECKING:  # imported where it is used: a run without --verify-every needs no autograd
     from bp_torch.verify import Report
+
+LARGEST_PAGE = (784, 128, 64, 10)
+"""The network with the most parameters that ``explain page`` takes: its file is then below 1.5 MB."""
+
+DEEPEST_PAGE = 6
+"""Layers that fit beside each other on it."""
 
 
 class WrongGradientError(RuntimeError):
@@ -47,7 +54,7 @@ def train(config: Config, store: str = "env://") -> Path:
 
     Started by torchrun, this is one process of several, which meet at ``store``.
     Raises TrainingError, DeviceError, DataError or CheckpointError if the run cannot start or continue, OSError if it
-    cannot be saved, WrongGradientError, and Stopped, with a checkpoint saved, on SIGINT or SIGTERM.
+    cannot be saved, WrongGradientError, and Stopped, with a checkpoint saved, on SIGINT, SIGTERM or SIGHUP.
     """
     device = choose_device(local_device(config.device))
     with joined(device, store) as world, started(config, device, world) as run:
@@ -80,8 +87,18 @@ def train(config: Config, store: str = "env://") -> Path:
 
 def what_next(run: Run) -> str:
     """The two commands that show what was learned."""
-    watch = f"watch it:  tensorboard --logdir {run.folder.parent}\n" if run.config.log else ""
-    return f"{watch}touch it:  python -m bp_torch explain page --run {run.folder}"
+    watch = (
+        f"watch it:  tensorboard --logdir {run.folder.parent} --samples_per_plugin images=100\n"
+        if run.config.log
+        else ""
+    )
+    show, idea = ("touch it:", "page") if fits_page(run.config.sizes) else ("see it:  ", "nudges")
+    return f"{watch}{show}  python -m bp_torch explain {idea} --run {run.folder}"
+
+
+def fits_page(sizes: tuple[int, ...]) -> bool:
+    """Whether ``explain page`` can show a network of these sizes."""
+    return parameter_count(sizes) <= parameter_count(LARGEST_PAGE) and len(sizes) - 1 <= DEEPEST_PAGE
 
 
 def ignore(_: object) -> None:
@@ -112,6 +129,12 @@ def evaluated_on(run: Run) -> str:
     return "validation" if run.validation else "test"
 
 
+def is_better(run: Run, score: Score) -> bool:
+    """Whether an epoch's score is the best so far; of equal ones on held-out examples, the later has trained longer."""
+    best = run.state.best_accuracy
+    return score.accuracy > best or bool(run.validation and score.accuracy == best)
+
+
 @contextmanager
 def open_log(run: Run) -> Iterator[RunLog | None]:
     """The run's log, in the first process, unless --no-log is given."""
@@ -119,7 +142,7 @@ def open_log(run: Run) -> Iterator[RunLog | None]:
         yield None
         return
     every = min(run.config.log_every, run.steps_per_epoch)  # a short epoch has a point too
-    with closing(RunLog(run.folder, run.network, every, run.state, evaluated_on(run))) as log:
+    with closing(RunLog(run.folder, run.network, every, run.state, run.config.cost, evaluated_on(run))) as log:
         yield log
 
 
@@ -127,16 +150,13 @@ def train_epoch(run: Run, log: RunLog | None, signals: Signals, bar: "tqdm[Any]"
     """Train to the end of the epoch, evaluate, print, log, save a checkpoint."""
     config, state = run.config, run.state
     epoch = state.epoch
+    if log and state.step == 0:
+        show(run, log, None)
     result, rate, seconds = train_steps(run, log, signals, bar)
-    if log and result and epoch % config.histogram_every == 0:  # now: after a stop below there is no result
-        log.histograms(result, state.step)
-        if config.deformation:
-            log.deformed(run.step.examples, state.step)
+    if log and result and (epoch % config.histogram_every == 0 or epoch == config.epochs):
+        show(run, log, result)  # now: after a stop below there is no result
     pause = partial(stop_if_asked, run, log, result, signals)
-    on_training, score = (
-        evaluate(run.network, examples, config.cost, run.world, pause)
-        for examples in (subsample(run.training), run.evaluated)
-    )
+    on_training, score = run.evaluate(pause)
     if run.world.is_first:
         width = max(10, len(f"{evaluated_on(run)} cost"))
         bar.write(
@@ -145,17 +165,11 @@ def train_epoch(run: Run, log: RunLog | None, signals: Signals, bar: "tqdm[Any]"
         )
     if not isfinite(on_training.cost + score.cost):
         raise diverged(run, log, result)
-    better = score.accuracy > state.best_accuracy
+    better = is_better(run, score)
     if epoch == config.epochs:
         report(run, log, result_of(run, max(state.best_accuracy, score.accuracy), score, pause), pause)
     if log:
-        log.epoch(
-            cost=score.cost,
-            accuracy_train=on_training.accuracy,
-            accuracy=score.accuracy,
-            examples_per_second=rate,
-            step=state.step,
-        )
+        log.scores(on_training, score, state.step, rate)
     state.best_accuracy = max(state.best_accuracy, score.accuracy)
     run.end_epoch()
     save_checkpoint(run, log, result, also=[BEST] if better else [])
@@ -168,22 +182,51 @@ def train_steps(
 ) -> tuple[StepResult | None, float, float]:
     """Make the remaining steps of the epoch. Returns the last result, the examples per second, and the seconds."""
     config, state, device = run.config, run.state, run.network.device
-    steps, before, start, result = run.steps_per_epoch, state.steps, time.perf_counter(), None
+    steps, before, result = run.steps_per_epoch, state.steps, None
+    early = {steps >> halvings for halvings in (1, 2, 4, 6)} - {0} if config.log else set()
+    if config.log and state.step == 0:
+        score_early(run, log)
+    start = time.perf_counter()
     for result in run.rest_of_epoch():
         bar.update()
         if log and not log.step(state.step, result, run.step.optimizer):
             raise diverged(run, log, result)
         if log and state.step % log.every == 0 and log.cost is not None:
             bar.set_postfix_str(f"cost {log.cost:.4f}", refresh=False)
+        if state.step in early:
+            start += score_early(run, log)
         if state.steps == steps:
             continue  # the epoch's own checkpoint is saved after its results are logged: both or neither
         stop_if_asked(run, log, result, signals, state.step)
         if config.checkpoint_every and state.step % config.checkpoint_every == 0:
             save_checkpoint(run, log, result)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     seconds = time.perf_counter() - start
     return result, max(0, run.examples - before * run.step.batch_size) / seconds, seconds
+
+
+def score_early(run: Run, log: RunLog | None) -> float:
+    """Evaluate before the first step or within the first epoch, and log the scores. Returns the seconds it took."""
+    synchronize(run.network.device)
+    start = time.perf_counter()
+    scores = run.evaluate(ignore)  # a checkpoint of this step is saved after them: both or neither
+    if log:
+        log.scores(*scores, run.state.step)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def show(run: Run, log: RunLog, result: StepResult | None) -> None:
+    """Log histograms of the last step, and pictures of what the network has learned."""
+    log.histograms(result, run.state.step)
+    log.pictures(run.state.step, *outputs_for(run, run.network, run.evaluated))
+    if result and run.config.deformation:
+        log.deformed(run.step.examples, run.state.step)
 
 
 def stop_if_asked(run: Run, log: RunLog | None, result: StepResult | None, signals: Signals, moment: int) -> None:
@@ -276,14 +319,14 @@ class Result(NamedTuple):
 
 def result_of(run: Run, best_accuracy: float, score: Score | None = None, pause: Pause = ignore) -> Result:
     """The result of a run, whose last network has this ``score`` on what is evaluated; None: not known here."""
-    network, epoch = run.final(best=score is not None and run.state.best_accuracy < score.accuracy)
+    network, epoch = run.final(best=score is not None and is_better(run, score))
     if run.validation or not score:
         score = evaluate(network, run.test, run.config.cost, run.world, pause)
     return Result(network, epoch, score, best_accuracy if run.validation else None)
 
 
-def report(run: Run, log: RunLog | None, result: Result, pause: Pause = ignore, most: int = 10_000) -> None:
-    """Save and log the ``result``, and log the outputs for the first ``most`` test examples."""
+def report(run: Run, log: RunLog | None, result: Result, pause: Pause = ignore) -> None:
+    """Save and log the ``result``."""
     run.state.reported = run.config.epochs
     run.take_time()
     if run.world.is_first:
@@ -292,15 +335,20 @@ def report(run: Run, log: RunLog | None, result: Result, pause: Pause = ignore, 
             tqdm.write(result.sentence(run))
     if not log:
         return
-    examples = Examples(run.test.x[:most], run.test.labels[:most])
-    kept = -2 if run.config.log_embedding else -1  # the last hidden layer is large; only the embedding shows it
-    pause = pause if run.world.size == 1 else ignore  # the other processes do not come here
-    chunks = [done.activations[kept:] for done, _, _ in forward_in_chunks(result.network, examples, pause)]
-    *hidden, outputs = (torch.cat(parts).float().cpu() for parts in zip(*chunks, strict=True))
+    if run.config.log_embedding:
+        pause = pause if run.world.size == 1 else ignore  # the other processes do not come here
+        log.embedding(run.state.step, *outputs_for(run, result.network, run.test, pause, hidden=True))
+    log.end(result.on_test, run.state.step)
+
+
+def outputs_for(
+    run: Run, network: Network, examples: Examples, pause: Pause = ignore, hidden: bool = False, most: int = 10_000
+) -> list[Tensor]:
+    """The first ``most`` images, labels, outputs, and if asked for the activations before those; on the CPU."""
+    examples = Examples(examples.x[:most], examples.labels[:most])
+    kept = -2 if hidden else -1
+    chunks = [done.activations[kept:] for done, _, _ in forward_in_chunks(network, examples, pause)]
+    *before, outputs = (torch.cat(parts).float().cpu() for parts in zip(*chunks, strict=True))
     if run.config.cost == "softmax-cross-entropy":
         outputs = torch.softmax(outputs, 1)
-    images, labels = (tensor.cpu() for tensor in examples)
-    scores = {"test_accuracy": result.on_test.accuracy, "test_cost": result.on_test.cost}
-    log.end(scores, images, labels, outputs, run.state.step)
-    if run.config.log_embedding:
-        log.embedding(images, labels, outputs, hidden[0], run.state.step)
+    return [examples.x.cpu(), examples.labels.cpu(), outputs, *before]

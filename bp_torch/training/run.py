@@ -17,13 +17,14 @@ from torch import Tensor
 from bp_torch.checkpoint import BEST, CONFIG, LAST, NETWORK_FILE, CheckpointError, State, held, make_folder
 from bp_torch.cli import train_command
 from bp_torch.convert import load as load_network
-from bp_torch.data import Examples, load, permutation
+from bp_torch.data import Examples, load, permutation, subsample
 from bp_torch.deform import deformed
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import ALONE, World
 from bp_torch.files import replace_file
 from bp_torch.network import Network
 from bp_torch.training.config import LONGEST_NAME, Config
+from bp_torch.training.evaluation import Pause, Score, evaluate
 from bp_torch.training.step import Inspect, StepResult, TrainingStep
 
 
@@ -99,6 +100,14 @@ class Run:
             state.step += 1
             yield result
         self.order(state.epoch + 1)  # drawn while a GPU still works on the steps above
+
+    def evaluate(self, pause: Pause) -> tuple[Score, Score]:
+        """The scores on (some of) the training examples, and on what is evaluated after each epoch."""
+        on_training, score = (
+            evaluate(self.network, examples, self.config.cost, self.world, pause)
+            for examples in (subsample(self.training), self.evaluated)
+        )
+        return on_training, score
 
     def take_time(self) -> None:
         """Add the seconds since the last call, or since the start, to those of the state."""
@@ -243,20 +252,33 @@ NOT_IN_NAMES = {
 """Fields of Config that a default name does not list. (The sizes are in every name.)"""
 
 
-def default_run_name(config: Config) -> str:
-    """Date, time, sizes, and each setting that is not the default: 2026-01-31_120000_784-16-16-10_seed-1.
+SHORT = {
+    "activation": "",
+    "cost": "",
+    "learning_rate": "lr",
+    "learning_rate_decay": "lr-decay",
+    "batch_size": "batch",
+    "train_examples": "examples",
+}
+"""Fields of Config that have a shorter word in a name, or none where the value says it."""
 
-    A name that is too long for a folder is cut, and ends in a hash of the whole.
+
+def default_run_name(config: Config) -> str:
+    """Each setting that is not the default, the sizes, month, day and time: lr-0.3_784-16-16-10_0131-120000.
+
+    What is too long for the name of a folder is cut, and has a hash of the whole before the time.
     """
-    parts = [datetime.now().strftime("%Y-%m-%d_%H%M%S"), "-".join(map(str, config.sizes))]
+    parts = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value != field.default and field.name not in NOT_IN_NAMES:
-            value = "-".join(map(str, value)) if isinstance(value, tuple) else value
-            parts.append(f"{field.name.replace('_', '-')}-{value}")
-    name = "_".join(parts)
+            values = map(str, value if isinstance(value, tuple) else [value])
+            name = SHORT.get(field.name, field.name.replace("_", "-"))
+            parts.append("-".join(filter(None, [name, *(value.removesuffix(".0") for value in values)])))
+    name, time = "_".join([*parts, "-".join(map(str, config.sizes))]), datetime.now().strftime("_%m%d-%H%M%S")
+    most = LONGEST_NAME - len(time)
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest}"
+    return (name if len(name) <= most else f"{name[: most - 9]}-{digest}") + time
 
 
 AnyConfig = TypeVar("AnyConfig", bound=Config)

@@ -37,7 +37,7 @@ class Options:
     dtypes: tuple[str, ...] = DTYPES
     """float64, float32, bfloat16, float16."""
     layers: tuple[str, ...] = ()
-    """Names of the layers in the bank. None: all."""
+    """Names of layers in the bank. None: all."""
     rights: int = 0
     """Also check so many random right backwards in each dtype, by verify alone."""
     markdown: bool = False
@@ -45,7 +45,7 @@ class Options:
     missed: bool = False
     """Print the faults that verify does not find, and those that it explains wrongly."""
     json: Path | None = None
-    """Write everything to this file. Otherwise nothing is written."""
+    """Write everything to this file. None: no file is written."""
 
     def __post_init__(self) -> None:
         """Check every field."""

@@ -18,7 +18,7 @@ from bp_torch.costs import COSTS
 from bp_torch.data import CLASSES, PIXELS, DataError, DatasetName, batch, first_shuffled, load
 from bp_torch.device import DeviceError, choose_device
 from bp_torch.network import Network
-from bp_torch.text import count, table
+from bp_torch.text import count, folded, table, wrapped
 from bp_torch.training import TrainingError, open_run, read_config
 from bp_torch.training.config import SEEDS, DTypeName
 from bp_torch.verify.backward import check_own
@@ -36,7 +36,8 @@ class Options:
     """What is checked: without --run, networks of every activation, output activation and cost on real digits."""
 
     run: Path | None = None
-    """Folder of a run: check with its trained network, on the test examples of its data."""
+    """Folder of a run: check with its trained network, on the test examples of its data.
+    None: check untrained networks of every kind."""
     depths: tuple[int, ...] | None = None
     """Layers with weights; hidden ones have 16 neurons. Not with --run. None: 1 2 3 4."""
     batch_sizes: tuple[int, ...] = (1, 2, 7, 100)
@@ -201,7 +202,8 @@ def summary(cases: list[Case], options: Options) -> str:
     verdict = f"{gradients} of {networks} right"
     if bad:
         verdict = f"{sum(len(case.report.wrong) for case in cases):,} of {gradients} wrong, in {bad:,} of {networks}"
-    return "\n".join([*printed, "", *diagnosis_lines(cases), *conditions(cases, options), verdict])
+    said = [*diagnosis_lines(cases), *conditions(cases, options), verdict]
+    return "\n".join([folded("\n".join(printed)), "", *(wrapped(line, "", "  ") for line in said)])
 
 
 def every_comparison(cases: list[Case]) -> list[str]:

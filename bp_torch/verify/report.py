@@ -2,16 +2,14 @@
 
 import json
 import math
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bp_torch.text import count, table
+from bp_torch.text import count, folded, table, wrapped
 from bp_torch.verify.comparison import CENTRAL_ACCURACY, HEADER, Comparison
 
 NUMBERS = {HEADER.index(name) for name in ("error", "allowed", "largest diff", "cosine")}
-WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -122,10 +120,10 @@ class Report:
         words = [*([f"the forward {self.forward}"] if self.forward else []), *self.problem_lines()]
         how = explanations([c for c in self.comparisons if self._shown(c)], f"{self.tolerance:.1e}")
         blocks = [
-            wrapped([self.headline()]),
-            wrapped([*words, *self.diagnosis_lines()]),
+            wrapped_lines([self.headline()]),
+            wrapped_lines([*words, *self.diagnosis_lines()]),
             self.table(names),
-            wrapped([*how, *notes]),
+            wrapped_lines([*how, *notes]),
         ]
         return "\n\n".join(block for block in blocks if block)
 
@@ -169,7 +167,7 @@ class Report:
     def table(self, gradients: Sequence[str]) -> str:
         """The comparisons of these gradients; "" if there are none. In float64, float64 is not said twice."""
         rows = [self._row(c) for name in gradients for c in self.comparisons if c.gradient == name and self._shown(c)]
-        return table(HEADER, rows, right=NUMBERS) if rows else ""
+        return folded(table(HEADER, rows, right=NUMBERS)) if rows else ""
 
     def _row(self, c: Comparison) -> list[str]:
         """Marked as what it is where the gradient is not wrong for certain."""
@@ -197,13 +195,9 @@ class Report:
         return json.dumps(self.to_dict(), indent=2)
 
 
-def wrapped(lines: Sequence[str]) -> str:
-    """Lines of at most 80 columns."""
-    return "\n".join(
-        textwrap.fill(line, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-        for line in lines
-        if line
-    )
+def wrapped_lines(lines: Sequence[str]) -> str:
+    """Lines as long as the terminal is wide."""
+    return "\n".join(wrapped(line, "", "  ") for line in lines if line)
 
 
 def explanations(comparisons: Sequence[Comparison], tolerance: str) -> list[str]:

@@ -1,0 +1,110 @@
+"""The help of a command: every flag of its dataclass in groups, with what it means, at the width of the terminal.
+
+What a flag means is the docstring below its field. Groups are named by the class, in ``groups``: {first field: name}.
+"""
+
+import ast
+import inspect
+import textwrap
+from dataclasses import Field, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from bp_torch.text import wrapped
+
+METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
+"""What is written for a value of each type."""
+
+WHOLE = "\x1f"
+"""Stands for a space at which no line ends."""
+
+
+def help_text(config: type[Any], prog: str, description: str) -> str:
+    """Usage, description, and all flags of the dataclass ``config``."""
+    hints, told = get_type_hints(config), docstrings(config)
+    blocks = [f"usage: {prog} [OPTIONS]", wrapped(description)]
+    for name, members in grouped(config).items():
+        blocks.append(
+            "\n".join([f"{name}:", *(entry(field, hints[field.name], told[field.name]) for field in members)])
+        )
+    blocks.append("other:\n" + _lines("--help, -h", "Show this help."))
+    return "\n\n".join(blocks)
+
+
+def grouped(config: type[Any]) -> "dict[str, list[Field[Any]]]":
+    """The fields by group. A class's own come before those of its base classes; without a name they are "options"."""
+    found: dict[str, list[Field[Any]]] = {}
+    for owner in config.__mro__:
+        name, names = "options", vars(owner).get("groups", {})
+        for field in fields(config):
+            if _owner(config, field.name) is owner:
+                name = names.get(field.name, name)
+                found.setdefault(name, []).append(field)
+    return found
+
+
+def _owner(config: type[Any], name: str) -> type[Any]:
+    """The class that brought the field in."""
+    return [each for each in config.__mro__ if name in vars(each).get("__annotations__", {})][-1]
+
+
+def entry(field: "Field[Any]", hint: Any, says: str) -> str:
+    """The lines of one flag: how it is written, what it does, and what holds without it."""
+    flag, default = field.name.replace("_", "-"), field.default
+    if default in (None, ()):
+        return _lines(f"--{flag} {metavar(hint)}", says.replace("None: ", "unset: "))
+    if default is False:
+        return _lines(f"--{flag}", says)
+    written = f"--{flag}, --no-{flag}" if default is True else f"--{flag} {metavar(hint)}"
+    words = [f"--{flag}"] if default is True else default if isinstance(default, tuple) else [default]
+    return _lines(written, f"{says} default:{WHOLE}{WHOLE.join(map(str, words))}")
+
+
+def _lines(written: str, says: str) -> str:
+    """A flag, and below it the text, indented."""
+    return f"{wrapped(written, '  ', '      ')}\n{wrapped(says, '      ')}".replace(WHOLE, " ")
+
+
+def metavar(hint: Any) -> str:
+    """What may be written for a value of this type: INT, PATH, full | half, FLOAT ..."""
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return " | ".join(metavar(choice) for choice in get_args(hint) if choice is not NoneType)
+    if get_origin(hint) is Literal:
+        return " | ".join(get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"{metavar(get_args(hint)[0])} ..."
+    return METAVARS[hint]
+
+
+def in_words(hint: Any) -> str:
+    """What may be written for a value of this type, in a sentence: a whole number, or full."""
+    if get_origin(hint) is tuple:
+        (one, _), several = get_args(hint), {int: "whole numbers", float: "numbers"}
+        return f"{several.get(one) or 'one or more of ' + in_words(one)}, with a space between"
+    if isinstance(hint, UnionType) or get_origin(hint) in (Union, Literal):
+        *first, last = _choices(hint)
+        return f"{', '.join(first)} or {last}" if first else last
+    return {int: "a whole number", float: "a number", Path: "a path"}.get(hint, "text")
+
+
+def _choices(hint: Any) -> list[str]:
+    """Each thing that fits a type, in words."""
+    if get_origin(hint) is Literal:
+        return list(get_args(hint))
+    if isinstance(hint, UnionType) or get_origin(hint) is Union:
+        return [words for choice in get_args(hint) if choice is not NoneType for words in _choices(choice)]
+    return [in_words(hint)]
+
+
+def docstrings(config: type[Any]) -> dict[str, str]:
+    """The docstring below each field of a dataclass and its base classes, in one line."""
+    found: dict[str, str] = {}
+    for owner in reversed(config.__mro__[:-1]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+        assert isinstance(body, ast.ClassDef)
+        for node, below in zip(body.body, body.body[1:], strict=False):
+            match node, below:
+                case ast.AnnAssign(ast.Name(name)), ast.Expr(ast.Constant(str(says))):
+                    found[name] = " ".join(says.split())
+    return found
