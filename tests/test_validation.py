@@ -32,6 +32,7 @@ def config(tmp_path: Path, data_dir: Path) -> Config:
 def outcome(folder: Path) -> tuple[dict[str, Any], Tensor]:
     result = json.loads((folder / "result.json").read_text())
     assert result.pop("seconds") > 0
+    assert (result.pop("device"), result.pop("threads"), result.pop("torch")) == ("cpu", 1, torch.__version__)
     return result, load(folder / "network.safetensors").parameters
 
 
@@ -57,21 +58,21 @@ def test_network_of_the_best_epoch_on_them_is_saved_and_tested(
     for epochs in range(1, config.epochs + 1):  # the same run, ended there; it draws no other number
         folder = train(replace(config, run_name=f"until-{epochs}", epochs=epochs, validation=0, log=False))
         network = load(folder / "network.safetensors")
-        by_epoch.append((evaluate(network, held_out, config.cost).accuracy, -epochs, network))
+        by_epoch.append((evaluate(network, held_out, config.cost).accuracy, epochs, network))
     accuracy, epoch, network = max(by_epoch, key=lambda each: each[:2])
-    assert -epoch < config.epochs, "the case of interest: the last epoch is not the best"
+    assert epoch < config.epochs, "the case of interest: the last epoch is not the best"
     assert torch.equal(parameters, network.parameters)
     score = evaluate(network, mnist[1], config.cost)
     assert result == {
         "test_accuracy": score.accuracy,
         "test_cost": score.cost,
-        "epoch": -epoch,
+        "epoch": epoch,
         "epochs": config.epochs,
         "validation_accuracy": accuracy,
     }
     out = capsys.readouterr().out.split("saved ")[0]
     assert "epoch   train cost  accuracy   validation cost  accuracy   examples/s" in out
-    sentence = f"by the network of epoch {-epoch}, the best of {config.epochs} on {N} held-out examples\n"
+    sentence = f"by the network of epoch {epoch}, the best of {config.epochs} on {N} held-out examples\n"
     assert out.endswith(f"test accuracy {100 * score.accuracy:.2f} %, cost {score.cost:.4f}, {sentence}")
     if log:
         logged = curves(config.runs_dir / "chosen")

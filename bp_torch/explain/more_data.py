@@ -209,7 +209,7 @@ def _curves(part: SubFigure, result: MoreData, of: str) -> None:
     for which, deformed, colour, line, name in (
         ("training", False, style.LINES[2], "--", "images that it learned from"),
         ("test", False, style.LINES[1], "-", "images that it never saw (test)"),
-        ("test", True, style.LINES[0], ":", "the same, after learning from deformed images"),
+        ("test", True, style.LINES[0], ":", "the same, trained on deformed"),
     ):
         counts = result.counts(deformed)
         values = [[scale * value for value in result.values(count, which, of, deformed)] for count in counts]
