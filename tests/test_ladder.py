@@ -66,6 +66,7 @@ def test_row_is_trained_once_and_its_results_are_those_of_its_runs(
     file = tmp_path / "results.json"
     measured = run_row(SMALL, config, range(2), file)
     assert sorted(measured.seeds) == [0, 1]
+    assert (config.runs_dir / "small" / "sweep.json").exists(), "small networks are trained at once"
     for seed, found in measured.seeds.items():
         folder = config.runs_dir / "small" / f"seed-{seed}"
         result = json.loads((folder / "result.json").read_text())

@@ -39,6 +39,7 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "training.loop",
     "training.divergence",
     "training.run",
+    "training.result",
     "tensorboard",
     "event_file",
     "images",

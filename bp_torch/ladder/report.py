@@ -170,16 +170,13 @@ python train.py --recipe simard-elastic                  # the same row as a pla
 python -m bp_torch ladder docs                           # write this page and its picture
 ```
 
-`ladder run` trains one seed after another, each as a plain run in `runs/ladder/ROW/seed-S`. A folder that is finished
-is taken as it is, one that is not is resumed; a folder of another recipe is refused. A training that was started by
-hand is found there too:
+`ladder run` trains each seed in `runs/ladder/ROW/seed-S`: those of a small network at once, as a
+[sweep](sweep.md), those of a large one after another. A folder that is finished is taken as it is, one that is not is
+resumed; a folder of another recipe is refused. A training that was started by hand is found there too:
 
 ```bash
 python train.py --recipe ROW --seed 0 --runs-dir runs/ladder/ROW --run-name seed-0
 ```
-
-The seeds of a row are not trained at once: images are deformed and held out by the seed, so networks of different seeds
-share nothing but the products, which gains a fifth at most ([sweep.md](sweep.md)).
 
 ## Sources, and what we took
 

@@ -1,4 +1,4 @@
-"""Train the seeds of a row, one after another, each as a plain run in runs/ladder/ROW/seed-S.
+"""Train the seeds of a row, each in runs/ladder/ROW/seed-S: small networks by the sweep, large ones one by one.
 
 A folder that is there is not trained anew: one that is finished is read, one that is not is resumed. So a long training
 may be started by hand, with train.py --recipe ROW --seed S --runs-dir runs/ladder/ROW --run-name seed-S.
@@ -14,8 +14,13 @@ import torch
 
 from bp_torch.benchmark.report import describe_machine
 from bp_torch.checkpoint import CONFIG, NETWORK_FILE, RESULT
+from bp_torch.device import choose_device
 from bp_torch.ladder.results import FILE, Measured, add
 from bp_torch.ladder.rows import Row
+from bp_torch.sweep import SweepConfig, sweep
+from bp_torch.sweep.config import LISTS
+from bp_torch.sweep.plan import quickest
+from bp_torch.sweep.report import JSON
 from bp_torch.training import Config, TrainingError, train
 from bp_torch.training.config import flag
 from bp_torch.training.run import read_config
@@ -39,6 +44,7 @@ def run_row(row: Row, wanted: Config, seeds: range, file: Path = FILE) -> Measur
     Raises what ``train`` raises, and TrainingError for a folder of another recipe.
     """
     measured = Measured({}, recipe(wanted))
+    train_together(row, wanted, seeds)
     for seed in seeds:
         config = dataclasses.replace(wanted, seed=seed, runs_dir=wanted.runs_dir / row.name, run_name=f"seed-{seed}")
         folder = config.runs_dir / f"seed-{seed}"
@@ -53,6 +59,20 @@ def run_row(row: Row, wanted: Config, seeds: range, file: Path = FILE) -> Measur
         measured = add(row.name, Measured({seed: result}, measured.config), file)
         print(f"{row.name}, seed {seed}: test error {result['test_error']:.2f} %")
     return measured
+
+
+def train_together(row: Row, wanted: Config, seeds: range) -> None:
+    """Train the seeds of a small network by the sweep, whose folder is that of the row. Else there is nothing to do."""
+    folder, device = wanted.runs_dir / row.name, choose_device(wanted.device)
+    if (folder / CONFIG).exists():  # a sweep, to be resumed if it was stopped
+        begun = SweepConfig.from_json((folder / CONFIG).read_text())
+        if not (folder / JSON).exists():
+            sweep(dataclasses.replace(begun, resume=folder))
+    elif not folder.exists() and len(seeds) > 1 and quickest(wanted, device, own_batch=True) > 1:
+        fields = {field.name: getattr(wanted, field.name) for field in dataclasses.fields(wanted)}
+        lists = {name: (fields[name],) for name in LISTS}
+        own = {"recipe": None, "run_name": row.name, "seed": seeds.start, "seeds": len(seeds)}
+        sweep(SweepConfig(**fields | lists | own))
 
 
 def finished(folder: Path) -> bool:
