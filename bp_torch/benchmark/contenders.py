@@ -13,8 +13,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from torchvision import datasets
-from torchvision.transforms import ToTensor
 
 from bp_torch.convert import to_sequential
 from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, Examples, one_hot, permutation
@@ -131,6 +129,9 @@ def loader_batches(task: Task, dataset: Dataset[Any]) -> Batches:
 
 def autograd_examples(task: Task) -> Contender:
     """As pytorch/examples trains on MNIST: torchvision's data set, ``ToTensor`` on each image, a DataLoader."""
+    from torchvision import datasets  # takes as long to import as torch: not for the help
+    from torchvision.transforms import ToTensor
+
     load = loader_batches(task, datasets.MNIST(str(task.config.data_dir), train=True, transform=ToTensor()))
     return autograd(
         task, lambda order: ((x.flatten(1), functional.one_hot(y, CLASSES).float()) for x, y in load(order))
