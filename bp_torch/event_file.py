@@ -54,30 +54,28 @@ class EventFile:
         They are read from the device twice: the ranges of all tensors, then the counts of all. Returns the tags of
         those with NaN or ∞, which are not written.
         """
-        values = {tag: tensor.float() for tag, tensor in named.items()}
-        for tag, tensor in magnitudes.items():
-            logarithms = tensor.float().abs().log10()
-            values[tag] = logarithms[logarithms != -torch.inf]
-        values = {tag: v for tag, v in values.items() if v.numel()}  # a shard may be empty
-        sums = [torch.stack([v.min(), v.max(), v.sum(), v.square().sum()]) for v in values.values()]
+        values = {tag: tensor.float() for tag, tensor in named.items() if tensor.numel()}  # a shard may be empty
+        values |= {tag: tensor.float().abs().log10() for tag, tensor in magnitudes.items() if tensor.numel()}
+        sums = [sums_of(tensor, tag in magnitudes) for tag, tensor in values.items()]
         found = dict(zip(values, torch.stack(sums).tolist() if sums else [], strict=True))
+        found = {tag: numbers for tag, numbers in found.items() if numbers[-1]}
         finite = {tag: numbers for tag, numbers in found.items() if all(map(isfinite, numbers))}
         ranges = {}
-        for tag, (low, high, _, _) in finite.items():  # histc would spread a constant over ± 1
+        for tag, (low, high, *_) in finite.items():  # histc would spread a constant over ± 1
             ranges[tag] = (low, high) if low < high else (low - 1e-6, high + 1e-6)
         counts = [torch.histc(values[tag], BINS, *limits) for tag, limits in ranges.items()]
         for (tag, limits), counted in zip(ranges.items(), torch.stack(counts).tolist() if counts else [], strict=True):
             written = HistogramProto(
                 min=limits[0],
                 max=limits[1],
-                num=values[tag].numel(),
+                num=finite[tag][4],
                 sum=finite[tag][2],
                 sum_squares=finite[tag][3],
                 bucket_limit=np.linspace(*limits, BINS + 1)[1:].tolist(),
                 bucket=counted,
             )
             self._write("histograms", summary_pb2.DATA_CLASS_TENSOR, tag, step, histo=written)
-        return [tag for tag in values if tag not in finite]
+        return [tag for tag in found if tag not in finite]
 
     def summary(self, summary: Any, step: int | None = None) -> None:
         """Write a summary as it is."""
@@ -99,6 +97,17 @@ class EventFile:
             )
         summary = Summary(value=[Summary.Value(tag=tag, **value)])
         self.writer._get_file_writer().add_summary(summary, step, taken)
+
+
+def sums_of(values: Tensor, logarithms: bool) -> Tensor:
+    """Smallest, largest, sum, sum of squares and number of the values; without log 0 = −∞ where they are logarithms.
+
+    They are masked, not selected: to select means to wait for a GPU.
+    """
+    kept = values != -torch.inf if logarithms else torch.ones_like(values, dtype=torch.bool)
+    numbers = torch.where(kept, values, 0)
+    least = torch.where(kept, values, torch.inf).min()
+    return torch.stack([least, values.max(), numbers.sum(), numbers.square().sum(), kept.sum().float()])
 
 
 def open_writer(folder: Path, purge_step: int | None = None) -> SummaryWriter:
