@@ -161,6 +161,8 @@ the recipe of each row. `python -m bp_torch ladder docs` writes this page from
 
 {table}
 
+The minutes are of one seed, evaluation and logging included. They were taken while other work ran on the machine.
+
 ## Commands
 
 ```bash
