@@ -30,7 +30,7 @@ def test_deformed_images_help_where_there_are_few(subject: Subject) -> None:
     config = dataclasses.replace(subject.config, epochs=40)
     plain = more_data.train_on(config, subject.training, subject.test, 50, seeds=2)
     before = subject.training.x.clone()
-    deformed = more_data.train_deformed(config, subject.training, subject.test, 50, seeds=2)
+    deformed = more_data.train_on(more_data.deforming(config, "both"), subject.training, subject.test, 50, seeds=2)
     assert torch.equal(subject.training.x, before), "the images themselves stay"
     assert [network.seed for network in deformed] == [0, 1] and all(network.deformed for network in deformed)
     means = [sum(network.test.accuracy for network in networks) / 2 for networks in (plain, deformed)]

@@ -42,7 +42,7 @@ IDEAS = {
 }
 """Every idea as its heading, in the order of the lesson."""
 
-PASSES = {"only": 11, "average": 13, "minimum": 30, "descent": 58, "data": 99}
+PASSES = {"only": 11, "average": 13, "minimum": 30, "descent": 58, "data": 70}
 """The ideas that take long, by their time in passes forward and back over all training examples."""
 
 QUICK = 38

@@ -23,7 +23,7 @@ from bp_torch import text
 from bp_torch.data import PIXEL_SCALE, Examples, first_shuffled
 from bp_torch.deform import Deformation
 from bp_torch.explain import style
-from bp_torch.explain.subject import CommonOptions, Subject, check_least, train_steps
+from bp_torch.explain.subject import CommonOptions, Subject, check_least
 from bp_torch.sweep import new_group
 from bp_torch.sweep.plan import even_parts, quickest
 from bp_torch.training import Config, Score, evaluate
@@ -40,6 +40,9 @@ IDEA = (
 
 COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000)
 """Numbers of training examples that are tried, up to all of them."""
+
+DEFORMED = COUNTS[::2]
+"""Those that are also deformed, which takes longer than training on them."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def train_on(config: Config, training: Examples, test: Examples, count: int, see
         for network, member in zip(group.network, part, strict=True):
             some = first_shuffled(training, count, member.seed)
             on_training, on_test = (evaluate(network, examples, own.cost) for examples in (some, test))
-            networks.append(Trained(count, member.seed, on_training, on_test))
+            networks.append(Trained(count, member.seed, on_training, on_test, deformed=config.deform != "none"))
     return networks
 
 
@@ -127,20 +130,6 @@ def deforming(config: Config, kind: DeformName) -> Config:
     """``config`` with this kind of deformation, by the default bounds."""
     bounds: dict[str, Any] = dataclasses.asdict(Deformation())
     return dataclasses.replace(config, deform=kind, **bounds)
-
-
-@torch.inference_mode()
-def train_deformed(config: Config, training: Examples, test: Examples, count: int, seeds: int = 1) -> list[Trained]:
-    """Likewise one after another, on images that are deformed anew in each epoch."""
-    own = schedule(deforming(config, "both"), count, len(training.labels))
-    networks: list[Trained] = []
-    for member in (dataclasses.replace(own, seed=config.seed + n) for n in range(seeds)):
-        some, network = first_shuffled(training, count, member.seed), member.network(training.x.device)
-        for _ in train_steps(member, network, some, f"{count:,} examples, deformed"):
-            pass
-        on_training, on_test = (evaluate(network, examples, own.cost) for examples in (some, test))
-        networks.append(Trained(count, member.seed, on_training, on_test, deformed=True))
-    return networks
 
 
 def explain(subject: Subject, options: Options) -> MoreData:
@@ -152,8 +141,8 @@ def explain(subject: Subject, options: Options) -> MoreData:
     networks = []
     for count in tqdm(counts, desc="numbers of examples", leave=False, disable=None):
         networks += train_on(config, training, subject.test, count, options.seeds)
-        if count in (*COUNTS[::2], n):
-            networks += train_deformed(config, training, subject.test, count, options.seeds)
+        if count in DEFORMED:
+            networks += train_on(deforming(config, "both"), training, subject.test, count, options.seeds)
     images = first_shuffled(training, counts[0], seed).x.double() * PIXEL_SCALE
     return MoreData(networks, images, subject.caption)
 
