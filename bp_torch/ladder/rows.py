@@ -193,8 +193,8 @@ ROWS: tuple[Row, ...] = (
         3.41,
         "best of several",
         QUADRATIC | sizes((100,)) | {"learning_rate": 1.5, "init": "normal"},
-        f"{CHAPTER_1} The source gives the best of three runs, at their best epoch; with this recipe some runs are "
-        "stuck at a third of the images wrong.",
+        f"{CHAPTER_1} The source gives the best of three runs, at their best epoch; with this recipe some runs do "
+        "not learn every digit.",
     ),
     nielsen(
         "cross-entropy-30",
