@@ -102,6 +102,19 @@ def test_folder_of_another_recipe_is_refused(config: Config, tmp_path: Path) -> 
         run_row(SMALL, replace(config, epochs=4), range(1), tmp_path / "results.json")
 
 
+def test_stopped_sweep_of_another_recipe_is_refused_before_it_is_trained(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Signals, "asked", lambda self, moment, *_: True)
+        run_row(SMALL, config, range(2), tmp_path / "results.json")
+    capsys.readouterr()
+    with pytest.raises(TrainingError, match=r"small is a run with --epochs 3, the row has 4: move the folder away"):
+        run_row(SMALL, replace(config, epochs=4), range(2), tmp_path / "results.json")
+    assert capsys.readouterr().out == ""
+    assert len(run_row(SMALL, config, range(2), tmp_path / "results.json").seeds) == 2
+
+
 def test_results_of_another_config_are_dropped(tmp_path: Path) -> None:
     file = tmp_path / "results.json"
     add("small", Measured({0: {"test_error": 1.0}}, {"epochs": 3}), file)

@@ -16,7 +16,7 @@ from bp_torch.benchmark.race import compare
 from bp_torch.checkpoint import State
 from bp_torch.data import load
 from bp_torch.explain.subject import CommonOptions, ExampleOptions, choose_example, open_subject
-from bp_torch.training import Config, TrainingError, TrainingStep, open_run, train
+from bp_torch.training import Config, TrainingError, TrainingStep, loop, open_run, train
 from bp_torch.verify import command as verify
 from tests.conftest import brief_run
 from tests.explain_subject import QUICK
@@ -75,18 +75,28 @@ def test_no_step_waits_for_the_device_and_an_epoch_does_so_a_few_times(
 ) -> None:
     """For its curves, two scores, ranges and counts of histograms, whether θ is finite: 6; 4 for the pictures."""
     waits: list[int] = []
-    run = TrainingStep.run
+    scored = 0  # waits of the scores between the steps of the first epoch
+    run, score_early = TrainingStep.run, loop.score_early
 
     def counted(step: TrainingStep, *arguments: Any) -> Iterator[Any]:
         waits.append(len(elsewhere.waits))
+        before = scored
         yield from run(step, *arguments)
-        early = len(waits) == 1  # scores are logged between the steps of the first epoch
-        assert early or len(elsewhere.waits) == waits[-1], "a step waited"
+        assert len(elsewhere.waits) - waits[-1] == scored - before, "a step waited"
 
+    def counted_scores(*arguments: Any) -> float:
+        nonlocal scored
+        before = len(elsewhere.waits)
+        seconds = score_early(*arguments)
+        scored += len(elsewhere.waits) - before
+        return seconds
+
+    monkeypatch.setattr(loop, "score_early", counted_scores)
     monkeypatch.setattr(State, "save", lambda state, path: None)
     monkeypatch.setattr(TrainingStep, "run", counted)
     train(replace(config, epochs=4, log_embedding=False, learning_rate=3.0))
     assert waits[2] - waits[1] == waits[3] - waits[2] == 10
+    assert scored > 0
 
 
 def test_reduced_precision_and_weight_decay_elsewhere(config: Config, elsewhere: Device) -> None:

@@ -355,6 +355,23 @@ def test_sweep_goes_on_from_its_checkpoint_with_a_network_that_diverged(
     assert torch.equal(weights(folder, wild.members()[:2]), weights(whole, wild.members()[:2]))
 
 
+@pytest.mark.parametrize("stop", [1, 25, 45])
+def test_stopped_sweep_that_deforms_and_holds_out_goes_on_bit_for_bit(
+    stop: int, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = replace(config, learning_rate=(3.0, 10.0), momentum=(0.0,), validation=300, deform="affine", epochs=6)
+    whole = sweep(replace(own, run_name="whole"))
+    results = [json.loads((whole / str(member.run_name) / "result.json").read_text()) for member in own.members()]
+    assert any(result["epoch"] < 5 for result in results), "some network was at its best before the last stop"
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Signals, "asked", lambda signals, moment, *_: moment == stop)
+        sweep(own)
+    folder = sweep(replace(own, resume=config.runs_dir / "one"))
+    assert torch.equal(weights(folder, own.members()), weights(whole, own.members()))
+    ours, theirs = (json.loads((path / "sweep.json").read_text()) for path in (folder, whole))
+    assert ours == theirs
+
+
 def test_sweep_that_is_being_trained_cannot_be_resumed_meanwhile(config: SweepConfig) -> None:
     folder = config.runs_dir / "one"
     child = FORK.Process(target=sweep, args=(replace(config, epochs=10_000),))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bp_torch.verify import check, check_layer, check_module
+from tests.test_verify import Cube
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -273,20 +274,6 @@ def test_linear_algebra_in_half_gets_a_clear_word() -> None:
         check(lambda a: torch.linalg.inv(a).sum(), a, lambda a: a)
 
 
-class Gelu(torch.autograd.Function):
-    factor = 1.0
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, *dy: Tensor) -> Tensor:
-        x: Tensor = ctx.saved_tensors[0]
-        return dy[0] * 3 * Gelu.factor * x**2
-
-
 class Block(nn.Module):
     def __init__(self, by_hand: bool) -> None:
         super().__init__()
@@ -296,7 +283,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x)
-        out: Tensor = Gelu.apply(y) if self.by_hand else y**3
+        out: Tensor = Cube.apply(y) if self.by_hand else y**3
         return out
 
 
@@ -304,18 +291,13 @@ def test_module_with_a_backward_inside(monkeypatch: pytest.MonkeyPatch) -> None:
     for reference in (None, Block(False)):
         report = check_module(Block(True), X, reference=reference)
         assert report.ok and report.gradients == ["x", "layer.weight", "layer.bias"]
-    monkeypatch.setattr(Gelu, "factor", 1.1)
+    monkeypatch.setattr(Cube, "factor", 3.3)
     for reference in (None, Block(False)):
         assert len(check_module(Block(True), X, reference=reference).wrong) == 3
 
 
-class DetachedSquare(torch.autograd.Function):
+class DetachedCube(Cube):
     """The first derivative is right, the second is lost."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
 
     @staticmethod
     def backward(ctx: Any, *dy: Tensor) -> Tensor:
@@ -324,9 +306,9 @@ class DetachedSquare(torch.autograd.Function):
 
 
 def test_second_order() -> None:
-    assert check_layer(Gelu.apply, X, reference=lambda x: x**3, second_order=True, names=["x"])
-    assert check_layer(DetachedSquare.apply, X, reference=lambda x: x**3, names=["x"])
-    report = check_layer(DetachedSquare.apply, X, reference=lambda x: x**3, second_order=True, names=["x"])
+    assert check_layer(Cube.apply, X, reference=lambda x: x**3, second_order=True, names=["x"])
+    assert check_layer(DetachedCube.apply, X, reference=lambda x: x**3, names=["x"])
+    report = check_layer(DetachedCube.apply, X, reference=lambda x: x**3, second_order=True, names=["x"])
     assert report.wrong == ["x (second order)"]
 
 

@@ -23,7 +23,9 @@ from bp_torch.sweep.plan import quickest
 from bp_torch.sweep.report import JSON
 from bp_torch.training import Config, TrainingError, train
 from bp_torch.training.config import flag
-from bp_torch.training.run import read_config
+from bp_torch.training.run import read_config, read_config_as
+
+COMMAND = "python -m bp_torch ladder"
 
 WITHOUT_EFFECT = {
     *("recipe", "data_dir", "runs_dir", "run_name", "resume", "seed", "device", "replay", "compile", "threads"),
@@ -65,7 +67,8 @@ def train_together(row: Row, wanted: Config, seeds: range) -> None:
     """Train the seeds of a small network by the sweep, whose folder is that of the row. Else there is nothing to do."""
     folder, device = wanted.runs_dir / row.name, choose_device(wanted.device)
     if (folder / CONFIG).exists():  # a sweep, to be resumed if it was stopped
-        begun = SweepConfig.from_json((folder / CONFIG).read_text())
+        begun = read_config_as(SweepConfig, folder, f"no sweep in {folder}", f"{COMMAND} run {row.name}")
+        check_same(folder, begun.members()[0], dataclasses.replace(wanted, seed=begun.seed))
         if not (folder / JSON).exists():
             sweep(dataclasses.replace(begun, resume=folder))
     elif not folder.exists() and len(seeds) > 1 and quickest(wanted, device, own_batch=True) > 1:

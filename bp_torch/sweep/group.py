@@ -116,13 +116,12 @@ class Group(Run):
     """K networks in training. ``config`` is that of the first; they differ in seed and in the lists of the sweep.
 
     ``shares`` has one for each seed. Where these are not the whole training set, undeformed, for every seed, the step
-    reads them one after another: ``joined``.
+    reads them joined, one after another.
     """
 
     members: list[Config]
     state: GroupState
     shares: list[Share]
-    joined: bool
 
     @property
     def examples(self) -> int:
@@ -136,8 +135,9 @@ class Group(Run):
     def draw(self, epoch: int) -> Tensor:
         """Draw the shuffles of ``epoch``: (n,) if all networks have one seed, else (K, n)."""
         n, device, orders = self.examples, self.network.device, dict[int, Tensor]()
+        apart = 0 if self.step.examples is self.training else n
         for place, share in enumerate(self.shares):
-            orders[share.seed] = permutation(n, share.seed, epoch, device) + place * n * self.joined
+            orders[share.seed] = permutation(n, share.seed, epoch, device) + place * apart
         if len(orders) == 1:
             return orders[self.config.seed]
         return torch.stack([orders[member.seed] for member in self.members])
@@ -259,11 +259,9 @@ def new_group(members: list[Config], training: Examples, test: Examples, folder:
     first_of_seed = {member.seed: member for member in reversed(members)}
     seeds = list(dict.fromkeys(member.seed for member in members))
     shares = [Share(seed, *split(training, first_of_seed[seed])) for seed in seeds]
-    joined = first.deform != "none" or shares[0].used is not training
-    if joined:
+    examples = training
+    if first.deform != "none" or shares[0].used is not training:
         examples = Examples(*(torch.cat(parts) for parts in zip(*(share.used for share in shares), strict=True)))
-    else:
-        examples = training
     network = Network(
         first.sizes,
         activation=first.activation,
@@ -295,4 +293,4 @@ def new_group(members: list[Config], training: Examples, test: Examples, folder:
     )
     running = state.running if first.log else None
     step = first.training_step(network, optimizer, examples, of=len(shares[0].used.labels), running=running)
-    return Group(first, folder, training, test, step, state, ALONE, members, shares, joined)
+    return Group(first, folder, training, test, step, state, ALONE, members, shares)

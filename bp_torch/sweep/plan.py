@@ -51,7 +51,7 @@ def groups(config: SweepConfig, device: torch.device) -> list[list[Config]]:
     at_once = config.at_once or quickest(members[0], device, own_batch=not one_seed)
     together = min(at_once, len(members))
     needed = COPIES * working_set(members[0], own_batch=not one_seed) * together
-    needed += own_images(members[0]) * (1 if one_seed else together)
+    needed += own_images(members[0]) * (1 if one_seed else ceil(together / settings))
     if config.at_once and len(members) > 1 and needed > (free := free_memory(device)):
         raise ValueError(
             f"--at-once {at_once}: {min(at_once, len(members)):,} networks need about {gigabytes(needed)}, "
