@@ -106,16 +106,18 @@ def draw(results: Mapping[str, Measured]) -> Figure:
             axes.plot([x, x], [row.published, found.mean], color="#BBBBBB", linewidth=1, zorder=0)
             axes.errorbar(x, found.mean, found.deviation or 0, color=OURS, capsize=2, linewidth=1)
             dot(x, found.mean, "ours, mean ± standard deviation", marker="s", color=OURS, markersize=5)
-    groups: dict[str, Row] = {}
+    groups: dict[str, tuple[int, float]] = {}  # year and lowest error
     for row in ROWS:
-        group = row.group.partition(",")[0]
-        if group not in groups or row.published > groups[group].published:
-            groups[group] = row
-    for group, row in groups.items():
-        axes.annotate(group, (row.year, row.published), (0, 9), textcoords="offset points", fontsize=8)
+        group, errors = row.group.partition(",")[0], [row.published]
+        if found := results.get(row.name):
+            errors.append(found.mean - (found.deviation or 0))
+        groups[group] = row.year, min(*errors, groups.get(group, (0, row.published))[1])
+    for group, place in groups.items():
+        axes.annotate(group, place, (0, -16), textcoords="offset points", fontsize=8)
     axes.set_xticks(sorted(years))
     axes.set_yscale("log")
-    ticks = [0.3, 0.5, 1, 2, 3, 5, 7]
+    axes.margins(y=0.12)
+    ticks = [tick for tick in (0.3, 0.5, 1, 2, 3, 5, 7, 10, 20, 30, 50) if tick <= axes.get_ylim()[1]]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set(xlabel="year (rows of one year side by side)", ylabel="% of the test images wrong")
