@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -179,15 +180,29 @@ def test_bad_arguments_are_one_line(arguments: list[str], message: str, capsys: 
     assert message in capsys.readouterr().err
 
 
-def test_table_shows_what_was_measured_and_what_was_not() -> None:
+def test_table_shows_what_was_measured_and_what_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     seed = {"epoch": 3, "seconds": 90.0, "machine": "a CPU", "threads": 1, "torch": "2", "date": "2026-01-01"}
     seeds = {n: seed | {"test_error": error} for n, error in enumerate((0.6, 0.7, 0.8))}
-    table = report.table({"simard-elastic": Measured(seeds, {})})
-    (row,) = [line for line in table.splitlines() if line.startswith("simard-elastic ")]
-    assert row.split()[-6:] == ["0.70", "0.70", "±", "0.10", "(3)", "1.5"]
-    assert table.count(report.NOT_YET) == len(ROWS) - 1
-    assert "4.58 ᵇ" in table and "1.96 ᵛ" in table
-    assert "Measured on a CPU, 1 thread, torch 2; 2026-01-01." in table
+    found = {"simard-elastic": Measured(seeds, {})}
+    for shown, name in ((report.listing(found), "simard-elastic "), (report.table(found), "| `simard-elastic` ")):
+        (row,) = [line for line in shown.splitlines() if line.startswith(name)]
+        assert row.replace("|", "").split()[-6:] == ["0.70", "0.70", "±", "0.10", "(3)", "1.5"]
+        assert shown.count(report.NOT_YET) == len(ROWS) - 1
+        assert "4.58 ᵇ" in shown and "1.96 ᵛ" in shown
+        assert "Measured on a CPU, 1 thread, torch 2; 2026-01-01." in shown.replace("\n", " ")
+
+
+def test_table_fits_the_terminal_and_names_source_network_and_recipe_of_each_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = report.listing(read())
+    assert max(map(len, shown.splitlines())) <= 80
+    words = " ".join(shown.split())
+    for row in ROWS:
+        line = rf" {row.name} [^,]{{10,40}} {re.escape(f'{report.network(row)}, {report.recipe(row)}')} "
+        assert words.index(row.source) < re.search(line, words).start()  # type: ignore[union-attr]
 
 
 def test_page_and_picture_are_made_from_the_results() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.ladder import results
-from bp_torch.ladder.report import ours, table, write
+from bp_torch.ladder.report import listing, ours, write
 from bp_torch.ladder.rows import find
 from bp_torch.ladder.run import COMMAND, run_row
 from bp_torch.training.command import TROUBLE
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
                 about = (
                     "Published results of plain networks and ours, as a table. See also: ladder run ROW, ladder docs."
                 )
-                print(table(results.read(parse(Table, prog=COMMAND, description=about, args=arguments).json)))
+                print(listing(results.read(parse(Table, prog=COMMAND, description=about, args=arguments).json)))
         except Stopped as stopped:
             fail(f"{stopped}, or start this command again", stopped.code)
         except ValueError as error:

@@ -1,9 +1,10 @@
-"""The ladder as a table, as a page for docs/, and as a picture: error against year, the paper's and ours."""
+"""The ladder in the terminal, as a page for docs/, and as a picture: error against year, the paper's and ours."""
 
 import hashlib
 import io
 import json
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -61,16 +62,36 @@ def minutes(found: Measured | None) -> str:
     return "" if found is None else text.number(found.seconds / 60, 2)
 
 
-def table(results: Mapping[str, Measured], *, markdown: bool = False) -> str:
-    """A line for each row, in the order of years."""
-    header = ["row", "network", "recipe", "published error, %", "ours (seeds)", "minutes each"]
-    lines = []
-    for row in ROWS:
-        found = results.get(row.name)
-        published = f"{row.published:.2f}{MARKS[row.kind]}"
-        name = f"`{row.name}`" if markdown else row.name
-        lines.append([name, network(row), recipe(row), published, ours(found), minutes(found)])
-    return f"{text.table(header, lines, right={3, 4, 5}, markdown=markdown)}\n\n{FOOTNOTES}{machines(results)}"
+def listing(results: Mapping[str, Measured]) -> str:
+    """For the terminal: under each source its rows, each with a line of numbers and one of its network and recipe."""
+    numbers = [[row.name, published(row), ours(found), minutes(found)] for row, found in measured(results)]
+    header, *lines = text.table(["row", "published, %", "ours, % (seeds)", "minutes each"], numbers).splitlines()
+    found = ["Errors on the test set of MNIST.", "", header]
+    for source, rows in groupby(zip(ROWS, lines, strict=True), lambda pair: pair[0].source):
+        found += ["", text.wrapped(source)]
+        for row, line in rows:
+            found += [line, text.wrapped(f"{network(row)}, {recipe(row)}", "    ")]
+    return "\n".join([*found, "", text.wrapped(FOOTNOTES + machines(results))])
+
+
+def table(results: Mapping[str, Measured]) -> str:
+    """For the page: a line for each row, in Markdown."""
+    header = ["row", "source", "network", "recipe", "published, %", "ours, % (seeds)", "minutes each"]
+    rows = [
+        [f"`{row.name}`", row.group, network(row), recipe(row), published(row), ours(found), minutes(found)]
+        for row, found in measured(results)
+    ]
+    return f"{text.table(header, rows, right={4, 5, 6}, markdown=True)}\n\n{FOOTNOTES}{machines(results)}"
+
+
+def measured(results: Mapping[str, Measured]) -> list[tuple[Row, Measured | None]]:
+    """Each row, and its results if it has some."""
+    return [(row, results.get(row.name)) for row in ROWS]
+
+
+def published(row: Row) -> str:
+    """4.58 ᵇ."""
+    return f"{row.published:.2f}{MARKS[row.kind]}"
 
 
 def machines(results: Mapping[str, Measured]) -> str:
@@ -150,7 +171,7 @@ def page(results: Mapping[str, Measured]) -> str:
             notes.setdefault(row.note, []).append(f"`{row.name}`")
         about += [f"- {', '.join(names)}: {note}" for note, names in notes.items() if note]
         about.append("")
-    return PAGE_TEXT.format(table=table(results, markdown=True), sources="\n".join(about).rstrip(), picture=PICTURE)
+    return PAGE_TEXT.format(table=table(results), sources="\n".join(about).rstrip(), picture=PICTURE)
 
 
 PAGE_TEXT = """# The ladder
