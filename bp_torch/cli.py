@@ -1,6 +1,7 @@
 """What every command shares: flags out of a dataclass, and errors in one line with an exit code.
 
-Exit codes: 0 done, 1 trouble with data, device or a run, 2 bad arguments, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 trouble with data, device or a run, 2 bad arguments; stopped by a signal: 128 and its number,
+130 for Ctrl-C.
 """
 
 import contextlib
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 def start(command: str, arguments: list[str] | None) -> None:
-    """Import and run a command of the package: ``train``, ``sweep``, ``verify``, ``explain`` or ``benchmark``.
+    """Import and run a command: ``train``, ``sweep``, ``ladder``, ``verify``, ``explain`` or ``benchmark``.
 
     ``arguments`` are its own; None: those of ``sys.argv``, for train.py.
     """

@@ -7,8 +7,9 @@
     python -m bp_torch benchmark accuracy                 seconds until a test accuracy, from the start of a process
 
 Every contender does the same task: the same start, the same batches in the same order, the same cost, plain SGD in
-float32, with the shuffle and the gathering of the batches included. contenders.py holds each of them, race.py times
-them, report.py makes the tables, the JSON and the picture, command.py is the command. This package may use autograd:
+float32, with the shuffle and the gathering of the batches included. contenders.py and with_jax.py hold them, race.py
+times them, networks.py times many networks at once, accuracy.py the time to an accuracy. report.py makes the tables,
+the JSON and the picture, command.py is the command. This package may use autograd:
 autograd is what it compares with.
 """
 

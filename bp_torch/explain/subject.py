@@ -1,7 +1,8 @@
 """What is explained: the network of a run, the examples that it learned from, one of them; and the flags for these.
 
-Every number about a network is computed from a float64 copy of it, by the functions of backprop.py: ``full_gradient``
-adds up what ``backward`` gives for one chunk of the examples after another.
+Numbers about a network are computed from a float64 copy of it (``only``: in the run's dtype; ``page``: in float32), by
+the functions of backprop.py: ``full_gradient`` adds up what ``backward`` gives for one chunk of the examples after
+another.
 """
 
 from collections.abc import Generator, Iterator

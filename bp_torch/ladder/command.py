@@ -59,7 +59,7 @@ class Docs:
 
 
 def main(arguments: list[str]) -> None:
-    """Print, train or write. Exit codes: 1 trouble, 2 bad arguments, 130 Ctrl-C, 143 SIGTERM."""
+    """Print, train or write. Exit codes: 1 trouble, 2 bad arguments, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
     name, *rest = arguments or [""]
     with one_line_errors(*TROUBLE):
         try:

@@ -37,7 +37,7 @@ class Measured(NamedTuple):
         return fmean(seed["seconds"] for seed in self.seeds.values())
 
     def some(self, key: str) -> str:
-        """What the seeds have for ``key``, such as "cpu": one value, or several."""
+        """What the seeds have for ``key``, such as "machine": one value, or several."""
         return ", ".join(dict.fromkeys(str(self.seeds[seed][key]) for seed in sorted(self.seeds)))
 
 

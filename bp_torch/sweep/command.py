@@ -14,7 +14,7 @@ DESCRIPTION = "Train networks of many settings and seeds at once, and compare th
 
 
 def main(arguments: list[str]) -> None:
-    """Read the flags and train. Exit codes: 1 trouble, 2 bad flags, 130 Ctrl-C, 143 SIGTERM."""
+    """Read the flags and train. Exit codes: 1 trouble, 2 bad flags, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
     config = parse(SweepConfig, prog=COMMAND, description=DESCRIPTION, args=arguments)
     with one_line_errors(*TROUBLE):
         if config.resume:

@@ -9,8 +9,9 @@ each has a shuffle of its own, on its mini-batch. Time for each network as a par
     a shuffle each        0.88  0.88  0.78  0.80  0.80  0.88  1.07  1.20
 
 784-16-16-10, batches of 100, one thread of an AMD EPYC (Zen 5, 1 MB of level-2 cache for each core), torch 2.14.1,
-2026-11-24, medians of seven turns while other processes ran. Hence: a group works on no more than ``CACHE``, which is 8
-networks with a shuffle each and 26 with one for all; and from ``ENOUGH`` settings on, a group has one seed.
+2026-11-24, medians of seven turns while other processes ran. Hence: a group works on no more than ``CACHE``, which is 9
+networks with a shuffle each and 30 with one for all (with momentum 8 and 22); and from ``ENOUGH`` settings on, a group
+has one seed.
 
 A GPU waits between operations until far more networks are at work: there only ``MANY`` and the memory bound a group.
 """

@@ -111,10 +111,11 @@ class Config:
     runs_dir: Path = Path("runs")
     """Folder of the runs."""
     run_name: str | None = None
-    """Name of the run's folder. None: every setting that is not the default, the sizes, and the time."""
+    """Name of the run's folder. None: the settings that are not the default and change the network, the sizes,
+    and the time."""
     resume: Path | None = None
-    """Folder of a run to continue from its last checkpoint. Only --epochs, --replay, --data-dir and --device may
-    change. None: a new run."""
+    """Folder of a run to continue from its last checkpoint. Only --epochs (but not with --schedule cosine),
+    --replay, --data-dir and --device may change. None: a new run."""
     checkpoint_every: int | None = None
     """Also save a checkpoint every so many steps. None: after each epoch only."""
     verify_every: int | None = None
@@ -298,7 +299,7 @@ class Config:
         )
 
     def hyperparameters(self, examples: int, batch_size: int) -> dict[str, str | float]:
-        """Every setting that the trained network depends on. Keys and types are the same for every run."""
+        """The settings that one compares. Keys and types are the same for every run."""
         return {
             "sizes": "-".join(map(str, self.sizes)),
             "activation": self.activation,

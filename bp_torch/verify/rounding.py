@@ -1,4 +1,5 @@
-"""How far rounding alone moves a gradient: autograd runs again with the last digit of every operation perturbed.
+"""How far rounding alone moves a gradient: autograd runs again with the last digit of every operation that rounds
+perturbed.
 
 A difference of nearly equal numbers (1 − a of a saturated sigmoid, a gradient that is zero because its terms cancel, a
 ReLU's z within rounding of 0) has only few correct digits, by hand or by autograd.
