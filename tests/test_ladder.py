@@ -14,7 +14,7 @@ from bp_torch.cli import start
 from bp_torch.ladder import report, results
 from bp_torch.ladder.results import Measured, add, read
 from bp_torch.ladder.rows import ROWS, Row, find
-from bp_torch.ladder.run import run_row
+from bp_torch.ladder.run import recipe, run_row
 from bp_torch.training import Config, Stopped, TrainingError, open_run, train
 from bp_torch.training.interruption import Signals
 
@@ -212,8 +212,7 @@ def test_page_and_picture_are_made_from_the_results() -> None:
     with Image.open(DOCS / report.PICTURE) as picture:
         assert picture.info["Description"] == report.digest(found), again
     for name, measured in found.items():
-        row = find(name)
-        assert measured.config["epochs"] == row.config().epochs, f"{name} was measured with another recipe"
+        assert measured.config == recipe(find(name).config()), f"{name} was measured with another recipe"
 
 
 def test_results_are_in_the_package() -> None:

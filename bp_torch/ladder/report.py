@@ -53,7 +53,7 @@ def recipe(row: Row) -> str:
     costs = {"quadratic": "squared error", "binary-cross-entropy": "cross-entropy", "softmax-cross-entropy": "softmax"}
     parts = [config.activation, costs[config.cost], f"{config.epochs} epochs"]
     parts += [config.deform if config.deform != "both" else "affine and elastic"] if config.deformation else []
-    parts += [f"weight decay {config.weight_decay:g}"] if config.weight_decay else []
+    parts += [f"weight decay {text.number(config.weight_decay, 1)}"] if config.weight_decay else []
     return ", ".join(parts)
 
 
