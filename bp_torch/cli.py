@@ -1,7 +1,7 @@
 """What every command shares: flags out of a dataclass, and errors in one line with an exit code.
 
-Exit codes: 0 done, 1 trouble with data, device or a run, 2 bad arguments; stopped by a signal: 128 and its number,
-130 for Ctrl-C.
+Exit codes: 0 done, 1 trouble with data, device or a run, 2 bad arguments, 128 + N stopped by signal N, such as
+130 by Ctrl-C.
 """
 
 import contextlib

@@ -9,8 +9,7 @@
 Every contender does the same task: the same start, the same batches in the same order, the same cost, plain SGD in
 float32, with the shuffle and the gathering of the batches included. contenders.py and with_jax.py hold them, race.py
 times them, networks.py times many networks at once, accuracy.py the time to an accuracy. report.py makes the tables,
-the JSON and the picture, command.py is the command. This package may use autograd:
-autograd is what it compares with.
+the JSON and the picture, command.py is the command. This package may use autograd: autograd is what it compares with.
 """
 
 from bp_torch.benchmark.contenders import CONTENDERS, Contender, Task

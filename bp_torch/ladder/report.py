@@ -29,6 +29,7 @@ FOOTNOTES = (
     "set, at the epoch chosen on held-out training examples."
 )
 NOT_YET = "not run yet"
+NUMBERS = ("published, %", "ours, % (seeds)", "minutes each")
 PAPER, OURS = "#D55E00", "#0072B2"
 
 
@@ -57,41 +58,30 @@ def recipe(row: Row) -> str:
     return ", ".join(parts)
 
 
-def minutes(found: Measured | None) -> str:
-    """Of a seed."""
-    return "" if found is None else text.number(found.seconds / 60, 2)
+def numbers(row: Row, results: Mapping[str, Measured]) -> list[str]:
+    """A cell for each of ``NUMBERS``; the minutes are those of a seed."""
+    found = results.get(row.name)
+    minutes = "" if found is None else text.number(found.seconds / 60, 2)
+    return [f"{row.published:.2f}{MARKS[row.kind]}", ours(found), minutes]
 
 
 def listing(results: Mapping[str, Measured]) -> str:
     """For the terminal: under each source its rows, each with a line of numbers and one of its network and recipe."""
-    numbers = [[row.name, published(row), ours(found), minutes(found)] for row, found in measured(results)]
-    header, *lines = text.table(["row", "published, %", "ours, % (seeds)", "minutes each"], numbers).splitlines()
-    found = ["Errors on the test set of MNIST.", "", header]
-    for source, rows in groupby(zip(ROWS, lines, strict=True), lambda pair: pair[0].source):
-        found += ["", text.wrapped(source)]
-        for row, line in rows:
-            found += [line, text.wrapped(f"{network(row)}, {recipe(row)}", "    ")]
-    return "\n".join([*found, "", text.wrapped(FOOTNOTES + machines(results))])
+    rows = [[row.name, *numbers(row, results)] for row in ROWS]
+    header, *lines = text.table(["row", *NUMBERS], rows).splitlines()
+    shown = ["Errors on the test set of MNIST.", "", header]
+    for source, members in groupby(zip(ROWS, lines, strict=True), lambda pair: pair[0].source):
+        shown += ["", text.wrapped(source)]
+        for row, line in members:
+            shown += [line, text.wrapped(f"{network(row)}, {recipe(row)}", "    ")]
+    return "\n".join([*shown, "", text.wrapped(FOOTNOTES + machines(results))])
 
 
 def table(results: Mapping[str, Measured]) -> str:
     """For the page: a line for each row, in Markdown."""
-    header = ["row", "source", "network", "recipe", "published, %", "ours, % (seeds)", "minutes each"]
-    rows = [
-        [f"`{row.name}`", row.group, network(row), recipe(row), published(row), ours(found), minutes(found)]
-        for row, found in measured(results)
-    ]
+    header = ["row", "source", "network", "recipe", *NUMBERS]
+    rows = [[f"`{row.name}`", row.group, network(row), recipe(row), *numbers(row, results)] for row in ROWS]
     return f"{text.table(header, rows, right={4, 5, 6}, markdown=True)}\n\n{FOOTNOTES}{machines(results)}"
-
-
-def measured(results: Mapping[str, Measured]) -> list[tuple[Row, Measured | None]]:
-    """Each row, and its results if it has some."""
-    return [(row, results.get(row.name)) for row in ROWS]
-
-
-def published(row: Row) -> str:
-    """4.58 ᵇ."""
-    return f"{row.published:.2f}{MARKS[row.kind]}"
 
 
 def machines(results: Mapping[str, Measured]) -> str:
