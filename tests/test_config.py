@@ -21,7 +21,7 @@ from bp_torch.training import Config
         ({"threads": 0}, "--threads: wanted 1 to 1024, got 0"),
         ({"seed": -1}, "--seed: wanted 0 or more, got -1"),
         ({"precision": "bf16", "dtype": "float64"}, "--precision bf16: wanted --dtype float32, got float64"),
-        ({"precision": "tf32", "verify_every": 10}, "--verify-every: wanted --precision full or bf16"),
+        ({"precision": "tf32", "verify_every": 10}, "--verify-every: wanted --precision full, bf16 or auto"),
         ({"run_name": "../x"}, r"--run-name: wanted the name of one folder in --runs-dir, got '\.\./x'"),
         ({"run_name": ".."}, "--run-name: wanted the name of one folder"),
         ({"run_name": ""}, "--run-name: wanted the name of one folder"),

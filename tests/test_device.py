@@ -8,7 +8,7 @@ import torch
 
 from bp_torch import __main__ as package
 from bp_torch.benchmark.command import THREAD_VARIABLES
-from bp_torch.device import DeviceError, choose_device, set_precision, set_threads
+from bp_torch.device import DeviceError, choose_device, has_bfloat16, set_precision, set_threads
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "toaster"])
@@ -74,3 +74,27 @@ def test_tf32_without_a_gpu_is_an_error() -> None:
         set_precision("tf32", torch.device("cpu"))
     set_precision("full", torch.device("cpu"))
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [({"avx2": True, "avx512_bf16": False}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)],
+)
+def test_cpu_has_bfloat16_if_it_has_instructions_for_it(
+    instructions: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: instructions, raising=False)
+    assert has_bfloat16(torch.device("cpu")) == expected
+
+
+def test_torch_that_does_not_know_the_instructions_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("torch.cpu.get_capabilities", raising=False)
+    assert not has_bfloat16(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_gpu_has_bfloat16_since_2020(
+    capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
+    assert has_bfloat16(torch.device("cuda")) == expected

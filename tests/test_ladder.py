@@ -73,6 +73,7 @@ def test_row_is_trained_once_and_its_results_are_those_of_its_runs(
         result = json.loads((folder / "result.json").read_text())
         assert found["test_error"] == pytest.approx(100 - 100 * result["test_accuracy"])
         assert found["epoch"] == result["epoch"] and found["threads"] == 1
+        assert found["precision"] == "full"
         assert open_run(folder)[0].seed == seed
     capsys.readouterr()
     again = run_row(SMALL, config, range(1, 3), file)
@@ -214,6 +215,8 @@ def test_page_and_picture_are_made_from_the_results() -> None:
         assert picture.info["Description"] == report.digest(found), again
     for name, measured in found.items():
         assert measured.config == recipe(find(name).config()), f"{name} was measured with another recipe"
+        used = {seed["precision"] for seed in measured.seeds.values()}
+        assert used <= ({"bf16", "full"} if measured.config["precision"] == "auto" else {"full"})
 
 
 def test_results_are_in_the_package() -> None:

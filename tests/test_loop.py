@@ -1,5 +1,6 @@
 """Whole runs: what they print, log and save, and the network they make."""
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 
-from bp_torch.checkpoint import State
+from bp_torch.checkpoint import RESULT, State
 from bp_torch.convert import to_sequential
 from bp_torch.data import Examples, first_shuffled, one_hot
 from bp_torch.device import DeviceError
@@ -97,6 +98,27 @@ def test_tf32_without_a_gpu_makes_no_folder(tmp_path: Path, data_dir: Path) -> N
     with pytest.raises(DeviceError, match="--precision tf32 takes an NVIDIA GPU of 2020 or later, not cpu"):
         brief_run(tmp_path, data_dir, "tf32", precision="tf32")
     assert not (tmp_path / "tf32").exists()
+
+
+@pytest.mark.parametrize(("has", "chosen"), [(True, "bf16"), (False, "full")])
+def test_precision_auto_is_bf16_only_where_the_cpu_has_instructions_for_it(
+    tmp_path: Path,
+    data_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    has: bool,
+    chosen: Any,
+) -> None:
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": has}, raising=False)
+    fields: dict[str, Any] = {"epochs": 1, "train_examples": 500}
+    found = brief_run(tmp_path, data_dir, "auto", precision="auto", **fields)
+    said = capsys.readouterr().out
+    for precision in ("bf16", "full"):
+        same = torch.equal(found, brief_run(tmp_path, data_dir, precision, precision=precision, **fields))
+        assert same == (precision == chosen)
+        assert ("bf16 is slow here" in capsys.readouterr().out) == (precision == "bf16" and not has)
+    assert json.loads((tmp_path / "auto" / RESULT).read_text())["precision"] == chosen
+    assert (", --precision bf16" in said) == has and "slow" not in said
 
 
 def test_one_seed_gives_the_same_weights_bit_for_bit(tmp_path: Path, data_dir: Path) -> None:

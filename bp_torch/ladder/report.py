@@ -175,7 +175,8 @@ recipe is the flags of a row; where it differs from the source, the end of this 
 {table}
 
 The minutes are those of one seed, evaluation and logging included; seeds that were trained at once have equal shares of
-the time. Other work ran on the machine. The rows of 2003, 2005 and 2010 are trained with `--precision bf16`.
+the time. Other work ran on the machine. The rows of 2003, 2005 and 2010 have `--precision auto`, which is bfloat16 on a
+device with instructions for it, and float32 on any other; `results.json` says which a seed was trained in.
 
 ## Commands
 

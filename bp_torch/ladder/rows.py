@@ -38,7 +38,7 @@ SIMARD = "Simard, Steinkraus and Platt 2003, Best practices for convolutional ne
 CIRESAN = "Cireşan, Meier, Gambardella and Schmidhuber 2010, Deep big simple neural nets, table 1"
 
 HELD_OUT = {"validation": 5_000}
-LARGE = {"precision": "bf16", "batch_size": 128}
+LARGE = {"precision": "auto", "batch_size": 128}
 RELU = {"activation": "relu", "init": "he", "cost": "softmax-cross-entropy"}
 SGD = {"learning_rate": 0.1, "momentum": 0.9, "schedule": "cosine", "weight_decay": 1e-4}
 
@@ -142,6 +142,7 @@ def simard(name: str, published: float, fields: dict[str, Any], note: str = CHOS
 def ciresan(hidden: tuple[int, ...]) -> Row:
     """One of the rows of 2010."""
     fields = CIRESAN_RECIPE | (LARGER if len(hidden) > 2 else {}) | sizes(hidden)
+    fields |= {"epochs": 150} if len(hidden) > 5 else {}
     name, published, kind = f"ciresan-{joined(hidden)}", CIRESAN_ROWS[hidden], "chosen by validation"
     return Row(name, "Cireşan 2010", 2010, CIRESAN, published, kind, fields, CIRESAN_NOTE, seeds=3)  # type: ignore[arg-type]
 

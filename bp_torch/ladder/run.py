@@ -105,6 +105,7 @@ def read_result(folder: Path) -> dict[str, Any]:
             "validation_error": round(100 * (1 - found["validation_accuracy"]), 4),
             "epoch": found["epoch"],
             "seconds": found["seconds"],
+            "precision": found["precision"],
             "machine": machine["device"] if on_gpu else machine["cpu"],
             "threads": found["threads"],
             "torch": found["torch"],

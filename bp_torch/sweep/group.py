@@ -217,6 +217,7 @@ class Group(Run):
             state.best[k] if config.validation else None,
             config.epochs,
             state.seconds / len(self.members),
+            config.precision_on(self.network.device),
         )
 
     def member_state(self, k: int) -> State:

@@ -96,12 +96,13 @@ def introduction(
     config: SweepConfig, plan: list[list[Config]], device: torch.device, world: World, folder: Path
 ) -> str:
     """What will be trained, and the header of the lines that follow."""
-    networks = sum(map(len, plan))
+    networks, precision = sum(map(len, plan)), config.precision_on(device)
     at_once, done = max(map(len, plan)), len(list((folder / GROUPS).glob(f"*/{RESULTS}")))
     return (
         f"{count(networks, 'network')} {'-'.join(map(str, config.sizes))}: {count(len(config.settings), 'setting')}, "
         f"{count(config.seeds, 'seed')}, at most {at_once} at once, on {device.type}"
         + (f", in {world.size} processes" if world.size > 1 else "")
+        + (f", --precision {precision}" if precision != "full" else "")
         + (f"\ncontinuing {folder}: {done} of {count(len(plan), 'group')} done" if config.resume else "")
         + f"\n  group   epoch   best {config.evaluated_on}   median   diverged   examples/s   seconds"
     )

@@ -17,14 +17,14 @@ from bp_torch.activations import ActivationName
 from bp_torch.costs import CostName, find_cost
 from bp_torch.data import CLASSES, PIXELS, DatasetName, Examples
 from bp_torch.deform import Deformation
-from bp_torch.device import check_threads
+from bp_torch.device import check_threads, has_bfloat16
 from bp_torch.distributed import ALONE, World
 from bp_torch.network import InitName, Network, parameter_count
 from bp_torch.sgd import SGD
 from bp_torch.training.step import TrainingStep
 
 DTypeName = Literal["float32", "float64", "bfloat16", "float16"]
-PrecisionName = Literal["full", "tf32", "bf16"]
+PrecisionName = Literal["full", "tf32", "bf16", "auto"]
 Schedule = Literal["inverse", "exponential", "cosine", "constant"]
 DeformName = Literal["none", "affine", "elastic", "both"]
 
@@ -135,7 +135,7 @@ class Config:
     """Type of every number in the network."""
     precision: PrecisionName = "full"
     """Precision of both passes. full: that of the parameters; tf32: TF32 in matrix products, on a GPU; bf16: bfloat16
-    throughout. The parameters stay float32."""
+    throughout; auto: bf16 where the device has instructions for it, else full. The parameters stay float32."""
     replay: bool = True
     """Record the operations of a step once and replay them, on a GPU as a CUDA graph. --no-replay is for debugging."""
     compile: bool = False
@@ -179,7 +179,7 @@ class Config:
             raise ValueError(f"--precision {self.precision}: wanted --dtype float32, got {self.dtype}")
         if self.precision == "tf32" and self.verify_every:
             raise ValueError(
-                "--verify-every: wanted --precision full or bf16, got tf32, in which autograd is no reference"
+                "--verify-every: wanted --precision full, bf16 or auto, got tf32, in which autograd is no reference"
             )
         if not self.log:
             defaults = {name: getattr(type(self), name) for name in ("log_every", "histogram_every", "log_embedding")}
@@ -291,12 +291,18 @@ class Config:
             examples,
             n if self.batch_size == "full" else min(self.batch_size, n),
             self.cost,
-            precision=torch.bfloat16 if self.precision == "bf16" else None,
+            precision=torch.bfloat16 if self.precision_on(network.device) == "bf16" else None,
             running=running,
             world=world,
             record=record and self.replay,
             compiled=record and self.compile,
         )
+
+    def precision_on(self, device: torch.device) -> PrecisionName:
+        """The precision of both passes on ``device``: for auto, bf16 or full."""
+        if self.precision != "auto":
+            return self.precision
+        return "bf16" if has_bfloat16(device) else "full"
 
     def hyperparameters(self, examples: int, batch_size: int) -> dict[str, str | float]:
         """The settings that one compares. Keys and types are the same for every run."""

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from bp_torch.checkpoint import BEST, LAST, NETWORK_FILE, RESULT
 from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
-from bp_torch.device import choose_device
+from bp_torch.device import choose_device, has_bfloat16
 from bp_torch.distributed import joined, local_device
 from bp_torch.files import replace_file
 from bp_torch.network import Network, parameter_count
@@ -104,12 +104,16 @@ def ignore(_: object) -> None:
 def introduction(run: Run) -> str:
     """What will be trained, on what, from where; and the header of the table that follows."""
     config, state, network, threads = run.config, run.state, run.network, torch.get_num_threads()
+    precision = config.precision_on(network.device)
     lines = [
         f"{'-'.join(map(str, config.sizes))}: {len(network.parameters):,} parameters, {len(run.training.labels):,} "
         f"training examples, batches of {run.step.batch_size:,}, on {network.device}"
         + (f" ({threads} thread{'s' * (threads > 1)})" if network.device.type == "cpu" else "")
         + (f", in {run.world.size} processes" if run.world.size > 1 else "")
+        + (f", --precision {precision}" if precision != "full" else "")
     ]
+    if precision == "bf16" and not has_bfloat16(network.device):
+        lines.append("bf16 is slow here: this device has no instructions for it; try --precision auto")
     if config.resume and state.epoch <= config.epochs:
         lines.append(f"continuing {run.folder} at epoch {state.epoch}, step {state.steps} of {run.steps_per_epoch}")
     elif config.resume:
@@ -279,7 +283,8 @@ def result_of(run: Run, best_accuracy: float, score: Score | None = None, pause:
         score = evaluate(network, run.test, config.cost, run.world, pause)
     run.take_time()
     on_validation = best_accuracy if run.validation else None
-    return Result(network, epoch, score, on_validation, config.epochs, run.state.seconds)
+    precision = config.precision_on(network.device)
+    return Result(network, epoch, score, on_validation, config.epochs, run.state.seconds, precision)
 
 
 def report(run: Run, log: RunLog | None, result: Result, pause: Pause = ignore) -> None:

@@ -12,7 +12,7 @@ from bp_torch.training.evaluation import Score
 class Result(NamedTuple):
     """The network that a run ends with, its epoch, its score on the test set, and its accuracy on those held out.
 
-    ``epochs`` is how many the run had, ``seconds`` how long it took.
+    ``epochs`` is how many the run had, ``seconds`` how long it took; ``precision`` is that of its passes.
     """
 
     network: Network
@@ -21,6 +21,7 @@ class Result(NamedTuple):
     validation_accuracy: float | None
     epochs: int
     seconds: float
+    precision: str
 
     def sentence(self, held_out: int) -> str:
         """The result in words, of a run with so many examples held out."""
@@ -38,6 +39,7 @@ class Result(NamedTuple):
             "epochs": self.epochs,
             "validation_accuracy": self.validation_accuracy,
             "seconds": round(self.seconds, 2),
+            "precision": self.precision,
             "device": self.network.device.type,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
