@@ -259,7 +259,7 @@ def test_process_that_has_noted_a_signal_may_take_its_time(number: signal.Signal
     """Until all processes ask each other, and while the checkpoint is saved."""
 
     def work() -> None:
-        with Watch(FileStore(str(tmp_path / "store"), 1), 0, 1, grace=1), Signals() as signals:
+        with Watch(FileStore(str(tmp_path / "store"), 1), 0, 1, grace=0.1), Signals() as signals:
             time.sleep(0.2)
             os.kill(os.getpid(), number)  # unlike raise_signal, it lets the handler run before the watch looks
             time.sleep(2.5)  # more than two looks of the watch

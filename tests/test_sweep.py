@@ -142,6 +142,7 @@ def test_other_flags_hold_in_a_sweep(
         expected, start = alone(member, tmp_path, data_dir), member.network(CPU).parameters
         least = {"full": 1e-5, "bf16": 1e-2}[precision]  # bfloat16 has 8 bits
         assert (network.parameters - expected).norm() <= least * (expected - start).norm(), member.run_name
+    assert json.loads(group.result(0).to_json())["precision"] == precision
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
