@@ -194,6 +194,16 @@ def test_table_shows_what_was_measured_and_what_was_not(monkeypatch: pytest.Monk
         assert "Measured on a CPU, 1 thread, torch 2; 2026-01-01." in shown.replace("\n", " ")
 
 
+def test_rows_above_the_published_error_are_named_unless_that_is_a_best() -> None:
+    errors = {"simard-elastic": 0.7049, "simard-affine": 1.11, "ciresan-9x1000": 0.45, "nielsen-quadratic-30": 5.0}
+    seed = {"epoch": 3, "seconds": 90.0, "machine": "a CPU", "threads": 1, "torch": "2", "date": "2026-01-01"}
+    found = {name: Measured({0: seed | {"test_error": error}}, {}) for name, error in errors.items()}
+    sentence = "Ours is above the published error of simard-affine, ciresan-9x1000."
+    assert sentence in report.listing(found).replace("\n", " ") and sentence in report.table(found)
+    del found["simard-affine"], found["ciresan-9x1000"]
+    assert "is above" not in report.table(found)
+
+
 def test_table_fits_the_terminal_and_names_source_network_and_recipe_of_each_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -74,14 +74,30 @@ def listing(results: Mapping[str, Measured]) -> str:
         shown += ["", text.wrapped(source)]
         for row, line in members:
             shown += [line, text.wrapped(f"{network(row)}, {recipe(row)}", "    ")]
-    return "\n".join([*shown, "", text.wrapped(FOOTNOTES + machines(results))])
+    return "\n".join([*shown, "", text.wrapped(footnotes(results))])
 
 
 def table(results: Mapping[str, Measured]) -> str:
     """For the page: a line for each row, in Markdown."""
     header = ["row", "source", "network", "recipe", *NUMBERS]
     rows = [[f"`{row.name}`", row.group, network(row), recipe(row), *numbers(row, results)] for row in ROWS]
-    return f"{text.table(header, rows, right={4, 5, 6}, markdown=True)}\n\n{FOOTNOTES}{machines(results)}"
+    return f"{text.table(header, rows, right={4, 5, 6}, markdown=True)}\n\n{footnotes(results)}"
+
+
+def footnotes(results: Mapping[str, Measured]) -> str:
+    """What stands below the numbers."""
+    return FOOTNOTES + above(results) + machines(results)
+
+
+def above(results: Mapping[str, Measured]) -> str:
+    """The rows whose published number is no best of several and still below ours, a sentence; nothing without any."""
+    better = [row.name for row in ROWS if not MARKS[row.kind] and beats(row, results.get(row.name))]
+    return f" Ours is above the published error of {', '.join(better)}." if better else ""
+
+
+def beats(row: Row, found: Measured | None) -> bool:
+    """Whether the published error is below our mean, both as they are shown."""
+    return found is not None and row.published < round(found.mean, 2)
 
 
 def machines(results: Mapping[str, Measured]) -> str:
