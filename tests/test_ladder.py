@@ -26,6 +26,7 @@ FIELDS: dict[str, Any] = {
     "batch_size": 50,
     "sizes": (784, 8, 10),
 }
+SEED = {"epoch": 3, "seconds": 90.0, "machine": "a CPU", "threads": 1, "torch": "2", "date": "2026-01-01"}
 SMALL = Row("small", "test", 2000, "nobody", 50.0, "one network", FIELDS)
 
 
@@ -183,8 +184,7 @@ def test_bad_arguments_are_one_line(arguments: list[str], message: str, capsys: 
 
 def test_table_shows_what_was_measured_and_what_was_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    seed = {"epoch": 3, "seconds": 90.0, "machine": "a CPU", "threads": 1, "torch": "2", "date": "2026-01-01"}
-    seeds = {n: seed | {"test_error": error} for n, error in enumerate((0.6, 0.7, 0.8))}
+    seeds = {n: SEED | {"test_error": error} for n, error in enumerate((0.6, 0.7, 0.8))}
     found = {"simard-elastic": Measured(seeds, {})}
     for shown, name in ((report.listing(found), "simard-elastic "), (report.table(found), "| `simard-elastic` ")):
         (row,) = [line for line in shown.splitlines() if line.startswith(name)]
@@ -196,9 +196,8 @@ def test_table_shows_what_was_measured_and_what_was_not(monkeypatch: pytest.Monk
 
 def test_rows_above_the_published_error_are_named_unless_that_is_a_best() -> None:
     errors = {"simard-elastic": 0.7049, "simard-affine": 1.11, "ciresan-9x1000": 0.45, "nielsen-quadratic-30": 5.0}
-    seed = {"epoch": 3, "seconds": 90.0, "machine": "a CPU", "threads": 1, "torch": "2", "date": "2026-01-01"}
-    found = {name: Measured({0: seed | {"test_error": error}}, {}) for name, error in errors.items()}
-    sentence = "Ours is above the published error of simard-affine, ciresan-9x1000."
+    found = {name: Measured({0: SEED | {"test_error": error}}, {}) for name, error in errors.items()}
+    sentence = "ours is above the published error in simard-affine, ciresan-9x1000."
     assert sentence in report.listing(found).replace("\n", " ") and sentence in report.table(found)
     del found["simard-affine"], found["ciresan-9x1000"]
     assert "is above" not in report.table(found)

@@ -90,14 +90,15 @@ def footnotes(results: Mapping[str, Measured]) -> str:
 
 
 def above(results: Mapping[str, Measured]) -> str:
-    """The rows whose published number is no best of several and still below ours, a sentence; nothing without any."""
-    better = [row.name for row in ROWS if not MARKS[row.kind] and beats(row, results.get(row.name))]
-    return f" Ours is above the published error of {', '.join(better)}." if better else ""
-
-
-def beats(row: Row, found: Measured | None) -> bool:
-    """Whether the published error is below our mean, both as they are shown."""
-    return found is not None and row.published < round(found.mean, 2)
+    """The rows without a mark whose published error is below our mean, both as shown; nothing without any."""
+    names = [
+        row.name
+        for row in ROWS
+        if not MARKS[row.kind] and (found := results.get(row.name)) and row.published < round(found.mean, 2)
+    ]
+    return (
+        f" Of the rows without such a mark, ours is above the published error in {', '.join(names)}." if names else ""
+    )
 
 
 def machines(results: Mapping[str, Measured]) -> str:
