@@ -88,9 +88,10 @@ LARGER: dict[str, Any] = {"batch_size": 256, "learning_rate": 0.2}
 CIRESAN_NOTE = (
     "The paper's weight counts match inputs of 29×29; 28×28 here. It has scaled tanh, uniform initial values and "
     "single examples; ReLU, He's initial values, batches of 128 (256 from three hidden layers on, at twice the rate), "
-    "momentum, weight decay, the cosine schedule and 200 epochs (150 for 9×1000) are ours. With 1000-500, learning "
-    "rate and weight decay were chosen on 10,000 held-out training images; batches of 512 and stronger or weaker "
-    "deformations did no better on them."
+    "momentum, weight decay, the cosine schedule and 200 epochs are ours. With 1000-500, learning rate and weight "
+    "decay were chosen on 10,000 held-out training images; batches of 512 and stronger or weaker deformations did no "
+    "better on them. The epoch is chosen as in the paper, by the highest accuracy on held-out images. With 5,000 of "
+    "them and an error of 0.5 %, the standard error is 0.1 %: which epoch is chosen is partly chance."
 )
 
 LECUN_ROWS: dict[tuple[int, ...], tuple[float, float]] = {
@@ -143,7 +144,6 @@ def simard(name: str, published: float, fields: dict[str, Any], note: str = CHOS
 def ciresan(hidden: tuple[int, ...]) -> Row:
     """One of the rows of 2010."""
     fields = CIRESAN_RECIPE | (LARGER if len(hidden) > 2 else {}) | sizes(hidden)
-    fields |= {"epochs": 150} if len(hidden) > 5 else {}
     name, published, kind = f"ciresan-{joined(hidden)}", CIRESAN_ROWS[hidden], "chosen by validation"
     return Row(name, "Cireşan 2010", 2010, CIRESAN, published, kind, fields, CIRESAN_NOTE, seeds=3)  # type: ignore[arg-type]
 
