@@ -90,8 +90,8 @@ CIRESAN_NOTE = (
     "single examples; ReLU, He's initial values, batches of 128 (256 from three hidden layers on, at twice the rate), "
     "momentum, weight decay, the cosine schedule and 200 epochs are ours. With 1000-500, learning rate and weight "
     "decay were chosen on 10,000 held-out training images; batches of 512 and stronger or weaker deformations did no "
-    "better on them. The epoch is chosen as in the paper, by the highest accuracy on held-out images. With 5,000 of "
-    "them and an error of 0.5 %, the standard error is 0.1 %: which epoch is chosen is partly chance."
+    "better on them. An error of 0.5 % on the 5,000 images that choose the epoch has a standard error of 0.1 %: the "
+    "choice is partly chance."
 )
 
 LECUN_ROWS: dict[tuple[int, ...], tuple[float, float]] = {
