@@ -11,7 +11,7 @@ The four equations are in bp_torch/backprop.py, one step in bp_torch/training/st
 bp_torch/training/loop.py.
 """
 
-from bp_torch.cli import start
+from bp_torch.commands import start
 
 if __name__ == "__main__":
     start("train", None)

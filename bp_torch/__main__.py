@@ -2,17 +2,9 @@
 
 import sys
 
-from bp_torch.cli import fail, one_line_errors, start
+from bp_torch.cli import fail, one_line_errors
+from bp_torch.commands import COMMANDS, start
 from bp_torch.text import named, wrapped
-
-COMMANDS = {
-    "train": "train a network on handwritten digits (the same as python train.py)",
-    "sweep": "train networks of many settings and seeds at once, and compare them",
-    "ladder": "published results of plain networks, and ours by the same recipes",
-    "verify": "check the backward against autograd and central differences",
-    "explain": "show every idea of backpropagation on a trained network",
-    "benchmark": "time training against the usual ways to do it",
-}
 
 USAGE = "usage: bp-torch COMMAND [OPTIONS], or python -m bp_torch COMMAND [OPTIONS]"
 

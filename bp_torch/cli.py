@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 trouble with data, device or a run, 2 bad arguments, 128 +
 
 import contextlib
 import difflib
-import importlib
 import io
 import itertools
 import os
@@ -21,28 +20,6 @@ from typing import Any, NoReturn, TypeVar, get_type_hints
 from bp_torch.help import help_text, in_words
 
 T = TypeVar("T")
-
-
-def start(command: str, arguments: list[str] | None) -> None:
-    """Import and run a command: ``train``, ``sweep``, ``ladder``, ``verify``, ``explain`` or ``benchmark``.
-
-    ``arguments`` are its own; None: those of ``sys.argv``, for train.py.
-    """
-    open_missing_streams()
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
-        signal.signal(signal.SIGINT, stop_at_once)
-    with one_line_errors(OSError):
-        if sys.stderr.isatty():  # importing torch takes a second or more
-            print(f"{command}: loading torch …\r", end="", file=sys.stderr, flush=True)
-        module = importlib.import_module(f"bp_torch.{'training' if command == 'train' else command}")
-        if sys.stderr.isatty():
-            print("\x1b[K", end="", file=sys.stderr, flush=True)
-        signal.signal(signal.SIGINT, before)
-        try:
-            module.main(arguments)
-        finally:
-            sys.stdout.flush()
 
 
 def open_missing_streams() -> None:

@@ -16,8 +16,8 @@ from torch.nn import functional
 from bp_torch.data import Examples, load
 from bp_torch.network import Network, layer_views
 from bp_torch.recorder import Recording
-from bp_torch.tensorboard import RunLog
 from bp_torch.training import Config, open_run, train
+from bp_torch.training.log import RunLog
 
 pytest_plugins = ["tests.explain_subject"]
 

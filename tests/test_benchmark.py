@@ -29,9 +29,7 @@ from bp_torch.benchmark import (
     Measurement,
     Result,
     Task,
-    command,
     compare,
-    main,
     networks,
 )
 from bp_torch.benchmark.contenders import (
@@ -45,8 +43,10 @@ from bp_torch.benchmark.contenders import (
     ours,
 )
 from bp_torch.benchmark.networks import MAKERS, Several, at_once, of_rates, of_seeds, one_after_another, vmapped
-from bp_torch.benchmark.race import TOLERANCE, first_epochs
+from bp_torch.benchmark.race import THREAD_VARIABLES, TOLERANCE, first_epochs
 from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table
+from bp_torch.commands import benchmark as command
+from bp_torch.commands.benchmark import main
 from bp_torch.data import PIXELS, Examples, batch, load, permutation
 from bp_torch.training import Config
 
@@ -298,7 +298,7 @@ def test_bad_arguments_give_one_line_and_exit_2(
 
 
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in command.THREAD_VARIABLES:
+    for name in THREAD_VARIABLES:
         monkeypatch.setenv(name, "1")
 
 
@@ -325,7 +325,7 @@ def test_the_command_starts_itself_again_with_the_number_of_threads(monkeypatch:
         main(["--threads", "2", "--json"])
     ((arguments, environment),) = started
     assert arguments[1:] == ["-m", "bp_torch", "benchmark", "--threads", "2", "--json"]
-    assert {environment[name] for name in command.THREAD_VARIABLES} == {"2"}
+    assert {environment[name] for name in THREAD_VARIABLES} == {"2"}
 
 
 @pytest.mark.parametrize("sweep", [False, True])

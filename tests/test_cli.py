@@ -10,8 +10,9 @@ from typing import Literal
 
 import pytest
 
-from bp_torch import __main__ as commands
+from bp_torch import __main__ as package
 from bp_torch.cli import one_line_errors, parse
+from bp_torch.commands import COMMANDS
 
 
 @dataclass
@@ -84,24 +85,24 @@ def test_errors_are_reported_in_one_line_with_an_exit_code(capsys: pytest.Captur
 
 def test_package_lists_its_commands(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["bp_torch"])
-    commands.main()
+    package.main()
     said = capsys.readouterr().out
-    assert all(name in said for name in commands.COMMANDS)
+    assert all(name in said for name in COMMANDS)
     monkeypatch.setattr(sys, "argv", ["bp_torch", "dance"])
     with pytest.raises(SystemExit) as stop:
-        commands.main()
+        package.main()
     assert stop.value.code == 2
-    wanted = ", ".join(commands.COMMANDS)
+    wanted = ", ".join(COMMANDS)
     assert capsys.readouterr().err == f"error: unknown command 'dance': choose from {wanted}\n"
 
 
-@pytest.mark.parametrize("name", commands.COMMANDS)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_of_its_own(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bp_torch", name, "--help"])
     with contextlib.suppress(SystemExit):
-        commands.main()
+        package.main()
     assert f"bp_torch {name}" in capsys.readouterr().out
 
 
@@ -135,14 +136,14 @@ SHELL = {
 
 A_COMMAND = """
 import importlib, os, sys, types
-from bp_torch import cli
+from bp_torch import commands
 importlib.import_module = lambda name: types.SimpleNamespace(main=main)
 """
 
 
 def shell(code: str, redirection: str) -> subprocess.CompletedProcess[str]:
     """Run ``start`` on a ``main`` that is defined by ``code``."""
-    script = f"{A_COMMAND}\n{code}\ncli.start('main', [])"
+    script = f"{A_COMMAND}\n{code}\ncommands.start('main', [])"
     command = ["bash", "-c", f'"$0" -c "$1" {redirection}', sys.executable, script]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -163,7 +164,7 @@ def test_closed_streams_are_not_taken_by_the_next_file(tmp_path: Path) -> None:
 
 def test_ctrl_c_while_modules_are_imported_has_no_traceback() -> None:
     code = "def importing(name):\n  print('importing', flush=True)\n  import time\n  time.sleep(60)"
-    script = f"{A_COMMAND}\n{code}\nimportlib.import_module = importing\ncli.start('main', [])"
+    script = f"{A_COMMAND}\n{code}\nimportlib.import_module = importing\ncommands.start('main', [])"
     with subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bp_torch import __main__ as package
-from bp_torch.benchmark.command import THREAD_VARIABLES
+from bp_torch.benchmark.race import THREAD_VARIABLES
 from bp_torch.device import DeviceError, choose_device, has_bfloat16, set_precision, set_threads
 
 

@@ -13,19 +13,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bp_torch import backprop, explain
+from bp_torch import backprop
 from bp_torch.activations import ACTIVATIONS
 from bp_torch.benchmark import accuracy
-from bp_torch.benchmark import command as benchmark
 from bp_torch.cli import parse
+from bp_torch.commands import benchmark, explain, ladder, verify
 from bp_torch.convert import MODULES
 from bp_torch.costs import COSTS
-from bp_torch.ladder import command as ladder
 from bp_torch.ladder.rows import find
 from bp_torch.sweep import SweepConfig
 from bp_torch.training import Config, train
 from bp_torch.verify import bench
-from bp_torch.verify import command as verify
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

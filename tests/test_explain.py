@@ -14,8 +14,8 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from bp_torch import explain
 from bp_torch.backprop import backward, example_costs, forward
+from bp_torch.commands import explain
 from bp_torch.data import Examples, batch
 from bp_torch.explain import backwards, style
 from bp_torch.explain.index import Result, Section, html
@@ -30,8 +30,8 @@ from bp_torch.explain.subject import (
     newest_run,
 )
 from bp_torch.files import replace_file
-from bp_torch.tensorboard import add_figures
 from bp_torch.training import Config
+from bp_torch.training.log import add_figures
 from tests.explain_subject import QUICK
 
 ROOT = Path(__file__).parent.parent

@@ -17,9 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bp_torch import backprop, explain
+from bp_torch import backprop
 from bp_torch.activations import ACTIVATIONS
 from bp_torch.backprop import backward, example_costs, forward
+from bp_torch.commands import explain
 from bp_torch.costs import COSTS
 from bp_torch.data import PIXEL_SCALE, Examples, one_hot
 from bp_torch.explain import page as exporter

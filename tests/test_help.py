@@ -5,13 +5,11 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from bp_torch import explain
-from bp_torch.benchmark import command as benchmark
+from bp_torch.commands import benchmark, explain, verify
 from bp_torch.help import docstrings, grouped, help_text
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.training import Config
 from bp_torch.verify import bench
-from bp_torch.verify import command as verify
 
 OPTIONS = {
     "train": Config,

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from bp_torch.explain import style
-from bp_torch.images import (
+from bp_torch.training.images import (
     INK,
     NEGATIVE,
     POSITIVE,

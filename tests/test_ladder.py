@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bp_torch.cli import start
+from bp_torch.commands import start
 from bp_torch.ladder import report, results
 from bp_torch.ladder.results import Measured, add, read
 from bp_torch.ladder.rows import ROWS, Row, find

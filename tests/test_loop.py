@@ -16,9 +16,9 @@ from bp_torch.checkpoint import RESULT, State
 from bp_torch.convert import to_sequential
 from bp_torch.data import Examples, first_shuffled, one_hot
 from bp_torch.device import DeviceError
-from bp_torch.tensorboard import RunLog
 from bp_torch.training import Config, StepResult, Stopped, TrainingError, TrainingStep, open_run, train
 from bp_torch.training.interruption import Signals
+from bp_torch.training.log import RunLog
 from tests.conftest import BEGIN, REFERENCE_COSTS, brief_run, curves, relative_error
 
 CPU = torch.device("cpu")

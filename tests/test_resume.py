@@ -24,9 +24,9 @@ from bp_torch.convert import load
 from bp_torch.data import Examples, first_shuffled
 from bp_torch.deform import Deformation, deformed
 from bp_torch.network import Network
-from bp_torch.tensorboard import RunLog
 from bp_torch.training import Config, Stopped, TrainingError, open_run, read_config, train
 from bp_torch.training.interruption import Signals
+from bp_torch.training.log import RunLog
 from tests.conftest import curves, is_done
 
 FORK = multiprocessing.get_context("fork")  # the child starts with torch loaded

@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bp_torch import explain
 from bp_torch.benchmark.contenders import CONTENDERS, NOT_RECORDED, OURS, Task
 from bp_torch.benchmark.race import compare
 from bp_torch.checkpoint import State
+from bp_torch.commands import explain, verify
 from bp_torch.data import load
 from bp_torch.explain.subject import CommonOptions, ExampleOptions, choose_example, open_subject
 from bp_torch.training import Config, TrainingError, TrainingStep, loop, open_run, train
-from bp_torch.verify import command as verify
 from tests.conftest import brief_run
 from tests.explain_subject import QUICK
 from tests.stand_in import ELSEWHERE, Device
@@ -26,7 +25,7 @@ from tests.stand_in import ELSEWHERE, Device
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     """Every command works on the device."""
-    for room in ("training.loop", "explain.subject", "verify.command"):
+    for room in ("training.loop", "explain.subject", "commands.verify"):
         monkeypatch.setattr(f"bp_torch.{room}.choose_device", lambda name: ELSEWHERE)
     monkeypatch.setattr("bp_torch.benchmark.race.synchronize", lambda device: None)
     with Device() as device:

@@ -16,9 +16,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bp_torch.checkpoint import LAST, CheckpointError
+from bp_torch.commands.sweep import main
 from bp_torch.data import Examples
 from bp_torch.sweep import Group, SweepConfig, new_group, sweep
-from bp_torch.sweep.command import main
 from bp_torch.sweep.plan import CACHE, COPIES, groups, working_set
 from bp_torch.training import Config, Stopped, TrainingError, evaluate, open_run, read_config, train
 from bp_torch.training.interruption import Signals

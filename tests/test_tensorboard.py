@@ -13,11 +13,11 @@ from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.checkpoint import State
 from bp_torch.convert import load
 from bp_torch.data import Examples, batch, first_shuffled
-from bp_torch.event_file import EventFile, open_writer
 from bp_torch.network import Network
 from bp_torch.sgd import SGD
-from bp_torch.tensorboard import DESCRIPTIONS, RunLog, average_precision, described
 from bp_torch.training import Config, StepResult, train
+from bp_torch.training.event_file import EventFile, open_writer
+from bp_torch.training.log import DESCRIPTIONS, RunLog, average_precision, described
 
 ALWAYS = ("9_weights", "9_biases")
 AFTER_A_STEP = ("9_activations", "9_deltas_log10", "9_weight_gradients_log10", "9_bias_gradients_log10")

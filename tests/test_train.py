@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bp_torch import __main__ as package
-from bp_torch import backprop, training
+from bp_torch import backprop
+from bp_torch.commands import start
 from bp_torch.convert import load
 from bp_torch.training import Config, Stopped, read_config
 
@@ -23,7 +25,7 @@ Command = Callable[..., None]
 @pytest.fixture(params=["train.py", "bp_torch train"])
 def command(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Command:
     """``train.py`` or ``python -m bp_torch train`` in this process, with the words of its command line."""
-    main = training.main if request.param == "train.py" else package.main
+    main = partial(start, "train", None) if request.param == "train.py" else package.main
 
     def run(*words: str | Path) -> None:
         monkeypatch.setattr(sys, "argv", [*request.param.split(), *map(str, words)])
@@ -151,7 +153,7 @@ def test_stopped_run_has_the_exit_code_of_the_signal(
     def stopped(config: Config) -> None:
         raise Stopped(signal.SIGTERM, Path("runs/one"))
 
-    monkeypatch.setattr("bp_torch.training.command.train", stopped)
+    monkeypatch.setattr("bp_torch.commands.train.train", stopped)
     with pytest.raises(SystemExit) as stop:
         command("--device", "cpu")
     assert stop.value.code == 143

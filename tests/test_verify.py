@@ -18,11 +18,12 @@ from torch.nn import functional
 
 from bp_torch import backprop, verify
 from bp_torch.backprop import backward, forward
+from bp_torch.commands import verify as command
+from bp_torch.commands.verify import combinations
 from bp_torch.costs import Cost
 from bp_torch.network import Network, layer_views
 from bp_torch.training import Config, train
 from bp_torch.verify import check, check_layer, check_own, check_step
-from bp_torch.verify.command import combinations
 
 DTYPES = [torch.float32, torch.float64]
 
@@ -693,7 +694,7 @@ def run(arguments: str, *more: str) -> tuple[str, int]:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         try:
-            verify.main([*arguments.split(), *more])
+            command.main([*arguments.split(), *more])
         except SystemExit as stop:
             return out.getvalue(), int(stop.code or 0)
     return out.getvalue(), 0

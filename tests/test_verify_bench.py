@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bp_torch import verify
+from bp_torch.commands import verify as command
 from bp_torch.verify.bank import load
 from bp_torch.verify.bench import CHECKERS, DTYPES, MEANINGLESS, Options, bench, false_alarms
 from tests import verify_held_out
@@ -52,11 +52,11 @@ def test_command_prints_the_scores_and_writes_only_what_is_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    verify.main(["bench", "--layers", "tanh", "--dtypes", "float64"])
+    command.main(["bench", "--layers", "tanh", "--dtypes", "float64"])
     assert "fast gradcheck" in capsys.readouterr().out and not list(tmp_path.iterdir())
-    verify.main(["bench", "--layers", "tanh", "--dtypes", "float64", "--json", "score.json"])
+    command.main(["bench", "--layers", "tanh", "--dtypes", "float64", "--json", "score.json"])
     assert json.loads((tmp_path / "score.json").read_text())[0]["checker"] == "verify"
     capsys.readouterr()
     with pytest.raises(SystemExit):
-        verify.main(["bench", "--layers", "tan"])
+        command.main(["bench", "--layers", "tan"])
     assert "the bank has no tan" in capsys.readouterr().err

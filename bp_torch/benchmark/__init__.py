@@ -9,22 +9,10 @@
 Every contender does the same task: the same start, the same batches in the same order, the same cost, plain SGD in
 float32, with the shuffle and the gathering of the batches included. contenders.py and with_jax.py hold them, race.py
 times them, networks.py times many networks at once, accuracy.py the time to an accuracy. report.py makes the tables,
-the JSON and the picture, command.py is the command. This package may use autograd: autograd is what it compares with.
+the JSON and the picture. This package may use autograd: autograd is what it compares with.
 """
 
 from bp_torch.benchmark.contenders import CONTENDERS, Contender, Task
 from bp_torch.benchmark.race import BenchmarkError, Measurement, Result, compare
 
 __all__ = ["CONTENDERS", "BenchmarkError", "Contender", "Measurement", "Result", "Task", "compare"]
-
-
-def main(arguments: list[str]) -> None:
-    """``python -m bp_torch benchmark``."""
-    from bp_torch.benchmark import command  # not above: the contenders need neither flags nor matplotlib
-
-    if arguments[:1] == ["accuracy"]:
-        from bp_torch.benchmark import accuracy
-
-        accuracy.main(arguments[1:])
-    else:
-        command.main(arguments)

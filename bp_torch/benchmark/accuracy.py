@@ -25,8 +25,7 @@ from typing import Any, Literal
 import torch
 
 from bp_torch import text
-from bp_torch.benchmark.command import THREAD_VARIABLES
-from bp_torch.benchmark.race import BenchmarkError
+from bp_torch.benchmark.race import THREAD_VARIABLES, BenchmarkError
 from bp_torch.benchmark.report import describe_machine
 from bp_torch.cli import one_line_errors, parse
 from bp_torch.data import DataError, load

@@ -28,6 +28,10 @@ TURN = 1.0
 PROBE = 5  # batches on which the time of a batch is estimated
 
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""Where the libraries of numerics read their number of threads, once, when they are loaded."""
+
+
 class BenchmarkError(RuntimeError):
     """The contenders cannot be compared. The message says which one, and why."""
 

@@ -6,12 +6,5 @@
     python -m bp_torch ladder docs                     write docs/ladder.md and its picture
 
 rows.py holds the published results and our recipes as data, results.py what was measured, run.py trains, report.py
-makes table and picture, command.py reads the flags.
+makes table and picture.
 """
-
-
-def main(arguments: list[str]) -> None:
-    """``python -m bp_torch ladder``."""
-    from bp_torch.ladder import command  # not above: train.py reads the rows, and needs none of this
-
-    command.main(arguments)

@@ -8,10 +8,3 @@ from bp_torch.sweep.group import Group, new_group
 from bp_torch.sweep.loop import sweep
 
 __all__ = ["Group", "SweepConfig", "new_group", "sweep"]
-
-
-def main(arguments: list[str]) -> None:
-    """``python -m bp_torch sweep``, with the flags ``arguments``."""
-    from bp_torch.sweep.command import main as run
-
-    run(arguments)

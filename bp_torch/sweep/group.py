@@ -15,9 +15,9 @@ from bp_torch.deform import deformed
 from bp_torch.distributed import ALONE
 from bp_torch.network import Network
 from bp_torch.sgd import SGD
-from bp_torch.tensorboard import RunLog, cost_tag, score_values
 from bp_torch.training.config import Config
 from bp_torch.training.evaluation import Pause, Score, evaluate_each
+from bp_torch.training.log import RunLog, cost_tag, score_values
 from bp_torch.training.result import Result
 from bp_torch.training.run import Run, split
 from bp_torch.training.step import StepResult

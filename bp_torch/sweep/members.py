@@ -13,9 +13,9 @@ from bp_torch.convert import save as save_network
 from bp_torch.files import replace_file
 from bp_torch.sweep.config import LISTS
 from bp_torch.sweep.group import Group
-from bp_torch.tensorboard import RunLog
 from bp_torch.training.config import Config
 from bp_torch.training.evaluation import Score
+from bp_torch.training.log import RunLog
 
 
 def save_member(group: Group, k: int, sweep: Path) -> None:

@@ -23,10 +23,3 @@ __all__ = [
     "read_config",
     "train",
 ]
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """``python train.py``, with the flags of the command line; or ``python -m bp_torch train`` with ``arguments``."""
-    from bp_torch.training import command
-
-    command.main(arguments, "python train.py" if arguments is None else "python -m bp_torch train")

@@ -5,7 +5,7 @@ import torch
 from bp_torch.backprop import example_costs
 from bp_torch.checkpoint import LAST
 from bp_torch.network import layer_views
-from bp_torch.tensorboard import RunLog
+from bp_torch.training.log import RunLog
 from bp_torch.training.run import Run, TrainingError
 from bp_torch.training.step import StepResult
 

@@ -20,11 +20,11 @@ from bp_torch.device import choose_device, has_bfloat16
 from bp_torch.distributed import joined, local_device
 from bp_torch.files import replace_file
 from bp_torch.network import Network, parameter_count
-from bp_torch.tensorboard import RunLog
 from bp_torch.training.config import Config
 from bp_torch.training.divergence import diverged
 from bp_torch.training.evaluation import Pause, Score, evaluate, forward_in_chunks
 from bp_torch.training.interruption import Signals, Stopped
+from bp_torch.training.log import RunLog
 from bp_torch.training.result import Result
 from bp_torch.training.run import Run, TrainingError, started
 from bp_torch.training.step import StepResult

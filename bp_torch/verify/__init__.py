@@ -40,13 +40,3 @@ __all__ = [
     "check_step",
     "tolerance_of",
 ]
-
-
-def main(arguments: list[str]) -> None:
-    """``python -m bp_torch verify``, and ``python -m bp_torch verify bench``."""
-    from bp_torch.verify import bench, command  # not above: training imports this package; command imports training
-
-    if arguments[:1] == ["bench"]:
-        bench.main(arguments[1:])
-    else:
-        command.main(arguments)

@@ -21,6 +21,7 @@ from bp_torch.network import Network
 from bp_torch.text import count, folded, table, wrapped
 from bp_torch.training import TrainingError, open_run, read_config
 from bp_torch.training.config import SEEDS, DTypeName
+from bp_torch.verify import bench
 from bp_torch.verify.backward import check_own
 from bp_torch.verify.check import joined
 from bp_torch.verify.comparison import HEADER, Comparison
@@ -118,7 +119,10 @@ COLUMNS = ["", "hidden", "L", "B", "dtype", *HEADER[1:5]]
 
 
 def main(arguments: list[str]) -> None:
-    """Print what is found. Exit code 1 if any gradient is wrong."""
+    """Print what is found, or with ``bench`` the scores. Exit code 1 if any gradient is wrong."""
+    if arguments[:1] == ["bench"]:
+        bench.main(arguments[1:])
+        return
     options = parse(
         Options,
         prog="python -m bp_torch verify",

@@ -1,6 +1,6 @@
 """How numbers, histograms and pictures are written into an event file, with what TensorBoard says of them.
 
-What is written, and under which tag, is the business of tensorboard.py. A histogram is counted on the device.
+What is written, and under which tag, is the business of log.py. A histogram is counted on the device.
 """
 
 import io
@@ -18,7 +18,7 @@ from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary, Summar
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from bp_torch.images import Picture
+from bp_torch.training.images import Picture
 
 BINS = 64
 

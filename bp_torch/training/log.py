@@ -22,10 +22,17 @@ from torch.utils.tensorboard.summary import hparams, pr_curve
 
 from bp_torch.checkpoint import State
 from bp_torch.data import Examples
-from bp_torch.event_file import EventFile
-from bp_torch.images import captioned, confusion_matrix, confusion_picture, figure_picture, most_wrong, weight_maps
 from bp_torch.network import Network, layer_views
 from bp_torch.sgd import SGD
+from bp_torch.training.event_file import EventFile
+from bp_torch.training.images import (
+    captioned,
+    confusion_matrix,
+    confusion_picture,
+    figure_picture,
+    most_wrong,
+    weight_maps,
+)
 
 if TYPE_CHECKING:  # matplotlib takes a while to load, and training imports this module
     from matplotlib.figure import Figure

@@ -1,12 +1,12 @@
 """``python -m bp_torch sweep``: flags in, many trained networks and a table out, one line for each error."""
 
 from bp_torch.cli import fail, one_line_errors, parse
+from bp_torch.commands.train import TROUBLE
 from bp_torch.device import choose_device
 from bp_torch.distributed import local_device
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.sweep.loop import COMMAND, sweep
 from bp_torch.sweep.plan import groups
-from bp_torch.training.command import TROUBLE
 from bp_torch.training.interruption import Stopped
 from bp_torch.training.run import read_config_as
 

@@ -19,8 +19,9 @@ DESCRIPTION = "Train a network on handwritten digits by hand-written backpropaga
 TROUBLE = (torch.OutOfMemoryError, TrainingError, DeviceError, DataError, CheckpointError, DistributedError, OSError)
 
 
-def main(arguments: list[str] | None, prog: str) -> None:
+def main(arguments: list[str] | None) -> None:
     """Read the flags and train. Exit codes: 1 trouble, 2 bad flags, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP."""
+    prog = "python train.py" if arguments is None else "python -m bp_torch train"
     row = recipe_named(arguments)
     config = parse(Config, prog=prog, description=DESCRIPTION, args=arguments, default=row.config() if row else None)
     with one_line_errors(*TROUBLE):

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import torch
 
+from bp_torch.benchmark import accuracy
 from bp_torch.benchmark.contenders import CONTENDERS, CUDA_CONTENDERS, Task
 from bp_torch.benchmark.networks import networks_json, networks_table, race
-from bp_torch.benchmark.race import TOLERANCE, BenchmarkError, compare
+from bp_torch.benchmark.race import THREAD_VARIABLES, TOLERANCE, BenchmarkError, compare
 from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table
 from bp_torch.benchmark.with_jax import jax_contender
 from bp_torch.cli import one_line_errors, parse
@@ -34,8 +35,6 @@ SWEEP: tuple[tuple[tuple[int, ...], int], ...] = (
     ((784, 2048, 2048, 10), 1024),
 )
 """Sizes and batch size of each measurement of --sweep."""
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,10 @@ class Options:
 
 
 def main(arguments: list[str]) -> None:
-    """``python -m bp_torch benchmark``."""
+    """``python -m bp_torch benchmark``, and ``python -m bp_torch benchmark accuracy``."""
+    if arguments[:1] == ["accuracy"]:
+        accuracy.main(arguments[1:])
+        return
     options = parse(
         Options,
         prog="python -m bp_torch benchmark",

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bp_torch.cli import fail, one_line_errors, parse
+from bp_torch.commands.train import TROUBLE
 from bp_torch.ladder import results
 from bp_torch.ladder.report import listing, ours, write
 from bp_torch.ladder.rows import find
 from bp_torch.ladder.run import COMMAND, run_row
-from bp_torch.training.command import TROUBLE
 from bp_torch.training.config import SEEDS
 from bp_torch.training.interruption import Stopped
 

@@ -1,0 +1,39 @@
+"""The top floor: one file for each command reads flags, calls a room, and prints. Nothing below imports these files.
+
+A command is imported when it is named, so that the first word appears before torch is loaded.
+"""
+
+import importlib
+import signal
+import sys
+
+from bp_torch.cli import one_line_errors, open_missing_streams, stop_at_once
+
+COMMANDS = {
+    "train": "train a network on handwritten digits (the same as python train.py)",
+    "sweep": "train networks of many settings and seeds at once, and compare them",
+    "ladder": "published results of plain networks, and ours by the same recipes",
+    "verify": "check the backward against autograd and central differences",
+    "explain": "show every idea of backpropagation on a trained network",
+    "benchmark": "time training against the usual ways to do it",
+}
+"""Each command, a module of this package, and what it does."""
+
+
+def start(command: str, arguments: list[str] | None) -> None:
+    """Import and run the command of this name with its ``arguments``. None: those of ``sys.argv``, for train.py."""
+    open_missing_streams()
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, stop_at_once)
+    with one_line_errors(OSError):
+        if sys.stderr.isatty():  # importing torch takes a second or more
+            print(f"{command}: loading torch …\r", end="", file=sys.stderr, flush=True)
+        module = importlib.import_module(f"bp_torch.commands.{command}")
+        if sys.stderr.isatty():
+            print("\x1b[K", end="", file=sys.stderr, flush=True)
+        signal.signal(signal.SIGINT, before)
+        try:
+            module.main(arguments)
+        finally:
+            sys.stdout.flush()
