@@ -13,7 +13,7 @@ def main() -> None:
     """Hand the arguments to the command that the first one names."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        with one_line_errors(OSError):
+        with one_line_errors():
             print(f"{wrapped(USAGE)}\n\n{named(COMMANDS)}\n\nEach command has its own --help.", flush=True)
     elif name not in COMMANDS:
         fail(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}", 2)

@@ -20,6 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from bp_torch.cli import UserError
 from bp_torch.files import remove_unfinished, replace_file, unfinished
 
 CONFIG = "config.json"
@@ -34,7 +35,7 @@ LOCK = ".lock"
 TENSORS = ("parameters", "velocity", "running")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A run's folder or checkpoint cannot be made, read or used. The message names it and the reason."""
 
 

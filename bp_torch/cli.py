@@ -22,6 +22,12 @@ from bp_torch.help import help_text, in_words
 T = TypeVar("T")
 
 
+class UserError(RuntimeError):
+    """An error that the user can mend: a command tells it in one line, and exits with ``exit_code``."""
+
+    exit_code = 1
+
+
 def open_missing_streams() -> None:
     """Open what the shell closed (2>&-) as a stream to nowhere: the next file that is opened would take its place."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
@@ -124,22 +130,22 @@ def silence(descriptor: int) -> None:
 
 
 @contextlib.contextmanager
-def one_line_errors(*trouble: type[Exception]) -> Iterator[None]:
-    """Turn the exceptions of ``trouble`` into one line and exit 1, also too little memory, and Ctrl-C into exit 130.
+def one_line_errors() -> Iterator[None]:
+    """Turn UserError, OSError and too little memory into one line and an exit code, and Ctrl-C into exit 130.
 
-    Whose output is no longer read, as by ``head``, exits without a word.
+    If the reader of stdout is gone (``| head``), exit with 141, silently.
     """
     try:
         yield
     except BrokenPipeError:
         silence(1)
         sys.exit(128 + signal.SIGPIPE)
-    except trouble as error:
+    except (UserError, OSError) as error:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         if isinstance(error, OSError) and error.strerror and not error.filename:
             fail(f"cannot write the output: {error.strerror}", 1)
-        fail(str(error), 1)
+        fail(str(error), error.exit_code if isinstance(error, UserError) else 1)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate", str(error)):
             raise

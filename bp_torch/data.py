@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from bp_torch.cli import UserError
 from bp_torch.files import replace_file
 
 DatasetName = Literal["mnist", "fashion-mnist", "kmnist", "qmnist", "emnist-digits"]
@@ -29,7 +30,7 @@ PIXEL_SCALE = 1 / 255
 """Takes a pixel byte, 0..255, to an input of the network, 0..1."""
 
 
-class DataError(RuntimeError):
+class DataError(UserError):
     """The data are missing or damaged. The message names the file and what to do."""
 
 

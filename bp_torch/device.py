@@ -2,6 +2,8 @@
 
 import torch
 
+from bp_torch.cli import UserError
+
 SMALL = 2**23
 """Multiplications in a step below which a second CPU thread costs more than it gains.
 
@@ -15,7 +17,7 @@ MOST_THREADS = 1024
 """More than any machine has cores; torch ends in a segmentation fault where it cannot start them."""
 
 
-class DeviceError(RuntimeError):
+class DeviceError(UserError):
     """The device is not there, or cannot do what was asked. The message says what to try."""
 
 

@@ -24,6 +24,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
+from bp_torch.cli import UserError
+
 PATIENCE = timedelta(seconds=45)
 """How long a process waits for the others before it treats them as dead."""
 
@@ -31,7 +33,7 @@ BEAT, GRACE = 1.0, 15.0
 """Seconds between two signs of life, and between a signal and an exit without the main thread, if that hangs."""
 
 
-class DistributedError(RuntimeError):
+class DistributedError(UserError):
     """The processes cannot start or continue together. The message says why."""
 
 

@@ -61,7 +61,7 @@ def test_wrong_flag_is_reported_in_one_line_with_exit_code_2(
 
 def raising(error: BaseException) -> Callable[[], None]:
     def work() -> None:
-        with one_line_errors(OSError):
+        with one_line_errors():
             raise error
 
     return work

@@ -56,7 +56,7 @@ def start(size: int, store: Path, work: Callable[[str], object]) -> list[BasePro
 
     def child(rank: int) -> None:
         os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-        with one_line_errors(DistributedError):
+        with one_line_errors():
             try:
                 work(f"file://{store}")
             except Stopped as stopped:

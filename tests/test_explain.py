@@ -245,7 +245,7 @@ def test_quick_ideas_come_first_and_the_page_is_there_from_the_first_one(
             written.append(f"{content.count(b'Being computed')} to come")
         write(path, content)
 
-    monkeypatch.setattr("bp_torch.explain.replace_file", noted)
+    monkeypatch.setattr("bp_torch.commands.explain.replace_file", noted)
     explain.main(["all", "--run", str(run), "--out", str(tmp_path)])
     assert [name for name in written if "narrow" not in name] == [
         *("page.html", "hebbian.png", "index.html", "1 to come"),

@@ -50,6 +50,7 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "recorder",
     "cli",
     "help",
+    "flags",
     "text",
     "files",
 ]

@@ -28,7 +28,7 @@ from bp_torch import text
 from bp_torch.benchmark.race import THREAD_VARIABLES, BenchmarkError
 from bp_torch.benchmark.report import describe_machine
 from bp_torch.cli import one_line_errors, parse
-from bp_torch.data import DataError, load
+from bp_torch.data import load
 from bp_torch.files import replace_file
 
 ContenderName = Literal["ours", "autograd", "scikit-learn"]
@@ -93,7 +93,7 @@ def main(arguments: list[str]) -> None:
     """``python -m bp_torch benchmark accuracy``."""
     about = "Seconds from starting a process until its test accuracy reaches a target."
     options = parse(Options, prog="python -m bp_torch benchmark accuracy", description=about, args=arguments)
-    with one_line_errors(BenchmarkError, DataError, OSError):
+    with one_line_errors():
         measure(options)
         print(f"\n{table(read(options.out))}")
 

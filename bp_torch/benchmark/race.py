@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bp_torch.benchmark.contenders import FLOOR, OURS, Contender, Maker, Task, UnavailableError
+from bp_torch.cli import UserError
 
 TOLERANCE = 1e-3
 """How far from ours a contender may end, relative to how far ours moved: ‖θ − θ_ours‖ / ‖θ_ours − θ_start‖.
@@ -32,7 +33,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 """Where the libraries of numerics read their number of threads, once, when they are loaded."""
 
 
-class BenchmarkError(RuntimeError):
+class BenchmarkError(UserError):
     """The contenders cannot be compared. The message says which one, and why."""
 
 

@@ -26,7 +26,7 @@ def start(command: str, arguments: list[str] | None) -> None:
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, stop_at_once)
-    with one_line_errors(OSError):
+    with one_line_errors():
         if sys.stderr.isatty():  # importing torch takes a second or more
             print(f"{command}: loading torch …\r", end="", file=sys.stderr, flush=True)
         module = importlib.import_module(f"bp_torch.commands.{command}")

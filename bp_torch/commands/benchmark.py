@@ -16,12 +16,12 @@ import torch
 from bp_torch.benchmark import accuracy
 from bp_torch.benchmark.contenders import CONTENDERS, CUDA_CONTENDERS, Task
 from bp_torch.benchmark.networks import networks_json, networks_table, race
-from bp_torch.benchmark.race import THREAD_VARIABLES, TOLERANCE, BenchmarkError, compare
+from bp_torch.benchmark.race import THREAD_VARIABLES, TOLERANCE, compare
 from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table
 from bp_torch.benchmark.with_jax import jax_contender
 from bp_torch.cli import one_line_errors, parse
-from bp_torch.data import DataError, load
-from bp_torch.device import DeviceError, choose_device, set_precision
+from bp_torch.data import load
+from bp_torch.device import choose_device, set_precision
 from bp_torch.files import replace_file
 from bp_torch.training import Config
 
@@ -101,7 +101,7 @@ def main(arguments: list[str]) -> None:
     threads = dict.fromkeys(THREAD_VARIABLES, str(options.threads))
     if not threads.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", "bp_torch", "benchmark", *arguments], os.environ | threads)
-    with one_line_errors(BenchmarkError, DeviceError, DataError, OSError):
+    with one_line_errors():
         run(options)
 
 

@@ -17,12 +17,9 @@ from typing import Any
 from tqdm import tqdm
 
 from bp_torch.cli import fail, one_line_errors, parse
-from bp_torch.data import DataError
-from bp_torch.device import DeviceError
 from bp_torch.explain.subject import CommonOptions, Subject, UsageError, full_gradient, open_subject
 from bp_torch.files import replace_file
 from bp_torch.text import fitted, named, wrapped
-from bp_torch.training import TrainingError
 from bp_torch.training.log import add_figures
 
 IDEAS = {
@@ -79,16 +76,13 @@ def main(arguments: list[str]) -> None:
     kind = AllOptions if name == "all" else load_idea(name).Options
     about = {"page": f"Write {PAGE}.", "all": f"Show {EVERY_IDEA}."}.get(name) or load_idea(name).IDEA
     options = parse(kind, prog=f"python -m bp_torch explain {name}", description=about, args=rest)
-    with one_line_errors(TrainingError, DataError, DeviceError, OSError):
-        try:
-            if name == "all":
-                show_all(options)
-            elif name == "page":
-                show_page(options)
-            else:
-                show(name, options)
-        except UsageError as error:
-            fail(str(error), 2)
+    with one_line_errors():
+        if name == "all":
+            show_all(options)
+        elif name == "page":
+            show_page(options)
+        else:
+            show(name, options)
 
 
 def load_idea(name: str) -> Any:
@@ -117,14 +111,11 @@ def show(name: str, options: Any) -> None:
 
 def show_page(options: Any) -> None:
     """Write the page that holds the network, and open it if that is asked for."""
-    from bp_torch.explain.page import PageError, write_page
+    from bp_torch.explain.page import write_page
 
     subject = open_subject(options)
     out = options.out or subject.folder / "explained" / "page.html"
-    try:
-        page = write_page(subject)
-    except PageError as error:
-        fail(str(error), 1)
+    page = write_page(subject)
     out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, page.encode())
     print(f"wrote {out}")

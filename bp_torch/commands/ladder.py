@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bp_torch.cli import fail, one_line_errors, parse
-from bp_torch.commands.train import TROUBLE
 from bp_torch.ladder import results
 from bp_torch.ladder.report import listing, ours, write
 from bp_torch.ladder.rows import find
@@ -61,7 +60,7 @@ class Docs:
 def main(arguments: list[str]) -> None:
     """Print, train or write. Exit codes: 1 trouble, 2 bad arguments, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
     name, *rest = arguments or [""]
-    with one_line_errors(*TROUBLE):
+    with one_line_errors():
         try:
             if name == "run":
                 train_row(rest)

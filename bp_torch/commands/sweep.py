@@ -1,7 +1,6 @@
 """``python -m bp_torch sweep``: flags in, many trained networks and a table out, one line for each error."""
 
 from bp_torch.cli import fail, one_line_errors, parse
-from bp_torch.commands.train import TROUBLE
 from bp_torch.device import choose_device
 from bp_torch.distributed import local_device
 from bp_torch.sweep.config import SweepConfig
@@ -16,7 +15,7 @@ DESCRIPTION = "Train networks of many settings and seeds at once, and compare th
 def main(arguments: list[str]) -> None:
     """Read the flags and train. Exit codes: 1 trouble, 2 bad flags, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
     config = parse(SweepConfig, prog=COMMAND, description=DESCRIPTION, args=arguments)
-    with one_line_errors(*TROUBLE):
+    with one_line_errors():
         if config.resume:
             config = resumed(config, arguments)
         try:

@@ -2,21 +2,14 @@
 
 from argparse import ArgumentParser
 
-import torch
-
-from bp_torch.checkpoint import CheckpointError
 from bp_torch.cli import fail, one_line_errors, parse
-from bp_torch.data import DataError
-from bp_torch.device import DeviceError
-from bp_torch.distributed import DistributedError
 from bp_torch.ladder.rows import Row, find
 from bp_torch.training.config import Config
 from bp_torch.training.interruption import Stopped
 from bp_torch.training.loop import WrongGradientError, train
-from bp_torch.training.run import TrainingError, read_config
+from bp_torch.training.run import read_config
 
 DESCRIPTION = "Train a network on handwritten digits by hand-written backpropagation."
-TROUBLE = (torch.OutOfMemoryError, TrainingError, DeviceError, DataError, CheckpointError, DistributedError, OSError)
 
 
 def main(arguments: list[str] | None) -> None:
@@ -24,7 +17,7 @@ def main(arguments: list[str] | None) -> None:
     prog = "python train.py" if arguments is None else "python -m bp_torch train"
     row = recipe_named(arguments)
     config = parse(Config, prog=prog, description=DESCRIPTION, args=arguments, default=row.config() if row else None)
-    with one_line_errors(*TROUBLE):
+    with one_line_errors():
         if config.resume:
             config = resumed(config, arguments, prog)
         try:

@@ -13,10 +13,10 @@ import torch
 from tqdm import tqdm
 
 from bp_torch.activations import ACTIVATIONS
-from bp_torch.cli import one_line_errors, parse
+from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.costs import COSTS
 from bp_torch.data import CLASSES, PIXELS, DataError, DatasetName, batch, first_shuffled, load
-from bp_torch.device import DeviceError, choose_device
+from bp_torch.device import choose_device
 from bp_torch.network import Network
 from bp_torch.text import count, folded, table, wrapped
 from bp_torch.training import TrainingError, open_run, read_config
@@ -130,8 +130,11 @@ def main(arguments: list[str]) -> None:
         args=arguments,
     )
     torch.set_num_threads(1)  # the tensors are small: a second thread only waits
-    with one_line_errors(TrainingError, DeviceError, DataError, OSError, ValueError):
-        cases = verify(options)
+    with one_line_errors():
+        try:
+            cases = verify(options)
+        except ValueError as error:
+            fail(str(error), 1)
     ok = all(case.report.ok for case in cases)
     if options.json:
         print(json.dumps({"ok": ok, "networks": [case.to_dict() for case in cases]}, indent=2))

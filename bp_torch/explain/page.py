@@ -25,6 +25,7 @@ from matplotlib.image import imsave
 from torch import Tensor
 
 from bp_torch.backprop import backward, example_costs, forward, input_gradient
+from bp_torch.cli import UserError
 from bp_torch.costs import find_cost
 from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, Examples, one_hot
 from bp_torch.explain import style
@@ -45,7 +46,7 @@ OPTIONS = {"alpha", "beta", "dim", "keepdim", "value"}
 Named = dict[str, Tensor]
 
 
-class PageError(RuntimeError):
+class PageError(UserError):
     """The page cannot repeat what was recorded. The message names the operation."""
 
 

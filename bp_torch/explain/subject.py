@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bp_torch.backprop import Backward, Forward, backward, example_costs, forward
-from bp_torch.cli import train_command
+from bp_torch.cli import UserError, train_command
 from bp_torch.data import CLASSES, Examples, batch, load, permutation
 from bp_torch.deform import deformed
 from bp_torch.device import check_threads, choose_device
@@ -29,8 +29,10 @@ CHUNK = 10_000
 """Examples that go forward and back at once: enough to keep a core busy, few enough for 64 MB of float64 pixels."""
 
 
-class UsageError(Exception):
+class UsageError(UserError):
     """The arguments name something that does not exist. The message says what does."""
+
+    exit_code = 2
 
 
 # ---- the flags that all ideas share ----

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bp_torch.checkpoint import BEST, CONFIG, LAST, NETWORK_FILE, CheckpointError, State, held, make_folder
-from bp_torch.cli import train_command
+from bp_torch.cli import UserError, train_command
 from bp_torch.convert import load as load_network
 from bp_torch.data import Examples, load, permutation, subsample
 from bp_torch.deform import deformed
@@ -28,7 +28,7 @@ from bp_torch.training.evaluation import Pause, Score, evaluate
 from bp_torch.training.step import Inspect, StepResult, TrainingStep
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """The run cannot start or continue. The message says why, and what to try."""
 
 
