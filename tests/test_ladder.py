@@ -211,7 +211,7 @@ def test_table_fits_the_terminal_and_names_source_network_and_recipe_of_each_row
     assert max(map(len, shown.splitlines())) <= 80
     words = " ".join(shown.split())
     for row in ROWS:
-        about = re.escape(f"{report.network(row)}, {report.recipe(row)}")
+        about = re.escape(f"{report.network(row)}, {report.summary(row)}")
         (place,) = [match.start() for match in re.finditer(rf" {row.name} [^,]{{10,40}} {about} ", words)]
         assert max((row.source for row in ROWS), key=lambda source: words.rfind(source, 0, place)) == row.source
 

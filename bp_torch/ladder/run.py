@@ -94,19 +94,18 @@ def check_same(folder: Path, saved: Config, wanted: Config) -> None:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What results.json has of a seed. Raises TrainingError for a result.json that is damaged."""
+    """The result of a seed as results.json has it. Raises TrainingError for a result.json that is damaged."""
     path = folder / RESULT
     try:
         found = json.loads(path.read_text())
-        machine = describe_machine(torch.device("cuda" if found["device"] == "cuda" else "cpu"))
-        on_gpu = found["device"] == "cuda"
+        device = "cuda" if found["device"] == "cuda" else "cpu"
         return {
             "test_error": round(100 * (1 - found["test_accuracy"]), 4),
             "validation_error": round(100 * (1 - found["validation_accuracy"]), 4),
             "epoch": found["epoch"],
             "seconds": found["seconds"],
             "precision": found["precision"],
-            "machine": machine["device"] if on_gpu else machine["cpu"],
+            "machine": describe_machine(torch.device(device))["device" if device == "cuda" else "cpu"],
             "threads": found["threads"],
             "torch": found["torch"],
             "date": datetime.fromtimestamp(path.stat().st_mtime).date().isoformat(),
