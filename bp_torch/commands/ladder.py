@@ -16,7 +16,7 @@ from bp_torch.training.interruption import Stopped
 
 
 @dataclass(frozen=True)
-class Table:
+class Results:
     """The flags of the table."""
 
     json: Path = results.FILE
@@ -24,7 +24,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Results):
     """The flags of ``ladder run``. Raises ValueError for a seed that cannot be."""
 
     seeds: Annotated[int | None, Within(least=1)] = None
@@ -39,8 +39,6 @@ class Run:
     """Folder of the data sets."""
     runs_dir: Path = Path("runs/ladder")
     """Folder of the runs, with a folder for each row in it."""
-    json: Path = results.FILE
-    """File of the results."""
 
     def __post_init__(self) -> None:
         """Check the seeds."""
@@ -50,11 +48,9 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Docs:
+class Docs(Results):
     """The flags of ``ladder docs``."""
 
-    json: Path = results.FILE
-    """File of the results."""
     out: Path = Path("docs")
     """Folder of ladder.md and ladder.png."""
 
@@ -75,7 +71,7 @@ def main(arguments: list[str]) -> None:
             else:
                 about = "Published results of plain networks and ours, as a table."
                 about += " See also: ladder run ROW, ladder docs."
-                print(listing(results.read(parse(Table, prog=COMMAND, description=about, args=arguments).json)))
+                print(listing(results.read(parse(Results, prog=COMMAND, description=about, args=arguments).json)))
         except Stopped as stopped:
             fail(f"{stopped}, or start this command again", stopped.code)
         except ValueError as error:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.figure import Figure
 
@@ -18,13 +19,7 @@ from bp_torch.ladder.rows import ROWS, Kind, Row
 
 PAGE, PICTURE = "ladder.md", "ladder.png"
 
-MARKS: dict[Kind, str] = {
-    "one network": "",
-    "chosen by validation": "",
-    "best of several": " ᵇ",
-    "best of several epochs": " ᵉ",
-    "on validation data": " ᵛ",
-}
+MARKS: dict[Kind, str] = {"best of several": " ᵇ", "best of several epochs": " ᵉ", "on validation data": " ᵛ"}
 FOOTNOTES = (
     "ᵇ the best of several runs, at their best epoch on the test set; ᵉ at the best epoch on the test set; ᵛ on "
     "validation data. Ours are chosen in none of these ways: mean ± standard deviation over the seeds, on the test "
@@ -61,10 +56,10 @@ def summary(row: Row) -> str:
 
 
 def numbers(row: Row, results: Mapping[str, Measured]) -> list[str]:
-    """A cell for each of ``NUMBERS``; the minutes are those of a seed."""
+    """A cell for each of ``NUMBERS``; the minutes are the mean over the seeds."""
     found = results.get(row.name)
-    minutes = "" if found is None else text.number(found.seconds / 60, 2)
-    return [f"{row.published:.2f}{MARKS[row.kind]}", ours(found), minutes]
+    minutes = text.number(fmean(seed["seconds"] for seed in found.seeds.values()) / 60, 2) if found else ""
+    return [f"{row.published:.2f}{MARKS.get(row.kind, '')}", ours(found), minutes]
 
 
 def listing(results: Mapping[str, Measured]) -> str:
@@ -93,21 +88,18 @@ def footnotes(results: Mapping[str, Measured]) -> str:
 
 def above(results: Mapping[str, Measured]) -> str:
     """The rows without a mark whose published error is below our mean, both as shown; nothing without any."""
-    pairs = [(row, results[row.name].mean) for row in ROWS if row.name in results and not MARKS[row.kind]]
+    pairs = [(row, results[row.name].mean) for row in ROWS if row.name in results and row.kind not in MARKS]
     names = ", ".join(row.name for row, mean in pairs if row.published < round(mean, 2))
     return f" Of the rows without such a mark, ours is above the published error in {names}." if names else ""
 
 
 def machines(results: Mapping[str, Measured]) -> str:
     """A sentence about where and when the rows were measured; nothing without results."""
-    known = [results[row.name] for row in ROWS if row.name in results]
-    where = dict.fromkeys(
-        f"{found.some('machine')}, {text.count(int(threads), 'thread')}, torch {found.some('torch')}"
-        for found in known
-        for threads in found.some("threads").split(", ")
-    )
-    dates = sorted({str(seed["date"]) for found in known for seed in found.seeds.values()})
-    return f" Measured on {'; '.join(where)}; {' to '.join(dict.fromkeys((dates[0], dates[-1])))}." if known else ""
+    seeds = [seed for row in ROWS if row.name in results for seed in results[row.name].seeds.values()]
+    each = [f"{seed['machine']}, {text.count(seed['threads'], 'thread')}, torch {seed['torch']}" for seed in seeds]
+    dates = sorted(seed["date"] for seed in seeds)
+    when = " to ".join(dict.fromkeys(dates[:1] + dates[-1:]))
+    return f" Measured on {'; '.join(dict.fromkeys(each))}; {when}." if seeds else ""
 
 
 def draw(results: Mapping[str, Measured]) -> Figure:
@@ -119,7 +111,7 @@ def draw(results: Mapping[str, Measured]) -> Figure:
     for row in ROWS:
         x = row.year + 0.28 * years[row.year]
         years[row.year] += 1
-        label, fill = ("published, a best or on validation data", "none") if MARKS[row.kind] else ("published", PAPER)
+        label, fill = ("published, a best or on validation data", "none") if row.kind in MARKS else ("published", PAPER)
         axes.plot(x, row.published, "o", color=PAPER, markerfacecolor=fill, markersize=6, label=label)
         lowest = row.published
         if found := results.get(row.name):
@@ -132,13 +124,12 @@ def draw(results: Mapping[str, Measured]) -> Figure:
         groups[group] = row.year, min(lowest, groups.get(group, (0, lowest))[1])
     for group, place in groups.items():
         axes.annotate(group, place, (0, -16), textcoords="offset points", fontsize=8)
-    axes.set_xticks(sorted(years))
-    axes.set_yscale("log")
+    axes.set(xlabel="year (rows of one year side by side)", ylabel="% of the test images wrong")
+    axes.set(xticks=sorted(years), yscale="log")
     axes.margins(y=0.12)
     ticks = [tick for tick in (0.3, 0.5, 1, 2, 3, 5, 7, 10, 20, 30, 50) if tick <= axes.get_ylim()[1]]
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set(xlabel="year (rows of one year side by side)", ylabel="% of the test images wrong")
     axes.grid(color="#E4E4E4", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()

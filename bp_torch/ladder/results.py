@@ -31,15 +31,6 @@ class Measured(NamedTuple):
         """The standard deviation of the errors over the seeds; None for one."""
         return stdev(self.errors) if len(self.seeds) > 1 else None
 
-    @property
-    def seconds(self) -> float:
-        """Seconds of training and evaluation, the mean over the seeds."""
-        return fmean(seed["seconds"] for seed in self.seeds.values())
-
-    def some(self, key: str) -> str:
-        """The values that the seeds have for ``key``, such as "machine"."""
-        return ", ".join(dict.fromkeys(str(self.seeds[seed][key]) for seed in sorted(self.seeds)))
-
 
 def read(file: Path = FILE) -> dict[str, Measured]:
     """The results of every row that has some. Raises ValueError for a file that holds something else."""
