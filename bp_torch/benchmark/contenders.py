@@ -2,14 +2,14 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -27,10 +27,21 @@ class UnavailableError(RuntimeError):
 
 
 class Task(NamedTuple):
-    """What every contender has to do: how, and on which training examples, the first of the config's data set."""
+    """The work of every contender: to train one network, or K networks."""
 
-    config: Config
-    examples: Examples
+    config: Config  # of the network; of K networks, with the sizes and the batches of all
+    examples: Examples  # the first training examples of the config's data set
+    groups: Sequence[list[Config]] = ()  # of K networks: those that the sweep would train at once; of one: none
+
+    @property
+    def members(self) -> list[Config]:
+        """The config of each network."""
+        return [member for group in self.groups for member in group] or [self.config]
+
+    @property
+    def own_order(self) -> bool:
+        """Whether each of several networks has a shuffle of its own."""
+        return len({member.seed for member in self.members}) > 1
 
     @property
     def device(self) -> torch.device:
@@ -44,23 +55,42 @@ class Task(NamedTuple):
         return self.config.batch_size
 
     def network(self) -> Network:
-        """A new network with the initial values, the same for all."""
+        """A new network with the initial values, the same for all contenders."""
         return self.config.network(self.device)
 
+    def start(self) -> Tensor:
+        """The initial values: (P,), or (K, P)."""
+        values = [member.network(self.device).parameters for member in self.members]
+        return torch.stack(values) if self.groups else values[0]
+
     def order(self, epoch: int) -> Tensor:
-        """The shuffled indices (N,) of one epoch, the same for all."""
-        return permutation(len(self.examples.labels), self.config.seed, epoch, self.device)
+        """The shuffled indices of one epoch, the same for all contenders: (n,), or (K, n) if each has its own."""
+        n, seeds = len(self.examples.labels), [member.seed for member in self.members]
+        orders = {seed: permutation(n, seed, epoch, self.device) for seed in seeds}
+        return torch.stack([orders[seed] for seed in seeds]) if self.own_order else orders[seeds[0]]
 
 
 class Contender(NamedTuple):
-    """``epoch(order)`` makes one step for each batch of ``order``; ``parameters()`` is θ, (P,)."""
+    """One way to train the networks of a task."""
 
-    epoch: Callable[[Tensor], None]
-    parameters: Callable[[], Tensor]
+    epoch: Callable[[Tensor], None]  # makes one step for each batch of the order that it is given
+    parameters: Callable[[], Tensor]  # θ, (P,) or (K, P)
+
+
+def or_unavailable(contender: Contender, error: type[Exception]) -> Contender:
+    """The contender, but an ``error`` in an epoch says that it is unavailable: there is no compiler, or no graph."""
+
+    def epoch(order: Tensor) -> None:
+        try:
+            contender.epoch(order)
+        except error as reason:
+            raise UnavailableError([*str(reason).strip().splitlines(), repr(reason)][0]) from reason
+
+    return contender._replace(epoch=epoch)
 
 
 Maker = Callable[[Task], Contender]
-"""Makes a contender that starts from the initial values. Raises UnavailableError, or its first epoch does."""
+"""Makes a contender that starts from the initial values. It raises UnavailableError, or an epoch does."""
 
 
 def ours(task: Task, *, record: bool = True) -> Contender:
@@ -77,23 +107,17 @@ def ours(task: Task, *, record: bool = True) -> Contender:
 
 def ours_compiled(task: Task) -> Contender:
     """The training step of train.py --compile."""
-    contender = ours(task._replace(config=replace(task.config, compile=True)))
-
-    def epoch(order: Tensor) -> None:
-        try:
-            contender.epoch(order)
-        except DeviceError as error:
-            raise UnavailableError(str(error)) from error
-
-    return Contender(epoch, contender.parameters)
+    return or_unavailable(ours(task._replace(config=replace(task.config, compile=True))), DeviceError)
 
 
 Batches = Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]]
 """Takes the indices of an epoch to its batches, x (B, 784) and y (B, 10)."""
 
 
-def autograd(task: Task, batches: Batches, *, fused: bool = False, compile_mode: str | None = None) -> Contender:
-    """The usual code: ``nn.Sequential``, ``backward()``, ``optim.SGD``; compiled if a mode is given."""
+def usual_step(
+    task: Task, *, fused: bool = False, compile_mode: str | None = None
+) -> tuple[nn.Sequential, Callable[[Tensor, Tensor], None]]:
+    """The usual code: ``nn.Sequential``, and ``backward()`` and ``optim.SGD``; compiled if a mode is given."""
     model = to_sequential(task.network())
     optimizer = torch.optim.SGD(model.parameters(), lr=task.config.learning_rate, fused=fused)
 
@@ -102,11 +126,21 @@ def autograd(task: Task, batches: Batches, *, fused: bool = False, compile_mode:
 
     cost = torch.compile(mean_cost, dynamic=False, mode=compile_mode) if compile_mode else mean_cost
 
+    def step(x: Tensor, y: Tensor) -> None:
+        optimizer.zero_grad()
+        cost(x, y).backward()
+        optimizer.step()
+
+    return model, step
+
+
+def autograd(task: Task, batches: Batches, **options: Any) -> Contender:
+    """The usual step for each of the batches."""
+    model, step = usual_step(task, **options)
+
     def epoch(order: Tensor) -> None:
         for x, y in batches(order):
-            optimizer.zero_grad()
-            cost(x, y).backward()
-            optimizer.step()
+            step(x, y)
 
     return Contender(epoch, lambda: parameters_to_vector(model.parameters()).detach())
 
@@ -162,29 +196,15 @@ def autograd_in_memory(task: Task, compile_mode: str | None = None) -> Contender
 def autograd_compiled(task: Task, mode: str = "default") -> Contender:
     """The same, with forward and backward compiled."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a GPU that nobody asked for
-    contender = autograd_in_memory(task, mode)
-
-    def epoch(order: Tensor) -> None:
-        try:
-            contender.epoch(order)
-        except RuntimeError as error:  # no compiler, or a Python that torch.compile does not know yet
-            raise UnavailableError(str(error).strip().splitlines()[0]) from error
-
-    return Contender(epoch, contender.parameters)
+    # RuntimeError: no compiler, or a Python that torch.compile does not know yet
+    return or_unavailable(autograd_in_memory(task, mode), RuntimeError)
 
 
 def autograd_cuda_graph(task: Task) -> Contender:
     """A whole step in a CUDA graph, as PyTorch's notes on CUDA graphs have it: the copied batch, backward, SGD."""
     x, y = in_memory(task)
-    model = to_sequential(task.network())
-    optimizer = torch.optim.SGD(model.parameters(), lr=task.config.learning_rate, fused=True)
+    model, step = usual_step(task, fused=True)
     still_x, still_y = x[: task.batch_size].clone(), y[: task.batch_size].clone()
-
-    def step(batch_x: Tensor, batch_y: Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        (functional.mse_loss(model(batch_x), batch_y, reduction="sum") / len(batch_y)).backward()
-        optimizer.step()
-
     start = [parameter.detach().clone() for parameter in model.parameters()]
     stream = torch.cuda.Stream(task.device)
     stream.wait_stream(torch.cuda.current_stream(task.device))

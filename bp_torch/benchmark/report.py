@@ -1,4 +1,4 @@
-"""What is reported of a measurement: tables in Markdown, JSON, and a picture."""
+"""The reports of the measurements: tables in Markdown, JSON, and a picture."""
 
 import json
 import platform
@@ -71,6 +71,18 @@ def growth_table(measurements: list[Measurement]) -> str:
         for m in measurements
     ]
     return table(list(rows[0]), [list(row.values()) for row in rows], markdown=True)
+
+
+def networks_table(results: list[dict[str, Any]]) -> str:
+    """One row for each contender of many networks at once."""
+    header = ("contender", "networks", "ms per epoch and network", "÷ one alone", "difference from ours")
+    rows = []
+    for result in results:
+        cells = [f"cannot run here: {result['note']}", "", ""]
+        if result["seconds"] is not None:
+            cells = [number(value) for value in (1e3 * result["seconds"], result["ratio"], result["difference"])]
+        rows.append([result["name"], str(result["networks"]), *cells])
+    return table(header, rows, markdown=True)
 
 
 def as_json(measurements: list[Measurement], machine: Machine, rounds: int) -> str:
