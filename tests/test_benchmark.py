@@ -33,17 +33,15 @@ from bp_torch.benchmark import (
     networks,
 )
 from bp_torch.benchmark.contenders import (
-    FLOOR,
     IN_MEMORY,
     OURS,
-    UnavailableError,
     autograd_compiled,
     autograd_cuda_graph,
     autograd_in_memory,
     ours,
 )
-from bp_torch.benchmark.networks import MAKERS, at_once, of_rates, of_seeds, one_after_another
-from bp_torch.benchmark.race import THREAD_VARIABLES, TOLERANCE, first_epochs
+from bp_torch.benchmark.networks import MAKERS, at_once, one_after_another, tasks_of_many
+from bp_torch.benchmark.race import FLOOR, THREAD_VARIABLES, TOLERANCE, UnavailableError, first_epochs
 from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table
 from bp_torch.benchmark.with_jax import jax_contender
 from bp_torch.commands import benchmark as command
@@ -422,10 +420,10 @@ def test_a_run_holds_little_more_than_data_parameters_activations_and_deltas(
 # ---- many networks, and JAX ----
 
 
-@pytest.mark.parametrize("kind", [of_rates, of_seeds])
-def test_networks_at_once_end_where_each_alone_ends(kind: Callable[[Task, int], Task], task: Task) -> None:
-    five = kind(task, 5)
-    assert five.own_order == (kind is of_seeds)
+@pytest.mark.parametrize("kind", ["one shuffle", "a shuffle each"])
+def test_networks_at_once_end_where_each_alone_ends(kind: str, task: Task) -> None:
+    five = tasks_of_many(task, 5)[kind]
+    assert len(five.members) == 5 and five.own_order == (kind == "a shuffle each")
     contenders = {name: make for name, make in MAKERS.items() if make is not jax_contender}
     timings, running = first_epochs(contenders, five)
     assert list(running) == list(contenders)
@@ -466,7 +464,7 @@ import sys
 from pathlib import Path
 from bp_torch.benchmark import Task
 from bp_torch.benchmark.race import first_epochs
-from bp_torch.benchmark.networks import MAKERS, of_rates, of_seeds
+from bp_torch.benchmark.networks import MAKERS, tasks_of_many
 from bp_torch.benchmark.contenders import CONTENDERS
 from bp_torch.benchmark.with_jax import jax_contender
 from bp_torch.data import Examples, load
@@ -477,8 +475,8 @@ for sizes in ((784, 10), (784, 30, 10)):
     one = task._replace(config=Config(sizes=sizes, batch_size=64))
     results, running = first_epochs({"ours": CONTENDERS["ours"], "jax": jax_contender}, one)
     print(results["jax"].difference, (running["jax"].parameters() - one.network().parameters).norm().item())
-for kind in (of_rates, of_seeds):
-    results, running = first_epochs(MAKERS, three := kind(task, 3))
+for three in tasks_of_many(task, 3).values():
+    results, running = first_epochs(MAKERS, three)
     contender = running["JAX, jit(vmap(scan))"]
     moved = (contender.parameters() - three.start()).norm(dim=-1).min().item()
     print(results["JAX, jit(vmap(scan))"].difference, moved)

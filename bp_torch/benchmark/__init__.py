@@ -12,7 +12,7 @@ times them, networks.py has those of many networks at once, accuracy.py the time
 tables, the JSON and the picture. This package may use autograd: autograd is what it compares with.
 """
 
-from bp_torch.benchmark.contenders import CONTENDERS, Contender, Task
-from bp_torch.benchmark.race import BenchmarkError, Measurement, Timing, compare
+from bp_torch.benchmark.contenders import CONTENDERS
+from bp_torch.benchmark.race import BenchmarkError, Contender, Measurement, Task, Timing, compare
 
 __all__ = ["CONTENDERS", "BenchmarkError", "Contender", "Measurement", "Task", "Timing", "compare"]

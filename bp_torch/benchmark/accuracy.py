@@ -156,27 +156,24 @@ def measure(
 
 
 def cell(found: list[dict[str, Any]]) -> str:
-    """4.3 ± 0.1; or how many got there, and the limit."""
+    """4.3 ± 0.1; or how many did not get there, and the limit."""
     times = [one["seconds"] for one in found if one["seconds"] is not None]
-    if not found:
-        return ""
-    if len(times) < len(found):
+    if missing := len(found) - len(times):
         limit = f"not within {max(one['give_up'] for one in found):,.0f} s, or its epochs"
-        return f"{limit}: {len(found) - len(times)} of {len(found)}" if times else limit
+        return f"{limit}: {missing} of {len(found)}" if times else limit
     spread = f" ± {text.number(stdev(times), 2)}" if len(times) > 1 else ""
-    return f"{text.number(fmean(times))}{spread}"
+    return f"{text.number(fmean(times))}{spread}" if times else ""
 
 
 def table(measurements: list[dict[str, Any]]) -> str:
     """A row for each contender, a column for each target, in Markdown; below, the commands."""
     targets = sorted({one["target"] for one in measurements})
-    who = [name for name in NAMES if any(one["contender"] == name for one in measurements)]
-
-    def of(name: str, target: float) -> list[dict[str, Any]]:
-        return [one for one in measurements if one["contender"] == name and one["target"] == target]
-
-    rows = [[NAMES[name], *(cell(of(name, target)) for target in targets)] for name in who]
+    rows = {name: [NAMES[name]] for name in NAMES if any(one["contender"] == name for one in measurements)}
+    commands = dict[str, None]()
+    for target in targets:
+        for name, row in rows.items():
+            found = [one for one in measurements if (one["contender"], one["target"]) == (name, target)]
+            row.append(cell(found))
+            commands |= dict.fromkeys(f"- {target:g} %: `{one['command']}`" for one in found)
     header = ["seconds until the test accuracy is", *(f"{target:g} %" for target in targets)]
-    commands = [f"{target:g} %: `{one}`" for target in targets for name in who
-                for one in dict.fromkeys(found["command"] for found in of(name, target))]  # fmt: skip
-    return "\n".join([text.table(header, rows, markdown=True), "", *(f"- {line}" for line in commands)])
+    return "\n".join([text.table(header, list(rows.values()), markdown=True), "", *commands])

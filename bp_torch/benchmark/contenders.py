@@ -2,10 +2,10 @@
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,67 +14,12 @@ from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from bp_torch.benchmark.race import FLOOR, Contender, Maker, Task, UnavailableError
 from bp_torch.convert import to_sequential
-from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, Examples, one_hot, permutation
+from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, one_hot
 from bp_torch.device import DeviceError
-from bp_torch.network import Network, layer_views
+from bp_torch.network import layer_views
 from bp_torch.recorder import Recorder
-from bp_torch.training import Config
-
-
-class UnavailableError(RuntimeError):
-    """A contender cannot run on this machine. The message says why."""
-
-
-class Task(NamedTuple):
-    """The work of every contender: to train one network, or K networks."""
-
-    config: Config  # of the network; of K networks, with the sizes and the batches of all
-    examples: Examples  # the first training examples of the config's data set
-    groups: Sequence[list[Config]] = ()  # of K networks: those that the sweep would train at once; of one: none
-
-    @property
-    def members(self) -> list[Config]:
-        """The config of each network."""
-        return [member for group in self.groups for member in group] or [self.config]
-
-    @property
-    def own_order(self) -> bool:
-        """Whether each of several networks has a shuffle of its own."""
-        return len({member.seed for member in self.members}) > 1
-
-    @property
-    def device(self) -> torch.device:
-        """Where the contenders run, all but the NumPy one."""
-        return self.examples.x.device
-
-    @property
-    def batch_size(self) -> int:
-        """Examples per step."""
-        assert isinstance(self.config.batch_size, int)
-        return self.config.batch_size
-
-    def network(self) -> Network:
-        """A new network with the initial values, the same for all contenders."""
-        return self.config.network(self.device)
-
-    def start(self) -> Tensor:
-        """The initial values: (P,), or (K, P)."""
-        values = [member.network(self.device).parameters for member in self.members]
-        return torch.stack(values) if self.groups else values[0]
-
-    def order(self, epoch: int) -> Tensor:
-        """The shuffled indices of one epoch, the same for all contenders: (n,), or (K, n) if each has its own."""
-        n, seeds = len(self.examples.labels), [member.seed for member in self.members]
-        orders = {seed: permutation(n, seed, epoch, self.device) for seed in seeds}
-        return torch.stack([orders[seed] for seed in seeds]) if self.own_order else orders[seeds[0]]
-
-
-class Contender(NamedTuple):
-    """One way to train the networks of a task."""
-
-    epoch: Callable[[Tensor], None]  # makes one step for each batch of the order that it is given
-    parameters: Callable[[], Tensor]  # θ, (P,) or (K, P)
 
 
 def or_unavailable(contender: Contender, error: type[Exception]) -> Contender:
@@ -87,10 +32,6 @@ def or_unavailable(contender: Contender, error: type[Exception]) -> Contender:
             raise UnavailableError([*str(reason).strip().splitlines(), repr(reason)][0]) from reason
 
     return contender._replace(epoch=epoch)
-
-
-Maker = Callable[[Task], Contender]
-"""Makes a contender that starts from the initial values. It raises UnavailableError, or an epoch does."""
 
 
 def ours(task: Task, *, record: bool = True) -> Contender:
@@ -291,13 +232,12 @@ def numpy_by_hand(task: Task) -> Contender:
 
 
 def floor(task: Task) -> Contender:
-    """What no implementation can do without. It learns nothing.
+    """The work that no implementation can do without. It learns nothing.
 
     For each batch: gather the pixels as bytes, turn them into floats, multiply the large matrices; recorded and
     replayed as ours is. The products of a layer (a Wᵀ forward; δᵀ a and, except for the first layer, δ W backward)
     count as large if it has at least a tenth of the weights of the largest layer: of 784-16-16-10 those of layer 1, of
-    784-512-512-10 those of layers 1 and 2.
-    Everything else (biases, φ, φ′, the cost, the step) is left out.
+    784-512-512-10 those of layers 1 and 2. Everything else (biases, φ, φ′, the cost, the step) is left out.
     """
     weights = task.network().weights
     large = [layer for layer, w in enumerate(weights) if 10 * w.numel() >= max(w.numel() for w in weights)]
@@ -328,7 +268,7 @@ def floor(task: Task) -> Contender:
     return Contender(epoch, lambda: weights[0])
 
 
-OURS, NOT_RECORDED, FLOOR, IN_MEMORY = "ours", "ours, not recorded", "floor", "autograd, in memory"
+OURS, NOT_RECORDED, IN_MEMORY = "ours", "ours, not recorded", "autograd, in memory"
 
 CONTENDERS: dict[str, Maker] = {
     OURS: ours,

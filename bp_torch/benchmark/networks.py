@@ -9,6 +9,7 @@ them alike, and the ratio to the network alone is the median of the ratios withi
 
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from math import inf
 from statistics import median
 from typing import Any
@@ -16,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bp_torch.benchmark.contenders import Contender, Maker, Task, ours
-from bp_torch.benchmark.race import race
+from bp_torch.benchmark.contenders import ours
+from bp_torch.benchmark.race import Contender, Maker, Task, race
 from bp_torch.benchmark.with_jax import jax_contender
 from bp_torch.sweep import SweepConfig, new_group
 from bp_torch.sweep.plan import groups
@@ -25,20 +26,15 @@ from bp_torch.sweep.plan import groups
 ALONE = "ours, one network alone"
 
 
-def of_rates(task: Task, networks: int) -> Task:
-    """K learning rates from 0.3 to 3, one seed: at 10, rounding alone grows to a third of the way within an epoch."""
-    return several(task, learning_rate=tuple(round(0.3 * 10 ** (k / max(1, networks - 1)), 4) for k in range(networks)))
+def tasks_of_many(task: Task, networks: int) -> dict[str, Task]:
+    """The tasks of a sweep with the sizes and batches of ``task``: K learning rates and one seed; K seeds and one rate.
 
-
-def of_seeds(task: Task, networks: int) -> Task:
-    """K seeds, one learning rate."""
-    return several(task, seeds=networks)
-
-
-def several(task: Task, **lists: Any) -> Task:
-    """The networks of the sweep with the task's sizes and batches."""
-    config = SweepConfig(sizes=task.config.sizes, batch_size=task.batch_size, log=False, **lists)
-    return task._replace(groups=groups(config, task.device))
+    The rates are from 0.3 to 3: at 10, rounding alone grows to a third of the way within an epoch.
+    """
+    rates = tuple(round(0.3 * 10 ** (k / max(1, networks - 1)), 4) for k in range(networks))
+    sweep = partial(SweepConfig, sizes=task.config.sizes, batch_size=task.batch_size, log=False)
+    sweeps = {"one shuffle": sweep(learning_rate=rates), "a shuffle each": sweep(seeds=networks)}
+    return {kind: task._replace(groups=groups(config, task.device)) for kind, config in sweeps.items()}
 
 
 def at_once(task: Task) -> Contender:
@@ -85,12 +81,12 @@ def compare_networks(task: Task, networks: int, rounds: int) -> list[dict[str, A
     tasks: list[tuple[Task, Mapping[str, Maker]]] = [
         (task, {ALONE: ours, "JAX, jit(scan), one network alone": jax_contender})
     ]
-    for kind, both in (("one shuffle", of_rates(task, networks)), ("a shuffle each", of_seeds(task, networks))):
-        tasks.append((both, {f"{name}, {kind}": make for name, make in MAKERS.items()}))
+    for kind, many in tasks_of_many(task, networks).items():
+        tasks.append((many, {f"{name}, {kind}": make for name, make in MAKERS.items()}))
     timings, turns = race(tasks, rounds, turn=inf)
     results = []
-    for several, contenders in tasks:
-        k = len(several.members)
+    for each, contenders in tasks:
+        k = len(each.members)
         for name in contenders:
             result = {"name": name, "networks": k, "seconds": None, "ratio": None}
             if name in turns:

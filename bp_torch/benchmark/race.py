@@ -15,8 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bp_torch.benchmark.contenders import FLOOR, Contender, Maker, Task, UnavailableError
 from bp_torch.cli import UserError
+from bp_torch.data import Examples, permutation
+from bp_torch.network import Network
+from bp_torch.training import Config
+
+FLOOR = "floor"
+"""The name of the contender that learns nothing."""
 
 TOLERANCE = 1e-3
 """How far from ours a contender may end, relative to how far ours moved: ‖θ − θ_ours‖ / ‖θ_ours − θ_start‖.
@@ -35,6 +40,65 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 class BenchmarkError(UserError):
     """The contenders cannot be compared. The message says which one, and why."""
+
+
+class UnavailableError(RuntimeError):
+    """A contender cannot run on this machine. The message says why."""
+
+
+class Task(NamedTuple):
+    """The work of every contender: to train one network, or K networks."""
+
+    config: Config  # of the network; of K networks, with the sizes and the batches of all
+    examples: Examples  # the first training examples of the config's data set
+    groups: Sequence[list[Config]] = ()  # of K networks: those that the sweep would train at once; of one: none
+
+    @property
+    def members(self) -> list[Config]:
+        """The config of each network."""
+        return [member for group in self.groups for member in group] or [self.config]
+
+    @property
+    def own_order(self) -> bool:
+        """Whether each of several networks has a shuffle of its own."""
+        return len({member.seed for member in self.members}) > 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the contenders run, all but the NumPy one."""
+        return self.examples.x.device
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per step."""
+        assert isinstance(self.config.batch_size, int)
+        return self.config.batch_size
+
+    def network(self) -> Network:
+        """A new network with the initial values, the same for all contenders."""
+        return self.config.network(self.device)
+
+    def start(self) -> Tensor:
+        """The initial values: (P,), or (K, P)."""
+        values = [member.network(self.device).parameters for member in self.members]
+        return torch.stack(values) if self.groups else values[0]
+
+    def order(self, epoch: int) -> Tensor:
+        """The shuffled indices of one epoch, the same for all contenders: (n,), or (K, n) if each has its own."""
+        n, seeds = len(self.examples.labels), [member.seed for member in self.members]
+        orders = {seed: permutation(n, seed, epoch, self.device) for seed in seeds}
+        return torch.stack([orders[seed] for seed in seeds]) if self.own_order else orders[seeds[0]]
+
+
+class Contender(NamedTuple):
+    """One way to train the networks of a task."""
+
+    epoch: Callable[[Tensor], None]  # makes one step for each batch of the order that it is given
+    parameters: Callable[[], Tensor]  # θ, (P,) or (K, P)
+
+
+Maker = Callable[[Task], Contender]
+"""Makes a contender that starts from the initial values. It raises UnavailableError, or an epoch does."""
 
 
 class Timing(NamedTuple):
@@ -122,10 +186,7 @@ def first_epochs(contenders: Mapping[str, Maker], task: Task) -> tuple[dict[str,
             continue
         if not running:
             end = contender.parameters().clone()
-        difference = None
-        if name != FLOOR:  # of several networks, that of the one for which it is largest
-            ways = (contender.parameters() - end).norm(dim=-1), (end - start).norm(dim=-1)
-            difference = (ways[0] / ways[1]).max().item()
+        difference = None if name == FLOOR else distance(contender.parameters(), end, start)
         if difference is not None and not difference <= TOLERANCE:
             raise BenchmarkError(
                 f"{name!r} does not do the same task: after one epoch its parameters differ from ours by "
@@ -134,6 +195,11 @@ def first_epochs(contenders: Mapping[str, Maker], task: Task) -> tuple[dict[str,
         timings[name] = Timing(name, first_epoch=seconds, difference=difference)
         running[name] = contender
     return timings, running
+
+
+def distance(found: Tensor, end: Tensor, start: Tensor) -> float:
+    """How far from ours a contender ended, as in TOLERANCE; of K networks, the one that ended farthest."""
+    return float(((found - end).norm(dim=-1) / (end - start).norm(dim=-1)).max())
 
 
 def fraction_per_turn(contender: Contender, task: Task, first_epoch: float, turn: float) -> float:

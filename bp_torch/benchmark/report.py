@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from bp_torch.benchmark.contenders import FLOOR, IN_MEMORY, NOT_RECORDED, OURS
-from bp_torch.benchmark.race import TOLERANCE, TURN, Measurement
+from bp_torch.benchmark.contenders import IN_MEMORY, NOT_RECORDED, OURS
+from bp_torch.benchmark.race import FLOOR, TOLERANCE, TURN, Measurement, Timing
 from bp_torch.text import count, number, table
 
 Machine = dict[str, str | int]
@@ -87,13 +87,11 @@ def networks_table(results: list[dict[str, Any]]) -> str:
 
 def as_json(measurements: list[Measurement], machine: Machine, rounds: int) -> str:
     """Everything that was measured, to be read by a program."""
-    reported: list[dict[str, Any]] = [m._asdict() for m in measurements]
-    for fields, m in zip(reported, measurements, strict=True):
-        fields["results"] = [
-            r._asdict()
-            | {f"ratio_to_{other}": None if r.seconds is None else m.ratio(r.name, other) for other in (OURS, FLOOR)}
-            for r in m.results
-        ]
+
+    def result(m: Measurement, r: Timing) -> dict[str, Any]:
+        return r._asdict() | {f"ratio_to_{other}": r.seconds and m.ratio(r.name, other) for other in (OURS, FLOOR)}
+
+    reported = [m._asdict() | {"results": [result(m, r) for r in m.results]} for m in measurements]
     report = {"machine": machine, "rounds": rounds, "tolerance": TOLERANCE, "measurements": reported}
     return json.dumps(report, indent=2)
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bp_torch.benchmark.contenders import Contender, Task, UnavailableError
+from bp_torch.benchmark.race import Contender, Task, UnavailableError
 from bp_torch.data import PIXEL_SCALE, one_hot
 
 

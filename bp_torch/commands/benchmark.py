@@ -16,9 +16,9 @@ from typing import Annotated
 import torch
 
 from bp_torch.benchmark.accuracy import NAMES, RECIPES, ContenderName, measure, read, table
-from bp_torch.benchmark.contenders import CONTENDERS, CUDA_CONTENDERS, Task
+from bp_torch.benchmark.contenders import CONTENDERS, CUDA_CONTENDERS
 from bp_torch.benchmark.networks import compare_networks
-from bp_torch.benchmark.race import THREAD_VARIABLES, TOLERANCE, compare
+from bp_torch.benchmark.race import THREAD_VARIABLES, TOLERANCE, Task, compare
 from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table, networks_table
 from bp_torch.benchmark.with_jax import jax_contender
 from bp_torch.cli import one_line_errors, parse

@@ -141,10 +141,8 @@ def draw(results: Mapping[str, Measured]) -> Figure:
 
 def digest(results: Mapping[str, Measured]) -> str:
     """A hash of all that the picture shows; it is in the picture's file, under Description."""
-    shown = [
-        [row.name, row.year, row.published, row.kind, results[row.name].errors if row.name in results else None]
-        for row in ROWS
-    ]
+    errors = {name: found.errors for name, found in results.items()}
+    shown = [[row.name, row.year, row.published, row.kind, errors.get(row.name)] for row in ROWS]
     return hashlib.sha256(json.dumps(shown).encode()).hexdigest()
 
 

@@ -34,10 +34,8 @@ class Measured(NamedTuple):
 
 def read(file: Path = FILE) -> dict[str, Measured]:
     """The results of every row that has some. Raises ValueError for a file that holds something else."""
-    if not file.exists():
-        return {}
     try:
-        rows = json.loads(file.read_text())
+        rows = json.loads(file.read_text()) if file.exists() else {}
         return {
             name: Measured({int(seed): values for seed, values in row["seeds"].items()}, row["config"])
             for name, row in rows.items()
