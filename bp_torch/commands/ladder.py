@@ -16,15 +16,15 @@ from bp_torch.training.interruption import Stopped
 
 
 @dataclass(frozen=True)
-class Results:
-    """The flags of the table."""
+class Options:
+    """The flags of ``ladder``, which prints the table."""
 
     json: Path = results.FILE
     """File of the results."""
 
 
 @dataclass(frozen=True)
-class Run(Results):
+class Run(Options):
     """The flags of ``ladder run``. Raises ValueError for a seed that cannot be."""
 
     seeds: Annotated[int | None, Within(least=1)] = None
@@ -48,7 +48,7 @@ class Run(Results):
 
 
 @dataclass(frozen=True)
-class Docs(Results):
+class Docs(Options):
     """The flags of ``ladder docs``."""
 
     out: Path = Path("docs")
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> None:
             else:
                 about = "Published results of plain networks and ours, as a table."
                 about += " See also: ladder run ROW, ladder docs."
-                print(listing(results.read(parse(Results, prog=COMMAND, description=about, args=arguments).json)))
+                print(listing(results.read(parse(Options, prog=COMMAND, description=about, args=arguments).json)))
         except Stopped as stopped:
             fail(f"{stopped}, or start this command again", stopped.code)
         except ValueError as error:
