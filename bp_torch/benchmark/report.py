@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 from datetime import date
 from math import ceil
 from pathlib import Path
@@ -23,8 +24,7 @@ Machine = dict[str, str | int]
 def describe_machine(device: torch.device) -> Machine:
     """The date, the hardware and the versions of a measurement."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = re.findall(r"^model name\s*: *(.*\S)", info.read_text(), re.MULTILINE) if info.exists() else []
     return {
         "date": date.today().isoformat(),
         "cpu": (names or [platform.processor() or platform.machine()])[0],
@@ -42,13 +42,12 @@ def contender_table(m: Measurement) -> str:
     header = ("contender", "ms per epoch", "÷ ours", "÷ floor", "first epoch, s", "difference from ours")
     rows = []
     for r in m.results:
-        if r.seconds is None or r.first_epoch is None:
-            rows.append([r.name, f"cannot run here: {r.note}", "", "", "", ""])
-            continue
-        time = ("" if r.fraction == 1 else "~") + number(1e3 * r.seconds)
-        ratios = [number(m.ratio(r.name, other)) for other in (OURS, FLOOR)]
-        difference = "" if r.difference is None else number(r.difference, 1)
-        rows.append([r.name, time, *ratios, number(r.first_epoch), difference])
+        cells = [f"cannot run here: {r.note}", "", "", "", ""]
+        if r.seconds is not None and r.first_epoch is not None:
+            time = ("" if r.fraction == 1 else "~") + number(1e3 * r.seconds)
+            ratios = [number(m.ratio(r.name, other)) for other in (OURS, FLOOR)]
+            cells = [time, *ratios, number(r.first_epoch), "" if r.difference is None else number(r.difference, 1)]
+        rows.append([r.name, *cells])
     title = f"{m.network}, batches of {m.batch_size:,}, {m.parameters:,} parameters, {m.examples:,} examples"
     text = f"{title}\n\n{table(header, rows, markdown=True)}"
     if any(r.fraction < 1 for r in m.results):
