@@ -15,7 +15,6 @@ import pytest
 
 from bp_torch import backprop
 from bp_torch.activations import ACTIVATIONS
-from bp_torch.benchmark import accuracy
 from bp_torch.cli import parse
 from bp_torch.commands import benchmark, explain, ladder, verify
 from bp_torch.convert import MODULES
@@ -146,7 +145,7 @@ def options_of(command: str, idea: str = "") -> type[Any]:
         "verify": verify.Options,
         "bench": bench.Options,
         "benchmark": benchmark.Options,
-        "accuracy": accuracy.Options,
+        "accuracy": benchmark.Accuracy,
     }
     return options[command]
 
