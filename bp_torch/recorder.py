@@ -9,9 +9,12 @@ the indices of a batch), but not on a Python number that changes, and it may not
 ``Recording.to_data`` gives the calls as plain data, for a program that has no torch. Nothing here knows what a step is.
 """
 
+import gc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
+from inspect import ismethod
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -49,12 +52,14 @@ class Recorder(Generic[Result]):
     """Runs ``function(*tensors)`` as written once (on a GPU twice) for each kind of its arguments, then replays it.
 
     Each call returns the same tensors as the first call with arguments of these shapes and dtypes, with new contents;
-    a call with others may overwrite them.
+    a call with others may overwrite them. A recorder does not keep the object alive whose method it records: that often
+    holds the recorder, and the recordings of both would wait for the garbage collector.
     """
 
     def __init__(self, device: torch.device, function: Callable[..., Result]) -> None:
         """For a function that works on ``device``."""
-        self.device, self.function = device, function
+        self.device = device
+        self._function = weakref.WeakMethod(function) if ismethod(function) else lambda: function
         self._recorded: dict[Kind, tuple[tuple[Tensor, ...], Replayable, Result]] = {}
         self._warm: set[Kind] = set()
         self._memory: list[Tensor] = []  # what the recordings of all kinds share
@@ -70,7 +75,7 @@ class Recorder(Generic[Result]):
             return result
         if records_graphs(self.device) and key not in self._warm:
             self._warm.add(key)  # the first run loads libraries and kernels, which no capture may do
-            return self.function(*tensors)
+            return self._run(*tensors)
         held = tuple(tensor.clone() for tensor in tensors)
         recording, result = self._capture(held) if records_graphs(self.device) else self.record(held)
         self._recorded[key] = held, recording, result
@@ -79,19 +84,23 @@ class Recorder(Generic[Result]):
     def record(self, tensors: tuple[Tensor, ...]) -> tuple["Recording", Result]:
         """A recording of one run of the function, which it makes, and the run's result."""
         with Recording(self._memory) as recording:
-            result = self.function(*tensors)
+            result = self._run(*tensors)
         recording.release(result)
         return recording, result
 
     def _capture(self, tensors: tuple[Tensor, ...]) -> tuple[Replayable, Result]:
-        stream, pool = capture_stream(self.device)
-        # The current device may be another one. Another thread, a loader's, may pin memory meanwhile: thread_local.
-        with torch.cuda.device(self.device):
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                result = self.function(*tensors)
+        graph, result = captured(lambda: self._run(*tensors), self.device, *capture_stream(self.device))
         graph.replay()  # to capture is not to run
         return graph, result
+
+    def _run(self, *tensors: Tensor) -> Result:
+        function = self._function()
+        if function is None:
+            raise ReferenceError("the object whose method is recorded is gone")
+        return function(*tensors)
+
+
+# ---- CUDA graphs ----
 
 
 def records_graphs(device: torch.device) -> bool:
@@ -99,10 +108,45 @@ def records_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def captured(lines: Callable[[], Result], device: torch.device, stream: Any, pool: Any) -> tuple[Any, Result]:
+    """The CUDA graph of ``lines``, which do not run now, and the tensors that they return."""
+    # The current device may be another one. Another thread, a loader's, may pin memory meanwhile: thread_local.
+    with torch.cuda.device(device), no_garbage():
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            result = lines()
+    return graph, result
+
+
+@contextmanager
+def no_garbage() -> Iterator[None]:
+    """Collect garbage now, and none inside: a graph that is destroyed while another is captured may spoil that one."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 @cache
 def capture_stream(device: torch.device) -> tuple[Any, Any]:
-    """The stream and the memory pool of all captures on ``device``: each stream has a workspace of its own."""
-    return torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+    """The stream and the memory pool of all captures on ``device``.
+
+    A first graph, never replayed, stays in the pool as long as the process: torch captures nothing more into a pool
+    whose graphs are all gone. It multiplies matrices, and so takes the workspace that all products on this stream use.
+    """
+    stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+    one = torch.ones(1, 1, device=device)
+    one @ one  # loads the library, which no capture may do
+    FIRST_GRAPHS.append(captured(lambda: one @ one, device, stream, pool)[0])
+    return stream, pool
+
+
+FIRST_GRAPHS: list[Any] = []
+"""The graph of each device that keeps its pool in use."""
 
 
 class Recording(TorchFunctionMode):
