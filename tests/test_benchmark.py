@@ -43,7 +43,7 @@ from bp_torch.benchmark.contenders import (
 from bp_torch.benchmark.networks import MAKERS, at_once, one_after_another, tasks_of_many
 from bp_torch.benchmark.race import FLOOR, THREAD_VARIABLES, TOLERANCE, UnavailableError, first_epochs
 from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table
-from bp_torch.benchmark.with_jax import jax_contender
+from bp_torch.benchmark.with_jax import jax_contender, load_jax
 from bp_torch.commands import benchmark as command
 from bp_torch.commands.benchmark import main
 from bp_torch.data import PIXELS, Examples, batch, load, permutation
@@ -192,15 +192,19 @@ def test_what_is_compiled_is_kept_for_all_contenders_of_a_size(task: Task, monke
     assert len(resets) == 1
 
 
-def test_the_step_in_a_graph_by_hand_starts_from_the_initial_values(
+def test_the_step_in_a_graph_by_hand_starts_from_the_initial_values_on_its_own_device(
     task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    used: dict[str, Any] = {}
     streams = SimpleNamespace(wait_stream=lambda stream: None)
-    for name in ("Stream", "current_stream", "stream", "CUDAGraph", "graph"):
-        monkeypatch.setattr(f"torch.cuda.{name}", lambda *_: nullcontext(streams))
+    for name in ("stream", "CUDAGraph"):
+        monkeypatch.setattr(f"torch.cuda.{name}", lambda *_: nullcontext())
     monkeypatch.setattr("torch.cuda.Stream", lambda device: streams)
     monkeypatch.setattr("torch.cuda.current_stream", lambda device: streams)
+    monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext(used.update(device=device)))
+    monkeypatch.setattr("torch.cuda.graph", lambda graph, **options: nullcontext(used.update(options)))
     assert torch.equal(autograd_cuda_graph(task).parameters(), task.network().parameters), "the warm-up is undone"
+    assert used["device"] == task.device and used["stream"] is streams
 
 
 # ---- the report ----
@@ -457,6 +461,19 @@ def test_without_jax_its_rows_say_so(
         assert (result["seconds"] is None) == result["name"].startswith("JAX")
     (alone,) = [result for result in report["results"] if result["name"] == networks.ALONE]
     assert alone["ratio"] == 1
+
+
+def test_jax_works_on_the_cpu_unless_told_otherwise(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NPROC", "XLA_FLAGS", "JAX_PLATFORMS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(default_backend=lambda: "gpu"))
+    with pytest.raises(UnavailableError, match="measured on the CPU only, and here JAX works on gpu"):
+        jax_contender(task)
+    assert os.environ["JAX_PLATFORMS"] == "cpu"
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    load_jax()
+    assert os.environ["JAX_PLATFORMS"] == "cuda"
 
 
 IN_JAX = """

@@ -19,7 +19,7 @@ from bp_torch.convert import to_sequential
 from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, one_hot
 from bp_torch.device import DeviceError
 from bp_torch.network import layer_views
-from bp_torch.recorder import Recorder
+from bp_torch.recorder import Recorder, captured
 
 
 def or_unavailable(contender: Contender, error: type[Exception]) -> Contender:
@@ -153,9 +153,7 @@ def autograd_cuda_graph(task: Task) -> Contender:
         for _ in range(3):
             step(still_x, still_y)
     torch.cuda.current_stream(task.device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step(still_x, still_y)
+    graph, _ = captured(partial(step, still_x, still_y), task.device, stream, None)
     with torch.no_grad():
         for parameter, value in zip(model.parameters(), start, strict=True):
             parameter.copy_(value)  # in place: the graph writes to this memory

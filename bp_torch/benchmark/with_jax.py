@@ -20,6 +20,7 @@ def load_jax() -> Any:
     """The module, with as many CPU threads as torch has. Raises UnavailableError where it is not installed."""
     threads = torch.get_num_threads()
     os.environ.setdefault("NPROC", str(threads))
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # else it takes a GPU, and three quarters of its memory
     if threads == 1:
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
     try:
@@ -65,6 +66,8 @@ def jax_contender(task: Task) -> Contender:
     if task.device.type != "cpu":
         raise UnavailableError("measured on the CPU only")
     jax = load_jax()
+    if (platform := jax.default_backend()) != "cpu":  # JAX_PLATFORMS asks for it
+        raise UnavailableError(f"measured on the CPU only, and here JAX works on {platform}")
     epoch, rates = epoch_of(task, jax), [member.learning_rate for member in task.members]
     if task.groups:
         epoch = jax.vmap(epoch, (0, 0, 0 if task.own_order else None))
