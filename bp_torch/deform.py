@@ -5,7 +5,8 @@
               of standard deviation σ, times α (Simard, Steinkraus and Platt 2003; Cireşan et al. 2010, sec. 2)
 
 What happens to an image follows from (seed, epoch) and its place among the training images: it is the same in every
-process, on every device and in a resumed run. Images stay bytes, so that a training step does not know of all this.
+process, on every device and in a resumed run, whatever the run's precision. Another device may round a few pixels the
+other way. Images stay bytes, so that a training step does not know of all this.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bp_torch.data import Examples
+from bp_torch.device import full_precision
 from bp_torch.flags import Within, check_bounds
 
 SIDE = 28
@@ -60,6 +62,7 @@ class Deformation:
             raise ValueError(f"--sigma: wanted 0.5 or more for an elastic field, got {self.sigma}")
 
 
+@full_precision()
 def deformed(examples: Examples, how: Deformation, seed: int, epoch: int, out: Tensor | None = None) -> Examples:
     """The same examples with their images deformed, as in ``epoch`` (from 1) of the run with this ``seed``.
 

@@ -1,5 +1,8 @@
 """The device, the precision of its matrix products, and the number of CPU threads."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from bp_torch.cli import UserError
@@ -12,6 +15,12 @@ EPYC, and 40 times as long where another process had one of them; one of 784-512
 took 2.3 s and 1.5 s. Torch 2.15, medians of five epochs in turns.
 """
 
+STARTING = 2**21
+"""Multiplications in a step below which a GPU spends nearly all of its time starting kernels.
+
+By estimate, for no GPU has been timed: about 30 kernels in a recorded step of 784-16-16-10 (1.3 million) take an H200
+55 to 95 µs, and 1 µs would do for what they compute. One core of an AMD EPYC takes 100 to 150 µs.
+"""
 
 MOST_THREADS = 1024
 """More than any machine has cores; torch ends in a segmentation fault where it cannot start them."""
@@ -61,6 +70,37 @@ def set_precision(precision: str, device: torch.device) -> None:
     if precision == "tf32" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
         raise DeviceError(f"--precision tf32 takes an NVIDIA GPU of 2020 or later, not {device}: try bf16")
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 matrices have all of its digits inside, whatever is set outside, and there again afterwards.
+
+    torch has two kinds of switches: an older one, which cannot be read once the newer ones say something else.
+    """
+    switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    newer = [switch.fp32_precision for switch in switches]
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        older = "highest"  # the newer ones count
+    torch.set_float32_matmul_precision("highest")  # sets both kinds
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(older)
+        for switch, precision in zip(switches, newer, strict=True):
+            switch.fp32_precision = precision
+
+
+def cpu_hint(device: torch.device, multiplications: int) -> str | None:
+    """A sentence about a ``device`` that is hardly faster than a CPU in a step of few ``multiplications``; else None.
+
+    For who left the choice of the device to ``auto``.
+    """
+    if device.type == "cpu" or multiplications >= STARTING:
+        return None
+    return "a CPU takes about as long for steps this small; a GPU is for larger networks, or many at once (sweep)"
 
 
 def check_threads(threads: int | None) -> None:

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from bp_torch import __main__ as package
 from bp_torch.benchmark.race import THREAD_VARIABLES
-from bp_torch.device import DeviceError, choose_device, has_bfloat16, set_precision, set_threads
+from bp_torch.device import DeviceError, choose_device, cpu_hint, has_bfloat16, set_precision, set_threads
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "toaster"])
@@ -74,6 +75,57 @@ def test_tf32_without_a_gpu_is_an_error() -> None:
         set_precision("tf32", torch.device("cpu"))
     set_precision("full", torch.device("cpu"))
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+SWITCHES = """
+import torch
+from bp_torch.device import choose_device, full_precision
+def shown():
+    try:
+        older = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        older = "unreadable"
+    return older, torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+{}
+before = shown()
+with full_precision():
+    assert shown() == ("highest", "ieee", "ieee"), shown()
+assert shown() == before, (shown(), before)
+try:
+    with full_precision():
+        raise KeyError
+except KeyError:
+    assert shown() == before, (shown(), before)
+choose_device("cpu")
+assert shown() == ("highest", "ieee", "ieee"), shown()
+"""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "",
+        *(f"torch.set_float32_matmul_precision({name!r})" for name in ("medium", "high", "highest")),
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        "torch.backends.cuda.matmul.fp32_precision = 'ieee'",
+        "torch.set_float32_matmul_precision('high'); torch.backends.cuda.matmul.fp32_precision = 'ieee'",
+        "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+        "torch.backends.fp32_precision = 'tf32'",
+    ],
+)
+def test_full_precision_is_within_its_lines_only(setting: str) -> None:
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", SWITCHES.format(setting)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "multiplications", "hinted"), [("cuda:1", 100 * 13_002, True), ("cuda", 2**21, False), ("cpu", 1, False)]
+)
+def test_small_steps_are_said_to_be_as_quick_on_a_cpu(device: str, multiplications: int, hinted: bool) -> None:
+    said = cpu_hint(torch.device(device), multiplications)
+    assert (said is not None and "CPU takes about as long for steps this small" in said) == hinted
 
 
 @pytest.mark.parametrize(
