@@ -52,8 +52,8 @@ class Recorder(Generic[Result]):
     """Runs ``function(*tensors)`` as written once (on a GPU twice) for each kind of its arguments, then replays it.
 
     Each call returns the same tensors as the first call with arguments of these shapes and dtypes, with new contents;
-    a call with others may overwrite them. A recorder does not keep the object alive whose method it records: that often
-    holds the recorder, and the recordings of both would wait for the garbage collector.
+    a call with others may overwrite them, and so may another recorder on the same GPU. A recorder does not keep the
+    object alive whose method it records: that often holds the recorder, and both would wait for the garbage collector.
     """
 
     def __init__(self, device: torch.device, function: Callable[..., Result]) -> None:
