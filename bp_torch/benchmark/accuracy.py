@@ -91,8 +91,8 @@ def seconds_until(target: float, command: list[str], threads: int, give_up: floa
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
         timer = threading.Timer(give_up, process.kill)
         timer.start()
+        assert process.stdout
         try:
-            assert process.stdout
             for line in process.stdout:
                 found = EPOCH_LINE.match(line)
                 if found and float(found[1]) >= target:
@@ -102,6 +102,7 @@ def seconds_until(target: float, command: list[str], threads: int, give_up: floa
             timer.cancel()
             process.kill()
             process.wait()
+            process.stdout.close()
         if process.returncode and took < give_up:
             errors.seek(0)
             said = errors.read().strip().splitlines() or ["no message"]
