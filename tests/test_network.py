@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from bp_torch.activations import ACTIVATIONS
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.convert import to_sequential
 from bp_torch.network import Network, parameter_count
@@ -42,6 +43,14 @@ def test_initial_values_have_their_standard_deviation(init: str, deviation: floa
         assert not network.biases[0].any()
     if init == "uniform":
         assert 0.0499 < network.weights[0].abs().max().item() <= 0.05
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_last_layer_alone_has_the_output_activation(depth: int) -> None:
+    network = Network((3,) * (depth + 1), activation="relu", output_activation="tanh")
+    names = ["relu"] * (depth - 1) + ["tanh"]
+    assert [network.activation_of(layer) for layer in range(depth)] == names
+    assert [layer.phi for layer in network.layers] == [ACTIVATIONS[name] for name in names]
 
 
 SCALES: dict[str, Callable[[int], float]] = {

@@ -71,6 +71,19 @@ def test_several_networks_step_with_their_own_settings(dtype: torch.dtype, decay
     torch.testing.assert_close(together.parameters, expected, rtol=tolerance, atol=tolerance)
 
 
+def test_settings_of_several_networks_are_not_rounded_to_bfloat16() -> None:
+    momentum = [0.9, 0.99]  # the nearest of 8 bits are 0.8984 and 0.9883
+    together = Network((5, 4, 3), init="normal", dtype=torch.bfloat16, networks=2)
+    alone = [network.to() for network in together]
+    optimizer = SGD(together, 0.5, momentum=torch.tensor(momentum, dtype=torch.float64))
+    optimizers = [SGD(network, 0.5, momentum=own) for network, own in zip(alone, momentum, strict=True)]
+    for gradient in torch.randn(20, 2, 39, generator=torch.Generator().manual_seed(7)).bfloat16():
+        optimizer.step(gradient)
+        for own, part in zip(optimizers, gradient, strict=True):
+            own.step(part)
+    assert torch.equal(together.parameters, torch.stack([network.parameters for network in alone]))
+
+
 @pytest.mark.parametrize("name", ["learning_rate", "momentum", "weight_decay"])
 def test_settings_of_other_networks_raise_value_error(name: str) -> None:
     arguments: dict[str, Any] = {"learning_rate": 0.3} | {name: torch.tensor([0.1, 0.2])}

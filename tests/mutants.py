@@ -1,0 +1,406 @@
+"""The tests of the tests: each fault below is planted in a copy of the package, and its tests must fail.
+
+    python -m tests.mutants
+    python -m tests.mutants --rooms mathematics sgd --jobs 4
+
+A fault that survives shows that a test is missing. First the same tests must pass on an unchanged copy. It is not part
+of the test suite: it takes a few minutes. Every process starts from one that has loaded torch already.
+"""
+
+import argparse
+import gc
+import importlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import Phase, settings
+
+ROOT = Path(__file__).parent.parent
+
+TABLE = r"""
+# mathematics
+backprop.py: test_backprop.py -k every_gradient
+    derivative = cost.derivative(a, y) / examples      =>  derivative = cost.derivative(a, y)
+    derivative = cost.derivative(a, y) / examples      =>  derivative = cost.derivative(a, y) / (examples + 1)
+    derivative if cost.absorbs else derivative * phi_prime  =>  derivative
+    derivative if cost.absorbs else derivative * phi_prime  =>  derivative * phi_prime
+    return input_gradient(delta, W) * phi_prime        =>  return input_gradient(delta, W)
+    return input_gradient(delta, W) * phi_prime        =>  return input_gradient(delta, W) * phi_prime * phi_prime
+    torch.sum(delta, -2, out=out)                      =>  torch.mean(delta, -2, out=out)
+    torch.sum(delta, -2, out=out)                      =>  torch.sum(delta[..., 1:, :], -2, out=out)
+    weight_gradient(delta, a[l], out=dW[l])            =>  weight_gradient(delta, a[l].abs(), out=dW[l])
+    layers[l - 1].phi.derivative(a[l])                 =>  layers[l].phi.derivative(a[l])
+    layers[-1].phi.derivative(a[-1])                   =>  layers[0].phi.derivative(a[-1])
+    layers[l - 1].phi.derivative(a[l])                 =>  layers[l - 1].phi.derivative(a[l]).clamp(max=0.9)
+    deltas.insert(0, delta)                            =>  deltas.append(delta)
+    torch.addmm(b, a, W.mT)                            =>  torch.addmm(b, a, W.mT, beta=0)
+    torch.addmm(b, a, W.mT)                            =>  torch.addmm(b, a, W.mT, alpha=1 + 1e-9)
+backprop.py: test_backprop.py::test_networks_of_every_size_equal_autograd
+    torch.matmul(delta, W)                             =>  torch.matmul(delta, W * (1.001 if len(W) >= 64 else 1))
+    torch.sum(delta, -2, out=out)                      =>  torch.sum(delta[..., :100, :], -2, out=out)
+    torch.sum(delta, -2, out=out)                      =>  torch.sum(delta[..., :257, :], -2, out=out)
+    torch.matmul(delta.mT, a, out=out)                 =>  torch.matmul(delta.mT[..., :256], a[..., :256, :], out=out)
+    torch.matmul(delta.mT, a, out=out)                 =>  torch.matmul(delta.mT, a * (a.shape[-1] <= 300), out=out)
+    return input_gradient(delta, W) * phi_prime        =>  return input_gradient(delta[:200], W) * phi_prime
+backprop.py: test_backprop.py -k random_networks
+    torch.matmul(delta, W)                             =>  torch.matmul(delta, W.mT if W.shape[0] == W.shape[1] else W)
+    layers[l - 1].phi.derivative(a[l])                 =>  layers[l - 1].phi.derivative(a[l]).clamp(min=1e-9)
+backprop.py: test_backprop.py -k several_networks
+    torch.baddbmm(b.unsqueeze(-2), a, W.mT)            =>  torch.baddbmm(b[:1].unsqueeze(-2), a, W.mT)
+    torch.baddbmm(b.unsqueeze(-2), a, W.mT)            =>  torch.baddbmm(b.unsqueeze(-2), a[:1].expand_as(a), W.mT)
+backprop.py: test_backprop.py -k "shards or written_into_out"
+    checked_examples(examples or y.shape[-2])          =>  checked_examples(y.shape[-2])
+    torch.empty_like(network.parameters) if out is None else out  =>  torch.empty_like(network.parameters)
+backprop.py: test_backprop.py -k per_example
+    backward(network, passed, y, cost, examples=1)     =>  backward(network, passed, y, cost)
+    db[l].copy_(delta)                                 =>  db[l].copy_(delta.mean(-2, keepdim=True))
+    passed.activations[l].unsqueeze(-2), out=dW[l]     =>  passed.activations[l][..., :1, :].unsqueeze(-2), out=dW[l]
+backprop.py: test_backprop.py -k costs_equal
+    value(passed.z, passed.activations[-1], y)         =>  value(passed.activations[-1], passed.activations[-1], y)
+activations.py: test_activations.py
+    torch.addcmul(a, a, a, value=-1)                   =>  torch.addcmul(a, a, a, value=-0.9999)
+    return (a * a).neg_().add_(1)                      =>  return a.abs().neg_().add_(1)
+    Activation(torch.relu, torch.sign)                 =>  Activation(torch.relu, lambda a: (a >= 0).to(a))
+    Activation(torch.relu, torch.sign)                 =>  Activation(torch.relu, torch.ones_like)
+    lambda a: A * S * tanh_derivative(a / A)           =>  lambda a: A * tanh_derivative(a / A)
+    lambda a: A * S * tanh_derivative(a / A)           =>  lambda a: A * S * tanh_derivative(a)
+    A, S = 1.7159, 2 / 3                               =>  A, S = 1.7159, 0.6667
+    lambda z: z, lambda a: a**0                        =>  lambda z: z, lambda a: a
+costs.py: test_costs.py
+    return 2 * (a - y)                                 =>  return a - y
+    return (a - y).square().sum(-1)                    =>  return (a - y).square().mean(-1)
+    return (a - y).square().sum(-1)                    =>  return (a - y).square().sum(-1) / 2
+    torch.logaddexp(z, torch.zeros_like(z))            =>  torch.log(1 + z.exp())
+    return a - y                                       =>  return (a - y) * 1.0001
+    -(y * torch.log_softmax(a, -1)).sum(-1)            =>  -(y * torch.softmax(a, -1).log()).sum(-1)
+    torch.softmax(a, -1) * y.sum(-1, keepdim=True) - y  =>  torch.softmax(a, -1) - y
+costs.py: test_backprop.py -k every_gradient
+    binary_cross_entropy_derivative, absorbs="sigmoid")  =>  binary_cross_entropy_derivative)
+
+# network
+network.py: test_network.py -k initial_values
+    sqrt(gain / W.shape[1])                            =>  sqrt(gain / (W.shape[1] + 1))
+    sqrt(gain / W.shape[1])                            =>  sqrt(gain / W.shape[0])
+    sqrt(gain / W.shape[1])                            =>  sqrt(gain / len(W.T)) * (1 + 1e-6)
+    2.0 if name == "he" else 1.0                       =>  2.0 if name != "lecun" else 1.0
+    if name != "normal":                               =>  if name == "lecun" or name == "he":
+    draw.uniform_(-1, 1, generator=generator)          =>  draw.uniform_(0, 1, generator=generator)
+    b.zero_()                                          =>  b.mul_(0.01)
+    manual_seed(own_seed)                              =>  manual_seed(own_seed % 2**31)
+    range(seed, seed + len(several))                   =>  [seed] * len(several)
+network.py: test_network.py -k "views or copied or part or last_layer"
+    w.unflatten(-1, (n_out, n_in)) for w               =>  w.unflatten(-1, (n_in, n_out)).mT for w
+    if layer == self.depth - 1 else                    =>  if layer == self.depth else
+    {"parameters": self.parameters[k]}                 =>  {"parameters": self.parameters[k].clone()}
+    dtype or self.dtype, copy=True)                    =>  dtype or self.dtype)
+    != memory for view                                 =>  == 0 for view
+convert.py: test_convert.py
+    linear.bias.data.copy_(b)                          =>  linear.bias.data.zero_()
+    b.copy_(linear.bias.data)                          =>  b.copy_(linear.bias.data[:1])
+    activation=found[0], output_activation=found[-1]   =>  activation=found[-1], output_activation=found[-1]
+    if digest not in (None, checksum(network)):        =>  if digest == "":
+    module.bias is not None and not changed(module)    =>  module.bias is not None
+
+# sgd
+sgd.py: test_sgd.py
+    self.velocity.mul_(self._momentum).add_(gradient)  =>  self.velocity.mul_(self._momentum).add_(gradient, alpha=0.9)
+    velocity.add_(parameters, alpha=self._decay)       =>  velocity.add_(parameters.sign(), alpha=self._decay)
+    if decay_biases:                                   =>  if decays:
+    zip(velocities, network.weights, strict=True)      =>  zip(velocities[1:], network.weights[1:], strict=True)
+    addcmul_(self.direction(gradient), self.rate       =>  addcmul_(gradient, self.rate
+    if self.velocity is None else self.velocity        =>  if self.velocity is None else self.velocity + gradient
+    self.rate.fill_(learning_rate)                     =>  self.rate.fill_(vars(self).get("_learning_rate", 1))
+    self.rate.copy_(learning_rate.unsqueeze(-1))       =>  self.rate.copy_(learning_rate.flip(0).unsqueeze(-1))
+    self._decay.view(-1, *[1] * (parameters.ndim - 1))  =>  self._decay.mean()
+    if not 0 <= number < 1:                            =>  if not 0 <= number <= 1:
+    torch.promote_types(self.parameters.dtype, torch.float32)  =>  self.parameters.dtype
+
+# data
+data.py: test_data.py -k "order_of or one_hot or labels or subsample or shuffled or batches"
+    default_rng((seed, epoch))                         =>  default_rng(seed)
+    default_rng((seed, epoch))                         =>  default_rng(epoch)
+    default_rng((seed, epoch))                         =>  default_rng(seed + epoch)
+    default_rng((seed, epoch)).permutation(n)          =>  default_rng((seed, epoch)).integers(n, size=n)
+    permutation(len(examples.labels), seed, 0,         =>  permutation(len(examples.labels), seed, 1,
+    permutation(len(examples.labels), seed, 0,         =>  permutation(n, seed, 0,
+    PIXEL_SCALE = 1 / 255                              =>  PIXEL_SCALE = 1 / 256
+    labels[:, None].long(), 1)                         =>  labels[:, None].long(), 0.99)
+    (labels >= classes)                                =>  (labels > classes)
+    // about) | 1                                      =>  // about) | 0
+    tensor[::every] for tensor                         =>  tensor[: len(tensor) // every + 1] for tensor
+    examples.labels.index_select(0, indices)           =>  examples.labels.index_select(0, indices.flip(0))
+data.py: test_data.py -k "other_data_sets or truncated"
+    images = images.transpose(1, 2)                    =>  images = images.flip(1)
+    labels = labels[:, 0]                              =>  labels = labels[:, 1]
+    len(content) != wanted                             =>  len(content) > wanted
+    if _sha256(raw / name) != sums.get(name):          =>  if name not in sums:
+
+# deform
+deform.py: test_deform.py
+    default_rng((seed, epoch, 1))                      =>  default_rng((seed, 1))
+    default_rng((seed, epoch, 1))                      =>  default_rng(epoch)
+    (1 - 0.5 * half)                                   =>  (1 - 0.4 * half)
+    ONE_AND_SEVEN = (1, 7)                             =>  ONE_AND_SEVEN = (1, 4)
+    torch.stack([-sin, cos], -1)                       =>  torch.stack([sin, cos], -1)
+    torch.stack([1 / width, 1 / height], -1)           =>  torch.stack([1 / height, 1 / width], -1)
+    (4 * sigma**2)                                     =>  (2 * sigma**2)
+    (values[:rank].sqrt() / 3**0.25)                   =>  values[:rank].sqrt()
+    basis.to(device) * sqrt(how.alpha)                 =>  basis.to(device) * how.alpha
+    found.round_()                                     =>  found
+    align_corners=True                                 =>  align_corners=False
+    padding_mode="zeros"                               =>  padding_mode="border"
+    CENTRE = (SIDE - 1) / 2                            =>  CENTRE = SIDE / 2
+
+# recorder
+recorder.py: test_recorder.py
+    mine.copy_(given)                                  =>  pass
+    (tensor.shape, tensor.dtype) for tensor in tensors]  =>  (tensor.shape, 0) for tensor in tensors]
+    4 * needed and self._is_free(block)                =>  4 * needed
+    recording.release(result)                          =>  pass
+    graph.replay()                                     =>  pass
+    self._use(written)                                 =>  pass
+    dtype = torch.promote_types(like.dtype, torch.float32)  =>  dtype = like.dtype
+    FACTORS = {"mul", "div"}                           =>  FACTORS = {"mul"}
+    "offset": value.storage_offset()                   =>  "offset": 0
+    self._append_into(result, func, args, kwargs)      =>  self._append_into(result, func, args, {})
+
+# checkpoint
+checkpoint.py: test_checkpoint.py
+    if parts.testzip() or any(                         =>  if any(
+    if state.network != like.network:                  =>  if False:
+    TENSORS = ("parameters", "velocity", "running")    =>  TENSORS = ("parameters", "velocity")
+    TENSORS = ("parameters", "velocity", "running")    =>  TENSORS = ("parameters", "running")
+    for tensor in (state.parameters, state.velocity)   =>  for tensor in (state.parameters,)
+    "step": 0, "reported": 0}                          =>  "reported": 0}
+    count(2)                                           =>  count(1)
+    remove_unfinished_folders(folder.parent)           =>  pass
+    remove_unfinished(folder, (CONFIG                  =>  print(folder, (CONFIG
+"""
+
+PATIENCE = 300.0
+"""Seconds after which tests that still run are ended. That is an error here, not a fault that was caught."""
+
+OTHER = 99
+"""The exit code of a process that could not become pytest, or tested another package."""
+
+SAID = "said.txt"
+
+LOADED = (
+    "numpy",
+    "safetensors.torch",
+    "tensorboard.backend.event_processing.event_accumulator",
+    "torch.func",
+    "torch.testing",
+    "torchvision.transforms.functional",
+)
+"""What takes long to import, and knows nothing of this package."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault to plant."""
+
+    room: str
+    file: str  # below bp_torch/
+    piece: str  # of the file's source, found in it exactly once
+    fault: str  # what is put in its place
+    tests: str  # the arguments of pytest with which a test must fail, below tests/
+
+    def plant(self, copy: Path) -> None:
+        """Plant it in the copy. Raises ValueError if it cannot be planted."""
+        path = copy / "bp_torch" / self.file
+        source = path.read_text()
+        if source.count(self.piece) != 1:
+            raise ValueError(f"the piece is {source.count(self.piece)} times in {self.file}, wanted once")
+        faulty = source.replace(self.piece, self.fault)
+        try:
+            compile(faulty, path, "exec")
+        except SyntaxError as error:
+            raise ValueError(f"with the fault {self.file} is no Python: {error.msg}") from error
+        path.unlink()  # it is the same file in all copies
+        for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
+            compiled.unlink()
+        path.write_text(faulty)
+
+    def __str__(self) -> str:
+        """The line of the table."""
+        return f"{self.file}: {self.piece}  =>  {self.fault}"
+
+
+def mutants(table: str = TABLE) -> Iterator[Mutant]:
+    """The faults of a table. A line is ``# room``, ``file: tests``, or, indented, ``piece  =>  fault``."""
+    room = file = tests = ""
+    for line in filter(None, map(str.rstrip, table.splitlines())):
+        if line.startswith("# "):
+            room = line[2:]
+        elif line.startswith(" "):
+            piece, arrow, fault = line.partition("  =>  ")
+            assert arrow, f"no fault in the line {line!r}"
+            yield Mutant(room, file, piece.strip(), fault.strip(), tests)
+        else:
+            file, _, tests = line.partition(": ")
+
+
+class Run:
+    """The tests of a fault, or of none, in a process of their own, which works in a copy of the package."""
+
+    def __init__(self, tests: str, base: Path, mutant: Mutant | None = None) -> None:
+        """Start it, without a fault in ``base`` itself. Raises ValueError for a fault that cannot be planted."""
+        self.tests, self.mutant, self.start, self.said = tests, mutant, time.monotonic(), ""
+        self.folder = Path(tempfile.mkdtemp(dir=base.parent))
+        self.copy = shutil.copytree(base, self.folder / "copy", copy_function=os.link) if mutant else base
+        if mutant:
+            mutant.plant(self.copy)
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self._become_pytest()
+            finally:
+                os._exit(OTHER)
+
+    def _become_pytest(self) -> None:
+        """In the new process: exit as pytest does, or with ``OTHER`` if it tested another package than the copy."""
+        os.setpgid(0, 0)
+        for descriptor, path, flags in (
+            (0, os.devnull, os.O_RDONLY),
+            (1, self.folder / SAID, os.O_WRONLY | os.O_CREAT),
+        ):
+            os.dup2(os.open(path, flags), descriptor)
+        os.dup2(1, 2)
+        os.chdir(self.copy)
+        os.environ |= {"PYTHONPATH": str(self.copy), "TMPDIR": str(self.folder)}
+        tempfile.tempdir = None
+        sys.path[:] = [str(self.copy), *(path for path in sys.path if path and Path(path) != ROOT)]
+        for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+            del sys.modules[name]
+        first, *rest = shlex.split(self.tests)
+        code = pytest.main([f"tests/{first}", *rest, "-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider"])
+        sys.stdout.flush()
+        tested = Path(sys.modules["bp_torch"].__file__ or "")
+        os._exit(code if tested.is_relative_to(self.copy) else OTHER)
+
+    def exit_code(self) -> int | None:
+        """Of pytest; −9 if it ran out of time, None while it runs."""
+        if late := time.monotonic() - self.start > PATIENCE:
+            os.kill(self.pid, signal.SIGKILL)
+        ended, status = os.waitpid(self.pid, 0 if late else os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if ended else None
+
+    def close(self) -> None:
+        """End what the tests started, read what they said, and remove the copy."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with suppress(FileNotFoundError):
+            self.said = (self.folder / SAID).read_text(errors="replace")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a fault, or of the tests without one."""
+
+    result: str  # passed, caught, SURVIVED or error
+    seconds: float
+    what: Mutant | str  # the fault, or the tests
+    said: str  # by pytest, or why there is no run
+
+    def __str__(self) -> str:
+        """One line, with the name of the test that failed; of an error, also what pytest said at its end."""
+        found = re.search(r"^FAILED tests/\S*?::(.+?)(?: - .*)?$", self.said, re.MULTILINE)
+        room = f"{self.what.room}  " if isinstance(self.what, Mutant) else "no fault  "
+        line = f"{self.result:8} {self.seconds:5.1f} s  {room}{self.what}" + (f"  ({found[1]})" if found else "")
+        return line + (f"\n{self.said[-3000:]}" if self.result == "error" else "")
+
+
+def judge(run: Run, code: int) -> Verdict:
+    """The verdict on a run that ended: tests that could not run have judged nothing."""
+    result = {0: "SURVIVED", 1: "caught"} if run.mutant else {0: "passed"}
+    seconds = time.monotonic() - run.start
+    said = run.said + (f"\nended after {PATIENCE:.0f} s" if code == -signal.SIGKILL else f"\nexit code {code}")
+    return Verdict(result.get(code, "error"), seconds, run.mutant or run.tests, said)
+
+
+def verdicts(base: Path, tasks: Iterable[Mutant | str], jobs: int) -> Iterator[Verdict]:
+    """On each fault, and on tests without a fault, as they end; ``jobs`` at a time."""
+    waiting, running = list(tasks), list[Run]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                task = waiting.pop(0)
+                try:
+                    running.append(Run(task, base) if isinstance(task, str) else Run(task.tests, base, task))
+                except ValueError as error:
+                    yield Verdict("error", 0, task, str(error))
+            for run in list(running):
+                if (code := run.exit_code()) is not None:
+                    running.remove(run)
+                    run.close()
+                    yield judge(run, code)
+            time.sleep(0.02)
+    finally:
+        for run in running:
+            run.close()
+
+
+def copy_of_the_package(folder: Path) -> Path:
+    """What the tests need, in ``folder``/base."""
+    base, left = folder / "base", shutil.ignore_patterns("__pycache__")
+    for name in ("bp_torch", "tests"):
+        shutil.copytree(ROOT / name, base / name, ignore=left)
+    shutil.copy2(ROOT / "pyproject.toml", base)
+    return base
+
+
+def get_ready() -> None:
+    """Load in this process what all others then have already."""
+    for name in LOADED:
+        importlib.import_module(name)
+    settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate])  # no search for the smallest example
+    settings.load_profile("mutants")
+    gc.freeze()  # pytest collects garbage when it ends: not among all of torch
+
+
+def count(results: list[Verdict], result: str) -> int:
+    """How many verdicts are this."""
+    return sum(verdict.result == result for verdict in results)
+
+
+def main() -> None:
+    """Plant every fault of the chosen rooms; exit code 1 if one survived or could not be judged."""
+    rooms = list(dict.fromkeys(mutant.room for mutant in mutants()))
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.splitlines()[0])
+    parser.add_argument("--rooms", nargs="+", choices=rooms, default=rooms)
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count(), help="processes at once; one for each CPU by default"
+    )
+    options = parser.parse_args()
+    get_ready()
+    chosen = [mutant for mutant in mutants() if mutant.room in options.rooms]
+    with tempfile.TemporaryDirectory() as folder:
+        base = copy_of_the_package(Path(folder))
+        for tasks in (dict.fromkeys(mutant.tests for mutant in chosen), chosen):
+            results = []
+            for verdict in verdicts(base, tasks, options.jobs):
+                results.append(verdict)
+                print(verdict, flush=True)
+            if count(results, "error") and tasks is not chosen:
+                sys.exit("without a fault these tests must pass")
+    errors = count(results, "error")
+    print(f"{count(results, 'caught')} of {len(chosen)} caught" + f", {errors} errors" * bool(errors))
+    sys.exit(count(results, "caught") < len(chosen))
+
+
+if __name__ == "__main__":
+    main()
