@@ -1,9 +1,9 @@
 """What the tests share: quiet torch, the devices there are, real MNIST, and small networks to look at."""
 
 import os
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from bp_torch.recorder import Recording
 from bp_torch.training import Config, open_run, train
 from bp_torch.training.log import RunLog
 
-pytest_plugins = ["tests.explain_subject"]
+pytest_plugins = ["tests.harness", "tests.explain_subject"]
 
 os.environ["COLUMNS"] = "80"  # however wide the terminal is
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background may start with it ignored
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # else the compiler starts processes of its own
 torch.set_num_threads(1)  # small tensors: a second thread only waits
 torch.set_float32_matmul_precision("highest")  # whatever the environment says
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here"))]
+DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 
 
 @pytest.fixture(params=DEVICES)
@@ -35,11 +35,24 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data directory with MNIST in it, unpacked once for all tests."""
-    directory = tmp_path_factory.mktemp("data")
+def data_dir(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[Path]:
+    """A data directory with MNIST in it, unpacked once for all processes, and read once by each."""
+    of_all = tmp_path_factory.getbasetemp().parent if worker_id != "master" else tmp_path_factory.getbasetemp()
+    directory = of_all / "shared-data"
     load("mnist", directory)
-    return directory
+
+    def read(dataset: str, folder: Path, device: torch.device | str) -> tuple[Examples, Examples]:
+        return read_once(str(device)) if (dataset, folder) == ("mnist", directory) else load(dataset, folder, device)
+
+    @cache
+    @torch.inference_mode(False)  # whoever asks first: autograd takes these tensors too
+    def read_once(device: str) -> tuple[Examples, Examples]:
+        return load("mnist", directory, device)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bp_torch.training.run.load", read)
+        patch.setattr("bp_torch.explain.subject.load", read)
+        yield directory
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 import io
 import json
-import multiprocessing
 import os
 import zipfile
 from dataclasses import asdict, replace
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from bp_torch.checkpoint import CONFIG, LAST, LOCK, CheckpointError, State, held, make_folder
+from tests.harness import FORK
 
 
 def a_state(n: int = 6, velocity: bool = True, dtype: torch.dtype = torch.float32) -> State:
@@ -137,9 +137,8 @@ def test_folder_is_held_by_one_process_that_is_named(tmp_path: Path) -> None:
             entered.set()
             done.wait()
 
-    fork = multiprocessing.get_context("fork")
-    entered, done = fork.Event(), fork.Event()
-    holder = fork.Process(target=hold, args=(entered, done))
+    entered, done = FORK.Event(), FORK.Event()
+    holder = FORK.Process(target=hold, args=(entered, done))
     holder.start()
     entered.wait()
     with (

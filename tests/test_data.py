@@ -1,8 +1,5 @@
 import gzip
 import hashlib
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +20,7 @@ from bp_torch.data import (
     permutation,
     subsample,
 )
+from tests.harness import FORK
 
 TWO = Path("MNIST/raw/t10k-labels-idx1-ubyte")
 
@@ -77,13 +75,15 @@ def test_folder_that_cannot_be_written_raises_data_error(tmp_path: Path) -> None
 
 
 def test_two_processes_that_start_at_once_both_succeed(tmp_path: Path) -> None:
-    code = "from bp_torch.data import load; from pathlib import Path; print(len(load('mnist', Path('d'))[0].labels))"
-    environment = os.environ | {"PYTHONPATH": str(Path(data.__file__).parent.parent)}
-    both = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    assert [(process.communicate()[0], process.returncode) for process in both] == [("60000\n", 0)] * 2
+    def reads() -> None:
+        assert len(load("mnist", tmp_path)[0].labels) == 60_000
+
+    both = [FORK.Process(target=reads) for _ in range(2)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
 
 
 # ---- the other families, as torchvision would have downloaded them, in small ----

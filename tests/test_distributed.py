@@ -1,10 +1,8 @@
 """Two and three processes train the same network as one, and stop if one of them dies."""
 
 import json
-import multiprocessing
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed import FileStore, HashStore  # type: ignore[attr-defined]
-from tqdm import tqdm
 
 from bp_torch import backprop, distributed
 from bp_torch.checkpoint import LAST, RESULT
@@ -28,9 +25,7 @@ from bp_torch.training import Config, Stopped, step, train
 from bp_torch.training.interruption import Signals
 from bp_torch.training.run import start_run
 from tests.conftest import relative_error
-
-FORK = multiprocessing.get_context("fork")  # the child starts with torch loaded
-tqdm.set_lock(threading.RLock())  # its default is shared by forked processes: one that is killed may hold it for ever
+from tests.harness import FORK, wait_for
 
 
 @pytest.fixture
@@ -118,13 +113,6 @@ def test_run_is_resumed_with_another_number_of_processes(config: Config, tmp_pat
     rest = replace(config, run_name="moved", epochs=3, resume=tmp_path / "moved")
     assert codes(start(2, tmp_path / "two", lambda store: train(rest, store))) == [0] * 2
     assert relative_error(weights(config, "moved"), weights(config, "alone")) <= 1e-12
-
-
-def wait_for(path: Path, patience: float = 30) -> None:
-    end = time.monotonic() + patience
-    while not path.exists():
-        assert time.monotonic() < end, f"{path} did not come"
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("dead", [0, 1])

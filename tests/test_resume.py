@@ -1,6 +1,5 @@
 """A run that is stopped or killed is resumed to the same weights, bit for bit."""
 
-import multiprocessing
 import os
 import pty
 import random
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing import plugin_event_accumulator
-from tqdm import tqdm
 
 from bp_torch.backprop import Forward, forward
 from bp_torch.checkpoint import BEST, LAST, LOCK, CheckpointError
@@ -28,9 +26,7 @@ from bp_torch.training import Config, Stopped, TrainingError, open_run, read_con
 from bp_torch.training.interruption import Signals
 from bp_torch.training.log import RunLog
 from tests.conftest import curves, is_done
-
-FORK = multiprocessing.get_context("fork")  # the child starts with torch loaded
-tqdm.set_lock(threading.RLock())  # its default is shared by forked processes: one that is killed may hold it for ever
+from tests.harness import FORK, wait_for
 
 
 @pytest.fixture
@@ -58,12 +54,14 @@ def resumed(config: Config, name: str) -> Config:
     return replace(config, run_name=name, resume=config.runs_dir / name)
 
 
-def test_twenty_kills_at_random_instants_change_nothing(config: Config) -> None:
+@pytest.mark.parametrize("wanted", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_kills_at_random_instants_change_nothing(wanted: int, config: Config) -> None:
+    config = replace(config, epochs=10 if wanted < 20 else 30)
     train(replace(config, run_name="whole"))
     instants = random.Random(0)
     folder = config.runs_dir / "killed"
     kills = 0
-    while kills < 20:
+    while kills < wanted:
         again = resumed(config, "killed") if folder.exists() else replace(config, run_name="killed")
         child = FORK.Process(target=train, args=(again,))
         child.start()
@@ -122,18 +120,14 @@ def test_signal_saves_a_checkpoint_and_names_the_command_to_continue(
 
     def signalled(self: Signals) -> Signals:
         signals = enter(self)
-        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        threading.Timer(0.02, os.kill, (os.getpid(), number)).start()
         return signals
 
     enter = Signals.__enter__
     monkeypatch.setattr(Signals, "__enter__", signalled)
     monkeypatch.setattr("bp_torch.training.loop.tqdm.update", lambda self: time.sleep(0.003))
-    before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(number))
-    try:
-        with pytest.raises(Stopped, match=rf"stopped by {number.name}, all is saved; .*--resume .*stopped") as stopped:
-            train(replace(short, run_name="stopped"))
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    with pytest.raises(Stopped, match=rf"stopped by {number.name}, all is saved; .*--resume .*stopped") as stopped:
+        train(replace(short, run_name="stopped"))
     assert stopped.value.code == code
     monkeypatch.undo()
     train(resumed(short, "stopped"))
@@ -200,8 +194,7 @@ def test_epochs_may_be_lowered_to_what_is_done(config: Config) -> None:
 def test_run_that_is_being_trained_cannot_be_resumed_meanwhile(config: Config) -> None:
     child = FORK.Process(target=train, args=(replace(config, epochs=10_000, run_name="one"),))
     child.start()
-    while not (config.runs_dir / "one" / BEST).exists():
-        time.sleep(0.05)
+    wait_for(config.runs_dir / "one" / BEST)
     try:
         with pytest.raises(CheckpointError, match=f"one is being trained by process {child.pid} on"):
             train(resumed(config, "one"))
@@ -221,8 +214,7 @@ def test_run_whose_terminal_closes_saves_and_stops(config: Config) -> None:
             code = stopped.code
         finally:
             os._exit(code)
-    while not (config.runs_dir / "one" / BEST).exists():
-        time.sleep(0.05)
+    wait_for(config.runs_dir / "one" / BEST)
     os.close(terminal)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
     state = torch.load(config.runs_dir / "one" / LAST, weights_only=True)
@@ -278,7 +270,7 @@ def test_damaged_checkpoint_is_named_and_not_changed(config: Config) -> None:
 
 
 def test_best_checkpoint_is_that_of_the_best_epoch(config: Config) -> None:
-    train(replace(config, run_name="one"))
+    train(replace(config, epochs=12, run_name="one"))
     accuracies = [accuracy for _, accuracy in curves(config.runs_dir / "one")["1_accuracy/test"]][4:]
     best = torch.load(config.runs_dir / "one" / BEST, weights_only=True)
     assert best["best_accuracy"] == pytest.approx(max(accuracies), rel=1e-6)

@@ -1,4 +1,3 @@
-import multiprocessing
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +10,7 @@ from bp_torch.distributed import World
 from bp_torch.training import Config, TrainingError, open_run, train
 from bp_torch.training.config import LONGEST_NAME
 from bp_torch.training.run import default_run_name, start_run
-
-FORK = multiprocessing.get_context("fork")
+from tests.harness import FORK
 
 
 def test_twenty_starts_in_one_second_each_have_a_folder(data_dir: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bp_torch.activations import ACTIVATIONS
 from bp_torch.benchmark.contenders import CONTENDERS, NOT_RECORDED, OURS, Task
 from bp_torch.benchmark.race import compare
 from bp_torch.checkpoint import State
@@ -124,6 +125,9 @@ def test_example_that_wants_the_most_is_found_elsewhere(run: Path, elsewhere: De
 
 def test_verify_checks_elsewhere(run: Path, data_dir: Path, elsewhere: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bp_torch.verify.parts.Recorder", lambda device, function: function)
+    each_once = [(name, name, "quadratic") for name in ACTIVATIONS]
+    each_once += [("relu", "sigmoid", "binary-cross-entropy"), ("tanh", "identity", "softmax-cross-entropy")]
+    monkeypatch.setattr("bp_torch.commands.verify.combinations", lambda: each_once)
     for options in (verify.Options(depths=(2,), data_dir=data_dir), verify.Options(run=run)):
         cases = verify.verify(replace(options, batch_sizes=(3,)))
         assert all(case.report.ok for case in cases)

@@ -24,7 +24,8 @@ from bp_torch.training import Config, Stopped, TrainingError, evaluate, open_run
 from bp_torch.training.interruption import Signals
 from bp_torch.training.run import default_run_name
 from tests.conftest import brief_run, curves, is_done, relative_error
-from tests.test_distributed import FORK, codes, start
+from tests.harness import FORK
+from tests.test_distributed import codes, start
 
 CPU = torch.device("cpu")
 
@@ -43,11 +44,11 @@ def trained(config: SweepConfig, mnist: tuple[Examples, Examples]) -> Group:
     return group
 
 
-def alone(member: Config, tmp_path: Path, data_dir: Path) -> torch.Tensor:
-    """The parameters that train.py makes with the flags of one network."""
-    own = {"runs_dir", "data_dir", "device"}
+def alone(member: Config, tmp_path: Path, data_dir: Path, log: bool = False) -> torch.Tensor:
+    """The parameters that train.py makes with the flags of one network; with ``log`` its curves too."""
+    own = {"runs_dir", "data_dir", "device", "log", *(() if log else ("log_every", "histogram_every"))}
     fields = {name: value for name, value in vars(member).items() if name not in own}
-    return brief_run(tmp_path, data_dir, fields.pop("run_name"), **fields)
+    return brief_run(tmp_path, data_dir, fields.pop("run_name"), log=log, **fields)
 
 
 SHORT: dict[str, Any] = {"epochs": 5, "train_examples": 950, "dtype": "float64"}
@@ -209,7 +210,7 @@ def test_every_network_has_the_folder_of_a_run(config: SweepConfig, tmp_path: Pa
     for member in members:
         own = folder / str(member.run_name)
         assert read_config(own) == replace(member, runs_dir=folder)
-        expected = alone(member, tmp_path, data_dir)
+        expected = alone(member, tmp_path, data_dir, log=True)
         assert relative_error(open_run(own)[1].parameters, expected) <= 1e-5
         ours, theirs = curves(own), curves(tmp_path / str(member.run_name))
         assert set(ours) == {f"{what}/{of}" for what in ("1_accuracy", "2_cost_quadratic") for of in ("train", "test")}
@@ -230,7 +231,7 @@ def test_network_of_a_sweep_can_be_trained_further_by_train_py(
     member = config.members()[1]
     own = folder / str(member.run_name)
     train(replace(read_config(own), resume=own, epochs=10))
-    expected = alone(replace(member, epochs=10), tmp_path, data_dir)
+    expected = alone(replace(member, epochs=10), tmp_path, data_dir, log=True)
     assert relative_error(open_run(own)[1].parameters, expected) <= 1e-5
     ours, theirs = (curves(path)["2_cost_quadratic/train"] for path in (own, tmp_path / str(member.run_name)))
     assert [step for step, _ in ours] == [step for step, _ in theirs]
@@ -290,10 +291,11 @@ def test_only_chosen_networks_are_saved(save: Any, config: SweepConfig) -> None:
 # ---- stopping and resuming ----
 
 
-def test_sweep_that_is_killed_goes_on_bit_for_bit(config: SweepConfig) -> None:
+@pytest.mark.parametrize("wanted", [2, pytest.param(8, marks=pytest.mark.long)])
+def test_sweep_that_is_killed_goes_on_bit_for_bit(wanted: int, config: SweepConfig) -> None:
     whole = sweep(replace(config, run_name="whole"))
     instants, folder, kills = random.Random(0), config.runs_dir / "one", 0
-    while kills < 8:
+    while kills < wanted:
         again = replace(config, resume=folder) if (folder / "config.json").exists() else config
         child = FORK.Process(target=sweep, args=(again,))
         child.start()

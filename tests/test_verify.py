@@ -532,7 +532,7 @@ def a_random_network(seed: int) -> tuple[Network, Tensor, Tensor, str]:
     return network, x, y, cost
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.long) for part in (1, 2, 3))])
 def test_no_false_alarm_over_200_random_networks(part: int) -> None:
     for seed in range(50 * part, 50 * (part + 1)):
         network, x, y, cost = a_random_network(seed)
