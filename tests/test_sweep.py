@@ -266,6 +266,7 @@ def test_network_that_diverged_is_named_and_trains_anew(
     report = json.loads((folder / "sweep.json").read_text())
     assert [row["diverged"] for row in report["settings"]] == [0, 1]
     assert report["networks"][1]["test_accuracy"] is None
+    assert report["networks"][1]["diverged_at_step"] == (3 if log else 7), "the first that shows it, not the last"
     own = folder / "learning-rate-1e+30_seed-0"
     with pytest.raises(TrainingError, match="no trained network"):
         open_run(own)
