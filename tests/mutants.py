@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -52,7 +53,8 @@ backprop.py: test_backprop.py -k every_gradient
 backprop.py: test_backprop.py::test_networks_of_every_size_equal_autograd
     torch.matmul(delta, W)                             =>  torch.matmul(delta, W * (1.001 if len(W) >= 64 else 1))
     torch.sum(delta, -2, out=out)                      =>  torch.sum(delta[..., :100, :], -2, out=out)
-    torch.sum(delta, -2, out=out)                      =>  torch.sum(delta[..., :257, :], -2, out=out)
+    torch.matmul(delta, W)                             =>  torch.matmul(delta, W * (1 + 1e-6 * (len(W) >= 1024)))
+    torch.sum(delta, -2, out=out)                      =>  torch.sum(delta[..., :10_000, :], -2, out=out)
     torch.matmul(delta.mT, a, out=out)                 =>  torch.matmul(delta.mT[..., :256], a[..., :256, :], out=out)
     torch.matmul(delta.mT, a, out=out)                 =>  torch.matmul(delta.mT, a * (a.shape[-1] <= 300), out=out)
     return input_gradient(delta, W) * phi_prime        =>  return input_gradient(delta[:200], W) * phi_prime
@@ -62,6 +64,8 @@ backprop.py: test_backprop.py -k random_networks
 backprop.py: test_backprop.py -k several_networks
     torch.baddbmm(b.unsqueeze(-2), a, W.mT)            =>  torch.baddbmm(b[:1].unsqueeze(-2), a, W.mT)
     torch.baddbmm(b.unsqueeze(-2), a, W.mT)            =>  torch.baddbmm(b.unsqueeze(-2), a[:1].expand_as(a), W.mT)
+backprop.py: test_backprop.py -k sixteen_bits
+    torch.matmul(delta, W)                             =>  torch.matmul(delta, W * (1.1 if W.itemsize == 2 else 1))
 backprop.py: test_backprop.py -k "shards or written_into_out"
     checked_examples(examples or y.shape[-2])          =>  checked_examples(y.shape[-2])
     torch.empty_like(network.parameters) if out is None else out  =>  torch.empty_like(network.parameters)
@@ -123,6 +127,7 @@ sgd.py: test_sgd.py
     zip(velocities, network.weights, strict=True)      =>  zip(velocities[1:], network.weights[1:], strict=True)
     addcmul_(self.direction(gradient), self.rate       =>  addcmul_(gradient, self.rate
     if self.velocity is None else self.velocity        =>  if self.velocity is None else self.velocity + gradient
+    self.parameters.addcmul_(self.direction(gradient)  =>  self.parameters.view(-1)[:9999].addcmul_(gradient[:9999]
     self.rate.fill_(learning_rate)                     =>  self.rate.fill_(vars(self).get("_learning_rate", 1))
     self.rate.copy_(learning_rate.unsqueeze(-1))       =>  self.rate.copy_(learning_rate.flip(0).unsqueeze(-1))
     self._decay.view(-1, *[1] * (parameters.ndim - 1))  =>  self._decay.mean()
@@ -350,8 +355,9 @@ class Run:
         if self.pid == 0:
             try:
                 self._become_pytest()
-            finally:
-                os._exit(OTHER)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(OTHER)
 
     def _become_pytest(self) -> None:
         """In the new process: exit as pytest does, or with ``OTHER`` if it tested another package than the copy."""

@@ -215,6 +215,7 @@ def shapes(draw: st.DrawFn) -> tuple[int, ...]:
 @example((784, 64, 10), ("sigmoid", "sigmoid", "binary-cross-entropy"), 101, K, 2)
 @example((65, 257, 64, 300), ("relu", "identity", "softmax-cross-entropy"), 128, K, 3)
 @example((5, 4, 3), ("scaled-tanh", "scaled-tanh", "quadratic"), 60_000, None, 4)
+@example((3, 1000, 2500, 3), ("tanh", "identity", "softmax-cross-entropy"), 2, None, 5)
 def test_networks_of_every_size_equal_autograd(
     device: str,
     dtype: torch.dtype,
@@ -254,6 +255,16 @@ def test_per_example_gradients_of_every_size_equal_autograd(
         one_for_each_example.parameters.copy_(one.parameters)
         expected = Reference(one_for_each_example, x.unsqueeze(1), y.unsqueeze(1), cost).gradient
         assert max(map(relative_error, each, expected)) <= TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_near_float64(dtype: torch.dtype) -> None:
+    for activation, output, cost in COMBINATIONS:
+        network = with_biases(Network(SIZES[3], activation=activation, output_activation=output, dtype=dtype))
+        x, y = a_batch(network, 20)
+        expected = Reference(network.to(dtype=torch.float64), x.double(), y.double(), cost).gradient
+        error = relative_error(backward(network, forward(network, x), y, cost).gradient.double(), expected)
+        assert error <= 4 * torch.finfo(dtype).eps, (activation, output, cost)
 
 
 # ---- several networks at once: the leading dimension ----

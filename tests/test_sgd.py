@@ -7,11 +7,14 @@ from bp_torch.network import Network
 from bp_torch.sgd import SGD
 
 
+@pytest.mark.parametrize(("sizes", "steps"), [((5, 4, 3), 50), ((784, 300, 10), 3)])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 @pytest.mark.parametrize("decay_biases", [False, True])
-def test_fifty_steps_equal_those_of_torch_optim(momentum: float, weight_decay: float, decay_biases: bool) -> None:
-    network = Network((5, 4, 3), init="normal", dtype=torch.float64)
+def test_steps_equal_those_of_torch_optim(
+    momentum: float, weight_decay: float, decay_biases: bool, sizes: tuple[int, ...], steps: int
+) -> None:
+    network = Network(sizes, init="normal", dtype=torch.float64)
     weights = [w.clone().requires_grad_() for w in network.weights]
     biases = [b.clone().requires_grad_() for b in network.biases]
     groups: list[dict[str, Any]] = [
@@ -21,12 +24,12 @@ def test_fifty_steps_equal_those_of_torch_optim(momentum: float, weight_decay: f
     reference = torch.optim.SGD(groups, lr=0.3, momentum=momentum, weight_decay=weight_decay)
     ours = SGD(network, 0.3, momentum=momentum, weight_decay=weight_decay, decay_biases=decay_biases)
     generator = torch.Generator().manual_seed(7)
-    for _ in range(50):
+    for _ in range(steps):
         gradient = torch.randn(len(network.parameters), dtype=torch.float64, generator=generator)
         before = gradient.clone()
         ours.step(gradient)
         assert torch.equal(gradient, before), "the gradient is not changed"
-        scratch = Network((5, 4, 3), dtype=torch.float64)
+        scratch = Network(sizes, dtype=torch.float64)
         scratch.parameters.copy_(gradient)
         for parameters, gradients in ((weights, scratch.weights), (biases, scratch.biases)):
             for parameter, part in zip(parameters, gradients, strict=True):
