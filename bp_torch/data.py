@@ -35,10 +35,10 @@ class DataError(UserError):
 
 
 class Examples(NamedTuple):
-    """Images and what they show: ``x`` (N, 784) uint8 and ``labels`` (N,) int64 from 0 to 9, on one device."""
+    """Images and the digits that they show, on one device."""
 
-    x: Tensor
-    labels: Tensor
+    x: Tensor  # (N, 784), uint8
+    labels: Tensor  # (N,), int64 from 0 to 9
 
 
 class Family(NamedTuple):
@@ -61,51 +61,33 @@ class Family(NamedTuple):
         return getattr(datasets, self.name)
 
 
-def _family(name: str, *files: str, archives: tuple[str, ...] = (), **options: Any) -> Family:
-    return Family(name, options, files, archives or tuple(f"{name}.gz" for name in files))
+def _idx_files(training: str, test: str, labels: str = "labels-idx1-ubyte") -> tuple[str, ...]:
+    return tuple(f"{part}-{kind}" for part in (training, test) for kind in ("images-idx3-ubyte", labels))
 
 
-_MNIST_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+_MNIST_FILES = _idx_files("train", "t10k")
+
+
+def _family(name: str, files: tuple[str, ...] = _MNIST_FILES, archives: tuple[str, ...] = (), **options: Any) -> Family:
+    return Family(name, options, files, archives or tuple(f"{file}.gz" for file in files))
+
 
 FAMILIES: dict[str, Family] = {
-    "mnist": _family("MNIST", *_MNIST_FILES),
-    "fashion-mnist": _family("FashionMNIST", *_MNIST_FILES),
-    "kmnist": _family("KMNIST", *_MNIST_FILES),
-    "qmnist": _family(
-        "QMNIST",
-        "qmnist-train-images-idx3-ubyte",
-        "qmnist-train-labels-idx2-int",
-        "qmnist-test-images-idx3-ubyte",
-        "qmnist-test-labels-idx2-int",
-    ),
+    "mnist": _family("MNIST"),
+    "fashion-mnist": _family("FashionMNIST"),
+    "kmnist": _family("KMNIST"),
+    "qmnist": _family("QMNIST", _idx_files("qmnist-train", "qmnist-test", "labels-idx2-int")),
     "emnist-digits": _family(
-        "EMNIST",
-        "emnist-digits-train-images-idx3-ubyte",
-        "emnist-digits-train-labels-idx1-ubyte",
-        "emnist-digits-test-images-idx3-ubyte",
-        "emnist-digits-test-labels-idx1-ubyte",
-        archives=("gzip.zip",),
-        split="digits",
+        "EMNIST", _idx_files("emnist-digits-train", "emnist-digits-test"), ("gzip.zip",), split="digits"
     ),
 }
 
-MNIST_SHA256 = dict(
-    zip(
-        _MNIST_FILES,
-        (
-            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        ),
-        strict=True,
-    )
-)
+MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
 """Of the four files of MNIST as published, unpacked."""
 
 CHECKSUMS = "SHA256SUMS"
@@ -254,7 +236,7 @@ def batch(examples: Examples, indices: Tensor, dtype: torch.dtype) -> tuple[Tens
 
 def class_targets(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The target of each label as a row, (10, 10), made once."""
-    return _class_targets(dtype, device)
+    return _class_targets(dtype, device)  # a function of its own: torch.compile does not trace a cached one
 
 
 @cache

@@ -10,6 +10,7 @@ process, on every device and in a resumed run. Images stay bytes, so that a trai
 
 from dataclasses import dataclass
 from math import pi, radians, sqrt
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bp_torch.data import Examples
+from bp_torch.flags import Within, check_bounds
 
 SIDE = 28
 CENTRE = (SIDE - 1) / 2
@@ -38,32 +40,22 @@ class Deformation:
     Raises ValueError for a value out of its range.
     """
 
-    rotation: float = 15.0
+    rotation: Annotated[float, Within(0, 180)] = 15.0
     """Angle, drawn uniformly from −rotation to rotation."""
-    shear: float = 15.0
+    shear: Annotated[float, Within(0, 80)] = 15.0
     """Angle by which vertical lines lean, drawn likewise."""
-    scale: float = 0.15
+    scale: Annotated[float, Within(0, 0.9)] = 0.15
     """Width and height are each multiplied by a number from 1 − scale to 1 + scale."""
-    shift: float = 0.0
+    shift: Annotated[float, Within(0, SIDE)] = 0.0
     """Pixels to the right and down, each drawn from −shift to shift."""
-    sigma: float = 6.0
+    sigma: Annotated[float, Within(0, SIDE)] = 6.0
     """σ of the Gaussian that smooths the field."""
-    alpha: float = 35.0
+    alpha: Annotated[float, Within(0, 10_000)] = 35.0
     """α, the factor of the smoothed field."""
 
     def __post_init__(self) -> None:
         """Check every value."""
-        bounds = {
-            "rotation": 180.0,
-            "shear": 80.0,
-            "scale": 0.9,
-            "shift": float(SIDE),
-            "sigma": float(SIDE),
-            "alpha": 1e4,
-        }
-        for name, most in bounds.items():
-            if not 0 <= getattr(self, name) <= most:
-                raise ValueError(f"--{name}: wanted 0 to {most:g}, got {getattr(self, name)}")
+        check_bounds(self)
         if self.alpha and self.sigma < 0.5:
             raise ValueError(f"--sigma: wanted 0.5 or more for an elastic field, got {self.sigma}")
 
@@ -87,7 +79,7 @@ def deformed(examples: Examples, how: Deformation, seed: int, epoch: int, out: T
 
 
 def draw(labels: Tensor, how: Deformation, rank: int, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What is random: matrices (N, 2, 2), shifts (N, 2), and the coefficients of the fields (N, 2, rank, rank).
+    """Everything random: matrices (N, 2, 2), shifts (N, 2), and the coefficients of the fields (N, 2, rank, rank).
 
     A matrix takes where a pixel is, seen from the centre as (right, down), to where it comes from.
     """

@@ -10,7 +10,7 @@ Nothing here computes an activation or a gradient; see backprop.py. Lists count 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import sqrt
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from bp_torch.activations import ACTIVATIONS, Activation
 InitName = Literal["lecun", "normal", "he", "uniform"]
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-INITS: tuple[str, ...] = ("lecun", "normal", "he", "uniform")
-
+INITS: tuple[str, ...] = get_args(InitName)
 
 IN_PLACE = "change the numbers in place, as in network.parameters.copy_(vector) or network.weights[0].copy_(W)"
 
@@ -35,11 +34,11 @@ class Views(tuple[Tensor, ...]):
 
 
 class Layer(NamedTuple):
-    """W^l (…, n_out, n_in), b^l (…, n_out) and φ of one layer."""
+    """One layer with weights."""
 
-    W: Tensor
-    b: Tensor
-    phi: Activation
+    W: Tensor  # W^l, (…, n_out, n_in)
+    b: Tensor  # b^l, (…, n_out)
+    phi: Activation  # φ
 
 
 def parameter_count(sizes: tuple[int, ...]) -> int:
@@ -59,23 +58,14 @@ class Network:
     """A fully connected network, or K of them, as raw tensors.
 
     No attribute can be assigned: what changes are the numbers in ``parameters``, in place.
-
-    Attributes:
-        sizes: neurons per layer, (n_0, …, n_L), inputs first.
-        activation: name of φ in the hidden layers.
-        output_activation: name of φ in the last layer.
-        parameters: θ, (…, P).
-        weights: (W^1, …, W^L), each (…, n_out, n_in), views into ``parameters``.
-        biases: (b^1, …, b^L), each (…, n_out), views into ``parameters``.
-        layers: W^l, b^l and φ of each layer.
     """
 
-    sizes: tuple[int, ...]
-    activation: str
-    output_activation: str
-    parameters: Tensor
-    weights: Views
-    biases: Views
+    sizes: tuple[int, ...]  # neurons per layer, (n_0, …, n_L), inputs first
+    activation: str  # name of φ in the hidden layers
+    output_activation: str  # name of φ in the last layer
+    parameters: Tensor  # θ, (…, P)
+    weights: Views  # (W^1, …, W^L), each (…, n_out, n_in), views into θ
+    biases: Views  # (b^1, …, b^L), each (…, n_out), views into θ
     layers: tuple[Layer, ...]
 
     def __init__(
@@ -112,14 +102,8 @@ class Network:
             raise ValueError(f"networks: wanted a whole number from 1, or None, got {networks!r}")
         leading = () if networks is None else (networks,)
         parameters = torch.empty(*leading, parameter_count(sizes), dtype=dtype, device=device)
-        self.__setstate__(
-            {
-                "sizes": sizes,
-                "activation": activation,
-                "output_activation": output_activation,
-                "parameters": parameters,
-            }
-        )
+        names = {"activation": activation, "output_activation": output_activation}
+        self.__setstate__({"sizes": sizes, "parameters": parameters} | names)
         self.initialise(init, seed)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
@@ -127,7 +111,7 @@ class Network:
         raise AttributeError(f"network.{name} cannot be assigned: {IN_PLACE}")
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle needs: everything but the views, which are made again."""
+        """Everything that a copy or a pickle needs. The views are made again."""
         return {name: value for name, value in vars(self).items() if name not in ("weights", "biases", "layers")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -165,9 +149,7 @@ class Network:
         """
         if not self.leading:
             raise TypeError(f"{self} is one network: only one of networks=K has a part [k]")
-        part = Network.__new__(Network)
-        part.__setstate__(self.__getstate__() | {"parameters": self.parameters[k]})
-        return part
+        return self._with(self.parameters[k])
 
     def __iter__(self) -> Iterator["Network"]:
         """Each of several networks, as a view."""
@@ -207,10 +189,13 @@ class Network:
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Network":
         """A copy of this network in another dtype or on another device."""
-        copy = Network.__new__(Network)
-        parameters = self.parameters.detach().to(device or self.device, dtype or self.dtype, copy=True)
-        copy.__setstate__(self.__getstate__() | {"parameters": parameters})
-        return copy
+        return self._with(self.parameters.detach().to(device or self.device, dtype or self.dtype, copy=True))
+
+    def _with(self, parameters: Tensor) -> "Network":
+        """A network of the same sizes and activations with these ``parameters``."""
+        other = Network.__new__(Network)
+        other.__setstate__(self.__getstate__() | {"parameters": parameters})
+        return other
 
     def check_batch(self, name: str, batch: Tensor, width: int, rows: int | None = None) -> None:
         """Raise ValueError unless ``batch`` is (…, ``rows``, ``width``), in the network's dtype and on its device.

@@ -106,16 +106,14 @@ def capture_stream(device: torch.device) -> tuple[Any, Any]:
 
 
 class Recording(TorchFunctionMode):
-    """While entered, records the calls into torch that write into a tensor.
+    """While entered, records the calls into torch that write into a tensor."""
 
-    Attributes:
-        calls: the calls, on tensors that share the memory of those that the step used.
-    """
+    calls: list[Call]  # on tensors that share the memory of those that the step used
 
     def __init__(self, memory: list[Tensor] | None = None) -> None:
         """``memory`` holds the blocks that may be written to, and receives those that the recording adds."""
         super().__init__()
-        self.calls: list[Call] = []
+        self.calls = []
         self._blocks = [] if memory is None else memory
         self._users: dict[int, list[weakref.ref[Tensor]]] = {}  # of each block: the step's tensors, by its address
 

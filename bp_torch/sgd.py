@@ -11,15 +11,12 @@ from bp_torch.network import Network, layer_views
 
 
 class SGD:
-    """θ ← θ − η v, with v ← μ v + ∇C + λ θ (momentum μ, weight decay λ; v starts at zero).
+    """θ ← θ − η v, with v ← μ v + ∇C + λ θ (momentum μ, weight decay λ; v starts at zero)."""
 
-    Attributes:
-        learning_rate: η > 0.
-        rate: η as a tensor in the dtype of θ, so that a recorded step uses its current value.
-        momentum: μ, 0 ≤ μ < 1.
-        weight_decay: λ ≥ 0, on the weights, and on the biases too with ``decay_biases``.
-        velocity: v, (…, P), or None where μ = λ = 0 and v is the gradient itself.
-    """
+    rate: Tensor  # η in the dtype of θ, so that a recorded step uses its current value
+    momentum: float | Tensor  # μ, 0 ≤ μ < 1
+    weight_decay: float | Tensor  # λ ≥ 0, of the weights, and of the biases too with decay_biases
+    velocity: Tensor | None  # v, (…, P), or None where μ = λ = 0 and v is the gradient itself
 
     def __init__(
         self,
@@ -42,7 +39,7 @@ class SGD:
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.weight_decay = weight_decay
-        self.velocity: Tensor | None = None
+        self.velocity = None
         self._decaying: list[tuple[Tensor, Tensor]] = []  # parts of v and of θ
         self._momentum, self._decay = self._column(momentum), self._column(weight_decay)
         decays = any(self.each(weight_decay))

@@ -42,12 +42,13 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterat
     load("mnist", directory)
 
     def read(dataset: str, folder: Path, device: torch.device | str) -> tuple[Examples, Examples]:
-        return read_once(str(device)) if (dataset, folder) == ("mnist", directory) else load(dataset, folder, device)
+        shared = (dataset, folder, torch.device(device).type) == ("mnist", directory, "cpu")
+        return read_once() if shared else load(dataset, folder, device)
 
     @cache
     @torch.inference_mode(False)  # whoever asks first: autograd takes these tensors too
-    def read_once(device: str) -> tuple[Examples, Examples]:
-        return load("mnist", directory, device)
+    def read_once() -> tuple[Examples, Examples]:
+        return load("mnist", directory)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bp_torch.training.run.load", read)

@@ -27,24 +27,23 @@ from bp_torch.benchmark import (
     BenchmarkError,
     Contender,
     Measurement,
-    Result,
     Task,
+    Timing,
     compare,
     networks,
 )
 from bp_torch.benchmark.contenders import (
-    FLOOR,
     IN_MEMORY,
     OURS,
-    UnavailableError,
     autograd_compiled,
     autograd_cuda_graph,
     autograd_in_memory,
     ours,
 )
-from bp_torch.benchmark.networks import MAKERS, Several, at_once, of_rates, of_seeds, one_after_another, vmapped
-from bp_torch.benchmark.race import THREAD_VARIABLES, TOLERANCE, first_epochs
+from bp_torch.benchmark.networks import MAKERS, at_once, one_after_another, tasks_of_many
+from bp_torch.benchmark.race import FLOOR, THREAD_VARIABLES, TOLERANCE, UnavailableError, first_epochs
 from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table
+from bp_torch.benchmark.with_jax import jax_contender
 from bp_torch.commands import benchmark as command
 from bp_torch.commands.benchmark import main
 from bp_torch.data import PIXELS, Examples, batch, load, permutation
@@ -66,7 +65,7 @@ def measured(*seconds: float, fraction: float = 1.0) -> Measurement:
     """A measurement in which the contenders of ``FEW`` took so long for an epoch."""
     differences = (0.0, 1.2e-6, None)
     results = [
-        Result(name, time, fraction, 2 * time, difference)
+        Timing(name, time, fraction, 2 * time, difference)
         for name, time, difference in zip(FEW, seconds, differences, strict=True)
     ]
     return Measurement((784, 16, 16, 10), 100, 13_002, 450, results)
@@ -421,18 +420,17 @@ def test_a_run_holds_little_more_than_data_parameters_activations_and_deltas(
 # ---- many networks, and JAX ----
 
 
-@pytest.mark.parametrize("kind", [of_rates, of_seeds])
-def test_networks_at_once_end_where_each_alone_ends(kind: Callable[[Task, int], Several], task: Task) -> None:
-    what = kind(task, 5)
-    lanes: dict[str, tuple[Several, Contender]] = {}
-    assert what.own_order == (kind is of_seeds)
-    contenders = {name: make for name, make in MAKERS.items() if make is not vmapped}
-    results = networks.first_epochs(contenders, what, lanes)
-    assert list(lanes) == list(contenders)
-    for name, (_, contender) in lanes.items():
-        difference = results[name].difference
+@pytest.mark.parametrize("kind", ["one shuffle", "a shuffle each"])
+def test_networks_at_once_end_where_each_alone_ends(kind: str, task: Task) -> None:
+    five = tasks_of_many(task, 5)[kind]
+    assert len(five.members) == 5 and five.own_order == (kind == "a shuffle each")
+    contenders = {name: make for name, make in MAKERS.items() if make is not jax_contender}
+    timings, running = first_epochs(contenders, five)
+    assert list(running) == list(contenders)
+    for name, contender in running.items():
+        difference = timings[name].difference
         assert difference is not None and difference <= 1e-5
-        assert ((contender.parameters() - what.start()).norm(dim=-1) > 0.1).all(), "it has learned something"
+        assert ((contender.parameters() - five.start()).norm(dim=-1) > 0.1).all(), "it has learned something"
 
 
 def test_networks_that_do_another_task_are_refused(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,7 +438,7 @@ def test_networks_that_do_another_task_are_refused(task: Task, monkeypatch: pyte
     other = task._replace(config=dataclasses.replace(task.config, seed=5))
     monkeypatch.setattr(networks, "ours", lambda alone: ours(other))
     with pytest.raises(BenchmarkError, match="'idle, one shuffle' does not do the same task"):
-        networks.race(task, 3, rounds=1)
+        networks.compare_networks(task, 3, rounds=1)
 
 
 def test_without_jax_its_rows_say_so(
@@ -466,7 +464,7 @@ import sys
 from pathlib import Path
 from bp_torch.benchmark import Task
 from bp_torch.benchmark.race import first_epochs
-from bp_torch.benchmark.networks import MAKERS, first_epochs as epochs, of_rates, of_seeds
+from bp_torch.benchmark.networks import MAKERS, tasks_of_many
 from bp_torch.benchmark.contenders import CONTENDERS
 from bp_torch.benchmark.with_jax import jax_contender
 from bp_torch.data import Examples, load
@@ -477,11 +475,10 @@ for sizes in ((784, 10), (784, 30, 10)):
     one = task._replace(config=Config(sizes=sizes, batch_size=64))
     results, running = first_epochs({"ours": CONTENDERS["ours"], "jax": jax_contender}, one)
     print(results["jax"].difference, (running["jax"].parameters() - one.network().parameters).norm().item())
-for kind in (of_rates, of_seeds):
-    lanes = {}
-    results = epochs(MAKERS, what := kind(task, 3), lanes)
-    contender = lanes["JAX, jit(vmap(scan))"][1]
-    moved = (contender.parameters() - what.start()).norm(dim=-1).min().item()
+for three in tasks_of_many(task, 3).values():
+    results, running = first_epochs(MAKERS, three)
+    contender = running["JAX, jit(vmap(scan))"]
+    moved = (contender.parameters() - three.start()).norm(dim=-1).min().item()
     print(results["JAX, jit(vmap(scan))"].difference, moved)
 """
 

@@ -9,9 +9,10 @@ from typing import Any, get_args
 import pytest
 
 from bp_torch.benchmark import accuracy
-from bp_torch.benchmark.accuracy import EPOCH_LINE, RECIPES, Options, command, measure, seconds_until, shown, table
+from bp_torch.benchmark.accuracy import EPOCH_LINE, RECIPES, command, measure, seconds_until, shown, table
 from bp_torch.benchmark.race import BenchmarkError
 from bp_torch.cli import parse
+from bp_torch.commands.benchmark import Accuracy
 from bp_torch.training import Config, train
 
 
@@ -51,7 +52,7 @@ def test_recipes_are_commands_of_train_py(tmp_path: Path) -> None:
         config = parse(Config, description="", args=words[2:])
         assert config.schedule == "cosine" and not config.validation
         assert bool(config.deformation) == (target > 98)
-        started = command("ours", target, 3, Options(), tmp_path)
+        started = command("ours", target, 3, threads=2, data_dir=Path("data"), runs=tmp_path)
         assert started[1:4] == ["-m", "bp_torch", "train"] and started[4 : 4 + len(words[2:])] == words[2:]
 
 
@@ -65,12 +66,12 @@ def test_what_is_measured_is_kept_and_not_measured_again(
         return None if "with_autograd" in command[1] else float(len(asked))
 
     monkeypatch.setattr(accuracy, "seconds_until", fake)
-    options = Options(targets=(97.0, 99.4), seeds=4, out=tmp_path / "times.json", data_dir=data_dir, give_up=7.0)
-    measure(options)
+    options = Accuracy(targets=(97.0, 99.4), seeds=4, out=tmp_path / "times.json", data_dir=data_dir, give_up=7.0)
+    measure(**vars(options))
     assert len(asked) == 4 * 3 + 3 * 2, "three seeds and no scikit-learn for the last target"
     found = json.loads(options.out.read_text())
     assert [one["seconds"] for one in found[:3]] == [1.0, None, 3.0]
-    measure(options)
+    measure(**vars(options))
     assert len(asked) == 18
     lines = table(found).splitlines()
     assert lines[2].startswith("| ours, `train.py` | 5.50 ± 3.9 |")
@@ -88,12 +89,12 @@ def test_scripts_know_nothing_of_this_package(script: str) -> None:
     [
         ({"targets": (95.0,)}, "--targets: wanted some of 97, 98, 99, 99.4, got 95"),
         ({"seeds": 0}, "--seeds: wanted 1 or more, got 0"),
-        ({"give_up": 0.0}, "--give-up: wanted more than 0"),
+        ({"give_up": 0.0}, "--give-up: wanted above 0, got 0.0"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Options(**fields)
+        Accuracy(**fields)
     assert set(accuracy.NAMES) == set(get_args(accuracy.ContenderName))
 
 

@@ -143,7 +143,7 @@ def test_ones_and_sevens_are_turned_half_as_far(examples: Examples) -> None:
     [
         ({"rotation": -1}, "--rotation: wanted 0 to 180, got -1"),
         ({"scale": 1.5}, "--scale: wanted 0 to 0.9, got 1.5"),
-        ({"alpha": float("nan")}, "--alpha: wanted 0 to 10000, got nan"),
+        ({"alpha": float("nan")}, "--alpha: wanted 0 to 10,000, got nan"),
         ({"sigma": 0.1}, "--sigma: wanted 0.5 or more for an elastic field, got 0.1"),
     ],
 )

@@ -15,15 +15,13 @@ import pytest
 
 from bp_torch import backprop
 from bp_torch.activations import ACTIVATIONS
-from bp_torch.benchmark import accuracy
 from bp_torch.cli import parse
-from bp_torch.commands import benchmark, explain, ladder, verify
+from bp_torch.commands import benchmark, explain, ladder, verify, verify_bench
 from bp_torch.convert import MODULES
 from bp_torch.costs import COSTS
 from bp_torch.ladder.rows import find
 from bp_torch.sweep import SweepConfig
 from bp_torch.training import Config, train
-from bp_torch.verify import bench
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -144,9 +142,9 @@ def options_of(command: str, idea: str = "") -> type[Any]:
         "ladder": ladder.Run,
         "ladder docs": ladder.Docs,
         "verify": verify.Options,
-        "bench": bench.Options,
+        "bench": verify_bench.Options,
         "benchmark": benchmark.Options,
-        "accuracy": accuracy.Options,
+        "accuracy": benchmark.Accuracy,
     }
     return options[command]
 

@@ -5,17 +5,16 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from bp_torch.commands import benchmark, explain, verify
+from bp_torch.commands import benchmark, explain, verify, verify_bench
 from bp_torch.help import docstrings, grouped, help_text
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.training import Config
-from bp_torch.verify import bench
 
 OPTIONS = {
     "train": Config,
     "sweep": SweepConfig,
     "verify": verify.Options,
-    "verify bench": bench.Options,
+    "verify bench": verify_bench.Options,
     "benchmark": benchmark.Options,
     "explain all": explain.AllOptions,
 } | {f"explain {name}": explain.load_idea(name).Options for name in (*explain.IDEAS, "page")}

@@ -3,9 +3,10 @@
 import json
 import os
 import re
+import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
@@ -13,7 +14,7 @@ from PIL import Image
 from bp_torch.commands import start
 from bp_torch.ladder import report, results
 from bp_torch.ladder.results import Measured, add, read
-from bp_torch.ladder.rows import ROWS, Row, find
+from bp_torch.ladder.rows import ROWS, Kind, Row, find, read_rows
 from bp_torch.ladder.run import recipe, run_row
 from bp_torch.training import Config, Stopped, TrainingError, open_run, train
 from bp_torch.training.interruption import Signals
@@ -41,6 +42,7 @@ def test_rows_are_the_published_ones() -> None:
     by_group: dict[str, list[float]] = {}
     for row in ROWS:
         by_group.setdefault(row.group, []).append(row.published)
+        assert row.kind in get_args(Kind)
         config = row.config()
         assert config.validation, "ours is measured at an epoch that was chosen without the test set"
         assert (config.sizes[0], config.sizes[-1], config.seed, config.recipe) == (784, 10, 0, row.name)
@@ -211,7 +213,7 @@ def test_table_fits_the_terminal_and_names_source_network_and_recipe_of_each_row
     assert max(map(len, shown.splitlines())) <= 80
     words = " ".join(shown.split())
     for row in ROWS:
-        about = re.escape(f"{report.network(row)}, {report.recipe(row)}")
+        about = re.escape(f"{report.network(row)}, {report.summary(row)}")
         (place,) = [match.start() for match in re.finditer(rf" {row.name} [^,]{{10,40}} {about} ", words)]
         assert max((row.source for row in ROWS), key=lambda source: words.rfind(source, 0, place)) == row.source
 
@@ -230,3 +232,40 @@ def test_page_and_picture_are_made_from_the_results() -> None:
 
 def test_results_are_in_the_package() -> None:
     assert results.FILE.is_file() and os.path.commonpath([results.FILE, DOCS.parent / "bp_torch"]).endswith("bp_torch")
+
+
+def test_data_are_in_the_package() -> None:
+    package = DOCS.parent / "bp_torch"
+    settings = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())
+    packed = {
+        file for part in settings["tool"]["setuptools"]["package-data"]["bp_torch"] for file in package.glob(part)
+    }
+    assert {file for file in (package / "ladder").iterdir() if file.is_file() and file.suffix != ".py"} <= packed
+
+
+def test_row_is_made_of_layers_of_which_the_later_ones_win() -> None:
+    table = """
+        [parts.slow]
+        fields = { epochs = 9, seed = 1 }
+        note = "Slow."
+        [parts.wide]
+        fields = { seed = 3 }
+        note = "Wide."
+        [[sources]]
+        group = "a group"
+        year = 2001
+        source = "A paper"
+        seeds = 2
+        parts = ["slow"]
+        fields = { epochs = 5, seed = 2 }
+        note = "Of the source."
+        [sources.rows]
+        one = { published = 1.5, hidden = [30, 20], parts = ["wide"], note = "Its own." }
+        two = { published = 2.5, kind = "best of several", fields = { epochs = 7 } }
+    """
+    one, two = read_rows(table)
+    fields = {"epochs": 5, "seed": 3, "sizes": (784, 30, 20, 10)}
+    note = "Slow. Of the source. Wide. Its own."
+    assert one == Row("one", "a group", 2001, "A paper", 1.5, "one network", fields, note, 2)
+    fields = {"epochs": 7, "seed": 2}
+    assert two == Row("two", "a group", 2001, "A paper", 2.5, "best of several", fields, "Slow. Of the source.", 2)

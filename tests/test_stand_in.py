@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from bp_torch.activations import ACTIVATIONS
-from bp_torch.benchmark.contenders import CONTENDERS, NOT_RECORDED, OURS, Task
-from bp_torch.benchmark.race import compare
+from bp_torch.benchmark.contenders import CONTENDERS, NOT_RECORDED, OURS
+from bp_torch.benchmark.race import Task, compare
 from bp_torch.checkpoint import State
 from bp_torch.commands import explain, verify
 from bp_torch.data import load

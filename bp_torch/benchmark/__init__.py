@@ -8,11 +8,11 @@
 
 Every contender does the same task: the same start, the same batches in the same order, the same cost, plain SGD in
 float32, with the shuffle and the gathering of the batches included. contenders.py and with_jax.py hold them, race.py
-times them, networks.py times many networks at once, accuracy.py the time to an accuracy. report.py makes the tables,
-the JSON and the picture. This package may use autograd: autograd is what it compares with.
+times them, networks.py has those of many networks at once, accuracy.py the time to an accuracy. report.py makes the
+tables, the JSON and the picture. This package may use autograd: autograd is what it compares with.
 """
 
-from bp_torch.benchmark.contenders import CONTENDERS, Contender, Task
-from bp_torch.benchmark.race import BenchmarkError, Measurement, Result, compare
+from bp_torch.benchmark.contenders import CONTENDERS
+from bp_torch.benchmark.race import BenchmarkError, Contender, Measurement, Task, Timing, compare
 
-__all__ = ["CONTENDERS", "BenchmarkError", "Contender", "Measurement", "Result", "Task", "compare"]
+__all__ = ["CONTENDERS", "BenchmarkError", "Contender", "Measurement", "Task", "Timing", "compare"]

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -27,7 +27,6 @@ import torch
 from bp_torch import text
 from bp_torch.benchmark.race import THREAD_VARIABLES, BenchmarkError
 from bp_torch.benchmark.report import describe_machine
-from bp_torch.cli import one_line_errors, parse
 from bp_torch.data import load
 from bp_torch.files import replace_file
 
@@ -58,46 +57,6 @@ EPOCH_LINE = re.compile(r"^\s*\d+\s+(?:[\d.]+\s+[\d.]+%\s+[\d.]+\s+|accuracy )([
 """A line of train.py, or of the two scripts, and its accuracy on the test set in %."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What is measured. Raises ValueError for what cannot be."""
-
-    targets: tuple[float, ...] = tuple(RECIPES)
-    """Accuracies on the test set in %."""
-    contenders: tuple[ContenderName, ...] = tuple(NAMES)
-    """Who is measured; scikit-learn for 97 and 98 only."""
-    seeds: int = 5
-    """Runs of each, with the seeds 0, 1, …; at most three for 99.4."""
-    threads: int = 2
-    """CPU threads."""
-    give_up: float = 1200.0
-    """Seconds after which a run is ended."""
-    out: Path = Path("time-to-accuracy.json")
-    """File of the results."""
-    data_dir: Path = Path("data")
-    """Folder of the data sets; filled before the first measurement."""
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        if unknown := [target for target in self.targets if target not in RECIPES]:
-            wanted = ", ".join(f"{target:g}" for target in RECIPES)
-            raise ValueError(f"--targets: wanted some of {wanted}, got {unknown[0]:g}")
-        for name in ("seeds", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}: wanted 1 or more, got {getattr(self, name)}")
-        if not self.give_up > 0:
-            raise ValueError(f"--give-up: wanted more than 0, got {self.give_up}")
-
-
-def main(arguments: list[str]) -> None:
-    """``python -m bp_torch benchmark accuracy``."""
-    about = "Seconds from starting a process until its test accuracy reaches a target."
-    options = parse(Options, prog="python -m bp_torch benchmark accuracy", description=about, args=arguments)
-    with one_line_errors():
-        measure(options)
-        print(f"\n{table(read(options.out))}")
-
-
 def shown(contender: ContenderName, target: float) -> str:
     """The command as one would type it, without seed, threads and folders."""
     flags = RECIPES[target]
@@ -109,12 +68,14 @@ def shown(contender: ContenderName, target: float) -> str:
     return f"python train.py {OURS} {flags}" + " --deform both" * ("--sigma" in flags)
 
 
-def command(contender: ContenderName, target: float, seed: int, options: Options, runs: Path) -> list[str]:
-    """What is started. Ours is train.py by its other name, which needs no clone."""
+def command(
+    contender: ContenderName, target: float, seed: int, *, threads: int, data_dir: Path, runs: Path
+) -> list[str]:
+    """The process that is started. Ours is train.py by its other name, which needs no clone."""
     _, file, *flags = shown(contender, target).split()
     start = ["-m", "bp_torch", "train"] if contender == "ours" else [str(HERE / Path(file).name)]
-    places = ["--seed", str(seed), "--data-dir", str(options.data_dir)]
-    places += [] if contender == "scikit-learn" else ["--threads", str(options.threads)]
+    places = ["--seed", str(seed), "--data-dir", str(data_dir)]
+    places += [] if contender == "scikit-learn" else ["--threads", str(threads)]
     places += ["--runs-dir", str(runs), "--device", "cpu"] if contender == "ours" else []
     return [sys.executable, *start, *flags, *places]
 
@@ -159,54 +120,60 @@ def read(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def measure(options: Options) -> None:
-    """Make the measurements that are missing, in turns: all contenders of a seed, then the next seed."""
-    load("mnist", options.data_dir)  # unpacked before the first measurement
+def measure(
+    *,
+    targets: Sequence[float],
+    contenders: Sequence[ContenderName],
+    seeds: int,
+    threads: int,
+    give_up: float,
+    out: Path,
+    data_dir: Path,
+) -> None:
+    """Make the measurements that ``out`` does not have, in turns: all contenders of a seed, then the next seed."""
+    load("mnist", data_dir)  # unpacked before the first measurement
     machine = describe_machine(torch.device("cpu"))
     tasks = [
         (target, seed, contender)
-        for target in options.targets
-        for seed in range(min(options.seeds, 3) if target > 99 else options.seeds)
-        for contender in options.contenders
+        for target in targets
+        for seed in range(min(seeds, 3) if target > 99 else seeds)
+        for contender in contenders
         if contender != "scikit-learn" or target in SKLEARN_TARGETS
     ]
     for target, seed, contender in tasks:
-        same = {"target": target, "seed": seed, "contender": contender, "threads": options.threads}
-        done = read(options.out)
+        same = {"target": target, "seed": seed, "contender": contender, "threads": threads}
+        done = read(out)
         if any(same.items() <= one.items() for one in done):
             continue
         with tempfile.TemporaryDirectory() as runs:
-            started = command(contender, target, seed, options, Path(runs))
-            seconds = seconds_until(target, started, options.threads, options.give_up)
-        about = {"command": shown(contender, target), "give_up": options.give_up}
+            started = command(contender, target, seed, threads=threads, data_dir=data_dir, runs=Path(runs))
+            seconds = seconds_until(target, started, threads, give_up)
+        about = {"command": shown(contender, target), "give_up": give_up}
         about |= {name: machine[name] for name in ("cpu", "torch", "python", "date")}
-        replace_file(options.out, json.dumps([*done, same | {"seconds": seconds} | about], indent=1).encode())
+        replace_file(out, json.dumps([*done, same | {"seconds": seconds} | about], indent=1).encode())
         said = "not reached" if seconds is None else f"{seconds:.1f} s"
         print(f"{target:g} %, seed {seed}, {contender}: {said}", flush=True)
 
 
 def cell(found: list[dict[str, Any]]) -> str:
-    """4.3 ± 0.1; or how many got there, and the limit."""
+    """4.3 ± 0.1; or how many did not get there, and the limit."""
     times = [one["seconds"] for one in found if one["seconds"] is not None]
-    if not found:
-        return ""
-    if len(times) < len(found):
+    if missing := len(found) - len(times):
         limit = f"not within {max(one['give_up'] for one in found):,.0f} s, or its epochs"
-        return f"{limit}: {len(found) - len(times)} of {len(found)}" if times else limit
+        return f"{limit}: {missing} of {len(found)}" if times else limit
     spread = f" ± {text.number(stdev(times), 2)}" if len(times) > 1 else ""
-    return f"{text.number(fmean(times))}{spread}"
+    return f"{text.number(fmean(times))}{spread}" if times else ""
 
 
 def table(measurements: list[dict[str, Any]]) -> str:
     """A row for each contender, a column for each target, in Markdown; below, the commands."""
     targets = sorted({one["target"] for one in measurements})
-    who = [name for name in NAMES if any(one["contender"] == name for one in measurements)]
-
-    def of(name: str, target: float) -> list[dict[str, Any]]:
-        return [one for one in measurements if one["contender"] == name and one["target"] == target]
-
-    rows = [[NAMES[name], *(cell(of(name, target)) for target in targets)] for name in who]
+    rows = {name: [NAMES[name]] for name in NAMES if any(one["contender"] == name for one in measurements)}
+    commands = dict[str, None]()
+    for target in targets:
+        for name, row in rows.items():
+            found = [one for one in measurements if (one["contender"], one["target"]) == (name, target)]
+            row.append(cell(found))
+            commands |= dict.fromkeys(f"- {target:g} %: `{one['command']}`" for one in found)
     header = ["seconds until the test accuracy is", *(f"{target:g} %" for target in targets)]
-    commands = [f"{target:g} %: `{one}`" for target in targets for name in who
-                for one in dict.fromkeys(found["command"] for found in of(name, target))]  # fmt: skip
-    return "\n".join([text.table(header, rows, markdown=True), "", *(f"- {line}" for line in commands)])
+    return "\n".join([text.table(header, list(rows.values()), markdown=True), "", *commands])

@@ -5,62 +5,33 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from bp_torch.benchmark.race import FLOOR, Contender, Maker, Task, UnavailableError
 from bp_torch.convert import to_sequential
-from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, Examples, one_hot, permutation
+from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, one_hot
 from bp_torch.device import DeviceError
-from bp_torch.network import Network, layer_views
+from bp_torch.network import layer_views
 from bp_torch.recorder import Recorder
-from bp_torch.training import Config
 
 
-class UnavailableError(RuntimeError):
-    """A contender cannot run on this machine. The message says why."""
+def or_unavailable(contender: Contender, error: type[Exception]) -> Contender:
+    """The contender, but an ``error`` in an epoch says that it is unavailable: there is no compiler, or no graph."""
 
+    def epoch(order: Tensor) -> None:
+        try:
+            contender.epoch(order)
+        except error as reason:
+            raise UnavailableError([*str(reason).strip().splitlines(), repr(reason)][0]) from reason
 
-class Task(NamedTuple):
-    """What every contender has to do: how, and on which training examples, the first of the config's data set."""
-
-    config: Config
-    examples: Examples
-
-    @property
-    def device(self) -> torch.device:
-        """Where the contenders run, all but the NumPy one."""
-        return self.examples.x.device
-
-    @property
-    def batch_size(self) -> int:
-        """Examples per step."""
-        assert isinstance(self.config.batch_size, int)
-        return self.config.batch_size
-
-    def network(self) -> Network:
-        """A new network with the initial values, the same for all."""
-        return self.config.network(self.device)
-
-    def order(self, epoch: int) -> Tensor:
-        """The shuffled indices (N,) of one epoch, the same for all."""
-        return permutation(len(self.examples.labels), self.config.seed, epoch, self.device)
-
-
-class Contender(NamedTuple):
-    """``epoch(order)`` makes one step for each batch of ``order``; ``parameters()`` is θ, (P,)."""
-
-    epoch: Callable[[Tensor], None]
-    parameters: Callable[[], Tensor]
-
-
-Maker = Callable[[Task], Contender]
-"""Makes a contender that starts from the initial values. Raises UnavailableError, or its first epoch does."""
+    return contender._replace(epoch=epoch)
 
 
 def ours(task: Task, *, record: bool = True) -> Contender:
@@ -77,23 +48,17 @@ def ours(task: Task, *, record: bool = True) -> Contender:
 
 def ours_compiled(task: Task) -> Contender:
     """The training step of train.py --compile."""
-    contender = ours(task._replace(config=replace(task.config, compile=True)))
-
-    def epoch(order: Tensor) -> None:
-        try:
-            contender.epoch(order)
-        except DeviceError as error:
-            raise UnavailableError(str(error)) from error
-
-    return Contender(epoch, contender.parameters)
+    return or_unavailable(ours(task._replace(config=replace(task.config, compile=True))), DeviceError)
 
 
 Batches = Callable[[Tensor], Iterable[tuple[Tensor, Tensor]]]
 """Takes the indices of an epoch to its batches, x (B, 784) and y (B, 10)."""
 
 
-def autograd(task: Task, batches: Batches, *, fused: bool = False, compile_mode: str | None = None) -> Contender:
-    """The usual code: ``nn.Sequential``, ``backward()``, ``optim.SGD``; compiled if a mode is given."""
+def usual_step(
+    task: Task, *, fused: bool = False, compile_mode: str | None = None
+) -> tuple[nn.Sequential, Callable[[Tensor, Tensor], None]]:
+    """The usual code: ``nn.Sequential``, and ``backward()`` and ``optim.SGD``; compiled if a mode is given."""
     model = to_sequential(task.network())
     optimizer = torch.optim.SGD(model.parameters(), lr=task.config.learning_rate, fused=fused)
 
@@ -102,11 +67,21 @@ def autograd(task: Task, batches: Batches, *, fused: bool = False, compile_mode:
 
     cost = torch.compile(mean_cost, dynamic=False, mode=compile_mode) if compile_mode else mean_cost
 
+    def step(x: Tensor, y: Tensor) -> None:
+        optimizer.zero_grad()
+        cost(x, y).backward()
+        optimizer.step()
+
+    return model, step
+
+
+def autograd(task: Task, batches: Batches, **options: Any) -> Contender:
+    """The usual step for each of the batches."""
+    model, step = usual_step(task, **options)
+
     def epoch(order: Tensor) -> None:
         for x, y in batches(order):
-            optimizer.zero_grad()
-            cost(x, y).backward()
-            optimizer.step()
+            step(x, y)
 
     return Contender(epoch, lambda: parameters_to_vector(model.parameters()).detach())
 
@@ -162,29 +137,15 @@ def autograd_in_memory(task: Task, compile_mode: str | None = None) -> Contender
 def autograd_compiled(task: Task, mode: str = "default") -> Contender:
     """The same, with forward and backward compiled."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a GPU that nobody asked for
-    contender = autograd_in_memory(task, mode)
-
-    def epoch(order: Tensor) -> None:
-        try:
-            contender.epoch(order)
-        except RuntimeError as error:  # no compiler, or a Python that torch.compile does not know yet
-            raise UnavailableError(str(error).strip().splitlines()[0]) from error
-
-    return Contender(epoch, contender.parameters)
+    # RuntimeError: no compiler, or a Python that torch.compile does not know yet
+    return or_unavailable(autograd_in_memory(task, mode), RuntimeError)
 
 
 def autograd_cuda_graph(task: Task) -> Contender:
     """A whole step in a CUDA graph, as PyTorch's notes on CUDA graphs have it: the copied batch, backward, SGD."""
     x, y = in_memory(task)
-    model = to_sequential(task.network())
-    optimizer = torch.optim.SGD(model.parameters(), lr=task.config.learning_rate, fused=True)
+    model, step = usual_step(task, fused=True)
     still_x, still_y = x[: task.batch_size].clone(), y[: task.batch_size].clone()
-
-    def step(batch_x: Tensor, batch_y: Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        (functional.mse_loss(model(batch_x), batch_y, reduction="sum") / len(batch_y)).backward()
-        optimizer.step()
-
     start = [parameter.detach().clone() for parameter in model.parameters()]
     stream = torch.cuda.Stream(task.device)
     stream.wait_stream(torch.cuda.current_stream(task.device))
@@ -271,13 +232,12 @@ def numpy_by_hand(task: Task) -> Contender:
 
 
 def floor(task: Task) -> Contender:
-    """What no implementation can do without. It learns nothing.
+    """The work that no implementation can do without. It learns nothing.
 
     For each batch: gather the pixels as bytes, turn them into floats, multiply the large matrices; recorded and
     replayed as ours is. The products of a layer (a Wᵀ forward; δᵀ a and, except for the first layer, δ W backward)
     count as large if it has at least a tenth of the weights of the largest layer: of 784-16-16-10 those of layer 1, of
-    784-512-512-10 those of layers 1 and 2.
-    Everything else (biases, φ, φ′, the cost, the step) is left out.
+    784-512-512-10 those of layers 1 and 2. Everything else (biases, φ, φ′, the cost, the step) is left out.
     """
     weights = task.network().weights
     large = [layer for layer, w in enumerate(weights) if 10 * w.numel() >= max(w.numel() for w in weights)]
@@ -308,7 +268,7 @@ def floor(task: Task) -> Contender:
     return Contender(epoch, lambda: weights[0])
 
 
-OURS, NOT_RECORDED, FLOOR, IN_MEMORY = "ours", "ours, not recorded", "floor", "autograd, in memory"
+OURS, NOT_RECORDED, IN_MEMORY = "ours", "ours, not recorded", "autograd, in memory"
 
 CONTENDERS: dict[str, Maker] = {
     OURS: ours,

@@ -1,7 +1,8 @@
-"""What is reported of a measurement: tables in Markdown, JSON, and a picture."""
+"""The reports of the measurements: tables in Markdown, JSON, and a picture."""
 
 import json
 import platform
+import re
 from datetime import date
 from math import ceil
 from pathlib import Path
@@ -13,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from bp_torch.benchmark.contenders import FLOOR, IN_MEMORY, NOT_RECORDED, OURS
-from bp_torch.benchmark.race import TOLERANCE, TURN, Measurement
+from bp_torch.benchmark.contenders import IN_MEMORY, NOT_RECORDED, OURS
+from bp_torch.benchmark.race import FLOOR, TOLERANCE, TURN, Measurement, Timing
 from bp_torch.text import count, number, table
 
 Machine = dict[str, str | int]
@@ -23,8 +24,7 @@ Machine = dict[str, str | int]
 def describe_machine(device: torch.device) -> Machine:
     """The date, the hardware and the versions of a measurement."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = re.findall(r"^model name\s*: *(.*\S)", info.read_text(), re.MULTILINE) if info.exists() else []
     return {
         "date": date.today().isoformat(),
         "cpu": (names or [platform.processor() or platform.machine()])[0],
@@ -42,13 +42,12 @@ def contender_table(m: Measurement) -> str:
     header = ("contender", "ms per epoch", "÷ ours", "÷ floor", "first epoch, s", "difference from ours")
     rows = []
     for r in m.results:
-        if r.seconds is None or r.first_epoch is None:
-            rows.append([r.name, f"cannot run here: {r.note}", "", "", "", ""])
-            continue
-        time = ("" if r.fraction == 1 else "~") + number(1e3 * r.seconds)
-        ratios = [number(m.ratio(r.name, other)) for other in (OURS, FLOOR)]
-        difference = "" if r.difference is None else number(r.difference, 1)
-        rows.append([r.name, time, *ratios, number(r.first_epoch), difference])
+        cells = [f"cannot run here: {r.note}", "", "", "", ""]
+        if r.seconds is not None and r.first_epoch is not None:
+            time = ("" if r.fraction == 1 else "~") + number(1e3 * r.seconds)
+            ratios = [number(m.ratio(r.name, other)) for other in (OURS, FLOOR)]
+            cells = [time, *ratios, number(r.first_epoch), "" if r.difference is None else number(r.difference, 1)]
+        rows.append([r.name, *cells])
     title = f"{m.network}, batches of {m.batch_size:,}, {m.parameters:,} parameters, {m.examples:,} examples"
     text = f"{title}\n\n{table(header, rows, markdown=True)}"
     if any(r.fraction < 1 for r in m.results):
@@ -73,15 +72,25 @@ def growth_table(measurements: list[Measurement]) -> str:
     return table(list(rows[0]), [list(row.values()) for row in rows], markdown=True)
 
 
+def networks_table(results: list[dict[str, Any]]) -> str:
+    """One row for each contender of many networks at once."""
+    header = ("contender", "networks", "ms per epoch and network", "÷ one alone", "difference from ours")
+    rows = []
+    for result in results:
+        cells = [f"cannot run here: {result['note']}", "", ""]
+        if result["seconds"] is not None:
+            cells = [number(value) for value in (1e3 * result["seconds"], result["ratio"], result["difference"])]
+        rows.append([result["name"], str(result["networks"]), *cells])
+    return table(header, rows, markdown=True)
+
+
 def as_json(measurements: list[Measurement], machine: Machine, rounds: int) -> str:
     """Everything that was measured, to be read by a program."""
-    reported: list[dict[str, Any]] = [m._asdict() for m in measurements]
-    for fields, m in zip(reported, measurements, strict=True):
-        fields["results"] = [
-            r._asdict()
-            | {f"ratio_to_{other}": None if r.seconds is None else m.ratio(r.name, other) for other in (OURS, FLOOR)}
-            for r in m.results
-        ]
+
+    def result(m: Measurement, r: Timing) -> dict[str, Any]:
+        return r._asdict() | {f"ratio_to_{other}": r.seconds and m.ratio(r.name, other) for other in (OURS, FLOOR)}
+
+    reported = [m._asdict() | {"results": [result(m, r) for r in m.results]} for m in measurements]
     report = {"machine": machine, "rounds": rounds, "tolerance": TOLERANCE, "measurements": reported}
     return json.dumps(report, indent=2)
 

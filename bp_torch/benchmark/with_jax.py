@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bp_torch.benchmark.contenders import Contender, Task, UnavailableError
+from bp_torch.benchmark.race import Contender, Task, UnavailableError
 from bp_torch.data import PIXEL_SCALE, one_hot
 
 
@@ -57,22 +57,19 @@ def epoch_of(task: Task, jax: Any) -> Callable[..., Any]:
     return epoch
 
 
-def jax_contender(
-    task: Task, start: Tensor | None = None, rates: list[float] | None = None, *, own_order: bool = False
-) -> Contender:
-    """One network; or K from ``start`` (K, P) with learning rates (K,), each with an order of its own, or one for all.
+def jax_contender(task: Task) -> Contender:
+    """The network of the task, or K networks at once.
 
     Raises UnavailableError without JAX, or on a GPU, where JAX would need an installation of its own.
     """
     if task.device.type != "cpu":
         raise UnavailableError("measured on the CPU only")
     jax = load_jax()
-    epoch = epoch_of(task, jax)
-    if start is not None:
-        epoch = jax.vmap(epoch, (0, 0, 0 if own_order else None))
-    start = task.network().parameters if start is None else start
-    compiled, theta = jax.jit(epoch), jax.numpy.asarray(start.numpy().copy())
-    rate = jax.numpy.asarray(task.config.learning_rate if rates is None else rates, dtype=np.float32)
+    epoch, rates = epoch_of(task, jax), [member.learning_rate for member in task.members]
+    if task.groups:
+        epoch = jax.vmap(epoch, (0, 0, 0 if task.own_order else None))
+    compiled, theta = jax.jit(epoch), jax.numpy.asarray(task.start().numpy().copy())
+    rate = jax.numpy.asarray(rates if task.groups else rates[0], dtype=np.float32)
 
     def run(order: Tensor) -> None:
         nonlocal theta

@@ -1,4 +1,4 @@
-"""The command: read the flags, compare at every size asked for, print the tables, write the picture.
+"""``python -m bp_torch benchmark`` and ``benchmark accuracy``: measure what is asked for, print tables, draw a picture.
 
 On the CPU one thread is the default: on small layers a second one mostly waits, and the comparison would be one of
 scheduling. NumPy's library reads its number of threads only once, when it is loaded, so the command starts itself again
@@ -6,27 +6,32 @@ with that number in the environment.
 """
 
 import io
+import json
 import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
-from bp_torch.benchmark import accuracy
-from bp_torch.benchmark.contenders import CONTENDERS, CUDA_CONTENDERS, Task
-from bp_torch.benchmark.networks import networks_json, networks_table, race
-from bp_torch.benchmark.race import THREAD_VARIABLES, TOLERANCE, compare
-from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table
+from bp_torch.benchmark.accuracy import NAMES, RECIPES, ContenderName, measure, read, table
+from bp_torch.benchmark.contenders import CONTENDERS, CUDA_CONTENDERS
+from bp_torch.benchmark.networks import compare_networks
+from bp_torch.benchmark.race import THREAD_VARIABLES, TOLERANCE, Task, compare
+from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table, networks_table
 from bp_torch.benchmark.with_jax import jax_contender
 from bp_torch.cli import one_line_errors, parse
 from bp_torch.data import load
 from bp_torch.device import choose_device, set_precision
 from bp_torch.files import replace_file
+from bp_torch.flags import Within, check_bounds
 from bp_torch.training import Config
 
+COMMAND = "python -m bp_torch benchmark"
+
 CPU_CONTENDERS = CONTENDERS | {"JAX, jit(scan)": jax_contender}
-"""On a CPU: the last where JAX is installed."""
+"""The contenders on a CPU: the last where JAX is installed."""
 
 SWEEP: tuple[tuple[tuple[int, ...], int], ...] = (
     ((784, 16, 16, 10), 100),
@@ -39,7 +44,7 @@ SWEEP: tuple[tuple[tuple[int, ...], int], ...] = (
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured. Raises ValueError for a value that cannot be measured."""
+    """The flags of ``benchmark``. Raises ValueError for a value that cannot be measured."""
 
     sizes: tuple[int, ...] | None = None
     """Neurons per layer: 784 pixels first, 10 digits last. None: 784 16 16 10."""
@@ -47,14 +52,14 @@ class Options:
     """Examples per step. None: 100."""
     sweep: bool = False
     """Measure four sizes, from small to large. Not with --sizes and --batch-size. Takes minutes."""
-    networks: int | None = None
+    networks: Annotated[int | None, Within(least=2)] = None
     """Instead, train so many networks at once, as the sweep does, and time them beside one alone. No picture. None:
     time the contenders."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto for the first GPU there is."""
     threads: int = 1
     """CPU threads, for all contenders."""
-    rounds: int = 7
+    rounds: Annotated[int, Within(least=1)] = 7
     """Times that each contender is timed; the median is reported."""
     json: bool = False
     """Print the results as JSON instead of tables."""
@@ -65,39 +70,65 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
-        if self.rounds < 1:
-            raise ValueError(f"--rounds: wanted 1 or more, got {self.rounds}")
+        check_bounds(self)
         if self.out.suffix != ".png":
             raise ValueError(f"--out: wanted a name that ends in .png, got {self.out}")
         if not self.out.parent.is_dir():
             raise ValueError(f"--out: no folder {self.out.parent}")
-        if self.networks is not None and (self.networks < 2 or self.sweep):
-            wanted = "no --sweep" if self.sweep else f"2 or more, got {self.networks}"
-            raise ValueError(f"--networks: wanted {wanted}")
+        if self.networks and self.sweep:
+            raise ValueError("--networks: wanted no --sweep")
         for flag, value in (("sizes", self.sizes), ("batch-size", self.batch_size)):
             if self.sweep and value is not None:
                 raise ValueError(f"--{flag} has no effect with --sweep, which has its own: leave one of them out")
-        for sizes, batch_size in self.tasks:
-            Config(sizes=sizes, batch_size=batch_size, threads=self.threads)
+        self.configs()
 
-    @property
-    def tasks(self) -> tuple[tuple[tuple[int, ...], int], ...]:
-        """Sizes and batch size of each measurement."""
+    def configs(self) -> list[Config]:
+        """The config of each measurement. Raises ValueError for sizes, a batch size or threads that cannot be."""
         own = self.sizes or SWEEP[0][0], SWEEP[0][1] if self.batch_size is None else self.batch_size
-        return SWEEP if self.sweep else (own,)
+        return [
+            Config(sizes=sizes, batch_size=batch_size, threads=self.threads, data_dir=self.data_dir, log=False)
+            for sizes, batch_size in (SWEEP if self.sweep else (own,))
+        ]
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The flags of ``benchmark accuracy``. Raises ValueError for what cannot be measured."""
+
+    targets: tuple[float, ...] = tuple(RECIPES)
+    """Accuracies on the test set in %."""
+    contenders: tuple[ContenderName, ...] = tuple(NAMES)
+    """Who is measured; scikit-learn for 97 and 98 only."""
+    seeds: Annotated[int, Within(least=1)] = 5
+    """Runs of each, with the seeds 0, 1, …; at most three for 99.4."""
+    threads: Annotated[int, Within(least=1)] = 2
+    """CPU threads."""
+    give_up: Annotated[float, Within(above=0)] = 1200.0
+    """Seconds after which a run is ended."""
+    out: Path = Path("time-to-accuracy.json")
+    """File of the results."""
+    data_dir: Path = Path("data")
+    """Folder of the data sets; filled before the first measurement."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_bounds(self)
+        if unknown := [target for target in self.targets if target not in RECIPES]:
+            wanted = ", ".join(f"{target:g}" for target in RECIPES)
+            raise ValueError(f"--targets: wanted some of {wanted}, got {unknown[0]:g}")
 
 
 def main(arguments: list[str]) -> None:
     """``python -m bp_torch benchmark``, and ``python -m bp_torch benchmark accuracy``."""
     if arguments[:1] == ["accuracy"]:
-        accuracy.main(arguments[1:])
+        about = "Seconds from starting a process until its test accuracy reaches a target."
+        wanted = parse(Accuracy, prog=f"{COMMAND} accuracy", description=about, args=arguments[1:])
+        with one_line_errors():
+            measure(**vars(wanted))
+            print(f"\n{table(read(wanted.out))}")
         return
-    options = parse(
-        Options,
-        prog="python -m bp_torch benchmark",
-        description="Time the hand-written backward beside what you would otherwise write.",
-        args=arguments,
-    )
+    about = "Time the hand-written backward beside what you would otherwise write."
+    options = parse(Options, prog=COMMAND, description=about, args=arguments)
     threads = dict.fromkeys(THREAD_VARIABLES, str(options.threads))
     if not threads.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", "bp_torch", "benchmark", *arguments], os.environ | threads)
@@ -114,15 +145,14 @@ def run(options: Options) -> None:
     machine = describe_machine(device)
     show = (lambda text: None) if options.json else print
     show(", ".join(f"{name} {value}" for name, value in machine.items()))
+    tasks = [Task(config, examples) for config in options.configs()]
     if options.networks:
-        ((sizes, batch_size),) = options.tasks
-        config = Config(sizes=sizes, batch_size=batch_size, data_dir=options.data_dir, log=False)
-        results = race(Task(config, examples), options.networks, options.rounds)
-        print(networks_json(results, machine, options.rounds) if options.json else f"\n{networks_table(results)}")
+        results = compare_networks(tasks[0], options.networks, options.rounds)
+        report = {"machine": machine, "rounds": options.rounds, "results": results}
+        print(json.dumps(report, indent=2) if options.json else f"\n{networks_table(results)}")
         return
     measurements = []
-    for sizes, batch_size in options.tasks:
-        task = Task(Config(sizes=sizes, batch_size=batch_size, data_dir=options.data_dir), examples)
+    for task in tasks:
         contenders = CUDA_CONTENDERS if device.type == "cuda" else CPU_CONTENDERS
         measurements.append(compare(contenders, task, options.rounds))
         show(f"\n{contender_table(measurements[-1])}")

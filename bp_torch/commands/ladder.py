@@ -1,11 +1,14 @@
 """``python -m bp_torch ladder``, ``ladder run ROW`` and ``ladder docs``: flags in, a line for each error."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from bp_torch.cli import fail, one_line_errors, parse
+from bp_torch.flags import Within, check_bounds
 from bp_torch.ladder import results
-from bp_torch.ladder.report import listing, ours, write
+from bp_torch.ladder.report import PAGE, PICTURE, listing, ours, write
 from bp_torch.ladder.rows import find
 from bp_torch.ladder.run import COMMAND, run_row
 from bp_torch.training.config import SEEDS
@@ -13,18 +16,18 @@ from bp_torch.training.interruption import Stopped
 
 
 @dataclass(frozen=True)
-class Table:
-    """What is printed."""
+class Options:
+    """The flags of ``ladder``, which prints the table."""
 
     json: Path = results.FILE
     """File of the results."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """What is trained. Raises ValueError for a seed that cannot be."""
+class Run(Options):
+    """The flags of ``ladder run``. Raises ValueError for a seed that cannot be."""
 
-    seeds: int | None = None
+    seeds: Annotated[int | None, Within(least=1)] = None
     """Networks: seeds --first-seed, --first-seed + 1, … None: as many as the row has, 5, or 3 for a large one."""
     first_seed: int = 0
     """The first seed."""
@@ -36,23 +39,18 @@ class Run:
     """Folder of the data sets."""
     runs_dir: Path = Path("runs/ladder")
     """Folder of the runs, with a folder for each row in it."""
-    json: Path = results.FILE
-    """File of the results."""
 
     def __post_init__(self) -> None:
         """Check the seeds."""
-        if self.seeds is not None and self.seeds < 1:
-            raise ValueError(f"--seeds: wanted 1 or more, got {self.seeds}")
+        check_bounds(self)
         if not 0 <= self.first_seed < SEEDS - (self.seeds or 0):
             raise ValueError(f"--first-seed: wanted 0 or more, all seeds below {SEEDS:,}, got {self.first_seed}")
 
 
 @dataclass(frozen=True)
-class Docs:
-    """What is written."""
+class Docs(Options):
+    """The flags of ``ladder docs``."""
 
-    json: Path = results.FILE
-    """File of the results."""
     out: Path = Path("docs")
     """Folder of ladder.md and ladder.png."""
 
@@ -67,14 +65,13 @@ def main(arguments: list[str]) -> None:
             elif name == "docs":
                 docs = parse(Docs, prog=f"{COMMAND} docs", description="Write docs/ladder.md.", args=rest)
                 write(results.read(docs.json), docs.out)
-                print(f"saved {docs.out / 'ladder.md'} and {docs.out / 'ladder.png'}")
+                print(f"saved {docs.out / PAGE} and {docs.out / PICTURE}")
             elif name and not name.startswith("-"):
                 fail(f"{COMMAND}: wanted run ROW, docs or nothing, got {name!r}", 2)
             else:
-                about = (
-                    "Published results of plain networks and ours, as a table. See also: ladder run ROW, ladder docs."
-                )
-                print(listing(results.read(parse(Table, prog=COMMAND, description=about, args=arguments).json)))
+                about = "Published results of plain networks and ours, as a table."
+                about += " See also: ladder run ROW, ladder docs."
+                print(listing(results.read(parse(Options, prog=COMMAND, description=about, args=arguments).json)))
         except Stopped as stopped:
             fail(f"{stopped}, or start this command again", stopped.code)
         except ValueError as error:
@@ -83,12 +80,12 @@ def main(arguments: list[str]) -> None:
 
 def train_row(arguments: list[str]) -> None:
     """``ladder run ROW``. Raises ValueError for a row that is not there, and what ``run_row`` raises."""
-    if "--help" in arguments or "-h" in arguments:
-        parse(Run, prog=f"{COMMAND} run ROW", description="Train a row.", args=["--help"])
+    read = partial(parse, Run, prog=f"{COMMAND} run ROW", description="Train a row.")
+    if {"--help", "-h"} & set(arguments):
+        read(args=["--help"])
     if not arguments or arguments[0].startswith("-"):
         fail(f"{COMMAND} run: wanted the name of a row first, got {arguments[0] if arguments else 'none'}", 2)
-    row = find(arguments[0])
-    options = parse(Run, prog=f"{COMMAND} run ROW", description="Train a row.", args=arguments[1:])
+    row, options = find(arguments[0]), read(args=arguments[1:])
     fields = {name: getattr(options, name) for name in ("threads", "device", "data_dir", "runs_dir")}
     seeds = range(options.first_seed, options.first_seed + (options.seeds or row.seeds))
     measured = run_row(row, row.config(**fields), seeds, options.json)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from bp_torch.activations import ACTIVATIONS
 from bp_torch.cli import fail, one_line_errors, parse
+from bp_torch.commands import verify_bench
 from bp_torch.costs import COSTS
 from bp_torch.data import CLASSES, PIXELS, DataError, DatasetName, batch, first_shuffled, load
 from bp_torch.device import choose_device
@@ -21,7 +22,6 @@ from bp_torch.network import Network
 from bp_torch.text import count, folded, table, wrapped
 from bp_torch.training import TrainingError, open_run, read_config
 from bp_torch.training.config import SEEDS, DTypeName
-from bp_torch.verify import bench
 from bp_torch.verify.backward import check_own
 from bp_torch.verify.check import joined
 from bp_torch.verify.comparison import HEADER, Comparison
@@ -121,7 +121,7 @@ COLUMNS = ["", "hidden", "L", "B", "dtype", *HEADER[1:5]]
 def main(arguments: list[str]) -> None:
     """Print what is found, or with ``bench`` the scores. Exit code 1 if any gradient is wrong."""
     if arguments[:1] == ["bench"]:
-        bench.main(arguments[1:])
+        verify_bench.main(arguments[1:])
         return
     options = parse(
         Options,

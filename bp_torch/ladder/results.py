@@ -1,4 +1,4 @@
-"""What was measured for each row: ``results.json`` beside this file, which ``ladder run`` writes."""
+"""The results of each row: ``results.json`` beside this file, which ``ladder run`` writes."""
 
 import json
 from pathlib import Path
@@ -11,42 +11,31 @@ FILE = Path(__file__).with_name("results.json")
 
 
 class Measured(NamedTuple):
-    """The results of a row: ``seeds`` holds, for each seed, test_error in %, epoch, seconds and validation_error."""
+    """The results of a row."""
 
-    seeds: dict[int, dict[str, Any]]
-    config: dict[str, Any]
+    seeds: dict[int, dict[str, Any]]  # for each seed what ``run.read_result`` returns
+    config: dict[str, Any]  # the recipe, as ``run.recipe`` has it
 
     @property
     def errors(self) -> list[float]:
-        """Of each seed, on the test set, in %."""
+        """The error of each seed on the test set, in %."""
         return [self.seeds[seed]["test_error"] for seed in sorted(self.seeds)]
 
     @property
     def mean(self) -> float:
-        """Of the errors."""
+        """The mean of the errors."""
         return fmean(self.errors)
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation of the errors over the seeds; None for one."""
+        """The standard deviation of the errors over the seeds; None for one."""
         return stdev(self.errors) if len(self.seeds) > 1 else None
-
-    @property
-    def seconds(self) -> float:
-        """Of training and evaluation, the mean over the seeds."""
-        return fmean(seed["seconds"] for seed in self.seeds.values())
-
-    def some(self, key: str) -> str:
-        """What the seeds have for ``key``, such as "machine": one value, or several."""
-        return ", ".join(dict.fromkeys(str(self.seeds[seed][key]) for seed in sorted(self.seeds)))
 
 
 def read(file: Path = FILE) -> dict[str, Measured]:
     """The results of every row that has some. Raises ValueError for a file that holds something else."""
-    if not file.exists():
-        return {}
     try:
-        rows = json.loads(file.read_text())
+        rows = json.loads(file.read_text()) if file.exists() else {}
         return {
             name: Measured({int(seed): values for seed, values in row["seeds"].items()}, row["config"])
             for name, row in rows.items()

@@ -54,7 +54,7 @@ def run_row(row: Row, wanted: Config, seeds: range, file: Path = FILE) -> Measur
             saved = read_config(folder)
             check_same(folder, saved, config)
             config = dataclasses.replace(saved, resume=folder)
-        if not finished(folder):
+        if not ((folder / RESULT).exists() and (folder / NETWORK_FILE).exists()):  # the network is written last
             print(f"{row.name}, seed {seed}")
             train(config)
         result = read_result(folder)
@@ -72,15 +72,9 @@ def train_together(row: Row, wanted: Config, seeds: range) -> None:
         if not (folder / JSON).exists():
             sweep(dataclasses.replace(begun, resume=folder))
     elif not folder.exists() and len(seeds) > 1 and quickest(wanted, device, own_batch=True) > 1:
-        fields = {field.name: getattr(wanted, field.name) for field in dataclasses.fields(wanted)}
-        lists = {name: (fields[name],) for name in LISTS}
+        lists = {name: (getattr(wanted, name),) for name in LISTS}
         own = {"recipe": None, "run_name": row.name, "seed": seeds.start, "seeds": len(seeds)}
-        sweep(SweepConfig(**fields | lists | own))
-
-
-def finished(folder: Path) -> bool:
-    """Whether a run is done: the network is written last."""
-    return (folder / RESULT).exists() and (folder / NETWORK_FILE).exists()
+        sweep(SweepConfig(**vars(wanted) | lists | own))
 
 
 def check_same(folder: Path, saved: Config, wanted: Config) -> None:
@@ -94,19 +88,18 @@ def check_same(folder: Path, saved: Config, wanted: Config) -> None:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What results.json has of a seed. Raises TrainingError for a result.json that is damaged."""
+    """The result of a seed as results.json has it. Raises TrainingError for a result.json that is damaged."""
     path = folder / RESULT
     try:
         found = json.loads(path.read_text())
-        machine = describe_machine(torch.device("cuda" if found["device"] == "cuda" else "cpu"))
-        on_gpu = found["device"] == "cuda"
+        device = "cuda" if found["device"] == "cuda" else "cpu"
         return {
             "test_error": round(100 * (1 - found["test_accuracy"]), 4),
             "validation_error": round(100 * (1 - found["validation_accuracy"]), 4),
             "epoch": found["epoch"],
             "seconds": found["seconds"],
             "precision": found["precision"],
-            "machine": machine["device"] if on_gpu else machine["cpu"],
+            "machine": describe_machine(torch.device(device))["device" if device == "cuda" else "cpu"],
             "threads": found["threads"],
             "torch": found["torch"],
             "date": datetime.fromtimestamp(path.stat().st_mtime).date().isoformat(),

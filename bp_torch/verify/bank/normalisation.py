@@ -1,158 +1,158 @@
 """Normalisations and softmaxes: each entry depends on a whole row or column."""
 
-# ruff: noqa: D103 (the name of each layer says what it is)
+# ruff: noqa: D103 (the name and the formula of each layer say what it is)
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bp_torch.verify.bank import Bugs, common, layer, normal
+from bp_torch.verify.bank.layers import layer, normal
 
-X = (12, 10)
-LOST = "multiple of x"
-
-
-def rows(x: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """Normalised rows, and 1 / their deviations."""
-    inverse = torch.rsqrt(x.var(-1, unbiased=False, keepdim=True) + eps)
-    return (x - x.mean(-1, keepdim=True)) * inverse, inverse
+X, W = (12, 10), (10,)
 
 
-@layer("layer norm", lambda x, w, b: functional.layer_norm(x, (10,), w, b), x=X, w=(10,), b=(10,))
-def layer_norm(bug: Bugs, dy: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    n, inverse = rows(x, 0.0 if bug("ε is lost", "") else 1e-5)
-    g = dy if bug("w is lost", "") else dy * w
-    mean = 0 if bug("the mean is lost", "constant along dimension 1|plus a constant") else g.mean(-1, keepdim=True)
-    projection = 0 if bug("the projection is lost", LOST) else n * (g * n).mean(-1, keepdim=True)
-    dx = (g - mean - projection) * (1 if bug("1/σ is lost", "factor that is constant along dimension 1") else inverse)
-    dw = (dy * x).sum(0) if bug("x in place of x̂", "") else (dy * n).sum(0)
-    return dx, dw, dy if bug("b not summed", "not summed over dimension 0") else common(bug, dy.sum(0), "b")
+def normalised(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """x̂ = (x − μ) / σ along one dimension, and 1/σ."""
+    inverse = torch.rsqrt(x.var(dim, unbiased=False, keepdim=True) + 1e-5)
+    return (x - x.mean(dim, keepdim=True)) * inverse, inverse
 
 
-def rms(x: Tensor, w: Tensor) -> Tensor:
-    """Root mean square norm."""
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * w
-
-
-@layer("rms norm", rms, x=X, w=(10,))
-def rms_norm(bug: Bugs, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
-    r = torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+@layer("layer norm", "w (x − μ) / σ + b, by rows", lambda x, w, b: functional.layer_norm(x, W, w, b), x=X, w=W, b=W)
+def layer_norm(dy: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    inverse = torch.rsqrt(x.var(-1, unbiased=False, keepdim=True) + 1e-5)  # 1/σ, (B, 1)
+    n = (x - x.mean(-1, keepdim=True)) * inverse  # x̂, (B, n)
     g = dy * w
-    total = (g * x).sum(-1, keepdim=True) / (1 if bug("a sum, not a mean", LOST, "Liger, rms_norm") else x.shape[-1])
-    power = r * r if bug("r² in place of r³", LOST) else r**3
-    dx = g * r - (0 if bug("the second term is lost", LOST) else x * power * total)
+    mean = g.mean(-1, keepdim=True)
+    projection = n * (g * n).mean(-1, keepdim=True)
+    dx = (g - mean - projection) * inverse
+    dw = (dy * n).sum(0)
+    db = dy.sum(0)
+    return dx, dw, db
+    """ε is lost: + 1e-5 →; w is lost: g = dy
+    the mean is lost: mean = 0 | constant along dimension 1|plus a constant
+    the projection is lost: projection = 0 | multiple of x
+    1/σ is lost: dx = g - mean - projection | factor that is constant along dimension 1
+    x in place of x̂: dw = (dy * x).sum(0); b not summed: db = dy | not summed over dimension 0; ± db of b"""
+
+
+@layer("rms norm", "w x / rms", lambda x, w: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * w, x=X, w=W)
+def rms_norm(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    r = torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)  # (B, 1)
+    g = dy * w
+    total = (g * x).sum(-1, keepdim=True) / x.shape[-1]
+    dx = g * r - x * r**3 * total
     dw = (dy * x * r).sum(0)
-    dw = dw[torch.arange(10) - 1] if bug("w rolled by one", "rolled by 1") else dw
-    return common(bug, dx, "x"), (dy * x).sum(0) if bug("r is lost for w", "") else dw
+    return dx, dw
+    """a sum, not a mean: / x.shape[-1] → | multiple of x  # Liger, rms_norm
+    r² in place of r³: x * r**3 * total → x * (r * r) * total | multiple of x
+    the second term is lost: dx = g * r | multiple of x
+    w rolled by one: return dx, dw[torch.arange(10) - 1] | rolled by 1; ± dx of x
+    r is lost for w: dw = (dy * x).sum(0)"""
 
 
-def batch(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """Batch norm in training."""
-    return (x - x.mean(0)) * torch.rsqrt(x.var(0, unbiased=False) + 1e-5) * w + b
+@layer("batch norm", "w (x − μ) / σ + b, by columns", lambda x, w, b: normalised(x, 0)[0] * w + b, x=(16, 10), w=W, b=W)
+def batch_norm(dy: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    inverse = torch.rsqrt(x.var(0, unbiased=False) + 1e-5)  # 1/σ, (n,)
+    n = (x - x.mean(0)) * inverse  # x̂, (B, n)
+    mean = dy.mean(0)
+    projection = n * (dy * n).mean(0)
+    dx = (dy - mean - projection) * inverse * w
+    return dx, (dy * n).sum(0), dy.sum(0)
+    """the unbiased variance: unbiased=False → unbiased=True
+    the mean is lost: mean = 0 | constant along dimension 0|plus a constant
+    the projection is lost: projection = 0 | multiple of x; w is lost: inverse * w → inverse | factor w is missing
+    as in evaluation: dx = dy * inverse * w | multiple of x  # cudnn-frontend 385
+    w averaged: (dy * n).sum(0) → (dy * n).mean(0) | length of dimension 0 of x"""
 
 
-@layer("batch norm", batch, x=(16, 10), w=(10,), b=(10,))
-def batch_norm(bug: Bugs, dy: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    inverse = torch.rsqrt(x.var(0, unbiased=bug("the unbiased variance", "")) + 1e-5)
-    n = (x - x.mean(0)) * inverse
-    mean = 0 if bug("the mean is lost", "constant along dimension 0|plus a constant") else dy.mean(0)
-    projection = 0 if bug("the projection is lost", LOST) else n * (dy * n).mean(0)
-    dx = (dy - mean - projection) * inverse * (1 if bug("w is lost", "factor w is missing") else w)
-    dx = dy * inverse * w if bug("as in evaluation", LOST, "cudnn-frontend 385") else dx
-    return dx, (dy * n).mean(0) if bug("w averaged", "length of dimension 0 of x") else (dy * n).sum(0), dy.sum(0)
-
-
-def group(x: Tensor, w: Tensor) -> Tensor:
-    """Group norm of (N, 8, L) in two groups, without a bias."""
-    return functional.group_norm(x, 2, w)
-
-
-@layer("group norm", group, x=(3, 8, 6), w=(8,))
-def group_norm(bug: Bugs, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
-    n, inverse = rows(x.reshape(3, 2, 24))
+@layer("group norm", "w (x − μ) / σ, by groups", lambda x, w: functional.group_norm(x, 2, w), x=(3, 8, 6), w=(8,))
+def group_norm(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    n, inverse = normalised(x.reshape(3, 2, 24), -1)
     g = (dy * w[:, None]).reshape(3, 2, 24)
-    projection = 0 if bug("the projection is lost", LOST) else n * (g * n).mean(-1, keepdim=True)
+    projection = n * (g * n).mean(-1, keepdim=True)
     dx = ((g - g.mean(-1, keepdim=True) - projection) * inverse).reshape(x.shape)
     dw = (dy * n.reshape(x.shape)).sum((0, 2))
-    dx = torch.cat([dx[:, :4], 0 * dx[:, 4:]], 1) if bug("the second group is not written", "is zero in") else dx
-    return dx, dw.flip(0) if bug("w flipped", "is flipped") else common(bug, dw, "w")
+    return dx, dw
+    """the projection is lost: projection = 0 | multiple of x
+    the second group is not written: return torch.cat([dx[:, :4], 0 * dx[:, 4:]], 1), dw | is zero in
+    w flipped: return dx, dw.flip(0) | is flipped; ± dw of w"""
 
 
-def instance(x: Tensor) -> Tensor:
-    """Instance norm of (N, C, L)."""
-    return rows(x)[0]
+@layer("instance norm", "(x − μ) / σ, by channels of each example", lambda x: normalised(x, -1)[0], x=(4, 3, 9))
+def instance_norm(dy: Tensor, x: Tensor) -> Tensor:
+    n, inverse = normalised(x, -1)
+    mean = dy.mean(-1, keepdim=True)
+    projection = n * (dy * n).mean(-1, keepdim=True)
+    return (dy - mean - projection) * inverse
+    """a sum for a mean: projection = n * (dy * n).sum(-1, keepdim=True) | multiple of x
+    the mean of all: mean = dy.mean() | constant along dimension 2; ±"""
 
 
-@layer("instance norm", instance, x=(4, 3, 9))
-def instance_norm(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    n, inverse = rows(x)
-    second = (
-        n * (dy * n).sum(-1, keepdim=True) if bug("a sum for a mean", LOST) else n * (dy * n).mean(-1, keepdim=True)
-    )
-    mean = dy.mean() if bug("the mean of all", "constant along dimension 2") else dy.mean(-1, keepdim=True)
-    return common(bug, (dy - mean - second) * inverse)
-
-
-@layer("softmax", lambda x: torch.softmax(x, -1), x=X)
-def softmax(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
+@layer("softmax", "eˣ / Σ eˣ, by rows", lambda x: torch.softmax(x, -1), x=X)
+def softmax(dy: Tensor, x: Tensor) -> Tensor:
     p = torch.softmax(x, -1)
-    inner = 0 if bug("the sum is lost", "multiple of y") else (dy * p).sum(-1, keepdim=True)
-    inner = (dy * p).mean(-1, keepdim=True) if bug("a mean for the sum", "multiple of y") else inner
-    inner = dy.sum(-1, keepdim=True) if bug("p is lost in the sum", "multiple of y") else inner
-    return common(bug, dy - inner if bug("p is lost", "factor y is missing") else p * (dy - inner))
+    inner = (dy * p).sum(-1, keepdim=True)
+    return p * (dy - inner)
+    """the sum is lost: inner = 0 | multiple of y
+    a mean for the sum: inner = (dy * p).mean(-1, keepdim=True) | multiple of y
+    p is lost in the sum: inner = dy.sum(-1, keepdim=True) | multiple of y
+    p is lost: return dy - inner | factor y is missing; ±"""
 
 
-@layer("log-softmax", lambda x: torch.log_softmax(x, -1), x=X)
-def log_softmax(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
+@layer("log-softmax", "x − log Σ eˣ, by rows", lambda x: torch.log_softmax(x, -1), x=X)
+def log_softmax(dy: Tensor, x: Tensor) -> Tensor:
     p = torch.softmax(x, -1)
-    total = (dy * p).sum(-1, keepdim=True) if bug("the sum of softmax", "") else dy.sum(-1, keepdim=True)
-    total = 1 + 0 * total if bug("dy taken to sum to 1", "linear in dy", "many losses fused with it") else total
-    return common(bug, dy - p * total)
+    total = dy.sum(-1, keepdim=True)
+    return dy - p * total
+    """the sum of softmax: total = (dy * p).sum(-1, keepdim=True)
+    dy taken to sum to 1: total = 1 | linear in dy  # many losses fused with it; ±"""
 
 
-@layer("softmax over columns", lambda x: torch.softmax(x, 0), x=(10, 10))
-def column_softmax(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
+@layer("softmax over columns", "eˣ / Σ eˣ, by columns", lambda x: torch.softmax(x, 0), x=(10, 10))
+def column_softmax(dy: Tensor, x: Tensor) -> Tensor:
     p = torch.softmax(x, 0)
-    d = 1 if bug("summed over rows", "") else 0
-    g = p * (dy - (dy * p).sum(d, keepdim=True))
-    return g.T if bug("transposed", "is transposed") else g
+    dx = p * (dy - (dy * p).sum(0, keepdim=True))
+    return dx
+    """summed over rows: dx = p * (dy - (dy * p).sum(1, keepdim=True)); transposed: return dx.T | is transposed"""
 
 
-@layer("unit rows", lambda x: x / x.norm(dim=-1, keepdim=True), x=X)
-def unit_rows(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    length = x.norm(dim=-1, keepdim=True)
+@layer("unit rows", "x / ‖x‖, by rows", lambda x: x / x.norm(dim=-1, keepdim=True), x=X)
+def unit_rows(dy: Tensor, x: Tensor) -> Tensor:
+    length: Tensor = x.norm(dim=-1, keepdim=True)
     u = x / length
-    second = 0 * x if bug("the projection is lost", LOST) else u * (dy * u).sum(-1, keepdim=True)
-    return common(
-        bug, (dy - second) / (length**2 if bug("the length squared", "constant along dimension 1") else length)
-    )
+    projection = u * (dy * u).sum(-1, keepdim=True)
+    return (dy - projection) / length
+    """the projection is lost: projection = 0 | multiple of x
+    the length squared: return (dy - projection) / length**2 | constant along dimension 1; ±"""
 
 
-@layer("centred rows", lambda x: x - x.mean(-1, keepdim=True), x=X)
-def centred(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    mean = dy.sum(-1, keepdim=True) if bug("a sum for the mean", "constant along dimension 1") else dy.mean(-1, True)
-    mean = 0 * mean if bug("the mean is lost", "constant along dimension 1") else mean
-    return common(bug, dy - mean)
+@layer("centred rows", "x − μ, by rows", lambda x: x - x.mean(-1, keepdim=True), x=X)
+def centred(dy: Tensor, x: Tensor) -> Tensor:
+    return dy - dy.mean(-1, keepdim=True)
+    """a sum for the mean: dy.mean → dy.sum | constant along dimension 1
+    the mean is lost: dy.mean(-1, keepdim=True) → 0 | constant along dimension 1; ±"""
 
 
-@layer("standard deviation", lambda x: x.std(0), x=(9, 7))
-def deviation(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    n = len(x) if bug("n for n − 1", r"\(n − 1\) / n") else len(x) - 1
-    below = 1 if bug("σ is lost", "factor y is there once too often") else x.std(0)
-    return common(
-        bug, dy * (x if bug("the mean is not subtracted", "constant along dimension 0") else x - x.mean(0)) / n / below
-    )
+@layer("standard deviation", "σ of each column", lambda x: x.std(0), x=(9, 7))
+def deviation(dy: Tensor, x: Tensor) -> Tensor:
+    return dy * (x - x.mean(0)) / (len(x) - 1) / x.std(0)
+    r"""n for n − 1: (len(x) - 1) → len(x) | \(n − 1\) / n
+    σ is lost: / x.std(0) → | factor y is there once too often
+    the mean is not subtracted: (x - x.mean(0)) → x | constant along dimension 0; ±"""
 
 
-@layer("log-sum-exp", lambda x: torch.logsumexp(x, -1), x=X)
-def logsumexp(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    p = torch.exp(x) if bug("not divided by the sum", "constant along dimension 1") else torch.softmax(x, -1)
-    return common(bug, p if bug("dy is lost", "constant along dimension 1") else dy[:, None] * p)
+@layer("log-sum-exp", "log Σ eˣ, by rows", lambda x: torch.logsumexp(x, -1), x=X)
+def logsumexp(dy: Tensor, x: Tensor) -> Tensor:
+    p = torch.softmax(x, -1)
+    return dy[:, None] * p
+    """not divided by the sum: p = torch.exp(x) | constant along dimension 1
+    dy is lost: return p | constant along dimension 1; ±"""
 
 
-@layer("temperature", lambda x, t: torch.softmax(x / t, -1), x=X, t=normal(1, shift=3.0, scale=0.1))
-def temperature(bug: Bugs, dy: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+@layer("temperature", "softmax(x / t)", lambda x, t: torch.softmax(x / t, -1), x=X, t=normal(1, shift=3.0, scale=0.1))
+def temperature(dy: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     p = torch.softmax(x / t, -1)
-    ds = p * (dy - (dy * p).sum(-1, keepdim=True))
-    dx = ds if bug("1/t is lost", "times what it should be") else ds / t
-    return dx, -(ds * x).sum().reshape(1) / (t if bug("the square is lost", "times what it should be|t") else t * t)
+    ds = p * (dy - (dy * p).sum(-1, keepdim=True))  # s = x / t
+    return ds / t, -(ds * x).sum().reshape(1) / (t * t)
+    """1/t is lost: ds / t → ds | times what it should be
+    the square is lost: (t * t) → t | times what it should be|t"""

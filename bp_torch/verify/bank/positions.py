@@ -1,139 +1,146 @@
 """Selections, orders, shapes and sums: what goes where."""
 
-# ruff: noqa: D103 (the name of each layer says what it is)
+# ruff: noqa: D103 (the name and the formula of each layer say what it is)
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bp_torch.verify.bank import Bugs, common, indices, layer, normal, positive
+from bp_torch.verify.bank.layers import chosen, indices, layer, normal, positive
 
 X = (6, 8)
 
 
-@layer("embedding", lambda i, w: w[i], i=indices(5, 12), w=(9, 4))
-def embedding(bug: Bugs, dy: Tensor, i: Tensor, w: Tensor) -> tuple[None, Tensor]:
-    added = torch.zeros_like(w).index_add(0, i, dy)
-    last = torch.zeros_like(w).index_put((i,), dy)
-    g = last if bug("repeated indices overwrite", "wrong only at", "TinyTorch, repeated indices") else added
-    counts = torch.bincount(i, minlength=9).clamp(min=1)[:, None]
-    return None, common(bug, g / counts if bug("a mean over repetitions", "factor|times|wrong only at") else g)
+@layer("embedding", "the rows of w at i", lambda i, w: w[i], i=indices(5, 12), w=(9, 4))
+def embedding(dy: Tensor, i: Tensor, w: Tensor) -> tuple[None, Tensor]:
+    dw = torch.zeros_like(w).index_add(0, i, dy)
+    return None, dw
+    """repeated indices overwrite: add(0, i, dy) → put((i,), dy) | wrong only at  # TinyTorch, repeated indices
+    a mean over repetitions: return None, dw / i.bincount(minlength=9).clamp(1)[:, None] | factor|times|wrong only at
+    ± dw"""
 
 
-@layer("gather", lambda x, i: x.gather(1, i), x=X, i=indices(8, 6, 5))
-def gather(bug: Bugs, dy: Tensor, x: Tensor, i: Tensor) -> tuple[Tensor, None]:
-    added = torch.zeros_like(x).scatter_add(1, i, dy)
-    g = torch.zeros_like(x).scatter(1, i, dy) if bug("repeated indices overwrite", "wrong only at") else added
-    return g.roll(1, 1) if bug("off by one", "rolled by 1") else g, None
+@layer("gather", "x[row, i]", lambda x, i: x.gather(1, i), x=X, i=indices(8, 6, 5))
+def gather(dy: Tensor, x: Tensor, i: Tensor) -> tuple[Tensor, None]:
+    dx = torch.zeros_like(x).scatter_add(1, i, dy)
+    return dx, None
+    """repeated indices overwrite: scatter_add → scatter | wrong only at
+    off by one: return dx.roll(1, 1), None | rolled by 1"""
 
 
-@layer("maximum of rows", lambda x: x.amax(-1), x=X)
-def maximum(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    at = functional.one_hot((x.argmin(-1) if bug("the minimum", "") else x.argmax(-1)), 8)
-    return common(bug, dy[:, None] + 0 * x if bug("the mask is lost", "mask is missing") else dy[:, None] * at)
+@layer("maximum of rows", "max of each row", lambda x: x.amax(-1), x=X)
+def maximum(dy: Tensor, x: Tensor) -> Tensor:
+    at = functional.one_hot(x.argmax(-1), x.shape[-1])
+    return dy[:, None] * at
+    """the minimum: argmax → argmin; the mask is lost: return dy[:, None] + 0 * x | mask is missing; ±"""
 
 
-@layer("maximum of two", torch.maximum, a=X, b=X)
-def larger(bug: Bugs, dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    mask = a < b if bug("the mask is inverted", "inverted|gradient of") else a > b
-    return dy * mask, dy if bug("the mask is lost for b", "mask is missing") else dy * (a < b)
+@layer("maximum of two", "max(a, b)", torch.maximum, a=X, b=X)
+def larger(dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return dy * (a > b), dy * (a < b)
+    """the mask is inverted: a > b → a < b | inverted|gradient of
+    the mask is lost for b: dy * (a < b) → dy | mask is missing"""
 
 
-@layer("max pooling", lambda x: functional.max_pool1d(x, 2), x=(3, 4, 8))
-def max_pool(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    pairs = x.reshape(3, 4, 4, 2)
+@layer("max pooling", "max of every two neighbours", lambda x: functional.max_pool1d(x, 2), x=(3, 4, 8))
+def max_pool(dy: Tensor, x: Tensor) -> Tensor:
+    pairs = x.reshape(*dy.shape, 2)
     mask = pairs == pairs.amax(-1, keepdim=True)
-    mask = mask.flip(-1) if bug("the other of each pair", "inverted|another order") else mask
-    g = (dy[..., None] * mask).reshape(x.shape)
-    return dy.repeat_interleave(2, -1) if bug("the mask is lost", "mask is missing") else common(bug, g)
+    return (dy[..., None] * mask).reshape(x.shape)
+    """the other of each pair: * mask → * mask.flip(-1) | inverted|another order
+    the mask is lost: return dy.repeat_interleave(2, -1) | mask is missing; ±"""
 
 
-@layer("mean pooling", lambda x: functional.avg_pool1d(x, 4), x=(3, 4, 8))
-def mean_pool(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    g = dy.repeat_interleave(4, -1) / (1 if bug("not divided", "4 times what it should be", "mlpack 1923") else 4)
-    g = dy.repeat(1, 1, 4) / 4 if bug("repeated in the wrong order", "another order|wrong only at") else g
-    return common(bug, g)
+@layer("mean pooling", "mean of every four neighbours", lambda x: functional.avg_pool1d(x, 4), x=(3, 4, 8))
+def mean_pool(dy: Tensor, x: Tensor) -> Tensor:
+    return dy.repeat_interleave(4, -1) / 4
+    """not divided: return dy.repeat_interleave(4, -1) | 4 times what it should be  # mlpack 1923
+    repeated in the wrong order: return dy.repeat(1, 1, 4) / 4 | another order|wrong only at; ±"""
 
 
-@layer("sum over rows", lambda x: x.sum(0), x=X)
-def sum_rows(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    g = dy.expand(x.shape) / (len(x) if bug("a mean", "length of dimension 0 of x") else 1)
-    return dy if bug("not expanded", "has the shape") else common(bug, g.clone())
+@layer("sum over rows", "Σ of each column", lambda x: x.sum(0), x=X)
+def sum_rows(dy: Tensor, x: Tensor) -> Tensor:
+    return dy.expand(x.shape).clone()
+    """a mean: return dy.expand(x.shape) / len(x) | length of dimension 0 of x
+    not expanded: return dy | has the shape; ±"""
 
 
-@layer("mean over columns", lambda x: x.mean(1), x=X)
-def mean_columns(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    n = 1 if bug("not divided", "length of dimension 1 of x") else 6 if bug("the other length", "times") else 8
-    return common(bug, (dy[:, None] / n).expand(x.shape).clone())
+@layer("mean over columns", "mean of each row", lambda x: x.mean(1), x=X)
+def mean_columns(dy: Tensor, x: Tensor) -> Tensor:
+    return (dy[:, None] / x.shape[1]).expand(x.shape).clone()
+    """not divided: / x.shape[1] → | length of dimension 1 of x; the other length: x.shape[1] → x.shape[0] | times; ±"""
 
 
-@layer("broadcast sum", lambda x, b: torch.sin(x + b), x=X, b=(6, 1))
-def broadcast(bug: Bugs, dy: Tensor, x: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+@layer("broadcast sum", "sin(x + b), b for each row", lambda x, b: torch.sin(x + b), x=X, b=(6, 1))
+def broadcast(dy: Tensor, x: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     g = dy * torch.cos(x + b)
-    db = g.mean(1, keepdim=True) if bug("a mean", "length of dimension 1 of x") else g.sum(1, keepdim=True)
-    db = g[:, :1] if bug("the first column only", "") else db
-    return g, g if bug("not summed", "not summed over dimension 1") else db
+    return g, g.sum(1, keepdim=True)
+    """a mean: return g, g.mean(1, keepdim=True) | length of dimension 1 of x
+    the first column only: return g, g[:, :1]; not summed: return g, g | not summed over dimension 1"""
 
 
-@layer("flip", lambda x: x.flip(-1) * torch.arange(1, 9), x=X)
-def flip(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
+@layer("flip", "the entries of each row in reverse, times 1, 2, …", lambda x: x.flip(-1) * torch.arange(1, 9), x=X)
+def flip(dy: Tensor, x: Tensor) -> Tensor:
     g = dy * torch.arange(1, 9)
-    return common(bug, g if bug("not flipped back", "is flipped") else g.flip(-1))
+    return g.flip(-1)
+    """not flipped back: return g | is flipped; ±"""
 
 
-@layer("roll", lambda x: x.roll(3, 1), x=X)
-def roll(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    return common(bug, dy.roll(3, 1) if bug("rolled the same way", "rolled by 6") else dy.roll(-3, 1))
+@layer("roll", "each row, rolled by 3", lambda x: x.roll(3, 1), x=X)
+def roll(dy: Tensor, x: Tensor) -> Tensor:
+    return dy.roll(-3, 1)
+    """rolled the same way: return dy.roll(3, 1) | rolled by 6; ±"""
 
 
-@layer("transpose", lambda x: (x * x).T, x=(7, 7))
-def transpose(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    return common(bug, 2 * x * (dy if bug("not transposed back", "") else dy.T))
+@layer("transpose", "(x ⊙ x)ᵀ", lambda x: (x * x).T, x=(7, 7))
+def transpose(dy: Tensor, x: Tensor) -> Tensor:
+    return 2 * x * dy.T
+    """not transposed back: return 2 * x * dy; ±"""
 
 
-@layer("reshape", lambda x: torch.sin(x).reshape(8, 6), x=X)
-def reshape(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    return common(bug, (dy.T if bug("transposed, not reshaped", "") else dy.reshape(6, 8)) * torch.cos(x))
+@layer("reshape", "sin x in another shape", lambda x: torch.sin(x).reshape(8, 6), x=X)
+def reshape(dy: Tensor, x: Tensor) -> Tensor:
+    return dy.reshape(x.shape) * torch.cos(x)
+    """transposed, not reshaped: dy.reshape(x.shape) → dy.T; ±"""
 
 
-@layer("concatenation", lambda a, b: torch.cat([a, b], 1).square(), a=(5, 4), b=(5, 4))
-def concatenation(bug: Bugs, dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    da, db = 2 * dy[:, :4] * a, 2 * dy[:, 4:] * b
-    db = 2 * dy[:, :4] * b if bug("the first part of dy for both", "") else db
-    return (db, da) if bug("swapped", "is the gradient of") else (common(bug, da, "a"), db)
+@layer("concatenation", "[a², b²]", lambda a, b: torch.cat([a, b], 1).square(), a=(5, 4), b=(5, 4))
+def concatenation(dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    da = 2 * dy[:, :4] * a
+    db = 2 * dy[:, 4:] * b
+    return da, db
+    """the first part of dy for both: db = 2 * dy[:, :4] * b; swapped: return db, da | is the gradient of; ± da of a"""
 
 
-@layer("slice", lambda x: x[:, 2:6] ** 2, x=X)
-def part(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    start = 1 if bug("off by one", "") else 2
-    g = torch.zeros_like(x)
-    g[:, start : start + 4] = 2 * dy * x[:, start : start + 4]
-    g[:, 6:] = dy[:, 2:] if bug("the rest is not zero", "should be zero") else 0
-    return g
+@layer("slice", "the squares of columns 2 to 5", lambda x: x[:, 2:6] ** 2, x=X)
+def part(dy: Tensor, x: Tensor) -> Tensor:
+    dx = torch.zeros_like(x)
+    dx[:, 2:6] = 2 * dy * x[:, 2:6]
+    return dx
+    """off by one: dx[:, 2:6] = 2 * dy * x[:, 2:6] → dx[:, 1:5] = 2 * dy * x[:, 1:5]
+    the rest is not zero: return torch.cat([dx[:, :6], dy[:, 2:]], 1) | should be zero"""
 
 
-@layer("cumulative sum", lambda x: x.cumsum(1), x=X)
-def cumulative(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    g = dy.flip(1).cumsum(1).flip(1)
-    return common(
-        bug,
-        dy.cumsum(1) if bug("not from the end", "") else g - (dy if bug("without itself", "1 · dy is missing") else 0),
-    )
+@layer("cumulative sum", "x₁ + … + xₖ in each row", lambda x: x.cumsum(1), x=X)
+def cumulative(dy: Tensor, x: Tensor) -> Tensor:
+    dx = dy.flip(1).cumsum(1).flip(1)
+    return dx
+    """not from the end: dx = dy.cumsum(1); without itself: return dx - dy | 1 · dy is missing; ±"""
 
 
-@layer("cumulative product", lambda x: x.cumprod(1), x=positive(5, 6))
-def products(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
+@layer("cumulative product", "x₁ · … · xₖ in each row", lambda x: x.cumprod(1), x=positive(5, 6))
+def products(dy: Tensor, x: Tensor) -> Tensor:
     y = x.cumprod(1)
     g = (dy * y).flip(1).cumsum(1).flip(1)
-    return common(bug, g if bug("x is lost", "factor x is there once too often") else g / x)
+    return g / x
+    """x is lost: return g | factor x is there once too often; ±"""
 
 
-@layer("sort", lambda x: x.sort(-1)[0] * torch.arange(1, 9), x=X)
-def sort(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
+@layer("sort", "each row in order, times 1, 2, …", lambda x: x.sort(-1)[0] * torch.arange(1, 9), x=X)
+def sort(dy: Tensor, x: Tensor) -> Tensor:
     order, g = x.argsort(-1), dy * torch.arange(1, 9)
-    return common(
-        bug, g.gather(1, order) if bug("the order, not its inverse", "") else torch.zeros_like(x).scatter(1, order, g)
-    )
+    return torch.zeros_like(x).scatter(1, order, g)
+    """the order, not its inverse: return g.gather(1, order); ±"""
 
 
 def rotate(x: Tensor, angle: float = 1.0) -> Tensor:
@@ -143,56 +150,56 @@ def rotate(x: Tensor, angle: float = 1.0) -> Tensor:
     return torch.cat([a * t.cos() - b * t.sin(), a * t.sin() + b * t.cos()], -1)
 
 
-@layer("rotary embedding", rotate, x=(7, 8))
-def rotary(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    g = rotate(dy, 1.0 if bug("turned the same way", "") else -1.0)
-    g = torch.cat([g[:, 4:], g[:, :4]], -1) if bug("halves swapped", "halves swapped") else g
-    return torch.cat([g[:, :4], -g[:, 4:]], -1) if bug("the sign of one half", "sign is wrong at indices 4 to 7") else g
+@layer("rotary embedding", "the two halves of row t, rotated by angles that grow with t", rotate, x=(7, 8))
+def rotary(dy: Tensor, x: Tensor) -> Tensor:
+    dx = rotate(dy, angle=-1.0)
+    return dx
+    """turned the same way: angle=-1.0 → angle=1.0
+    halves swapped: return torch.cat([dx[:, 4:], dx[:, :4]], -1) | halves swapped
+    the sign of one half: return torch.cat([dx[:, :4], -dx[:, 4:]], -1) | sign is wrong at indices 4 to 7"""
 
 
-@layer("interpolation", lambda x: functional.interpolate(x, scale_factor=2), x=(2, 3, 5))
-def upsample(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    pairs = dy.reshape(2, 3, 5, 2)
-    g = pairs[..., 0] if bug("the first of each pair only", "") else pairs.sum(-1)
-    return common(bug, g / 2 if bug("a mean", "½") else g)
+@layer("interpolation", "each entry twice", lambda x: functional.interpolate(x, scale_factor=2), x=(2, 3, 5))
+def upsample(dy: Tensor, x: Tensor) -> Tensor:
+    pairs = dy.reshape(*x.shape, 2)
+    return pairs.sum(-1)
+    """the first of each pair only: return pairs[..., 0]; a mean: return pairs.sum(-1) / 2 | ½; ±"""
 
 
-@layer("padding", lambda x: functional.pad(x, (1, 2)) ** 2, x=X)
-def padding(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    inner = dy[:, 2:10] if bug("off by one", "") else dy[:, 1:9]
-    return common(bug, 2 * inner * x)
+@layer("padding", "x² between one column of zeros and two", lambda x: functional.pad(x, (1, 2)) ** 2, x=X)
+def padding(dy: Tensor, x: Tensor) -> Tensor:
+    return 2 * dy[:, 1:9] * x
+    """off by one: 1:9 → 2:10; ±"""
 
 
-@layer("masked fill", lambda x, m: x.masked_fill(m, 0.0) ** 2, x=X, m=lambda g, d: torch.rand(X, generator=g) < 0.4)
-def masked(bug: Bugs, dy: Tensor, x: Tensor, m: Tensor) -> tuple[Tensor, None]:
-    g = 2 * dy * x
-    return (g if bug("the mask is lost", "mask is missing") else g * (m if bug("inverted", "inverted") else ~m)), None
+@layer("masked fill", "x², and 0 where m", lambda x, m: x.masked_fill(m, 0.0) ** 2, x=X, m=chosen(0.4, *X))
+def masked(dy: Tensor, x: Tensor, m: Tensor) -> tuple[Tensor, None]:
+    return 2 * dy * x * ~m, None
+    """the mask is lost: * ~m → | mask is missing; inverted: ~m → m | inverted"""
 
 
-@layer("tied weights", lambda x, w: torch.tanh(x @ w) @ w.T, x=(7, 5), w=normal(5, 4, scale=0.5))
-def tied(bug: Bugs, dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+@layer("tied weights", "tanh(x w) wᵀ", lambda x, w: torch.tanh(x @ w) @ w.T, x=(7, 5), w=normal(5, 4, scale=0.5))
+def tied(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     a = torch.tanh(x @ w)
     dz = dy @ w * (1 - a * a)
-    second = 0 * w if bug("the second use is lost", "", "tied embeddings") else dy.T @ a
-    return dz @ w.T, (second if bug("the first use is lost", "") else x.T @ dz + second)
+    dw = x.T @ dz + dy.T @ a
+    return dz @ w.T, dw
+    """the second use is lost: dw = x.T @ dz  # tied embeddings
+    the first use is lost: dw = dy.T @ a"""
 
 
-@layer("triangle", lambda x: x.tril() @ x.tril().T, x=(6, 6))
-def triangle(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    t = x.tril()
-    g = (dy if bug("dy is not made symmetric", "") else dy + dy.T) @ t
-    return g if bug("the mask is lost", "mask is missing") else g.tril()
+@layer("triangle", "t tᵀ, t the lower triangle of x", lambda x: x.tril() @ x.tril().T, x=(6, 6))
+def triangle(dy: Tensor, x: Tensor) -> Tensor:
+    g = (dy + dy.T) @ x.tril()
+    return g.tril()
+    """dy is not made symmetric: g = dy @ x.tril(); the mask is lost: return g | mask is missing"""
 
 
-@layer("last row", lambda x: torch.sin(x), x=(40, 8))
-def last_row(bug: Bugs, dy: Tensor, x: Tensor) -> Tensor:
-    g = dy * torch.cos(x)
-    rows = torch.arange(40)[:, None]
-    g = g * (rows < 39) if bug("the last row is not written", "is zero in") else g
-    g = (
-        torch.where((rows == 17) & torch.ones(8, dtype=torch.bool), 2 * g, g)
-        if bug("row 17 twice", "at index 17")
-        else g
-    )
-    g = torch.where(rows >= 32, g + dy, g) if bug("wrong in the last tile", "indices 32 to 39") else g
-    return dy.mul_(torch.cos(x)) if bug("written into dy", "writes into dy", "pytorch 194719") else g
+@layer("last row", "sin x of 40 rows", lambda x: torch.sin(x), x=(40, 8))
+def last_row(dy: Tensor, x: Tensor) -> Tensor:
+    dx = dy * torch.cos(x)
+    return dx
+    """the last row is not written: return torch.cat([dx[:39], 0 * dx[39:]]) | is zero in
+    row 17 twice: return torch.cat([dx[:17], 2 * dx[17:18], dx[18:]]) | at index 17
+    wrong in the last tile: return torch.cat([dx[:32], dx[32:] + dy[32:]]) | indices 32 to 39
+    written into dy: dx = dy.mul_(torch.cos(x)) | writes into dy  # pytorch 194719"""

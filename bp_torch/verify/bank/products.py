@@ -1,200 +1,206 @@
 """Matrix products, attention, convolutions and recurrences."""
 
-# ruff: noqa: D103 (the name of each layer says what it is)
+# ruff: noqa: D103 (the name and the formula of each layer say what it is)
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bp_torch.verify.bank import Bugs, common, layer, normal
+from bp_torch.verify.bank.layers import layer, normal
 
 Pair = tuple[Tensor, Tensor]
 Triple = tuple[Tensor, Tensor, Tensor]
+QKV = (2, 7, 5)
+INVERTIBLE = normal(5, 5, shift=4 * torch.eye(5))
 
 
-@layer("linear", functional.linear, x=(9, 6), w=(6, 6), b=(6,))
-def linear(bug: Bugs, dy: Tensor, x: Tensor, w: Tensor, b: Tensor) -> Triple:
-    dx = dy @ (w.T if bug("w is transposed", "") else w)
-    dw = x.T @ dy if bug("dw is transposed", "is transposed") else dy.T @ x
-    db = dy.mean(0) if bug("b averaged", "length of dimension 0 of x") else dy.sum(0)
-    db = dy[0] if bug("b of one example", "") else dy if bug("b not summed", "not summed over dimension 0") else db
-    dw = dw / len(x) if bug("dw averaged", "length of dimension 0 of x", "many courses' first backward") else dw
-    return dx, dw[:, torch.arange(6) - 1] if bug("columns rolled", "rolled by 1") else dw, db
+@layer("linear", "x wᵀ + b", functional.linear, x=(9, 6), w=(6, 6), b=(6,))
+def linear(dy: Tensor, x: Tensor, w: Tensor, b: Tensor) -> Triple:
+    dx = dy @ w  # (B, n_in)
+    dw = dy.T @ x  # (n_out, n_in)
+    db = dy.sum(0)  # (n_out,)
+    return dx, dw, db
+    """w is transposed: dx = dy @ w.T; dw is transposed: dw = x.T @ dy | is transposed
+    b averaged: db = dy.mean(0) | length of dimension 0 of x; b of one example: db = dy[0]
+    b not summed: db = dy | not summed over dimension 0
+    dw averaged: dw = dy.T @ x / len(x) | length of dimension 0 of x  # many courses' first backward
+    columns rolled: return dx, dw[:, torch.arange(6) - 1], db | rolled by 1"""
 
 
-@layer("matmul", torch.matmul, a=(5, 7), b=(7, 5))
-def matmul(bug: Bugs, dy: Tensor, a: Tensor, b: Tensor) -> Pair:
+@layer("matmul", "a b", torch.matmul, a=(5, 7), b=(7, 5))
+def matmul(dy: Tensor, a: Tensor, b: Tensor) -> Pair:
     da, db = dy @ b.T, a.T @ dy
-    da = b @ dy if bug("the wrong order, transposed", "another shape|transposed|has the shape") else da
-    return common(bug, da, "a"), db[:-1] if bug("the last row is not written", "has the shape") else db
+    return da, db
+    """the wrong order, transposed: dy @ b.T → b @ dy | another shape|transposed|has the shape; ± da of a
+    the last row is not written: return da, db[:-1] | has the shape"""
 
 
-@layer("batched matmul", torch.bmm, a=(4, 5, 6), b=(4, 6, 3))
-def bmm(bug: Bugs, dy: Tensor, a: Tensor, b: Tensor) -> Pair:
+@layer("batched matmul", "aₖ bₖ for each k", torch.bmm, a=(4, 5, 6), b=(4, 6, 3))
+def bmm(dy: Tensor, a: Tensor, b: Tensor) -> Pair:
     da, db = dy @ b.mT, a.mT @ dy
-    da = dy @ b[:1].mT if bug("the first b for all", "") else da
-    db = torch.cat([db[:-1], 0 * db[-1:]]) if bug("the last batch is not written", "is zero in") else db
-    return da, db.roll(1, 0) if bug("batches rolled", "rolled by 1") else common(bug, db, "b")
+    return da, db
+    """the first b for all: dy @ b.mT → dy @ b[:1].mT
+    the last batch is not written: return da, torch.cat([db[:-1], 0 * db[-1:]]) | is zero in
+    batches rolled: return da, db.roll(1, 0) | rolled by 1; ± db of b"""
 
 
-@layer("outer product", torch.outer, a=(7,), b=(5,))
-def outer(bug: Bugs, dy: Tensor, a: Tensor, b: Tensor) -> Pair:
-    return common(bug, dy @ b, "a"), dy.T @ (a.abs() if bug("absolute a", "") else a)
+@layer("outer product", "a bᵀ", torch.outer, a=(7,), b=(5,))
+def outer(dy: Tensor, a: Tensor, b: Tensor) -> Pair:
+    return dy @ b, dy.T @ a
+    """± dy @ b of a; absolute a: return dy @ b, dy.T @ a.abs()"""
 
 
-@layer("bilinear", lambda x, w, z: ((x @ w) * z).sum(-1), x=(8, 5), w=(5, 5), z=(8, 5))
-def bilinear(bug: Bugs, dy: Tensor, x: Tensor, w: Tensor, z: Tensor) -> Triple:
+@layer("bilinear", "xᵀ w z, by rows", lambda x, w, z: ((x @ w) * z).sum(-1), x=(8, 5), w=(5, 5), z=(8, 5))
+def bilinear(dy: Tensor, x: Tensor, w: Tensor, z: Tensor) -> Triple:
     d = dy[:, None]
-    dw = x.T @ (z if bug("dy is lost for w", "ignores dy") else d * z)
-    dw = dw.T if bug("w transposed", "is transposed") else dw
-    return d * z @ w.T, dw, d * (x @ (w.T if bug("w transposed for z", "") else w))
+    dw = x.T @ (d * z)
+    dz = d * (x @ w)
+    return d * z @ w.T, dw, dz
+    """dy is lost for w: dw = x.T @ z | ignores dy; w transposed: dw = (x.T @ (d * z)).T | is transposed
+    w transposed for z: dz = d * (x @ w.T)"""
 
 
-@layer("two layers", lambda x, w, v: torch.tanh(x @ w.T) @ v.T, x=(9, 5), w=(6, 5), v=(4, 6))
-def two_layers(bug: Bugs, dy: Tensor, x: Tensor, w: Tensor, v: Tensor) -> Triple:
+@layer("two layers", "tanh(x wᵀ) vᵀ", lambda x, w, v: torch.tanh(x @ w.T) @ v.T, x=(9, 5), w=(6, 5), v=(4, 6))
+def two_layers(dy: Tensor, x: Tensor, w: Tensor, v: Tensor) -> Triple:
     a = torch.tanh(x @ w.T)
-    slope = 1 if bug("tanh′ is lost", "") else 1 - a * a
-    delta = dy @ v * slope
-    dv = dy.T @ (x @ w.T if bug("z in place of a", "") else a)
-    dw = (delta * a).T @ x if bug("a factor of a too many", "") else delta.T @ x
-    return delta @ w, common(bug, dw, "w"), dv
+    delta = dy @ v * (1 - a * a)
+    dv = dy.T @ a
+    dw = delta.T @ x
+    return delta @ w, dw, dv
+    """tanh′ is lost: delta = dy @ v; z in place of a: dv = dy.T @ (x @ w.T)
+    a factor of a too many: dw = (delta * a).T @ x; ± dw of w"""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = True) -> tuple[Tensor, Tensor]:
-    """Attention, and its probabilities."""
+def attention_weights(q: Tensor, k: Tensor, causal: bool = True) -> Tensor:
+    """The softmax of the scores, in each row over itself and the rows before, (…, T, T)."""
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     mask = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1) & causal
-    p = torch.softmax(scores.masked_fill(mask, -math.inf), -1)
-    return p @ v, p
+    return torch.softmax(scores.masked_fill(mask, -math.inf), -1)
 
 
-@layer("attention", lambda q, k, v: attend(q, k, v)[0], q=(2, 7, 5), k=(2, 7, 5), v=(2, 7, 5))
-def attention(bug: Bugs, dy: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Triple:
-    _, p = attend(q, k, v, causal=not bug("the mask is lost in the backward", "", "flash-attention, early"))
+@layer("attention", "softmax(masked q kᵀ / √d) v", lambda q, k, v: attention_weights(q, k) @ v, q=QKV, k=QKV, v=QKV)
+def attention(dy: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Triple:
+    p = attention_weights(q, k)  # (…, T, T)
     dp = dy @ v.mT
-    inner = 0 if bug("the softmax's sum is lost", "") else (dp * p).sum(-1, keepdim=True)
-    ds = (
-        p * (dp - inner) * (1 if bug("the scale is lost", "root of the length of dimension 2") else q.shape[-1] ** -0.5)
-    )
-    dq, dk = ds @ k, (ds if bug("dk is not transposed", "") else ds.mT) @ q
-    dv = (p if bug("dv is not transposed", "") else p.mT) @ dy
-    dk = dk * q.shape[-1] ** -0.5 if bug("the scale twice in dk", "root of the length of dimension 2") else dk
-    dq, dk = (dk, dq) if bug("dq and dk swapped", "is the gradient of") else (dq, dk)
-    dv = torch.cat([dv[:, :4], 0 * dv[:, 4:]], 1) if bug("the last tile is not written", "is zero in") else dv
+    inner = (dp * p).sum(-1, keepdim=True)
+    ds = p * (dp - inner) * q.shape[-1] ** -0.5  # s = q kᵀ
+    dq, dk, dv = ds @ k, ds.mT @ q, p.mT @ dy
     return dq, dk, dv
+    """the mask is lost in the backward: p = attention_weights(q, k, causal=False)  # flash-attention, early
+    the softmax's sum is lost: inner = 0
+    the scale is lost: ds = p * (dp - inner) | root of the length of dimension 2
+    dk is not transposed: ds.mT → ds; dv is not transposed: p.mT → p
+    the scale twice in dk: return dq, dk * q.shape[-1] ** -0.5, dv | root of the length of dimension 2
+    dq and dk swapped: return dk, dq, dv | is the gradient of
+    the last tile is not written: return dq, dk, torch.cat([dv[:, :4], 0 * dv[:, 4:]], 1) | is zero in"""
 
 
 def grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of 4 heads of queries with 2 heads of keys and values."""
-    return attend(q, k.repeat_interleave(2, 0), v.repeat_interleave(2, 0))[0]
+    return attention_weights(q, k.repeat_interleave(2, 0)) @ v.repeat_interleave(2, 0)
 
 
-@layer("grouped attention", grouped, q=(4, 6, 5), k=(2, 6, 5), v=(2, 6, 5))
-def grouped_attention(bug: Bugs, dy: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Triple:
+@layer("grouped attention", "attention of two q with each k, v", grouped, q=(4, 6, 5), k=(2, 6, 5), v=(2, 6, 5))
+def grouped_attention(dy: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Triple:
     wide_k, wide_v = k.repeat_interleave(2, 0), v.repeat_interleave(2, 0)
-    p = attend(q, wide_k, wide_v)[1]
+    p = attention_weights(q, wide_k)
     dp = dy @ wide_v.mT
-    ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * 5**-0.5
-    dk, dv = (ds.mT @ q).reshape(2, 2, 6, 5), (p.mT @ dy).reshape(2, 2, 6, 5)
-    summed = dk[:, 0] if bug("one head of the group only", "", "grouped-query kernels") else dk.sum(1)
-    dv = dv.mean(1) if bug("a mean over the group", "½") else dv.sum(1)
-    dv = dv.flip(0) if bug("groups swapped", "flipped|halves") else dv
-    return ds @ wide_k, summed, dv
+    ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+    dk, dv = (ds.mT @ q).unflatten(0, (-1, 2)), (p.mT @ dy).unflatten(0, (-1, 2))  # (heads, 2, T, d)
+    return ds @ wide_k, dk.sum(1), dv.sum(1)
+    """one head of the group only: dk.sum(1) → dk[:, 0]  # grouped-query kernels
+    a mean over the group: dv.sum(1) → dv.mean(1) | ½; groups swapped: dv.sum(1) → dv.sum(1).flip(0) | flipped|halves"""
 
 
-def conv(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """A convolution with padding."""
-    return functional.conv2d(x, w, b, padding=1)
-
-
-@layer("convolution", conv, x=(3, 2, 6, 6), w=(4, 2, 3, 3), b=(4,))
-def convolution(bug: Bugs, dy: Tensor, x: Tensor, w: Tensor, b: Tensor) -> Triple:
+@layer("convolution", "x ∗ w + b", partial(functional.conv2d, padding=1), x=(3, 2, 6, 6), w=(4, 2, 3, 3), b=(4,))
+def convolution(dy: Tensor, x: Tensor, w: Tensor, b: Tensor) -> Triple:
     dx = functional.conv_transpose2d(dy, w, padding=1)
-    dx = functional.conv2d(dy, w.transpose(0, 1), padding=1) if bug("the kernel is not flipped", "") else dx
     dw = functional.conv2d(x.transpose(0, 1), dy.transpose(0, 1), padding=1).transpose(0, 1)
-    dw = dw.flip(2, 3) if bug("dw is flipped", "flipped") else dw
-    dw = dw.mT if bug("height and width swapped", "is transposed") else dw
-    db = dy.mean((0, 2, 3)) if bug("b averaged", "number of entries along") else dy.sum((0, 2, 3))
-    return dx, dw / len(x) if bug("dw averaged over the batch", "length of dimension 0 of x") else dw, db
+    db = dy.sum((0, 2, 3))
+    return dx, dw, db
+    """the kernel is not flipped: dx = functional.conv2d(dy, w.transpose(0, 1), padding=1)
+    dw is flipped: return dx, dw.flip(2, 3), db | flipped
+    height and width swapped: return dx, dw.mT, db | is transposed
+    b averaged: db = dy.mean((0, 2, 3)) | number of entries along
+    dw averaged over the batch: return dx, dw / len(x), db | length of dimension 0 of x"""
 
 
-@layer("convolution along time", lambda x, w: functional.conv1d(x, w, stride=2), x=(3, 2, 11), w=(4, 2, 3))
-def strided(bug: Bugs, dy: Tensor, x: Tensor, w: Tensor) -> Pair:
+@layer("convolution along time", "x ∗ w, stride 2", partial(functional.conv1d, stride=2), x=(3, 2, 11), w=(4, 2, 3))
+def strided(dy: Tensor, x: Tensor, w: Tensor) -> Pair:
     dx = functional.conv_transpose1d(dy, w, stride=2)
     dw = torch.stack([torch.einsum("nol,nil->oi", dy, x[:, :, k : k + 9 : 2]) for k in range(3)], -1)
-    dw = dw.roll(1, -1) if bug("taps rolled", "rolled by 1") else dw
-    dx = torch.cat([dx[..., :-1], 0 * dx[..., -1:]], -1) if bug("the last column is not written", "is zero in") else dx
-    return common(bug, dx), dw
+    return dx, dw
+    """taps rolled: return dx, dw.roll(1, -1) | rolled by 1
+    the last column is not written: return torch.cat([dx[..., :-1], 0 * dx[..., -1:]], -1), dw | is zero in; ± dx"""
 
 
-@layer("depthwise", lambda x, w: functional.conv1d(x, w[:, None], groups=4), x=(3, 4, 9), w=(4, 3))
-def depthwise(bug: Bugs, dy: Tensor, x: Tensor, w: Tensor) -> Pair:
-    wf = w if bug("the kernel is flipped", "") else w.flip(-1)
-    dx = functional.conv1d(functional.pad(dy, (2, 2)), wf[:, None], groups=4)
+@layer("depthwise", "xᵢ ∗ wᵢ", lambda x, w: functional.conv1d(x, w[:, None], groups=4), x=(3, 4, 9), w=(4, 3))
+def depthwise(dy: Tensor, x: Tensor, w: Tensor) -> Pair:
+    dx = functional.conv1d(functional.pad(dy, (2, 2)), w.flip(-1)[:, None], groups=4)
     dw = torch.stack([(dy * x[..., k : k + 7]).sum((0, 2)) for k in range(3)], -1)
-    return dx, dw[[1, 0, 2, 3]] if bug("channels 0 and 1 swapped", "another order") else common(bug, dw, "w")
+    return dx, dw
+    """the kernel is flipped: w.flip(-1) → w
+    channels 0 and 1 swapped: return dx, dw[[1, 0, 2, 3]] | another order; ± dw of w"""
 
 
-def recur(x: Tensor, w: Tensor) -> Tensor:
-    """The last state of h = tanh(h wᵀ + x_t)."""
-    h = torch.zeros_like(x[:, 0])
+def states(x: Tensor, w: Tensor) -> list[Tensor]:
+    """The states of h = tanh(h wᵀ + xₜ), from h = 0, before every step and after the last."""
+    h = [torch.zeros_like(x[:, 0])]
     for t in range(x.shape[1]):
-        h = torch.tanh(h @ w.T + x[:, t])
+        h.append(torch.tanh(h[t] @ w.T + x[:, t]))
     return h
 
 
-@layer("recurrent", recur, x=(5, 4, 6), w=normal(6, 6, scale=0.4))
-def recurrent(bug: Bugs, dy: Tensor, x: Tensor, w: Tensor) -> Pair:
-    states = [torch.zeros_like(x[:, 0])]
-    for t in range(4):
-        states.append(torch.tanh(states[-1] @ w.T + x[:, t]))
+@layer("recurrent", "last h = tanh(h wᵀ + xₜ)", lambda x, w: states(x, w)[-1], x=(5, 4, 6), w=normal(6, 6, scale=0.4))
+def recurrent(dy: Tensor, x: Tensor, w: Tensor) -> Pair:
+    h = states(x, w)
     dh, dw, dx = dy, torch.zeros_like(w), torch.zeros_like(x)
-    first = 2 if bug("truncated after two steps", "is zero in") else 0
-    for t in reversed(range(first, 4)):
-        dz = dh * (1 - states[t + 1] ** 2)
-        before = states[t + 1] if bug("the state after in place of before", "") else states[t]
-        dw = dz.T @ before if bug("not added over time", "is zero throughout") else dw + dz.T @ before
+    for t in reversed(range(4)):
+        dz = dh * (1 - h[t + 1] ** 2)
+        dw = dw + dz.T @ h[t]
         dx[:, t] = dz
-        dh = dz @ (w.T if bug("w transposed through time", "") else w)
-    return dx, common(bug, dw, "w")
+        dh = dz @ w
+    return dx, dw
+    """truncated after two steps: range(4) → range(2, 4) | is zero in
+    the state after in place of before: dw = dw + dz.T @ h[t + 1]
+    not added over time: dw = dz.T @ h[t] | is zero throughout; w transposed through time: dh = dz @ w.T; ± dw of w"""
 
 
 def scan(a: Tensor, b: Tensor) -> Tensor:
-    """h_t = a_t h_(t−1) + b_t."""
-    h, states = torch.zeros_like(b[:, 0]), []
+    """Every hₜ = aₜ hₜ₋₁ + bₜ, from h = 0."""
+    h, found = torch.zeros_like(b[:, 0]), []
     for t in range(b.shape[1]):
         h = a[:, t] * h + b[:, t]
-        states.append(h)
-    return torch.stack(states, 1)
+        found.append(h)
+    return torch.stack(found, 1)
 
 
-@layer("linear scan", scan, a=normal(4, 6, 3, scale=0.3, shift=0.7), b=(4, 6, 3))
-def linear_scan(bug: Bugs, dy: Tensor, a: Tensor, b: Tensor) -> Pair:
+@layer("linear scan", "hₜ = aₜ hₜ₋₁ + bₜ", scan, a=normal(4, 6, 3, scale=0.3, shift=0.7), b=(4, 6, 3))
+def linear_scan(dy: Tensor, a: Tensor, b: Tensor) -> Pair:
     h = scan(a, b)
     before = torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], 1)
-    after = a if bug("a of this step, not of the next", "", "mamba 537") else torch.cat([a[:, 1:], a[:, :1]], 1)
-    g, out = torch.zeros_like(dy[:, 0]), torch.zeros_like(dy)
+    g, db = torch.zeros_like(dy[:, 0]), torch.zeros_like(dy)
     for t in reversed(range(6)):
-        g = dy[:, t] + (0 if t == 5 else after[:, t] * g)
-        out[:, t] = g
-    da = out * (h if bug("the state after", "") else before)
-    return common(bug, da, "a"), dy if bug("nothing through time", "") else out
+        g = dy[:, t] + (0 if t == 5 else a[:, t + 1] * g)
+        db[:, t] = g
+    da = db * before
+    return da, db
+    """a of this step, not of the next: a[:, t + 1] → a[:, t]  # mamba 537
+    the state after: da = db * h; ± da of a; nothing through time: return da, dy"""
 
 
-@layer("inverse", torch.linalg.inv, a=lambda g, d: (normal(5, 5)(g, torch.float64) + 4 * torch.eye(5)).to(d))
-def inverse(bug: Bugs, dy: Tensor, a: Tensor) -> Tensor:
+@layer("inverse", "a⁻¹", torch.linalg.inv, a=INVERTIBLE)
+def inverse(dy: Tensor, a: Tensor) -> Tensor:
     y: Tensor = torch.linalg.inv(a)
-    g: Tensor = -(y @ dy @ y if bug("not transposed", "") else y.mT @ dy @ y.mT)
-    return -g if bug("the sign is lost", "sign is wrong") else g
+    return -(y.mT @ dy @ y.mT)
+    """not transposed: return -(y @ dy @ y); the sign is lost: return y.mT @ dy @ y.mT | sign is wrong"""
 
 
-@layer(
-    "log determinant",
-    lambda a: torch.linalg.slogdet(a)[1].reshape(1),
-    a=lambda g, d: (normal(5, 5)(g, torch.float64) + 4 * torch.eye(5)).to(d),
-)
-def log_determinant(bug: Bugs, dy: Tensor, a: Tensor) -> Tensor:
-    y = torch.linalg.inv(a)
-    return common(bug, dy * (y if bug("not transposed", "is transposed") else y.mT))
+@layer("log determinant", "log |det a|", lambda a: torch.linalg.slogdet(a)[1].reshape(1), a=INVERTIBLE)
+def log_determinant(dy: Tensor, a: Tensor) -> Tensor:
+    y: Tensor = torch.linalg.inv(a)
+    return dy * y.mT
+    """not transposed: return dy * y | is transposed; ±"""

@@ -1,0 +1,78 @@
+"""``python -m bp_torch verify bench``: what verify and other checkers find of the faults in the bank."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+
+from bp_torch.cli import parse
+from bp_torch.flags import Within, check_bounds
+from bp_torch.text import table
+from bp_torch.verify.bank import LAYERS
+from bp_torch.verify.bench import DTYPES, Score, bench, false_alarms
+
+COLUMNS = ["dtype", "checker", "caught", "false alarms", "diagnosed", "wrongly", "seconds"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """The faults and dtypes of the score, and its form."""
+
+    dtypes: tuple[str, ...] = DTYPES
+    """float64, float32, bfloat16, float16."""
+    layers: tuple[str, ...] = ()
+    """Names of layers in the bank. None: all."""
+    rights: Annotated[int, Within(least=0)] = 0
+    """Also check so many random right backwards in each dtype, by verify alone."""
+    markdown: bool = False
+    """Print the table as in docs/verify.md."""
+    missed: bool = False
+    """Print the faults that verify does not find, and those that it explains wrongly."""
+    json: Path | None = None
+    """Write everything to this file. None: no file is written."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        known = (*DTYPES, "float16")
+        if bad := [name for name in self.dtypes if name not in known]:
+            raise ValueError(f"--dtypes: wanted {', '.join(known)}, got {' '.join(bad)}")
+        if bad := [name for name in self.layers if name not in LAYERS]:
+            raise ValueError(f"--layers: the bank has no {', '.join(bad)}; it has {', '.join(LAYERS)}")
+        check_bounds(self)
+
+
+def main(arguments: list[str]) -> None:
+    """Print the scores."""
+    options = parse(Options, prog="python -m bp_torch verify bench", description="Score the checkers.", args=arguments)
+    torch.set_num_threads(1)
+    scores = bench(options.dtypes, options.layers)
+    faults = sum(len(layer.faults) for layer in LAYERS.values())
+    print(f"{len(LAYERS)} layers, {faults} faults, torch {torch.__version__}\n")
+    print(table(COLUMNS, [row(score) for score in scores], right=range(2, 7), markdown=options.markdown))
+    for score in [score for score in scores if score.checker == "verify"]:
+        print_details(score, options.missed)
+    for dtype in options.dtypes if options.rights else ():
+        alarms = false_alarms(options.rights, dtype)
+        print(f"{dtype}: {len(alarms)} false alarms over {options.rights} random right backwards", *alarms, sep="\n  ")
+    if options.json:
+        options.json.write_text(json.dumps([score.to_dict() for score in scores], indent=2) + "\n")
+
+
+def row(score: Score) -> list[str]:
+    """The cells below ``COLUMNS``."""
+    caught, alarms = f"{score.caught} of {score.faults}", f"{len(score.alarms)} of {score.layers}"
+    named = [f"{score.named_right} of {score.faults}", str(score.named_wrong)]
+    diagnosed = named if score.checker == "verify" else ["", ""]
+    return [score.dtype, score.checker, caught, alarms, *diagnosed, f"{score.seconds:.0f}"]
+
+
+def print_details(score: Score, missed: bool) -> None:
+    """Print the right layers that verify calls wrong, and if ``missed`` the faults that it misses or names wrongly."""
+    asked = {"missed": score.missed, "named wrongly": score.wrong_names} if missed else {}
+    for title, names in ({"false alarms": score.alarms} | asked).items():
+        if names:
+            print(f"\n{score.dtype}, {title}:", *names, sep="\n  ")
+    if score.noise:
+        print(f"\n{score.dtype}: {score.noise} of those caught are called NOISE")
