@@ -109,7 +109,7 @@ network.py: test_network.py -k initial_values
 network.py: test_network.py -k "views or copied or part or last_layer"
     w.unflatten(-1, (n_out, n_in)) for w               =>  w.unflatten(-1, (n_in, n_out)).mT for w
     if layer == self.depth - 1 else                    =>  if layer == self.depth else
-    {"parameters": self.parameters[k]}                 =>  {"parameters": self.parameters[k].clone()}
+    return self._with(self.parameters[k])              =>  return self._with(self.parameters[k].clone())
     dtype or self.dtype, copy=True)                    =>  dtype or self.dtype)
     != memory for view                                 =>  == 0 for view
 convert.py: test_convert.py
