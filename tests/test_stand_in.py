@@ -123,7 +123,7 @@ def test_example_that_wants_the_most_is_found_elsewhere(run: Path, elsewhere: De
 
 
 def test_verify_checks_elsewhere(run: Path, data_dir: Path, elsewhere: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bp_torch.verify.parts.Recorder", lambda device, function: function)
+    monkeypatch.setattr("bp_torch.own_backward.Recorder", lambda device, function: function)
     for options in (verify.Options(depths=(2,), data_dir=data_dir), verify.Options(run=run)):
         cases = verify.verify(replace(options, batch_sizes=(3,)))
         assert all(case.report.ok for case in cases)

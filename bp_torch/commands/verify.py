@@ -18,14 +18,13 @@ from bp_torch.costs import COSTS
 from bp_torch.data import CLASSES, PIXELS, DataError, DatasetName, batch, first_shuffled, load
 from bp_torch.device import choose_device
 from bp_torch.network import Network
+from bp_torch.own_backward import check_own, check_parts
 from bp_torch.text import count, folded, table, wrapped
 from bp_torch.training import TrainingError, open_run, read_config
 from bp_torch.training.config import SEEDS, DTypeName
 from bp_torch.verify import bench
-from bp_torch.verify.backward import check_own
 from bp_torch.verify.check import joined
 from bp_torch.verify.comparison import HEADER, Comparison
-from bp_torch.verify.parts import check_parts
 from bp_torch.verify.report import Report, explanations
 
 DEPTHS = (1, 2, 3, 4)
