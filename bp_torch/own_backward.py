@@ -20,11 +20,9 @@ from bp_torch.costs import find_cost
 from bp_torch.network import Network, layer_views
 from bp_torch.recorder import Recorder
 from bp_torch.verify.check import check
-from bp_torch.verify.comparison import Comparison, Estimate, compare, norm
-from bp_torch.verify.inputs import Tensors, flat
-from bp_torch.verify.problem import autograd
-from bp_torch.verify.references import tolerance_of
-from bp_torch.verify.report import Report
+from bp_torch.verify.problem import Tensors, autograd, flat, norm
+from bp_torch.verify.references import Estimate, compare, tolerance_of
+from bp_torch.verify.report import Comparison, Report
 
 MOST_EXAMPLES = 7  # whose own gradients are compared
 FOLLOWS = "follows correctly from a wrong δ"

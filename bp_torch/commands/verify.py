@@ -23,9 +23,7 @@ from bp_torch.text import count, folded, table, wrapped
 from bp_torch.training import TrainingError, open_run, read_config
 from bp_torch.training.config import SEEDS, DTypeName
 from bp_torch.verify import bench
-from bp_torch.verify.check import joined
-from bp_torch.verify.comparison import HEADER, Comparison
-from bp_torch.verify.report import Report, explanations
+from bp_torch.verify.report import HEADER, Comparison, Report, explanations
 
 DEPTHS = (1, 2, 3, 4)
 DEEPEST = 100
@@ -165,7 +163,7 @@ def verify(options: Options) -> list[Case]:
         report = check_own(network, x, y, cost, **settings)
         if n == options.batch_sizes[-1]:
             batches = [batch(examples, torch.arange(n, device=device), network.dtype) for n in options.batch_sizes]
-            report = joined(report, check_parts(network, batches, cost))
+            report += check_parts(network, batches, cost)
         cases.append(Case(network, cost, n, report))
     return cases
 

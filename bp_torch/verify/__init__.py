@@ -28,9 +28,8 @@ from collections.abc import Callable
 from typing import Any
 
 from bp_torch.verify.check import check, check_layer, check_module
-from bp_torch.verify.comparison import REFERENCES, Comparison
 from bp_torch.verify.references import tolerance_of
-from bp_torch.verify.report import Report
+from bp_torch.verify.report import REFERENCES, Comparison, Report
 
 __all__ = [
     "REFERENCES",
