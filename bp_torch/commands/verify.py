@@ -23,7 +23,7 @@ from bp_torch.text import count, folded, table
 from bp_torch.training import TrainingError, open_run, read_config
 from bp_torch.training.config import SEEDS, DTypeName
 from bp_torch.verify import bench
-from bp_torch.verify.report import HEADER, Comparison, Report, by_words, explanations, wrapped_lines
+from bp_torch.verify.report import HEADER, Comparison, Report, explanations, grouped, wrapped_lines
 
 DEPTHS = (1, 2, 3, 4)
 SATURATED = 4.0  # times the parameters of the deepest networks: most of their sigmoids are then near 0 or 1
@@ -220,8 +220,8 @@ def diagnosis_lines(cases: list[Case]) -> list[str]:
     """Each problem and diagnosis once, with the gradients and the number of networks that it holds for."""
     found: dict[str, list[list[str]]] = defaultdict(list)  # by words, the gradients in each network
     for case in cases:
-        words = by_words(f for kind in ("diagnosis", "problem") for f in case.report.findings if f.kind == kind)
-        for text, gradients in words.items():
+        findings = [f for kind in ("diagnosis", "problem") for f in case.report.findings if f.kind == kind]
+        for text, gradients in grouped((f.words, f.gradient) for f in findings).items():
             found[text].append(gradients)
     lines = [
         f"{', '.join(sorted(set(chain(*several))))}: {text} ({count(len(several), 'network')})"

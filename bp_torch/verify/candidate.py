@@ -12,14 +12,12 @@ from bp_torch.verify.problem import (
     Tensors,
     autograd,
     copies,
-    copy_of,
     flat,
     in_float64,
     norm,
     not_contiguous,
-    not_finite,
 )
-from bp_torch.verify.references import References, first_line
+from bp_torch.verify.references import References, first_line, with_seed
 from bp_torch.verify.report import Finding, Kind
 from bp_torch.verify.rounding import DtypesSeen, rounding_noise
 
@@ -62,21 +60,6 @@ class Candidate:
         """Add a finding on each of these gradients."""
         self.findings += [Finding(kind, name, words) for name in names]
 
-    def comparable(self, name: str) -> bool:
-        """Whether the gradient has the shape of its input. Notes that, another dtype, and what is not finite."""
-        given, t = self.gradients[name], self.inputs[name]
-        if given.dtype != t.dtype:
-            dtypes = [str(x.dtype).removeprefix("torch.") for x in (given, t)]
-            self.say("problem", [name], f"has the dtype {dtypes[0]}, expected {dtypes[1]}, that of the input")
-        if given.shape != t.shape:
-            self.say("problem", [name], f"has the shape {list(given.shape)}, expected {list(t.shape)}")
-            return False
-        if given.is_complex() and not t.is_complex():
-            return False
-        if not given.isfinite().all():
-            self.say("problem", [name], f"holds {not_finite(given)}")
-        return True
-
     def _again(self, inputs: Tensors | None = None, change: Change | None = None) -> Tensors:
         """The gradients of another call, copied."""
         return copies(self.problem.call(self.inputs if inputs is None else inputs, change).gradients)
@@ -109,7 +92,7 @@ class Candidate:
     # ---- state, layout and scale ----
 
     def _look_for_state(self, call: CallResult) -> None:
-        held, elsewhere = copies(call.gradients), _nearby(self.inputs, self.references.seed)
+        held, elsewhere = copies(call.gradients), self.problem.nearby()
         try:
             there = self._again(elsewhere)
         except Exception:  # the other inputs may lie where the gradient is not defined: that is no fault
@@ -184,12 +167,8 @@ class Candidate:
 
     def _draws_random_numbers(self) -> bool:
         """Whether two calls differ, but not with the same seed."""
-        found = []
-        for seed in (self.references.seed, self.references.seed, self.references.seed + 1):
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                found.append(self._again())
-        one, same, other = found
+        seed = self.references.seed
+        one, same, other = (with_seed(s, self._again) for s in (seed, seed, seed + 1))
         return all(torch.equal(one[n], same[n]) for n in one) and any(not torch.equal(one[n], other[n]) for n in one)
 
     def _describe_state(self, changed: list[str], elsewhere: Tensors) -> None:
@@ -241,14 +220,3 @@ class Candidate:
         if all(name in found and found[name].shape == g.shape for name, g in self.first.items()):
             self.in_float64, self.outputs_in_float64 = {name: flat(g) for name, g in found.items()}, call.outputs
             self.eps_in_float64 = seen.eps
-
-
-def _nearby(inputs: Tensors, seed: int) -> Tensors:
-    """Every entry of the inputs changed by up to 0.4 of itself: none changes its sign."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def moved(t: Tensor) -> Tensor:
-        noise = 0.8 * torch.rand(t.shape, generator=generator) - 0.4
-        return t * (1 + noise.to(t.device, t.real.dtype))
-
-    return {name: copy_of(t, change=moved) for name, t in inputs.items()}

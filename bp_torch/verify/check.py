@@ -134,14 +134,14 @@ def check_problem(
     hypotheses: Hypotheses | None = None,
 ) -> Report:
     """Judge the gradient of a problem; the options are those of ``check``."""
-    with float32_is_float32():
+    with float32_is_float32():  # whatever the environment says
         references = References(problem, tolerance)
         candidate = Candidate(references)
         if not candidate.gradients:
             raise ValueError(f"there is no gradient to check: all of {', '.join(problem.inputs)} are None")
         if not references.gradients and (not coordinates or references.inputs64 is None):
             raise ValueError(f"there is no reference to compare the gradient with: {'; '.join(references.notes)}")
-        report = Judge(candidate, references, coordinates, seconds, batch_size or 0, hypotheses).report
+        report = Judge(candidate, coordinates, seconds, batch_size or 0, hypotheses).report
         forward, slopes = wrong_forward(references, candidate), functools.partial(taylor_slopes, references, candidate)
         report = replace(report, forward=forward, slopes=slopes)
     return report + check_problem(second_order_of(problem), tolerance, coordinates, seconds) if second_order else report

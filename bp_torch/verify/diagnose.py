@@ -7,7 +7,7 @@ the batch size says nothing; that the factor is 7 for a batch of 7 does.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import chain, combinations
 from typing import Any
@@ -15,36 +15,48 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
+from bp_torch.verify.candidate import Candidate
 from bp_torch.verify.patterns import Pair, entry_patterns
-from bp_torch.verify.problem import Problem, Tensors, autograd, copies, flat, norm
-from bp_torch.verify.references import Estimate
+from bp_torch.verify.problem import Problem, Tensors, as_real, autograd, copies, flat, norm
+from bp_torch.verify.references import EPS32, Estimate, tolerance_of
 
 Hypotheses = Callable[[str, Tensors], Iterable[tuple[str, Tensor]]]
 MOST_VARIATIONS = 12
 LARGE = 10**6  # entries, above which fewer are made
 
 
-@dataclass
 class WrongGradient:
-    """A gradient that is wrong, and what it should be; in float64 on the CPU."""
+    """A gradient that is wrong, and what it should be; in float64 on the CPU.
 
-    name: str
-    given: Tensor  # as it came
-    shape: Size  # that it should have
-    estimates: dict[str, Estimate]  # what all gradients should be
-    candidates: Tensors  # all gradients under test
-    known_tensors: Tensors  # inputs, dy and y, by name
-    tolerance: float  # how close ``equal`` is, relative
-    noise: float  # and as a norm for the whole
-    problem: Problem
-    batch_size: int = 0  # as the caller declared it; 0 if not
-    ours: Tensor = field(init=False)  # given and expected in one shape: the whole, or (k,) the entries that are known
-    right: Tensor = field(init=False)
+    If it is wrong when computed in float64 too, it is taken from there: there is less rounding to hide in.
+    """
 
-    def __post_init__(self) -> None:
-        """Bring given and expected into one shape."""
-        self.estimate = self.estimates[self.name]
-        self.partial = self.estimate.entries is not None
+    def __init__(
+        self, name: str, candidate: Candidate, expected: dict[str, Estimate], in_float64: bool, batch_size: int
+    ) -> None:
+        """Bring the gradient and what is ``expected`` into one shape."""
+        references, outputs = candidate.references, candidate.outputs
+        self.name, self.problem, self.candidates = name, candidate.problem, candidate.gradients
+        self.batch_size = batch_size  # as the caller declared it; 0 if not
+        self.shape = as_real(references.inputs[name]).shape  # that the gradient should have
+        self.given, self.estimates = as_real(candidate.gradients[name]), expected
+        self.tolerance = references.tolerance  # how close ``equal`` is, relative
+        if in_float64:
+            self.given, outputs = candidate.in_float64[name].reshape(self.shape), candidate.outputs_in_float64
+            right = references.gradients["float64"]
+            self.estimates = {n: Estimate("float64", v, None, norm(v), self.tolerance) for n, v in right.items()}
+            self.tolerance = tolerance_of(torch.float64 if candidate.eps_in_float64 < EPS32 else torch.float32)
+            self.problem = replace(self.problem, arguments=self.problem.arguments | (references.inputs64 or {}))
+        self.noise = (
+            0.0 if in_float64 else references.noise_allowance(name)
+        )  # how close ``equal`` is as well, as a norm
+        known = dict(references.inputs)
+        if candidate.dys and not self.problem.scalar:
+            for kind, tensors in (("dy", candidate.dys), ("y", outputs)):
+                known |= {f"{kind}{i}" if len(candidate.dys) > 1 else kind: t for i, t in enumerate(tensors, 1)}
+        self.known_tensors = {n: t.detach().cpu().double() for n, t in known.items() if not t.is_complex()}
+        self.estimate = self.estimates[name]
+        self.partial = self.estimate.entries is not None  # then ours and right are (k,), the entries that are known
         values = self.estimate.values
         self.right = values if self.partial or values.numel() != math.prod(self.shape) else values.reshape(self.shape)
         if self.given.shape == self.shape:

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from bp_torch.verify.candidate import Candidate
 from bp_torch.verify.diagnose import Hypotheses, WrongGradient, diagnose
-from bp_torch.verify.problem import as_real, autograd, flat, in_float64, norm
-from bp_torch.verify.references import NOISE_FACTOR, Estimate, References, tolerance_of
+from bp_torch.verify.problem import as_real, autograd, flat, in_float64, norm, not_finite
+from bp_torch.verify.references import EPS32, NOISE_FACTOR, Estimate, tolerance_of
 from bp_torch.verify.report import Comparison, Report
 from bp_torch.verify.rounding import rounding_noise
 
-EPS32 = torch.finfo(torch.float32).eps
 ALLOWED_IN_FLOAT64 = 8 * EPS32
 """The relative error that is allowed in float64 to a gradient of a coarser dtype: constants may have 7 digits only."""
 AT_MOST_TIMES_AUTOGRADS_ERROR = 4.0
@@ -26,15 +25,10 @@ class Judge:
     """Compares every gradient with every reference, and finds what to say of it: the ``report``."""
 
     def __init__(
-        self,
-        candidate: Candidate,
-        references: References,
-        coordinates: int,
-        seconds: float,
-        batch_size: int,
-        hypotheses: Hypotheses | None,
+        self, candidate: Candidate, coordinates: int, seconds: float, batch_size: int, hypotheses: Hypotheses | None
     ) -> None:
         """Compare."""
+        references = candidate.references
         self.candidate, self.references, self.say = candidate, references, candidate.say
         self.batch_size, self.hypotheses = batch_size, hypotheses
         self.dtype, self.is_coarse = str(references.dtype).removeprefix("torch."), references.eps > 1e-5  # 16 bits
@@ -57,7 +51,7 @@ class Judge:
     def _compare(self, name: str, coordinates: int, seconds: float) -> dict[str, Estimate]:
         references, report, given = self.references, self.report, self.candidate.gradients[name]
         sure = name in report.problems
-        comparable, ours = self.candidate.comparable(name), flat(given)
+        comparable, ours = self._comparable(name), flat(given)
         if not given.numel() and given.shape == references.inputs[name].shape:
             self.say("unjudged", [name], "it is empty, and has the right shape")
             return {}
@@ -77,6 +71,21 @@ class Judge:
             if right.entries is None:
                 self._judge_precision(name, ours, right, compared, runs_in_float64=wide is not None, sure=sure)
         return found
+
+    def _comparable(self, name: str) -> bool:
+        """Whether the gradient has the shape of its input. Notes that, another dtype, and what is not finite."""
+        given, t = self.candidate.gradients[name], self.references.inputs[name]
+        if given.dtype != t.dtype:
+            dtypes = [str(x.dtype).removeprefix("torch.") for x in (given, t)]
+            self.say("problem", [name], f"has the dtype {dtypes[0]}, expected {dtypes[1]}, that of the input")
+        if given.shape != t.shape:
+            self.say("problem", [name], f"has the shape {list(given.shape)}, expected {list(t.shape)}")
+            return False
+        if given.is_complex() and not t.is_complex():
+            return False
+        if not given.isfinite().all():
+            self.say("problem", [name], f"holds {not_finite(given)}")
+        return True
 
     def _outvoted(self, compared: list[Comparison]) -> list[Comparison]:
         """Nearer to float64 than autograd's own is right: float64 and central differences outvote the same dtype."""
@@ -184,41 +193,12 @@ class Judge:
             return self.say("kink", [name], text)
         text = self.candidate.diagnoses.get(name)
         if not text and known:
-            text = diagnose(self._wrong_gradient(name), self.hypotheses) or self._low_precision(name)
+            wrong = WrongGradient(name, self.candidate, self.expected, self._is_wrong_in_float64(name), self.batch_size)
+            text = diagnose(wrong, self.hypotheses) or self._low_precision(name)
         if text:
             self.say("diagnosis", [name], text)
         elif name not in report.problems and known:
             self.say("where", [name], self._where(name))
-
-    def _wrong_gradient(self, name: str) -> WrongGradient:
-        """In float64 if the gradient is wrong there too: there is less rounding to hide in."""
-        references, candidate, problem = self.references, self.candidate, self.references.problem
-        given, expected, tolerance = as_real(candidate.gradients[name]), self.expected, references.tolerance
-        shape, outputs, noise = as_real(references.inputs[name]).shape, candidate.outputs, 0.0
-        if self._is_wrong_in_float64(name):
-            given, outputs = candidate.in_float64[name].reshape(shape), candidate.outputs_in_float64
-            right = references.gradients["float64"]
-            expected = {n: Estimate("float64", v, None, norm(v), tolerance) for n, v in right.items()}
-            tolerance = tolerance_of(torch.float64 if candidate.eps_in_float64 < EPS32 else torch.float32)
-            problem = replace(problem, arguments=problem.arguments | (references.inputs64 or {}))
-        else:
-            noise = references.noise_allowance(name)
-        known_tensors = dict(references.inputs)
-        if candidate.dys and not problem.scalar:
-            for kind, tensors in (("dy", candidate.dys), ("y", outputs)):
-                known_tensors |= {f"{kind}{i}" if len(candidate.dys) > 1 else kind: t for i, t in enumerate(tensors, 1)}
-        return WrongGradient(
-            name=name,
-            given=given,
-            shape=shape,
-            estimates=expected,
-            candidates=candidate.gradients,
-            known_tensors={n: t.detach().cpu().double() for n, t in known_tensors.items() if not t.is_complex()},
-            tolerance=tolerance,
-            noise=noise,
-            problem=problem,
-            batch_size=self.batch_size,
-        )
 
     def _low_precision(self, name: str) -> str | None:
         c = next((c for c in self.report.comparisons if c.gradient == name and not c.ok), None)

@@ -58,7 +58,10 @@ class Problem:
             raise ValueError("there are no inputs: expected at least one tensor")
         self.inputs = {name: t for name, t in self.arguments.items() if has_gradient(t)}
         if not self.inputs:
-            raise _no_gradient_possible(*next(iter(self.arguments.items())))
+            name, value = next(iter(self.arguments.items()))
+            if not isinstance(value, Tensor):
+                raise TypeError(f"input {name} is a {type(value).__name__}, expected a tensor")
+            raise TypeError(f"input {name} is {value.dtype}, which has no gradient, and there is no other input")
         for name, t in self.inputs.items():
             _require_usable(name, t)
         self.dtype = max((t.dtype for t in self.inputs.values()), key=lambda dtype: torch.finfo(dtype).eps)
@@ -67,6 +70,16 @@ class Problem:
     def is_function(self) -> bool:
         """Whether the gradient under test can be computed again."""
         return self.tensors is None
+
+    def nearby(self) -> Tensors:
+        """The inputs with every entry changed by up to 0.4 of itself: none changes its sign."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def moved(t: Tensor) -> Tensor:
+            noise = 0.8 * torch.rand(t.shape, generator=generator) - 0.4
+            return t * (1 + noise.to(t.device, t.real.dtype))
+
+        return {name: copy_of(t, change=moved) for name, t in self.inputs.items()}
 
     # ---- the function ----
 
@@ -193,10 +206,8 @@ def _takes(function: Callable[..., Any], n: int) -> bool:
     """Whether a function can be called with n arguments; True if that is not known."""
     try:
         inspect.signature(function).bind(*range(n))
-    except TypeError:
-        return False
-    except ValueError:
-        pass
+    except (TypeError, ValueError) as error:
+        return isinstance(error, ValueError)  # there is no signature
     return True
 
 
@@ -241,12 +252,6 @@ def require_dependence(outputs: list[Tensor], inputs: Tensors) -> None:
 def has_gradient(t: Any) -> bool:
     """Whether it is a tensor of real or complex numbers."""
     return isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
-
-
-def _no_gradient_possible(name: str, value: Any) -> TypeError:
-    if not isinstance(value, Tensor):
-        return TypeError(f"input {name} is a {type(value).__name__}, expected a tensor")
-    return TypeError(f"input {name} is {value.dtype}, which has no gradient, and there is no other input")
 
 
 def _require_usable(name: str, t: Tensor) -> None:

@@ -6,9 +6,9 @@ is two entries.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from bp_torch.verify.problem import Problem, Tensors, autograd, copies, flat, in
 from bp_torch.verify.report import Comparison
 from bp_torch.verify.rounding import rounding_noise
 
+T = TypeVar("T")
+EPS32 = torch.finfo(torch.float32).eps
 NOISE_FACTOR = 4.0  # how many times further than rounding moves autograd's gradient another one may be off
 DIRECTIONS = 8
 
@@ -135,13 +137,8 @@ class References:
         again = self._once()
         if (again - value).abs() <= self.tolerance * value.abs() + self.underflow:
             return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            one = self._once()
-            torch.manual_seed(self.seed)
-            other = self._once()
         kind, advice = "keeps something from call to call", "start from the same state in every call"
-        if torch.equal(one, other):
+        if torch.equal(with_seed(self.seed, self._once), with_seed(self.seed, self._once)):
             kind, advice = "draws random numbers", "draw what is random in it (a dropout mask) once, outside"
         raise ValueError(
             f"SETUP: the function {kind}: it returns {value.item():.6g} and then {again.item():.6g} for the same "
@@ -310,6 +307,13 @@ class References:
         return error <= allowed or error <= allowed + self.noise_allowance(name)
 
 
+def with_seed(seed: int, function: Callable[[], T]) -> T:
+    """Call a function after seeding torch, whose random numbers elsewhere are left as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return function()
+
+
 def first_line(error: Exception) -> str:
     """Of what an error says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -325,6 +329,4 @@ def _choose(ours: Tensor, whole: Tensor, n: int, seed: int) -> Tensor:
     nonzero = whole.nonzero().flatten()
     some = nonzero[torch.randint(len(nonzero), (n // 2,), generator=generator)] if len(nonzero) else nonzero
     others = torch.randint(len(ours), (n - 1 - len(some),), generator=generator)
-    chosen = torch.cat([furthest, some, others])
-    first_of: Iterable[int] = dict.fromkeys(chosen.tolist())
-    return torch.tensor(list(first_of))
+    return torch.tensor(list(dict.fromkeys(torch.cat([furthest, some, others]).tolist())))

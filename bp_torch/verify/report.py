@@ -10,18 +10,18 @@ from bp_torch.text import count, folded, table, wrapped
 from bp_torch.verify.differences import CENTRAL_ACCURACY
 
 REFERENCES = ("autograd", "float64", "central")
-"""Autograd in the inputs' dtype, autograd in float64, central differences in float64.
-
-Two more stand in a report where they say something: "directions", central differences along random directions, where a
-tensor has more entries than there was time for; and "widened", the gradient under test run in float64, against autograd
-in float64, if that is wrong.
-"""
+"""Autograd in the inputs' dtype, autograd in float64, central differences in float64."""
+MORE_REFERENCES = {
+    "directions": "central differences along random directions, so that every entry is heard",
+    "widened": "the same backward, run on float64 inputs, against autograd in float64",
+}
+"""Two that stand in a report where they say something: where a tensor has more entries than there was time for, and
+where the gradient under test is wrong in float64."""
 
 HEADER = ["", "gradient", "reference", "error", "allowed", "largest diff", "at", "cosine"]
 NUMBERS = {HEADER.index(name) for name in ("error", "allowed", "largest diff", "cosine")}
 
 Kind = Literal["setup", "problem", "kink", "noise", "where", "diagnosis", "unjudged"]
-"""Each is described at the property of ``Report`` that lists it."""
 
 
 class Finding(NamedTuple):
@@ -30,6 +30,24 @@ class Finding(NamedTuple):
     kind: Kind
     gradient: str
     words: str
+
+
+def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Each first element once, and the second ones that come with it."""
+    found: dict[str, list[str]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
+
+
+def told(kind: Kind, one: bool = False) -> property:
+    """An attribute of a report: the words of its findings of one kind, by gradient; of several the last, if ``one``."""
+
+    def words(report: "Report") -> dict[str, Any]:
+        found = [(f.gradient, f.words) for f in report.findings if f.kind == kind]
+        return dict(found) if one else grouped(found)
+
+    return property(words)
 
 
 @dataclass(frozen=True)
@@ -89,51 +107,18 @@ class Report:
         notes = list(dict.fromkeys(self.notes + other.notes))
         return replace(self, comparisons=comparisons, findings=findings, notes=notes)
 
-    # ---- what was found, by kind ----
-
-    def _words(self, kind: Kind) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
-        for f in (f for f in self.findings if f.kind == kind):
-            found.setdefault(f.gradient, []).append(f.words)
-        return found
-
-    def _last_words(self, kind: Kind) -> dict[str, str]:
-        return {name: words[-1] for name, words in self._words(kind).items()}
-
-    @property
-    def setup(self) -> dict[str, list[str]]:
-        """By gradient, what must be mended before it can be judged."""
-        return self._words("setup")
-
-    @property
-    def problems(self) -> dict[str, list[str]]:
-        """By gradient, what is wrong apart from the numbers."""
-        return self._words("problem")
-
-    @property
-    def kinks(self) -> dict[str, str]:
-        """By gradient, the one-sided slopes, if it differs only where the function has a kink."""
-        return self._last_words("kink")
-
-    @property
-    def noise(self) -> dict[str, str]:
-        """By gradient, why its dtype is too coarse to tell."""
-        return self._last_words("noise")
-
-    @property
-    def where(self) -> dict[str, str]:
-        """By gradient, where it is wrong, if no diagnosis says so."""
-        return self._last_words("where")
-
-    @property
-    def unjudged(self) -> dict[str, str]:
-        """By input, why no gradient of it is judged."""
-        return self._last_words("unjudged")
+    # The words of each kind of finding, by gradient: a list of them for setup and problems, else one text.
+    setup = told("setup")  # what must be mended before it can be judged
+    problems = told("problem")  # what is wrong apart from the numbers
+    kinks = told("kink", one=True)  # the one-sided slopes, if it differs only where the function has a kink
+    noise = told("noise", one=True)  # why its dtype is too coarse to tell
+    where = told("where", one=True)  # where it is wrong, if no diagnosis says so
+    unjudged = told("unjudged", one=True)  # why no gradient of an input is judged
 
     @property
     def diagnoses(self) -> dict[str, list[str]]:
         """By what explains a wrong gradient to rounding error, in words, the gradients that it explains."""
-        return by_words(f for f in self.findings if f.kind == "diagnosis")
+        return grouped((f.words, f.gradient) for f in self.findings if f.kind == "diagnosis")
 
     # ---- the verdict ----
 
@@ -227,7 +212,8 @@ class Report:
         kinds: tuple[Kind, ...] = ("setup", "problem", "kink", "noise", "where")
         order = [(name, kind) for name in self.wrong for kind in kinds]
         found = [f for place in order for f in self.findings if (f.gradient, f.kind) == place]
-        return [f"{', '.join(names)}: {words}" for words, names in by_words(found).items()]
+        by_words = grouped((f.words, f.gradient) for f in found)
+        return [f"{', '.join(names)}: {words}" for words, names in by_words.items()]
 
     def diagnosis_lines(self) -> list[str]:
         """Each diagnosis once, with the gradients that it holds for."""
@@ -271,14 +257,6 @@ class Report:
         return json.dumps(self.to_dict(), indent=2)
 
 
-def by_words(findings: Iterable[Finding]) -> dict[str, list[str]]:
-    """Everything that is said, each once, and the gradients that it holds for."""
-    found: dict[str, list[str]] = {}
-    for f in findings:
-        found.setdefault(f.words, []).append(f.gradient)
-    return found
-
-
 def wrapped_lines(lines: Sequence[str]) -> str:
     """Lines as long as the terminal is wide."""
     return "\n".join(wrapped(line, "", "  ") for line in lines if line)
@@ -296,13 +274,5 @@ def explanations(comparisons: Sequence[Comparison], tolerance: str) -> list[str]
         lines.append(f"central differences: {of}, exact to {CENTRAL_ACCURACY:.1e} at best")
         if skipped := sum(c.skipped for c in central):
             lines.append(f"{skipped:,} skipped: a step crosses a kink")
-    for reference, text in EXTRA_REFERENCES.items():
-        if any(c.reference == reference for c in comparisons):
-            lines.append(f"{reference}: {text}")
-    return lines
-
-
-EXTRA_REFERENCES = {
-    "directions": "central differences along random directions, so that every entry is heard",
-    "widened": "the same backward, run on float64 inputs, against autograd in float64",
-}
+    seen = {c.reference for c in comparisons}
+    return lines + [f"{reference}: {text}" for reference, text in MORE_REFERENCES.items() if reference in seen]
