@@ -42,7 +42,7 @@ class Candidate:
         self.in_float64: Tensors = {}  # the gradients computed from float64 inputs, flat, if they can be
         self.outputs_in_float64: list[Tensor] = []
         self.eps_in_float64 = 0.0  # the rounding of the coarsest dtype that this computes in
-        if not self.problem.is_function:
+        if self.problem.tensors is not None:
             self.gradients = self.problem.by_name(self.problem.tensors)
             return
         call = self.problem.call(self.inputs)
@@ -180,7 +180,7 @@ class Candidate:
                 self.diagnoses[name] = text
 
     def _kept(self, name: str, again: Tensor, second: Tensor, elsewhere: Tensors) -> str | None:
-        """What the gradient function keeps from call to call, if that explains ``again`` after ``second``."""
+        """The thing that is kept from call to call, if one that is known explains ``again`` after ``second``."""
         references, shape = self.references, self.inputs[name].shape
         if not references.gradients or again.shape != shape or second.shape != shape or again.is_complex():
             return None

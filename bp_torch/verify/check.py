@@ -1,8 +1,7 @@
 """The entry points: any hand-written gradient, layer or module compared with the references."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -134,7 +133,9 @@ def check_problem(
     hypotheses: Hypotheses | None = None,
 ) -> Report:
     """Judge the gradient of a problem; the options are those of ``check``."""
-    with float32_is_float32():  # whatever the environment says
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # products have all digits of float32, whatever the environment says
+    try:
         references = References(problem, tolerance)
         candidate = Candidate(references)
         if not candidate.gradients:
@@ -142,14 +143,15 @@ def check_problem(
         if not references.gradients and (not coordinates or references.inputs64 is None):
             raise ValueError(f"there is no reference to compare the gradient with: {'; '.join(references.notes)}")
         report = Judge(candidate, coordinates, seconds, batch_size or 0, hypotheses).report
-        forward, slopes = wrong_forward(references, candidate), functools.partial(taylor_slopes, references, candidate)
-        report = replace(report, forward=forward, slopes=slopes)
+        report = replace(report, forward=wrong_forward(candidate), slopes=functools.partial(taylor_slopes, candidate))
+    finally:
+        torch.set_float32_matmul_precision(before)
     return report + check_problem(second_order_of(problem), tolerance, coordinates, seconds) if second_order else report
 
 
-def wrong_forward(references: References, candidate: Candidate) -> str:
+def wrong_forward(candidate: Candidate) -> str:
     """How the forward differs from the reference; "" if it does not, or there is no reference."""
-    problem = references.problem
+    references, problem = candidate.references, candidate.problem
     if problem.reference is None:
         return ""
     with torch.inference_mode(False), torch.no_grad():
@@ -172,26 +174,13 @@ def wrong_forward(references: References, candidate: Candidate) -> str:
     return ""
 
 
-def taylor_slopes(references: References, candidate: Candidate) -> dict[str, float]:
+def taylor_slopes(candidate: Candidate) -> dict[str, float]:
     """The slope of the Taylor remainder of each gradient, along a random direction; without those that show none."""
-    found: dict[str, float] = {}
-    for name, gradient in candidate.gradients.items() if references.inputs64 is not None else ():
-        if gradient.shape == references.inputs[name].shape and gradient.numel() and not gradient.is_complex():
-            ours = candidate.in_float64.get(name, flat(gradient))
-            direction = torch.randn(
-                len(ours), generator=torch.Generator().manual_seed(references.seed + 3), dtype=torch.float64
-            )
-            slope = references.differences(name).taylor_slope(ours, direction)
+    references, found = candidate.references, dict[str, float]()
+    for name, g in candidate.gradients.items() if references.inputs64 is not None else ():
+        if g.shape == references.inputs[name].shape and g.numel() and not g.is_complex():
+            generator = torch.Generator().manual_seed(references.seed + 3)
+            direction = torch.randn(g.numel(), generator=generator, dtype=torch.float64)
+            slope = references.differences(name).taylor_slope(candidate.in_float64.get(name, flat(g)), direction)
             found |= {name: slope} if slope is not None else {}
     return found
-
-
-@contextmanager
-def float32_is_float32() -> Iterator[None]:
-    """Products of float32 matrices have all of its digits, whatever the environment says."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

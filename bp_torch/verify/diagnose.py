@@ -1,4 +1,4 @@
-"""What is wrong, in words: each pattern of error has a sentence, which is used only if it explains the difference.
+"""The mistake in words: each pattern of error has a sentence, which is used only if it explains the difference.
 
 To explain means to leave no more than rounding error. If no pattern does, there is no diagnosis. A factor is stated as
 it is. It is called a length only if the same check with shorter inputs shows that it changes with one: that 8 is also
@@ -47,9 +47,7 @@ class WrongGradient:
             self.estimates = {n: Estimate("float64", v, None, norm(v), self.tolerance) for n, v in right.items()}
             self.tolerance = tolerance_of(torch.float64 if candidate.eps_in_float64 < EPS32 else torch.float32)
             self.problem = replace(self.problem, arguments=self.problem.arguments | (references.inputs64 or {}))
-        self.noise = (
-            0.0 if in_float64 else references.noise_allowance(name)
-        )  # how close ``equal`` is as well, as a norm
+        self.noise = 0.0 if in_float64 else references.noise_allowance(name)  # the same, as a norm for the whole
         known = dict(references.inputs)
         if candidate.dys and not self.problem.scalar:
             for kind, tensors in (("dy", candidate.dys), ("y", outputs)):
@@ -236,7 +234,7 @@ def cause(problem: Problem, name: str, factor: float, tolerance: float) -> str |
 
     here = problem.arguments | _output(problem)
     matching = [(of, form) for of in _lengths(here) for form in FORMS if close(form[1](length(of, here)), factor)]
-    if not matching or not problem.is_function:
+    if not matching or problem.tensors is not None:
         return None
     measured = list(_measured_elsewhere(problem, name, tolerance))
     for of, (text, form, mistake) in matching:

@@ -99,13 +99,8 @@ class Judge:
     def _compare_in_float64(self, name: str) -> Comparison | None:
         """The gradient from float64 inputs against the float64 reference; None if it cannot be had in a wider dtype."""
         references, eps = self.references, self.candidate.eps_in_float64
-        right = references.gradients.get("float64", {}).get(name)
-        if (
-            name not in self.candidate.in_float64
-            or right is None
-            or eps >= references.eps
-            or not right.isfinite().all()
-        ):
+        ours, right = self.candidate.in_float64.get(name), references.gradients.get("float64", {}).get(name)
+        if ours is None or right is None or eps >= references.eps or not right.isfinite().all():
             return None
         allowed = ALLOWED_IN_FLOAT64 if eps < EPS32 else tolerance_of(torch.float32)
         estimate = Estimate("widened", right, None, norm(right), allowed, references.underflow)
@@ -116,7 +111,7 @@ class Judge:
             squares = rounding_noise(lambda: autograd(references.function, inputs)[1], references.seed)
             return NOISE_FACTOR * math.sqrt(float(squares[name].sum()))
 
-        return references.compare(name, self.candidate.in_float64[name], estimate, noise)
+        return references.compare(name, ours, estimate, noise)
 
     def _is_wrong_in_float64(self, name: str) -> bool:
         return any(c.reference == "widened" and c.gradient == name for c in self.report.comparisons)
@@ -193,7 +188,8 @@ class Judge:
             return self.say("kink", [name], text)
         text = self.candidate.diagnoses.get(name)
         if not text and known:
-            wrong = WrongGradient(name, self.candidate, self.expected, self._is_wrong_in_float64(name), self.batch_size)
+            in_float64 = self._is_wrong_in_float64(name)
+            wrong = WrongGradient(name, self.candidate, self.expected, in_float64, self.batch_size)
             text = diagnose(wrong, self.hypotheses) or self._low_precision(name)
         if text:
             self.say("diagnosis", [name], text)
@@ -267,8 +263,6 @@ class Judge:
             f"gradient has {float(ours[i]):.4g}, autograd {float(right[i]):.4g}. Move the inputs off the kink to judge "
             "the rest"
         )
-
-    # ---- notes ----
 
     def _contradictions(self) -> list[str]:
         """If central differences and autograd contradict each other, one of them is wrong whatever the gradient is."""

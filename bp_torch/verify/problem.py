@@ -43,7 +43,7 @@ class Problem:
     forward: Callable[..., Any]  # returns a scalar (``scalar``), or tensors; it may be an autograd.Function's ``apply``
     reference: Callable[..., Any] | None = None  # the same in plain differentiable operations; None: ``forward`` is
     backward: Callable[..., Any] | None = None  # (dy unless ``scalar``, *arguments); None: autograd through ``forward``
-    tensors: Any = None  # the gradients themselves, in place of ``backward``
+    tensors: Any = None  # the gradients themselves, in place of ``backward``; None: they can be computed again
     scalar: bool = True
     seed: int = 0
     drawn: dict[Any, list[Tensor]] = field(default_factory=dict)  # the dy in float64, by the shapes of the outputs
@@ -65,11 +65,6 @@ class Problem:
         for name, t in self.inputs.items():
             _require_usable(name, t)
         self.dtype = max((t.dtype for t in self.inputs.values()), key=lambda dtype: torch.finfo(dtype).eps)
-
-    @property
-    def is_function(self) -> bool:
-        """Whether the gradient under test can be computed again."""
-        return self.tensors is None
 
     def nearby(self) -> Tensors:
         """The inputs with every entry changed by up to 0.4 of itself: none changes its sign."""
@@ -94,7 +89,7 @@ class Problem:
         return total
 
     def outputs(self, function: Callable[..., Any], t: Tensors) -> list[Tensor]:
-        """What a function returns, as tensors. Raises TypeError and ValueError as ``check`` does."""
+        """The tensors that a function returns. Raises TypeError and ValueError as ``check`` does."""
         returned = self._apply(function, t)
         if self.scalar:
             return [_scalar(returned)]
@@ -138,7 +133,8 @@ class Problem:
                 return CallResult(self.by_name(self._apply(self.backward, lent)), lent)
             outputs = [y.detach() for y in self.outputs(self.forward, lent)]
             changed = [name for name in t if not torch.equal(lent[name], t[name])]
-            openly = [name for name in changed if any(_shares_memory(lent[name], y) for y in outputs)]
+            memory = {y.untyped_storage().data_ptr() for y in outputs}
+            openly = [name for name in changed if lent[name].untyped_storage().data_ptr() in memory]
             lent |= copies({name: t[name] for name in openly})  # an operation in place, and said to be one
             overwritten = [name for name in changed if name not in openly]
             dys = [change(dy) if change else dy for dy in self.output_gradients(outputs)]
@@ -319,10 +315,6 @@ def not_contiguous(t: Tensor) -> Tensor:
         return t.mT.contiguous().mT
     wide = t.new_zeros(*t.shape[:-1], 2 * t.shape[-1])
     return wide[..., ::2].copy_(t)
-
-
-def _shares_memory(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def in_float64(tensors: Tensors) -> Tensors:

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from bp_torch.verify.problem import Problem, Tensors, autograd, copies, flat, in
 from bp_torch.verify.report import Comparison
 from bp_torch.verify.rounding import rounding_noise
 
-T = TypeVar("T")
 EPS32 = torch.finfo(torch.float32).eps
 NOISE_FACTOR = 4.0  # how many times further than rounding moves autograd's gradient another one may be off
 DIRECTIONS = 8
@@ -113,7 +112,7 @@ class References:
             self.gradients["float64"] = self.gradients["autograd"]
         else:
             self._compute_in_float64(self.inputs64)
-        if problem.is_function and problem.backward is None and problem.reference is None:
+        if problem.tensors is None and problem.backward is None and problem.reference is None:
             self.gradients = {}
             self.notes.append(
                 "without a reference= autograd would only repeat the gradient under test: central differences alone "
@@ -307,7 +306,7 @@ class References:
         return error <= allowed or error <= allowed + self.noise_allowance(name)
 
 
-def with_seed(seed: int, function: Callable[[], T]) -> T:
+def with_seed(seed: int, function: Callable[[], Any]) -> Any:
     """Call a function after seeding torch, whose random numbers elsewhere are left as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""What a check found: the verdict, and in words what is wrong; then every comparison."""
+"""The result of a check: the verdict, and in words what is wrong; then every comparison."""
 
 import json
 import math
@@ -86,7 +86,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Report:
-    """What ``check`` found: print it, or in a test call ``check(...).assert_ok()``. It is true only if all is right."""
+    """The result of ``check``: print it, or in a test call ``check(...).assert_ok()``. It is true if all is right."""
 
     comparisons: list[Comparison]  # of every gradient with every reference
     findings: list[Finding] = field(default_factory=list)
@@ -208,7 +208,7 @@ class Report:
         return f"{self.verdict}: {len(self.wrong):,} of {total} {what.get(self.verdict, 'cannot be judged')}{unjudged}"
 
     def problem_lines(self) -> list[str]:
-        """What is wrong apart from the numbers, each with the gradients that it holds for."""
+        """Everything that is wrong apart from the numbers, each with the gradients that it holds for."""
         kinds: tuple[Kind, ...] = ("setup", "problem", "kink", "noise", "where")
         order = [(name, kind) for name in self.wrong for kind in kinds]
         found = [f for place in order for f in self.findings if (f.gradient, f.kind) == place]
@@ -242,8 +242,6 @@ class Report:
             return all(other.ok for other in self.comparisons if other.gradient == c.gradient and other is not c)
         return not (c.reference == "float64" and self.dtype == "float64")
 
-    # ---- as data ----
-
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers and words; what is not finite is None, as in JSON."""
         keys = "problems diagnoses notes tolerance dtype setup kinks noise forward unjudged multiples where"
@@ -263,7 +261,7 @@ def wrapped_lines(lines: Sequence[str]) -> str:
 
 
 def explanations(comparisons: Sequence[Comparison], tolerance: str) -> list[str]:
-    """What the columns of a table of these comparisons mean, and how they were computed."""
+    """The meaning of the columns of a table of these comparisons, and how they were computed."""
     if not comparisons:
         return []
     noise = ", plus the error that rounding alone causes here" if any(c.noise_allowance for c in comparisons) else ""

@@ -13,7 +13,7 @@ def second_order_of(problem: Problem) -> Problem:
 
     Raises ValueError for a gradient that is not an ``autograd.Function``.
     """
-    if not problem.is_function or problem.backward is not None:
+    if problem.tensors is not None or problem.backward is not None:
         raise ValueError("second_order: wanted an autograd.Function, whose backward autograd differentiates")
     return Problem(
         {f"{name} (second order)": value for name, value in problem.arguments.items()},
