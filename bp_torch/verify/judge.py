@@ -63,13 +63,13 @@ class Judge:
         if not any(len(estimate.values) for estimate in found.values()):
             self.say("unjudged", [name], "no reference gives any of its entries")
             report.notes.append(f"{name} is not checked: no reference gives any of its entries")
-        wide = self._compare_in_float64(name)
-        if wide and not wide.ok:
-            report.comparisons.append(wide)
+        run_in_float64 = self._compare_in_float64(name)
+        if run_in_float64 and not run_in_float64.ok:
+            report.comparisons.append(run_in_float64)
         elif "float64" in found and references.dtype != torch.float64 and not references.strict:
             right = found["float64"]
             if right.entries is None:
-                self._judge_precision(name, ours, right, compared, runs_in_float64=wide is not None, sure=sure)
+                self._judge_precision(name, ours, right, compared, run_in_float64 is not None, sure)
         return found
 
     def _comparable(self, name: str) -> bool:
