@@ -34,6 +34,7 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "training.evaluation",
     "training.interruption",
     "training.step",
+    "own_backward",
     "verify",
     "checkpoint",
     "__init__",
@@ -102,6 +103,12 @@ def test_imports_go_downward_only(module: str) -> None:
     for name, node in imported(module):
         there = room(name)
         assert there == here or ROOMS.index(there) > ROOMS.index(here), f"line {node.lineno} imports {name}"
+
+
+def test_verify_knows_nothing_of_this_project_but_text() -> None:
+    own = [module for module in MODULES if room(module) == "verify"]
+    known = {name for module in own for name, _ in imported(module)}
+    assert {name for name in known if room(name) != "verify"} == {"text"}
 
 
 def test_every_room_has_a_module() -> None:

@@ -124,7 +124,7 @@ def test_example_that_wants_the_most_is_found_elsewhere(run: Path, elsewhere: De
 
 
 def test_verify_checks_elsewhere(run: Path, data_dir: Path, elsewhere: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bp_torch.verify.parts.Recorder", lambda device, function: function)
+    monkeypatch.setattr("bp_torch.own_backward.Recorder", lambda device, function: function)
     each_once = [(name, name, "quadratic") for name in ACTIVATIONS]
     each_once += [("relu", "sigmoid", "binary-cross-entropy"), ("tanh", "identity", "softmax-cross-entropy")]
     monkeypatch.setattr("bp_torch.commands.verify.combinations", lambda: each_once)

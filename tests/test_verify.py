@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bp_torch import backprop, verify
+from bp_torch import backprop, own_backward, verify
 from bp_torch.backprop import backward, forward
 from bp_torch.commands import verify as command
 from bp_torch.commands.verify import combinations
@@ -830,6 +831,28 @@ def test_command_judges_a_replayed_recording(digits: tuple[str, ...], monkeypatc
 def test_check_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("", "--data-dir", str(tmp_path / "nowhere"))[1] == 1
     assert "there is no folder" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_checks_of_this_project_are_handed_on() -> None:
+    assert verify.check_own is own_backward.check_own and verify.check_step is own_backward.check_step
+    with pytest.raises(AttributeError, match="no attribute 'check_other'"):
+        _ = verify.check_other
+
+
+def test_one_verdict_runs_through_few_files() -> None:
+    scores, entered = randn(8, 10, dtype=torch.float32), set[str]()
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code.co_name != "<module>":
+            entered.add(frame.f_code.co_filename)
+
+    sys.setprofile(note)
+    try:
+        text = str(check(lambda scores: scores.logsumexp(1).mean(), scores, lambda scores: torch.softmax(scores, 1)))
+    finally:
+        sys.setprofile(None)
+    package = str(Path(verify.__file__).parents[1])
+    assert text.startswith("WRONG") and len([name for name in entered if name.startswith(package)]) <= 10
 
 
 def test_import_loads_no_plots_and_no_compiler() -> None:
