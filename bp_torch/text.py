@@ -2,9 +2,9 @@
 
 import shutil
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import floor, isfinite, log10
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a command's help and its errors need no torch
     from torch import Tensor
@@ -26,6 +26,11 @@ def number(value: float, digits: int = 3) -> str:
         return f"{value:,.{decimals}f}".replace("-", "−")
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return f"{mantissa}·10{superscript(int(exponent))}".replace("-", "−")
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A value with its sign: +0.31, −1.2."""
+    return f"{'' if value < 0 else '+'}{number(value, digits)}"
 
 
 def unit(values: "Tensor") -> tuple[float, str]:
@@ -97,6 +102,23 @@ def table(
         for cells in (header, *rows)
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+Column = tuple[str, str, Iterable[Any]]
+"""A column of a table: its header, the format of its values, such as "+.4e", and the values."""
+
+
+def column_table(*columns: Column) -> str:
+    """A table by its columns. The values are numbers, tensors of one number, and text, which stays as it is."""
+    headers, forms, values = zip(*columns, strict=True)
+    rows = zip(*values, strict=True)
+    return table(headers, [list(map(_cell, row, forms)) for row in rows])
+
+
+def _cell(value: Any, form: str) -> str:
+    """A value of a table in its format."""
+    number = value.item() if hasattr(value, "item") else value
+    return number if isinstance(number, str) else format(number, form)
 
 
 INDENT = "    "

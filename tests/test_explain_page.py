@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -575,7 +576,7 @@ def test_other_networks_have_a_page(browser: Any, subject: Subject, tmp_path: Pa
     config = Config(sizes=sizes, activation="relu", cost="softmax-cross-entropy", init="he")
     network = config.network(torch.device("cpu"))
     file = tmp_path / "page.html"
-    file.write_text(exporter.write_page(subject._replace(config=config, network=network)))
+    file.write_text(exporter.write_page(replace(subject, config=config, network=network)))
     assert file.stat().st_size < 1_500_000
     page, errors = browser.new_page(reduced_motion="reduce"), list[str]()
     page.on("pageerror", lambda error: errors.append(str(error)))

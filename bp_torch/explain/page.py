@@ -29,6 +29,7 @@ from bp_torch.cli import UserError
 from bp_torch.costs import find_cost
 from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, Examples, one_hot
 from bp_torch.explain import style
+from bp_torch.explain.drawing import array
 from bp_torch.explain.subject import NetworkOptions, Subject, UsageError, nearest_to
 from bp_torch.network import Network, parameter_count
 from bp_torch.recorder import Recording
@@ -37,8 +38,7 @@ from bp_torch.training.loop import DEEPEST_PAGE, LARGEST_PAGE, fits_page
 
 MINI_BATCH = 100
 TRAINING_IMAGES = 1000
-PATH = 64
-"""Points of the path that its plane is fitted to."""
+PATH = 64  # points of the path that its plane is fitted to
 
 OPTIONS = {"alpha", "beta", "dim", "keepdim", "value"}
 """The keyword options of torch's functions that the page's calculator knows."""
@@ -273,8 +273,7 @@ def write_page(subject: Subject) -> str:
         "networks": {name: packed(each.parameters) for name, each in networks.items()},
         "images": {name: {"x": packed(each.x), "labels": each.labels.tolist()} for name, each in images.items()},
     }
-    plain = first_with(images["shown"], 2)
-    pixels = images["shown"].x[plain].to(torch.float32)[None] * PIXEL_SCALE
+    pixels = images["shown"].x[2:3].to(torch.float32) * PIXEL_SCALE  # a plain 2
     wish = example(untrained, cost, pixels, one_hot(torch.tensor([2])))["asked0"]
     page = template().replace("{image}", picture(pixels, "Greys", 0, 1))
     page = page.replace("{wish}", picture(wish, style.DIVERGING, -wish.abs().max().item(), wish.abs().max().item()))
@@ -310,11 +309,6 @@ def first_images(examples: Examples) -> Examples:
     return Examples(*(tensor.cpu()[taken] for tensor in examples))
 
 
-def first_with(images: Examples, label: int) -> int:
-    """The position of the first image with this label."""
-    return int((images.labels == label).nonzero()[0])
-
-
 def packed(tensor: Tensor) -> str:
     """The bytes of a tensor, compressed, in base64."""
     return base64.b64encode(zlib.compress(tensor.contiguous().numpy().tobytes(), 9)).decode()
@@ -323,5 +317,5 @@ def packed(tensor: Tensor) -> str:
 def picture(values: Tensor, colours: Any, low: float, high: float) -> str:
     """784 values as a PNG in base64."""
     file = BytesIO()
-    imsave(file, style.array(values.reshape(28, 28)), cmap=colours, vmin=low, vmax=high, format="png")
+    imsave(file, array(values.reshape(28, 28)), cmap=colours, vmin=low, vmax=high, format="png")
     return base64.b64encode(file.getvalue()).decode()
