@@ -132,9 +132,10 @@ def fitted(text: str) -> str:
 def _fitted(block: str, width: int) -> str:
     """A paragraph or a table. A second table has the first column again, if that leaves it half of the width."""
     lines = block.splitlines()
-    place, first = _fold(lines, width), _first_column(lines)
+    place, full = _fold(lines, width), [line for line in lines if "  " in line.strip()]
     if not place:
         return "\n".join(line if len(line) <= width else wrapped(line) for line in lines)
+    first = next((end for end in range(2, max(map(len, lines))) if all(_gap(line, end) for line in full)), 0)
     if not first < place or first > width // 2:
         return folded(block, width)
     rest = "\n".join(line[:first] + line[place:] for line in lines)
@@ -161,13 +162,6 @@ def _fold(lines: Sequence[str], width: int) -> int:
     long = [line for line in lines if len(line) > width]
     places = (place for place in range(width, 2, -1) if any(line[place] != " " for line in long))
     return next((place for place in places if all(_gap(line, place) for line in long)), 0) if long else 0
-
-
-def _first_column(lines: Sequence[str]) -> int:
-    """Where the second column of a table begins."""
-    full = [line for line in lines if "  " in line.strip()]
-    places = range(2, max(map(len, lines), default=0))
-    return next((place for place in places if full and all(_gap(line, place) for line in full)), 0)
 
 
 def _gap(line: str, place: int) -> bool:

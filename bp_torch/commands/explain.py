@@ -22,15 +22,10 @@ from bp_torch.files import replace_file
 from bp_torch.text import fitted, named, wrapped
 from bp_torch.training.log import add_figures
 
-QUICK = 38
-"""The time of all ideas together that have no ``passes`` of their own, in passes over all training examples."""
-
+QUICK = 38  # the time of all ideas together that have no ``passes``, in passes over all training examples
 FILE_TYPES = (".png", ".svg", ".pdf")
-
 PAGE = "a page for the browser that holds the network, to touch: page.html"
-
 EVERY_IDEA = "all of them, as one folder of pictures and a page, index.html"
-
 WHERE = "Each has its own --help. The network is that of the newest run in runs/; make one with: python train.py"
 
 

@@ -32,7 +32,6 @@ from bp_torch.network import Network, layer_views
 from bp_torch.text import Column, column_table, number, times, unit
 
 MADE_OF = (1, 10, 100, 1_000)  # after so many examples the average is shown, and after all
-
 KEPT = 3_000_000  # components of gradients in memory at once, 24 MB of float64: 230 examples of 13,002 parameters
 
 
@@ -183,16 +182,11 @@ class Average(Idea):
         made = f"The average as it is made: what the images want of the pixels' weights to neuron {j}"
         table = f"What each of {shown} images wants, and the average over all {self.examples:,}"
         high = 1.4 + 0.42 * len(self.parameters)
+        agreement = Panel("How many agree with the sign of the average", self.draw_agreement)
         return [
             (3.0, [Panel(made, partial(self.draw_made, j, 2 if narrow else 6), 1, 6.6)]),
             (high, [Panel(table, partial(self.draw_table, shown, narrow), 1, high)]),
-            (
-                3.6,
-                [
-                    Panel("How many agree with the sign of the average", self.draw_agreement),
-                    Panel("How far the wishes scatter", self.draw_scatter),
-                ],
-            ),
+            (3.6, [agreement, Panel("How far the wishes scatter", self.draw_scatter)]),
         ]
 
     def draw_made(self, j: int, columns: int, part: SubFigure) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bp_torch.backprop import Forward, backward, forward, input_gradient
 from bp_torch.explain import style
-from bp_torch.explain.drawing import draw_network, hide_ticks, signed_bars
+from bp_torch.explain.drawing import hide_ticks, network_drawer, signed_bars
 from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.maps import colourbar, diverging, map_grid, outline, pixel_map
 from bp_torch.explain.subject import ExampleOptions, Subject
@@ -24,7 +24,6 @@ from bp_torch.network import Network
 from bp_torch.text import column_table, number, unit
 
 FULL_TABLE = 32  # of a layer with more neurons than this, the table gives only the length of each row
-
 SHOWN = 8  # neurons of layer 1 whose wishes at the pixels are drawn, at most
 
 Options = ExampleOptions
@@ -37,11 +36,7 @@ class Step(NamedTuple):
     wishes: Tensor  # −δ, (n_l,): what each neuron wants of its own weighted sum
     rows: Tensor  # (n_l, n_{l−1}): what each neuron alone wants of the activations before it
     total: Tensor  # −∂C/∂a^{l−1}, (n_{l−1},): what all of them want together
-
-    @property
-    def error(self) -> float:
-        """The largest difference between the sum of the rows and −∂C/∂a."""
-        return (self.rows.sum(0) - self.total).abs().max().item()
+    error: float  # the largest difference between the sum of the rows and −∂C/∂a
 
 
 class Way(NamedTuple):
@@ -56,7 +51,8 @@ def steps_back(network: Network, deltas: list[Tensor]) -> list[Step]:
     steps = []
     for layer, (delta, w) in enumerate(zip(deltas, network.weights, strict=True), 1):
         rows = -input_gradient(torch.diag(delta[0]), w)  # in row j every δ is zero but that of neuron j
-        steps.append(Step(layer, -delta[0], rows, -input_gradient(delta, w)[0]))
+        total = -input_gradient(delta, w)[0]
+        steps.append(Step(layer, -delta[0], rows, total, (rows.sum(0) - total).abs().max().item()))
     return steps[::-1]
 
 
@@ -111,7 +107,8 @@ class Backwards(Idea):
         networks, tables, sums = [], [], []
         for name, way in self.ways.items():
             title = name.capitalize()
-            draw = partial(self.draw_network, way)
+            wishes, last = {step.layer: step.wishes for step in way.steps}, way.steps[0]
+            draw = network_drawer(way.passed, layer=last.layer, values=last.rows, wishes=wishes)
             networks.append(Panel(f"{title}: all wishes, and what the outputs ask", draw, 1, 3.1))
             asked = [
                 Panel(
@@ -126,11 +123,6 @@ class Backwards(Idea):
         maps = partial(self.draw_maps, way.steps[-1], columns)
         pixels = Panel(f"{title}: the {few}wishes of layer 1 at the pixels", maps, 5, 1.6 * SHOWN / columns)
         return [(2.7, networks), *tables, (3.2, [pixels, *sums])]
-
-    def draw_network(self, way: Way, part: SubFigure) -> None:
-        """One network with the wishes of all layers, and what the outputs ask along their edges."""
-        wishes, last = {step.layer: step.wishes for step in way.steps}, way.steps[0]
-        draw_network(part.subplots(), way.passed, layer=last.layer, values=last.rows, wishes=wishes)
 
     def draw_wishes(self, way: Way, step: Step, part: SubFigure) -> None:
         """The neurons' own wishes as bars, their rows as colours, and below these the sum in a frame."""

@@ -6,7 +6,6 @@ The shuffle is that of training, ``data.permutation``. The gradient of each mini
 the average of all of them is ∇C.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
@@ -20,7 +19,7 @@ from torch import Tensor
 from bp_torch.backprop import backward, forward
 from bp_torch.data import batch, permutation
 from bp_torch.explain import style
-from bp_torch.explain.descent import angle
+from bp_torch.explain.descent import angle, mean, spread
 from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.maps import colourbar, mosaic, pixel_map
 from bp_torch.explain.subject import COUNT, CommonOptions, Subject, UsageError, full_gradient
@@ -39,16 +38,6 @@ class Options(CommonOptions):
     """Mini-batches that are shown, from 1 to 6."""
     epoch: Annotated[int, COUNT] = 1
     """The shuffle of this epoch."""
-
-
-def mean(values: list[float]) -> float:
-    """The mean of the values that are numbers: no angle is known where a gradient is zero."""
-    known = [value for value in values if value == value]
-    return sum(known) / len(known) if known else 0.0
-
-
-SPREAD: dict[str, Callable[[list[float]], float]] = {"mean": mean, "least": min, "most": max}
-"""The columns about all batches."""
 
 
 class Batches(Idea):
@@ -98,14 +87,11 @@ class Batches(Idea):
             ("length of ∇C", ".4e", [*self.wishes.norm(dim=1), self.whole.norm()]),
             ("off the true one by", "", [*(f"{off:.1f}°" for off in self.angles["untrained"][:shown]), "0°"]),
         )
-        spread = column_table(
-            (f"all {self.many:,} mini-batches", "", self.angles),
-            *((name, "", [f"{kind(found):.1f}°" for found in angles]) for name, kind in SPREAD.items()),
-        )
+        every = column_table((f"all {self.many:,} mini-batches", "", self.angles), *spread(angles))
         error = (self.average - self.whole).abs().max().item()
         return (
             f"{self.examples:,} examples, shuffled and cut into {self.many:,} mini-batches. {self.caption}.\n\n"
-            f"{first}\n\n{spread}\n\n"
+            f"{first}\n\n{every}\n\n"
             f"The average over all mini-batches and ∇C over all examples differ by {error:.1e} at most."
         )
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from bp_torch.backprop import Forward, example_costs, forward
 from bp_torch.costs import find_cost
 from bp_torch.explain import style
-from bp_torch.explain.drawing import array, draw_network, label_end, output_dots
+from bp_torch.explain.drawing import array, label_end, network_drawer, output_dots
 from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.maps import percent_histogram
 from bp_torch.explain.subject import ExampleOptions, Subject, all_costs
@@ -90,16 +90,12 @@ class Cost(Idea):
         for name, costs in self.networks.items():
             title, n = name.capitalize(), len(costs.everyone)
             average = number(costs.everyone.mean().item(), 2)
-            network = partial(self.draw_network, costs)
+            network = network_drawer(costs.passed, ring=self.example.label)
             networks.append(Panel(f"{title}: the {self.example.label} in the network", network, 1, 3.1))
             bars.append(Panel(f"{title}: what each output adds", partial(self.draw_bars, costs), 1, 4.0))
             draw = partial(self.draw_everyone, costs)
             everyone.append(Panel(f"{title}: the average over all {n:,} is {average}", draw, 1, 3.0))
         return [(3.0, networks), (4.2, bars), (3.0, everyone)]
-
-    def draw_network(self, costs: Costs, part: SubFigure) -> None:
-        """The image in the network, the wanted output with a ring."""
-        draw_network(part.subplots(), costs.passed, ring=self.example.label)
 
     def draw_bars(self, costs: Costs, part: SubFigure) -> None:
         """Every output beside its target, and the bars."""

@@ -8,10 +8,10 @@ the gradient of a mini-batch and the true gradient.
 """
 
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean as mean
+from statistics import fmean
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -31,20 +31,14 @@ from bp_torch.explain.subject import SEED, CommonOptions, Subject, UsageError, b
 from bp_torch.explain.surface import Plane, Surface, contours, cost_at, plane_of_steps, plane_through, surface_on
 from bp_torch.flags import Within
 from bp_torch.network import Network
-from bp_torch.text import column_table, number
+from bp_torch.text import Column, column_table, number
 from bp_torch.training import Config
 
 SNAPSHOTS = 80  # points of a path that are kept, besides the start
-
 MEASURED = 5_000  # training examples that the cost along the paths and on the surface is measured on
-
-
 COLOURS = style.LINES[:3]
 OUTLINE = [Stroke(linewidth=3.6, foreground="white"), Normal()]
 TEXT_OUTLINE = [Stroke(linewidth=2.6, foreground="white"), Normal()]
-
-SPREAD: dict[str, Callable[[list[float]], float]] = {"mean": mean, "least": min, "most": max}
-"""The columns about several angles."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +73,7 @@ class Path(NamedTuple):
     points: Tensor  # θ, (S, P)
     seconds: list[float]  # spent on steps so far
     costs: list[float]  # of ``MEASURED`` training examples
-
-    @property
-    def seen(self) -> list[float]:
-        """The examples that were asked so far."""
-        return [float(step * self.batch_size) for step in self.steps]
+    seen: list[float]  # examples that were asked so far
 
 
 class CloseUp(NamedTuple):
@@ -126,7 +116,8 @@ def follow_path(name: str, config: Config, network: Network, examples: Examples,
     done, seconds, path = walk(name, config, network, examples, steps, kept)
     measured = first_shuffled(examples, MEASURED, config.seed)
     costs = [cost_at(network, theta, measured, config.cost) for theta in path]
-    return Path(name, batch_size_of(config, examples), config.learning_rate, done, path, seconds, costs)
+    size = batch_size_of(config, examples)
+    return Path(name, size, config.learning_rate, done, path, seconds, costs, [float(step * size) for step in done])
 
 
 def close_up(config: Config, network: Network, examples: Examples, steps: int, grid: int) -> CloseUp:
@@ -144,6 +135,18 @@ def angle(a: Tensor, b: Tensor) -> float:
     """The angle between two vectors, in degrees; nan where one is zero."""
     cosine = (a.double() @ b.double()) / (a.double().norm() * b.double().norm())
     return float(cosine.clamp(-1, 1).acos().rad2deg())
+
+
+def mean(values: list[float]) -> float:
+    """The mean of the values that are numbers: no angle is known where a gradient is zero."""
+    known = [value for value in values if value == value]
+    return fmean(known) if known else 0.0
+
+
+def spread(angles: Collection[list[float]]) -> list[Column]:
+    """The columns of a table about several angles a row."""
+    kinds: dict[str, Callable[[list[float]], float]] = {"mean": mean, "least": min, "most": max}
+    return [(name, "", [f"{kind(found):.1f}°" for found in angles]) for name, kind in kinds.items()]
 
 
 def angles_by_size(network: Network, examples: Examples, cost: str, seed: int) -> dict[int, list[float]]:
@@ -215,13 +218,11 @@ class Descent(Idea):
             ("first cost", ".4f", [path.costs[0] for path in self.paths]),
             ("last cost", ".4f", [path.costs[-1] for path in self.paths]),
         )
-        where, sizes, found = zip(
-            *((name, *each) for name, by_size in self.angles.items() for each in by_size.items()), strict=True
-        )
+        found = [(name, size, each) for name, by_size in self.angles.items() for size, each in by_size.items()]
         angles = column_table(
-            ("angle to the true gradient", "", where),
-            ("batch size", ",", sizes),
-            *((name, "", [f"{kind(each):.1f}°" for each in found]) for name, kind in SPREAD.items()),
+            ("angle to the true gradient", "", [name for name, _, _ in found]),
+            ("batch size", ",", [size for _, size, _ in found]),
+            *spread([each for _, _, each in found]),
         )
         steps, walks = len(self.close.drunk) - 1, (self.close.careful, self.close.drunk)
         close = column_table(
@@ -248,11 +249,8 @@ class Descent(Idea):
             Panel("Cost against time", partial(self.draw_costs, seconds, "seconds")),
             Panel("Cost against examples seen", partial(self.draw_costs, seen, "examples")),
         ]
-        return [
-            (5.2, ways),
-            (3.4, costs),
-            (3.0, [Panel("How far off a mini-batch points, by its size", self.draw_angles)]),
-        ]
+        angles = Panel("How far off a mini-batch points, by its size", self.draw_angles)
+        return [(5.2, ways), (3.4, costs), (3.0, [angles])]
 
     def draw_surface(self, part: SubFigure) -> None:
         """The paths from above, over lines of equal cost."""

@@ -4,7 +4,8 @@ A neuron is the darker the more active it is. A blue edge is positive, an orange
 Triangles beside neurons are their wishes: blue points up, orange down.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,20 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
+from matplotlib.figure import SubFigure
 from torch import Tensor
 
 from bp_torch.backprop import Forward
 from bp_torch.explain import style
 
 MOST = 16  # neurons of a layer that are drawn; of more, the most active
-
 IMAGE = (0.0, 0.18, 0.3, 0.64)  # where the image is: left, bottom, width and height, as fractions of the drawing
-
 FIRST, LAST = 0.42, 0.84  # where the first and the last layer stand
+
+
+def network_drawer(passed: Forward, **what: Any) -> Callable[[SubFigure], None]:
+    """The function that draws a network into a part of a picture; ``what`` is for ``draw_network``."""
+    return lambda part: draw_network(part.subplots(), passed, **what)
 
 
 def draw_network(
@@ -49,14 +54,19 @@ def draw_network(
     across = {l: FIRST + (LAST - FIRST) * (l - 1) / max(1, network.depth - 1) for l in shown}
     if network.depth == 1:
         across = {1: LAST}
+
+    def chosen(l: int, j: int, k: int | None = None) -> bool:
+        """Whether the edge into neuron j of layer l stands out, from neuron k or, None, from any."""
+        among = not edges or any(j == to and k in (None, source) for to, source in edges)
+        return l == layer and among and neuron in (None, j)
+
     for l in shown:
-        strong = edges if l == layer else ()
         own = network.weights[l - 1] if values is None or l != layer else values
         if l > 1:
             before, after = (across[l - 1], places[l - 1]), (across[l], places[l])
-            _edges(axes, own, before, after, l == layer, neuron, strong, 0.1 if layer else 0.35)
+            _edges(axes, own, before, after, partial(chosen, l), bool(edges), 0.1 if layer else 0.35)
         else:
-            _from_image(axes, (across[l], places[l]), l == layer, neuron, strong)
+            _from_image(axes, (across[l], places[l]), partial(chosen, l))
         _neurons(axes, passed.activations[l][0], across[l], places[l], (wishes or {}).get(l))
         few = "" if len(shown[l]) == network.sizes[l] else f"{len(shown[l])} of {network.sizes[l]}"
         axes.text(across[l], -0.07, "outputs" if l == network.depth else f"layer {l}", ha="center", size=9)
@@ -92,42 +102,33 @@ def heights(n: int) -> list[float]:
     return torch.linspace(0.5 - reach, 0.5 + reach, n).tolist() if n > 1 else [0.5]
 
 
-Column = tuple[float, dict[int, float]]
-"""Where a layer stands, and the height of each of its neurons."""
+Column = tuple[float, dict[int, float]]  # where a layer stands, and the height of each of its neurons
 
 
 def _edges(
-    axes: Axes,
-    values: Tensor,
-    before: Column,
-    after: Column,
-    here: bool,
-    neuron: int | None,
-    strong: Sequence[tuple[int, int]],
-    faint: float,
+    axes: Axes, values: Tensor, before: Column, after: Column, chosen: Callable[..., bool], few: bool, faint: float
 ) -> None:
-    """The edges between two layers, the largest as broad and as full as any; ``faint`` unless we are ``here``."""
+    """The edges between two layers, the largest as broad and as full as any; ``faint`` unless ``chosen``."""
     limit = values.abs().max().item() or 1.0
     rows = values.tolist()
     lines, colours, widths = [], [], []
     for j, high in after[1].items():
         for k, low in before[1].items():
             size = abs(rows[j][k]) / limit
-            chosen = here and (not strong or (j, k) in strong) and neuron in (None, j)
+            here = chosen(j, k)
             lines.append([(before[0], low), (after[0], high)])
-            alpha = max(0.25 * bool(strong), size) if chosen else faint * size
+            alpha = max(0.25 * few, size) if here else faint * size
             colours.append((*to_rgb(sign_colour(rows[j][k])), alpha))
-            widths.append((3.0 if strong else 0.4 + 2.2 * size) if chosen else 0.7)
+            widths.append((3.0 if few else 0.4 + 2.2 * size) if here else 0.7)
     axes.add_collection(LineCollection(lines, colors=colours, linewidths=widths, zorder=1))
 
 
-def _from_image(axes: Axes, after: Column, here: bool, neuron: int | None, strong: Sequence[tuple[int, int]]) -> None:
+def _from_image(axes: Axes, after: Column, chosen: Callable[..., bool]) -> None:
     """A line from the image to each neuron of layer 1 stands for its edges from all pixels."""
     left = IMAGE[0] + IMAGE[2]
     for j, high in after[1].items():
-        chosen = here and neuron in (None, j) and (not strong or any(to == j for to, _ in strong))
         low = 0.5 + (high - 0.5) * IMAGE[3] * 0.8
-        axes.plot([left, after[0]], [low, high], color=style.INK if chosen else style.FAINT, linewidth=0.8, zorder=1)
+        axes.plot([left, after[0]], [low, high], color=style.INK if chosen(j) else style.FAINT, linewidth=0.8, zorder=1)
 
 
 def _neurons(axes: Axes, a: Tensor, x: float, places: dict[int, float], wishes: Tensor | None) -> None:

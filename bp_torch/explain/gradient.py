@@ -19,7 +19,7 @@ from torch import Tensor
 from bp_torch.backprop import forward
 from bp_torch.data import Examples
 from bp_torch.explain import style
-from bp_torch.explain.drawing import MOST, array, draw_network
+from bp_torch.explain.drawing import MOST, array, network_drawer
 from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.maps import colourbar, diverging, map_grid
 from bp_torch.explain.subject import CommonOptions, Subject, UsageError, all_costs, full_gradient
@@ -47,11 +47,7 @@ class Wiggle(NamedTuple):
     up: float  # C(θ + h e_i) − C(θ)
     down: float  # C(θ − h e_i) − C(θ)
     predicted: float  # h ∂C/∂θ_i
-
-    @property
-    def change(self) -> float:
-        """Half the difference of ``up`` and ``down``: h ∂C/∂θ_i, with an error of the order h³."""
-        return (self.up - self.down) / 2
+    change: float  # half the difference of ``up`` and ``down``: h ∂C/∂θ_i, with an error of the order h³
 
 
 def parameter_name(sizes: tuple[int, ...], index: int) -> str:
@@ -93,8 +89,8 @@ def wiggle(
         for moved in (value + h, value - h):
             theta[i] = moved
             changes.append((all_costs(network, examples, cost) - here).mean().item())
-        theta[i] = value
-        yield Wiggle(i, changes[0], changes[1], h * gradient[i].item())
+        theta[i], (up, down) = value, changes
+        yield Wiggle(i, up, down, h * gradient[i].item(), (up - down) / 2)
 
 
 def find_pair(gradient: Tensor, sizes: tuple[int, ...], ratio: float) -> tuple[int, int]:
@@ -175,8 +171,10 @@ class Gradient(Idea):
     def rows(self, narrow: bool) -> list[Row]:
         """The two weights in the network, among all of their layer, and wiggled; then the whole vector as a map."""
         depth, columns = len(self.sizes) - 1, 4 if narrow else 8
+        values = layer_views(-self.gradient, self.sizes)[0][-1]
+        network = network_drawer(self.passed, layer=depth, values=values, edges=self.edges)
         pair = [
-            Panel(f"Two weights of layer {depth}", self.draw_network, 4.4, 3.2),
+            Panel(f"Two weights of layer {depth}", network, 4.4, 3.2),
             Panel(f"How sensitive the cost is to each weight of layer {depth}", self.draw_among, 3.2, 3.2),
             Panel(f"The same wiggle of each: {times(self.measured_ratio)} the change", self.draw_wiggles, 3.6, 3.6),
         ]
@@ -192,11 +190,6 @@ class Gradient(Idea):
             for l in range(2, depth + 1)
         ]
         return [(3.8, pair), (0.5 + 1.45 * lines, [first]), *([(3.4, later)] if later else [])]
-
-    def draw_network(self, part: SubFigure) -> None:
-        """Where the two weights are."""
-        values = layer_views(-self.gradient, self.sizes)[0][-1]
-        draw_network(part.subplots(), self.passed, layer=len(self.sizes) - 1, values=values, edges=self.edges)
 
     def draw_among(self, part: SubFigure) -> None:
         """All weights of the layer in order of sensitivity, the two marked."""

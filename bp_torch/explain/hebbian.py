@@ -16,7 +16,7 @@ from torch import Tensor
 from bp_torch.backprop import Backward, Forward, backward, forward, input_gradient
 from bp_torch.costs import COSTS
 from bp_torch.explain import style
-from bp_torch.explain.drawing import array, draw_network, hide_ticks, signed_bars
+from bp_torch.explain.drawing import array, hide_ticks, network_drawer, signed_bars
 from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.maps import colourbar, diverging
 from bp_torch.explain.nudges import output_nudges
@@ -40,16 +40,8 @@ class Factors(NamedTuple):
     a: Tensor  # a^{l−1}, (n_{l−1},): how active the neurons before are
     wanted: Tensor  # −∂C/∂a^l, (n_l,): how much more active the neurons should be; −∂C/∂z if the cost absorbs φ′
     phi_prime: Tensor  # φ′(z^l), (n_l,); ones if the cost absorbs φ′
-
-    @property
-    def together(self) -> Tensor:
-        """wanted × a, (n_l, n_{l−1}): the loose analogy."""
-        return self.wanted[:, None] * self.a
-
-    @property
-    def exact(self) -> Tensor:
-        """wanted × φ′ × a, (n_l, n_{l−1}): what the nudges are."""
-        return (self.wanted * self.phi_prime)[:, None] * self.a
+    together: Tensor  # wanted × a, (n_l, n_{l−1}): the loose analogy
+    exact: Tensor  # wanted × φ′ × a, (n_l, n_{l−1}): the nudges again
 
 
 def factors(passed: Forward, back: Backward, y: Tensor, cost: str, layer: int) -> Factors:
@@ -62,7 +54,9 @@ def factors(passed: Forward, back: Backward, y: Tensor, cost: str, layer: int) -
         wanted = output_nudges(passed.activations[-1], y, cost)[0]
         phi_prime = torch.ones_like(wanted) if COSTS[cost].absorbs else phi_prime
     weights, _ = layer_views(back.gradient, network.sizes)
-    return Factors(-weights[layer - 1], passed.activations[layer - 1][0], wanted, phi_prime)
+    a = passed.activations[layer - 1][0]
+    together, exact = wanted[:, None] * a, (wanted * phi_prime)[:, None] * a
+    return Factors(-weights[layer - 1], a, wanted, phi_prime, together, exact)
 
 
 def blocked(wanted: Tensor, phi_prime: Tensor) -> str:
@@ -89,7 +83,7 @@ class Hebbian(Idea):
         self.passed = forward(network, self.example.x)
         back = backward(network, self.passed, self.example.y, cost)
         self.factors = factors(self.passed, back, self.example.y, cost, self.layer)
-        self.nudges, self.a, self.wanted, self.phi_prime = self.factors
+        self.nudges, self.a, self.wanted, self.phi_prime, *_ = self.factors
         self.blocked = blocked(self.wanted, self.phi_prime)
 
     def finding(self) -> str:
@@ -131,8 +125,10 @@ class Hebbian(Idea):
     def rows(self, narrow: bool) -> list[Row]:
         """The network with the nudges as edges; the nudges between their factors; the scatters without φ′ and with."""
         source = "Brightness of the pixels" if self.layer == 1 else "The activations before"
+        wishes = {self.layer: self.wanted}
+        network = network_drawer(self.passed, layer=self.layer, values=self.nudges, wishes=wishes)
         where = [
-            Panel(f"Layer {self.layer}: its wishes, and nudges of its weights", self.draw_network, 5, 3.1),
+            Panel(f"Layer {self.layer}: its wishes, and nudges of its weights", network, 5, 3.1),
             Panel(f"{source}, and the nudges", self.draw_factors, 6, 4.4),
         ]
         loosely, exactly = (partial(self.draw_scatter, exact) for exact in (False, True))
@@ -141,11 +137,6 @@ class Hebbian(Idea):
             Panel("Exactly: activation × wanted increase × φ′", exactly, 1.1, 3.4),
         ]
         return [(4.2, where), (4.0, scatters)]
-
-    def draw_network(self, part: SubFigure) -> None:
-        """Where we are: lit neurons, their wishes, and the nudges of the weights between them."""
-        wishes = {self.layer: self.wanted}
-        draw_network(part.subplots(), self.passed, layer=self.layer, values=self.nudges, wishes=wishes)
 
     def draw_factors(self, part: SubFigure) -> None:
         """The nudges as a map; above it the activations before, left of it the wishes, right of it φ′."""

@@ -26,16 +26,8 @@ def html(caption: str, sections: list[Section], pages: dict[str, str] | None = N
     contents = "\n".join(f'<li><a href="#{s.name}">{s.heading}</a></li>' for s in sections)
     neighbours = zip([None, *sections[:-1]], sections, [*sections[1:], None], strict=True)
     body = "".join(_section(section, _turn(before, after)) for before, section, after in neighbours)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Backpropagation, made visible</title>\n<style>\n{content_of('index.css')}</style>\n<main>\n"
-        "<h1>Backpropagation, made visible</h1>\n"
-        "<p>What a network should change in itself, one idea after another, on real images. Every number comes from "
-        "the hand-written backward pass that trains the network. In every picture blue raises or is positive, orange "
-        "lowers or is negative.</p>\n"
-        f'<p class="soft">{escape(caption)}</p>\n{links}<nav><ol>\n{contents}\n</ol></nav>\n{body}</main>\n</html>\n'
-    )
+    filled = {"caption": escape(caption), "links": links, "contents": contents, "body": body}
+    return content_of("index.html").format(style=content_of("index.css"), **filled)
 
 
 def _turn(before: Section | None, after: Section | None) -> str:

@@ -29,7 +29,6 @@ from bp_torch.text import column_table, count, number
 from bp_torch.training import Config, evaluate
 
 MEASURED = 10_000  # training examples that the cost along lines is measured on, at most
-
 SETTLED = 1e-3  # if the cost can fall along −∇C by less than this fraction, the network counts as being at a minimum
 
 
@@ -61,16 +60,8 @@ class Line(NamedTuple):
     curvature: float  # dᵀHd, at the network
     distances: list[float]  # along the line; the network is in the middle
     costs: list[float]
-
-    @property
-    def middle(self) -> float:
-        """The cost at the network."""
-        return self.costs[len(self.costs) // 2]
-
-    @property
-    def decrease(self) -> float:
-        """How far the cost falls from the network to the lowest point of the line."""
-        return self.middle - min(self.costs)
+    middle: float  # the cost at the network
+    decrease: float  # how far the cost falls from the network to the lowest point of the line
 
 
 def repeat_run(config: Config, network: Network, training: Examples, epochs: int) -> list[Progress]:
@@ -104,7 +95,8 @@ def cost_along(network: Network, examples: Examples, cost: str, name: str, direc
         costs.append(all_costs(network, examples, cost).mean().item())
     network.parameters.copy_(theta)
     slope, curve = float(direction @ gradient), curvature(network, examples, cost, direction)
-    return Line(name, slope, curve, distances, costs)
+    middle = costs[len(costs) // 2]
+    return Line(name, slope, curve, distances, costs, middle, middle - min(costs))
 
 
 class Minimum(Idea):

@@ -29,7 +29,6 @@ from bp_torch.training import Config, Score, evaluate
 from bp_torch.training.config import DeformName
 
 COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000)  # numbers of training examples that are tried, up to all of them
-
 DEFORMED = COUNTS[::2]  # those that are also deformed, which takes longer than training on them
 
 

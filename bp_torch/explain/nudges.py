@@ -18,7 +18,7 @@ from torch import Tensor
 from bp_torch.backprop import Backward, Forward, backward, forward, input_gradient
 from bp_torch.costs import COSTS
 from bp_torch.explain import style
-from bp_torch.explain.drawing import arrow, draw_network, label_end, output_dots, signed_bars
+from bp_torch.explain.drawing import arrow, label_end, network_drawer, output_dots, signed_bars
 from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.subject import DIGIT, ExampleOptions, Subject
 from bp_torch.network import layer_views
@@ -129,19 +129,18 @@ class Nudges(Idea):
         ]
         few = "" if n == shown else f": the {shown} largest of {n}"
         high = 1.0 + 0.24 * shown
+        names = [f"from {k}  (a = {number(a, 2)})" for k, a in enumerate(self.ways.a.tolist())]
+        weights = partial(draw_largest, self.ways.weights, names, "−∂C/∂W, in proportion to a")
+        names = [f"of {k}  (W = {number(w, 2)})" for k, w in enumerate(self.ways.w.tolist())]
+        activations = partial(draw_largest, self.ways.activations, names, "−∂C/∂a, in proportion to W")
         ways = [
             Panel(f"Output {j}: 1. its bias", partial(self.draw_bias, 1 if narrow else shown), 2.2, 1.5),
-            Panel(f"2. Its weights{few}", self.draw_weights, 4, high),
-            Panel(f"3. The activations before it{few}", self.draw_activations, 4, high),
+            Panel(f"2. Its weights{few}", weights, 4, high),
+            Panel(f"3. The activations before it{few}", activations, 4, high),
         ]
-        return [(3.5, [Panel(network, self.draw_network, 1, 3.1)]), (4.0, outputs), (high, ways)]
-
-    def draw_network(self, part: SubFigure) -> None:
-        """The untrained network with the wishes of its outputs, and the edges into the one whose ways are below."""
         passed, depth = self.untrained.passed, self.untrained.passed.network.depth
-        draw_network(
-            part.subplots(), passed, layer=depth, neuron=self.ways.neuron, wishes={depth: self.untrained.nudges}
-        )
+        draw = network_drawer(passed, layer=depth, neuron=j, wishes={depth: self.untrained.nudges})
+        return [(3.5, [Panel(network, draw, 1, 3.1)]), (4.0, outputs), (high, ways)]
 
     def draw_outputs(self, name: str, part: SubFigure) -> None:
         """The ten activations of a network as dots beside their targets, and the nudges as arrows."""
@@ -170,18 +169,8 @@ class Nudges(Idea):
         label_end(axes, bias, 0, signed(bias))
         axes.set(xlabel="−∂C/∂b, in full", ylim=(rows - 0.5, -0.5))
 
-    def draw_weights(self, part: SubFigure) -> None:
-        """The second way."""
-        names = [f"from {k}  (a = {number(a, 2)})" for k, a in enumerate(self.ways.a.tolist())]
-        draw_largest(part, self.ways.weights, names, "−∂C/∂W, in proportion to a")
 
-    def draw_activations(self, part: SubFigure) -> None:
-        """The third way."""
-        names = [f"of {k}  (W = {number(w, 2)})" for k, w in enumerate(self.ways.w.tolist())]
-        draw_largest(part, self.ways.activations, names, "−∂C/∂a, in proportion to W")
-
-
-def draw_largest(part: SubFigure, nudges: Tensor, names: list[str], label: str) -> None:
+def draw_largest(nudges: Tensor, names: list[str], label: str, part: SubFigure) -> None:
     """The largest of the ``nudges`` (n,), in their order, on their own scale."""
     axes, order = part.subplots(), nudges.abs().sort(descending=True, stable=True).indices[:SHOWN]
     signed_bars(axes, nudges.index_select(0, order), [names[k] for k in order.tolist()])

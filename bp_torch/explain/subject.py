@@ -27,8 +27,7 @@ from bp_torch.training import NETWORK_FILE, Config, open_run
 from bp_torch.training.config import SEEDS
 from bp_torch.training.run import split
 
-CHUNK = 10_000
-"""Examples that go forward and back at once: enough to keep a core busy, few enough for 64 MB of float64 pixels."""
+CHUNK = 10_000  # examples at once: enough to keep a core busy, few enough for 64 MB of float64 pixels
 
 
 DIGIT = Within(least=0, most=CLASSES - 1)
@@ -202,10 +201,9 @@ def choose_example(subject: Subject, options: ExampleOptions) -> Example:
         raise UsageError(f"--digit: there is no training example{'' if digit is None else f' of a {digit}'}")
     if not 0 <= (options.index or 0) <= last:
         raise UsageError(f"--index: wanted 0 to {last}, got {options.index}")
-    if options.index is None:
+    place = options.index
+    if place is None:
         place = (largest_output_delta if options.loudest else plainest)(subject, candidates)
-    else:
-        place = options.index
     return example_at(examples, int(candidates[place]))
 
 
@@ -231,12 +229,9 @@ def nearest_to(mean: Tensor, x: Tensor, count: int) -> Tensor:
 def largest_output_delta(subject: Subject, candidates: Tensor) -> int:
     """Which of the ``candidates`` (indices of training examples) has the largest ‖δ^L‖."""
     network = subject.network
-    sizes = []
-    for indices in candidates.split(CHUNK):
-        x, y = batch(subject.training, indices, network.dtype)
-        deltas = backward(network, forward(network, x), y, subject.config.cost, examples=1).deltas
-        sizes.append(deltas[-1].norm(dim=1))
-    return int(torch.cat(sizes).argmax())
+    x, y = batch(subject.training, candidates, network.dtype)
+    deltas = backward(network, forward(network, x), y, subject.config.cost, examples=1).deltas
+    return int(deltas[-1].norm(dim=1).argmax())
 
 
 # ---- all examples ----
