@@ -1,6 +1,5 @@
 """What would fail on a GPU fails here: training, explaining and verifying on a device that is not the CPU."""
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -111,11 +110,11 @@ def test_run_that_diverges_elsewhere_names_the_tensor(config: Config, elsewhere:
 
 @pytest.mark.parametrize("name", explain.IDEAS)
 def test_every_idea_is_explained_elsewhere(name: str, run: Path, elsewhere: Device) -> None:
-    idea = explain.load_idea(name)
-    result = idea.explain(open_subject(CommonOptions(run=run, device="cuda")), idea.Options(**QUICK.get(name, {})))
-    assert idea.table(result) and idea.finding(result)
-    for widths in ({}, {"narrow": True}) if "narrow" in inspect.signature(idea.figure).parameters else ({},):
-        idea.figure(result, **widths)
+    options = explain.load_idea(name).Options(**QUICK.get(name, {}))
+    idea = explain.compute(name, open_subject(CommonOptions(run=run, device="cuda")), options)
+    assert idea.table() and idea.finding()
+    for narrow in (False, True):
+        idea.figure(narrow=narrow)
 
 
 def test_example_that_wants_the_most_is_found_elsewhere(run: Path, elsewhere: Device) -> None:
