@@ -15,9 +15,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar
 
-from bp_torch.help import help_text, in_words
+from bp_torch.flags import flag, in_words, types_of
+from bp_torch.help import help_text
 
 T = TypeVar("T")
 
@@ -88,14 +89,14 @@ def parse(
 
 def refusal(message: str, config: type[Any], args: Sequence[str]) -> str:
     """What tyro says of ``args``, in the words of this project: the flag, what it takes, and what came."""
-    flags = {f"--{name.replace('_', '-')}": hint for name, hint in get_type_hints(config).items()}
+    flags = {flag(name): hint for name, hint in types_of(config).items()}
     words = [word.replace("_", "-") if word.startswith("--") else word for word in args]
     found = re.search(r"(?:^Error parsing |for argument '| argument ')(--[\w-]+)", message)
-    if found and (flag := found[1]) in flags and flag in words:
-        values = itertools.takewhile(lambda word: not word.startswith("--"), args[words.index(flag) + 1 :])
-        return f"{flag}: wanted {in_words(flags[flag])}, got {' '.join(values) or 'nothing'}"
+    if found and (name := found[1]) in flags and name in words:
+        values = itertools.takewhile(lambda word: not word.startswith("--"), args[words.index(name) + 1 :])
+        return f"{name}: wanted {in_words(flags[name])}, got {' '.join(values) or 'nothing'}"
     if unknown := re.search(r"^Unrecognized options: ([^\s,]+)", message):
-        typed, names = unknown[1].strip("-"), {flag.strip("-"): flag for flag in flags}
+        typed, names = unknown[1].strip("-"), {each.strip("-"): each for each in flags}
         short = [name for name in names if typed == "".join(part[0] for part in name.split("-"))]  # lr, wd
         alike = (short if len(typed) > 1 else []) or difflib.get_close_matches(typed, names, n=1)
         return f"{message}: " + (f"did you mean {names[alike[0]]}?" if alike else "see --help")

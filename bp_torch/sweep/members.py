@@ -52,7 +52,7 @@ def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
     end = state.diverged[k] or state.step
     with closing(RunLog(folder, network, 1, before, member.cost, member.evaluated_on)) as log:
         varied = [name for name in LISTS if len({getattr(other, name) for other in group.members}) > 1]
-        log.begin(member.hyperparameters(group.examples, group.step.batch_size), member.to_json(), varied)
+        log.begin(member, member.hyperparameters(group.examples, group.step.batch_size), varied)
         for step, taken, tag, values in state.points:
             if step <= end and isfinite(values[k]):
                 log.scalars({tag: values[k]}, step, taken)

@@ -1,7 +1,8 @@
 """Training: the settings of a run, its step, its loop, its folder."""
 
 from bp_torch.checkpoint import NETWORK_FILE
-from bp_torch.training.config import Config, flag
+from bp_torch.flags import flag
+from bp_torch.training.config import Config
 from bp_torch.training.evaluation import Score, evaluate
 from bp_torch.training.interruption import Stopped
 from bp_torch.training.loop import WrongGradientError, train

@@ -22,8 +22,10 @@ from torch.utils.tensorboard.summary import hparams, pr_curve
 
 from bp_torch.checkpoint import State
 from bp_torch.data import Examples
+from bp_torch.flags import flags_of
 from bp_torch.network import Network, layer_views
 from bp_torch.sgd import SGD
+from bp_torch.training.config import Config
 from bp_torch.training.event_file import EventFile
 from bp_torch.training.images import (
     captioned,
@@ -94,9 +96,6 @@ DESCRIPTIONS = {
 }
 """What each tag, or each tag before its stroke, shows, and what is healthy: Markdown."""
 
-FIRST_COLUMNS = ("sizes", "activation", "cost", "learning_rate", "batch_size")
-"""The hyperparameters that HParams shows first."""
-
 MAPS = 36
 """The largest number of neurons of the first layer that are shown as pictures."""
 
@@ -152,14 +151,15 @@ class RunLog:
             tuple[int, float, float, list[str], Tensor]
         ] = []  # step, time, η, tags, values on the device
 
-    def begin(self, hyperparameters: Mapping[str, str | float], config: str, varied: Collection[str] = ()) -> None:
+    def begin(self, config: Config, hyperparameters: Mapping[str, str | float], varied: Collection[str] = ()) -> None:
         """Log the layout of the curves, the row in HParams, and as text the command, config, versions and machine.
 
-        ``varied``: hyperparameters that are of interest too, beside ``FIRST_COLUMNS``.
+        ``varied``: hyperparameters that HParams shows at once too, beside the first columns.
         """
         self.file.writer.add_custom_scalars(layout(self.cost_name))
         experiment, start, self._end = hparams(dict(hyperparameters), {f"{ACCURACY}/test": 0.0})
-        self.file.summary(with_first_columns(experiment, {*FIRST_COLUMNS, *varied}))
+        first = {name for name, flag in flags_of(type(config)).items() if flag.first_column}
+        self.file.summary(with_first_columns(experiment, {*first, *varied}))
         self.file.summary(start)  # add_hparams would make a run of its own below this one
 
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
@@ -167,7 +167,8 @@ class RunLog:
         if self.network.device.type == "cuda":
             machine["GPU"] = torch.cuda.get_device_name(self.network.device)
         command = shlex.join(["python", *sys.argv]).replace(" --", " \\\n    --")
-        texts = {"command": command, "config": config, "versions": _lines(versions), "machine": _lines(machine)}
+        texts = {"command": command, "config": config.to_json()}
+        texts |= {"versions": _lines(versions), "machine": _lines(machine)}
         for name, text in texts.items():
             self.file.writer.add_text(f"run/{name}", f"```\n{text}\n```")
 

@@ -70,7 +70,7 @@ def train(config: Config, store: str = "env://") -> Path:
             tqdm(total=steps, initial=run.state.step, unit="step", leave=False, disable=quiet) as bar,
         ):
             if log:
-                log.begin(config.hyperparameters(len(run.training.labels), run.step.batch_size), config.to_json())
+                log.begin(config, config.hyperparameters(len(run.training.labels), run.step.batch_size))
             while run.state.epoch <= config.epochs:
                 train_epoch(run, log, signals, bar)
             if run.state.reported < config.epochs:  # --epochs was lowered to what is done

@@ -22,6 +22,7 @@ from bp_torch.deform import deformed
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import ALONE, World
 from bp_torch.files import replace_file
+from bp_torch.flags import flags_of
 from bp_torch.network import Network
 from bp_torch.training.config import LONGEST_NAME, Config
 from bp_torch.training.evaluation import Pause, Score, evaluate
@@ -237,36 +238,6 @@ def split(training: Examples, config: Config) -> tuple[Examples, Examples | None
     return used, held_out if config.validation else None
 
 
-NOT_IN_NAMES = {
-    "recipe",
-    "sizes",
-    "data_dir",
-    "runs_dir",
-    "run_name",
-    "threads",
-    "device",
-    "replay",
-    "compile",
-    "log",
-    "log_every",
-    "log_embedding",
-    "at_once",
-    "save",
-}
-"""Fields of Config that a default name does not list. (The sizes are in every name.)"""
-
-
-SHORT = {
-    "activation": "",
-    "cost": "",
-    "learning_rate": "lr",
-    "learning_rate_decay": "lr-decay",
-    "batch_size": "batch",
-    "train_examples": "examples",
-}
-"""Fields of Config that have a shorter word in a name, or none where the value says it."""
-
-
 def default_run_name(config: Config) -> str:
     """Each setting that is not the default, the sizes, month, day and time: lr-0.3_784-16-16-10_0131-120000.
 
@@ -274,11 +245,11 @@ def default_run_name(config: Config) -> str:
     """
     parts = []
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value != field.default and field.name not in NOT_IN_NAMES:
+        value, flag = getattr(config, field.name), flags_of(type(config))[field.name]
+        word = field.name.replace("_", "-") if flag.word is None and flag.decides else flag.word
+        if word is not None and value != field.default and field.name != "sizes":
             values = map(str, value if isinstance(value, tuple) else [value])
-            name = SHORT.get(field.name, field.name.replace("_", "-"))
-            parts.append("-".join(filter(None, [name, *(value.removesuffix(".0") for value in values)])))
+            parts.append("-".join(filter(None, [word, *(value.removesuffix(".0") for value in values)])))
     name, time = "_".join([*parts, "-".join(map(str, config.sizes))]), datetime.now().strftime("_%m%d-%H%M%S")
     most = LONGEST_NAME - len(time)
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
