@@ -64,7 +64,7 @@ def test_examples_per_second_after_resuming_counts_the_rest_of_the_epoch(
 ) -> None:
     config = Config(epochs=1, train_examples=N, device="cpu", data_dir=data_dir, runs_dir=tmp_path, run_name="one")
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Signals, "asked", lambda signals, step, world, device: step == 2)
+        patch.setattr(Signals, "should_stop", lambda signals, poll: poll == 2)
         train(config)
     clock = iter(range(1000))
     monkeypatch.setattr("bp_torch.training.loop.time.perf_counter", lambda: next(clock))

@@ -23,7 +23,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's, which people with any kind of colour vision can tell apart."""
 
 
-class Result(NamedTuple):
+class NetworkResult(NamedTuple):
     """How one network did. ``accuracy`` and ``cost`` are on the test set, after training."""
 
     member: Config
@@ -51,11 +51,11 @@ class Result(NamedTuple):
         return values | {"diverged_at_step": self.diverged or None}
 
 
-class Row(NamedTuple):
+class SettingRow(NamedTuple):
     """What the seeds of one setting have in common. Means are over those that did not diverge, NaN over none."""
 
     setting: Setting
-    results: list[Result]
+    results: list[NetworkResult]
 
     @property
     def accuracies(self) -> list[float]:
@@ -74,18 +74,18 @@ class Row(NamedTuple):
         }
 
 
-def rows(config: SweepConfig, results: list[Result]) -> list[Row]:
+def rows(config: SweepConfig, results: list[NetworkResult]) -> list[SettingRow]:
     """The results by setting, in the order of the flags."""
-    return [Row(s, [result for result in results if setting_of(result.member) == s]) for s in config.settings]
+    return [SettingRow(s, [result for result in results if setting_of(result.member) == s]) for s in config.settings]
 
 
-def best_of(row: Row) -> Result | None:
+def best_of(row: SettingRow) -> NetworkResult | None:
     """The network of a setting with the best accuracy, if one did not diverge."""
     finite = [result for result in row.results if not result.diverged]
     return max(finite, key=lambda result: result.accuracy, default=None)
 
 
-def table(config: SweepConfig, results: list[Result]) -> str:
+def table(config: SweepConfig, results: list[NetworkResult]) -> str:
     """A row for each setting; below, the networks that diverged, by name."""
     shown = [name for name in LISTS if len(getattr(config, name)) > 1] or [LISTS[0]]
     header = [*(name.replace("_", " ") for name in shown), "networks", "test accuracy", "best", "diverged"]
@@ -108,7 +108,7 @@ def table(config: SweepConfig, results: list[Result]) -> str:
     return "\n".join([text.table(header, lines), about, *wrong])
 
 
-def as_json(config: SweepConfig, results: list[Result]) -> str:
+def as_json(config: SweepConfig, results: list[NetworkResult]) -> str:
     """Everything that the table and the picture show, to be read by a program."""
     report = {
         "seeds": config.seeds,
@@ -119,7 +119,7 @@ def as_json(config: SweepConfig, results: list[Result]) -> str:
     return json.dumps(report, indent=2) + "\n"
 
 
-def draw(config: SweepConfig, results: list[Result]) -> Figure:
+def draw(config: SweepConfig, results: list[NetworkResult]) -> Figure:
     """Accuracy by the learning rate, or else by the first list of numbers with several values.
 
     Each network is a dot, the means are a line; every combination of the other lists has a colour.
@@ -127,7 +127,7 @@ def draw(config: SweepConfig, results: list[Result]) -> Figure:
     along = next((n for n, name in enumerate(LISTS[:3]) if len(getattr(config, name)) > 1), 0)
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    lines: dict[str, list[Row]] = {}
+    lines: dict[str, list[SettingRow]] = {}
     for row in rows(config, results):
         others = [f"{LISTS[n].replace('_', ' ')} {short(value)}" for n, value in enumerate(row.setting)
                   if n != along and len(getattr(config, LISTS[n])) > 1]  # fmt: skip
@@ -160,7 +160,7 @@ def draw(config: SweepConfig, results: list[Result]) -> Figure:
     return figure
 
 
-def save(config: SweepConfig, results: list[Result], folder: Path) -> None:
+def save(config: SweepConfig, results: list[NetworkResult], folder: Path) -> None:
     """Write sweep.json and the picture into the sweep's ``folder``."""
     replace_file(folder / JSON, as_json(config, results).encode())
     png = io.BytesIO()
@@ -168,7 +168,7 @@ def save(config: SweepConfig, results: list[Result], folder: Path) -> None:
     replace_file(folder / PICTURE, png.getvalue())
 
 
-def to_results(members: list[Config], scores: Mapping[str, list[Any]]) -> list[Result]:
+def to_results(members: list[Config], scores: Mapping[str, list[Any]]) -> list[NetworkResult]:
     """The results of a group, from ``scores``: {"accuracy": [...], "cost": [...], "best": [...], "diverged": [...]}."""
     values = zip(*(scores[name] for name in ("accuracy", "cost", "best", "diverged")), strict=True)
-    return [Result(member, *own) for member, own in zip(members, values, strict=True)]
+    return [NetworkResult(member, *own) for member, own in zip(members, values, strict=True)]

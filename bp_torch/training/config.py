@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import cos, pi
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -218,25 +219,27 @@ class Config:
         own = "identity" if self.cost == "softmax-cross-entropy" else "sigmoid"
         return self.output_activation or own
 
-    def network(self, device: torch.device) -> Network:
-        """The network with the initial values of this run."""
+    def network(self, device: torch.device, members: "Sequence[Config] | None" = None) -> Network:
+        """The network with the initial values of this run; or of ``members``, those of the K runs as one network."""
         return Network(
             self.sizes,
             activation=self.activation,
             output_activation=self.outputs,
-            init=self.init,
-            seed=self.seed,
+            init=[member.init for member in members] if members else self.init,
+            seed=[member.seed for member in members] if members else self.seed,
             dtype=getattr(torch, self.dtype),
             device=device,
+            networks=len(members) if members else None,
         )
 
-    def optimizer(self, network: Network) -> SGD:
-        """The optimizer of this run."""
+    def optimizer(self, network: Network, members: "Sequence[Config] | None" = None) -> SGD:
+        """The optimizer of this run; or of ``members``, K runs whose parameters are those of ``network``."""
+        several = members or [self]
         return SGD(
             network,
-            self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
+            scalar_or_column([member.learning_rate for member in several]),
+            momentum=scalar_or_column([member.momentum for member in several]),
+            weight_decay=scalar_or_column([member.weight_decay for member in several]),
             decay_biases=self.decay_biases,
         )
 
@@ -246,16 +249,16 @@ class Config:
         optimizer: SGD,
         examples: Examples,
         *,
-        of: int | None = None,
+        epoch_examples: int | None = None,
         running: Tensor | None = None,
         world: World = ALONE,
         record: bool = True,
     ) -> TrainingStep:
-        """The step of this run on mini-batches of ``examples``, of which an epoch has ``of`` (None: all).
+        """The step of this run on mini-batches of ``examples``, of which an epoch has so many (None: all).
 
         See ``TrainingStep`` for the other arguments.
         """
-        n = of or len(examples.labels)
+        n = epoch_examples or len(examples.labels)
         return TrainingStep(
             network,
             optimizer,
@@ -333,6 +336,14 @@ class Config:
         if self.schedule == "cosine" and given.epochs != self.epochs:
             raise ValueError("--epochs cannot change with --schedule cosine: every learning rate depends on it")
         return given
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
+
+
+def scalar_or_column(values: Sequence[float]) -> float | Tensor:
+    """The value that all networks have, or else a value for each, (K,)."""
+    return values[0] if len(set(values)) == 1 else torch.tensor(values, dtype=torch.float64)
 
 
 def as_column(value: Any) -> str | float:

@@ -9,7 +9,7 @@ from bp_torch.network import Network
 from bp_torch.training.evaluation import Score
 
 
-class Result(NamedTuple):
+class RunResult(NamedTuple):
     """The network that a run ends with, its epoch, its score on the test set, and its accuracy on those held out.
 
     ``epochs`` is how many the run had, ``seconds`` how long it took; ``precision`` is that of its passes.
