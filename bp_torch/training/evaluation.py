@@ -60,8 +60,7 @@ def evaluate_each(
 ) -> list[Score]:
     """The score of each of K networks over all ``examples``, or of the only one."""
     n = len(examples.labels)
-    # of the costs, of the correct answers
-    sums = torch.zeros(2, *network.leading, dtype=torch.float64, device=network.device)
+    sums = torch.zeros(2, *network.leading, dtype=torch.float64, device=network.device)  # of costs, of right answers
     for passed, y, labels in forward_in_chunks(network, examples, world, before_chunk):
         sums[0] += example_costs(passed, y, cost).sum(-1, dtype=torch.float64)
         sums[1] += (passed.activations[-1].argmax(-1) == labels).sum(-1)
