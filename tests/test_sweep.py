@@ -449,7 +449,7 @@ def test_groups_fit_the_cache_and_share_their_batches_where_they_can() -> None:
     many = groups(SweepConfig(learning_rate=rates, seeds=2), CPU)
     assert [len(group) for group in many] == [24, 24], "one seed each"
     own = groups(SweepConfig(seeds=20), CPU)
-    assert max(map(len, own)) * working_set(own[0][0], own_batch=True) <= CACHE
+    assert max(map(len, own)) * working_set(own[0][0], separate_batches=True) <= CACHE
     assert sorted(map(len, own)) == [6, 7, 7]
     assert [len(group) for group in groups(SweepConfig(seeds=20, at_once=16), CPU)] == [10, 10]
     assert [len(group) for group in groups(SweepConfig(sizes=(784, 512, 10), seeds=3), CPU)] == [1, 1, 1]
@@ -457,7 +457,7 @@ def test_groups_fit_the_cache_and_share_their_batches_where_they_can() -> None:
 
 def test_more_networks_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     config = SweepConfig(seeds=8, at_once=8)
-    size = COPIES * working_set(config.members()[0], own_batch=True)
+    size = COPIES * working_set(config.members()[0], separate_batches=True)
     monkeypatch.setattr("bp_torch.sweep.plan.free_memory", lambda device: 8 * size)
     assert len(groups(config, CPU)) == 1
     monkeypatch.setattr("bp_torch.sweep.plan.free_memory", lambda device: 8 * size - 1)

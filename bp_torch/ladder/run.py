@@ -65,7 +65,7 @@ def train_together(row: Row, wanted: Config, seeds: range) -> None:
         check_same(folder, begun.members()[0], dataclasses.replace(wanted, seed=begun.seed))
         if not (folder / JSON).exists():
             sweep(dataclasses.replace(begun, resume=folder))
-    elif not folder.exists() and len(seeds) > 1 and quickest(wanted, device, own_batch=True) > 1:
+    elif not folder.exists() and len(seeds) > 1 and quickest(wanted, device, separate_batches=True) > 1:
         fields = {field.name: getattr(wanted, field.name) for field in dataclasses.fields(wanted)}
         lists = {name: (fields[name],) for name in LISTS}
         own = {"recipe": None, "run_name": row.name, "seed": seeds.start, "seeds": len(seeds)}

@@ -74,7 +74,7 @@ class SweepConfig(Config):
         return Config(**shared | dict(zip(LISTS, setting, strict=True)) | own)
 
     def varied(self, setting: Setting) -> list[str]:
-        """What tells this setting from the others: ["learning-rate-0.3", "init-he"]."""
+        """The values by which this setting differs from others: ["learning-rate-0.3", "init-he"]."""
         pairs = zip(LISTS, setting, strict=True)
         return [f"{name.replace('_', '-')}-{short(value)}" for name, value in pairs if len(getattr(self, name)) > 1]
 
@@ -90,8 +90,3 @@ LISTS = tuple(name for name in SweepConfig.__annotations__ if isinstance(getattr
 def short(value: object) -> str:
     """A value as it would be typed: 1 for 1.0."""
     return str(value).removesuffix(".0")
-
-
-def setting_of(member: Config) -> Setting:
-    """The values that a network of the sweep has for ``LISTS``."""
-    return tuple(getattr(member, name) for name in LISTS)

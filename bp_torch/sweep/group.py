@@ -18,8 +18,7 @@ from bp_torch.network import Network
 from bp_torch.training.config import Config, scalar_or_column
 from bp_torch.training.evaluation import BeforeChunk, Score, evaluate_each
 from bp_torch.training.log import cost_tag, score_values
-from bp_torch.training.result import RunResult
-from bp_torch.training.run import split
+from bp_torch.training.run import RunResult, split
 from bp_torch.training.step import StepResult, TrainingStep
 
 Point = tuple[int, float, str, list[float]]

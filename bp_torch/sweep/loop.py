@@ -20,20 +20,8 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from bp_torch.checkpoint import (
-    BEST,
-    CONFIG,
-    LAST,
-    LOCK,
-    NETWORK_FILE,
-    RESULT,
-    CheckpointError,
-    State,
-    locked,
-    made_whole,
-    make_folder,
-    remove_unfinished_folders,
-)
+from bp_torch import checkpoint
+from bp_torch.checkpoint import CheckpointError, State, locked, made_whole, make_folder, remove_unfinished_folders
 from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
 from bp_torch.device import choose_device, set_precision, set_threads
@@ -90,7 +78,7 @@ def sweep(config: SweepConfig, store: str = "env://") -> Path:
             print(introduction(what, device, world))
         train_groups(what, range(world.rank, len(what.plan), world.size))
         if all((what.group_folder(number) / RESULTS).exists() for number in range(len(what.plan))):
-            with FileLock(folder / GROUPS / LOCK):  # two processes may end at the same time
+            with FileLock(folder / GROUPS / checkpoint.LOCK):  # two processes may end at the same time
                 finish(what)
     return folder
 
@@ -161,14 +149,14 @@ def train_groups(what: Sweep, mine: range) -> None:
                     scores = {name: getattr(group.state, name) for name in group.state.EACH}
                     replace_file(own / RESULTS, json.dumps(scores).encode())
                 if what.config.save != "best":
-                    (own / LAST).unlink(missing_ok=True)
+                    (own / checkpoint.LAST).unlink(missing_ok=True)
 
 
 def open_group(what: Sweep, number: int) -> Group:
     """A group as its last checkpoint has it, or else before its first step."""
     group = new_group(what.plan[number], *what.data, what.group_folder(number))
     set_threads(group.config.threads, group.step.batch_size * group.network.parameters.shape[-1])
-    if (group.folder / LAST).exists():
+    if (group.folder / checkpoint.LAST).exists():
         restore(group.state, group.folder, group.steps_per_epoch)
         group.begun -= group.state.seconds
     return group
@@ -236,7 +224,7 @@ def save_checkpoint(group: Group) -> None:
     group.reset_diverged()
     group.state.seconds = time.perf_counter() - group.begun
     try:
-        group.state.save(group.folder / LAST)
+        group.state.save(group.folder / checkpoint.LAST)
     except OSError as error:
         raise TrainingError(f"cannot save into {group.folder}: {error}; the previous checkpoint is intact") from error
 
@@ -265,16 +253,16 @@ def save_member(group: Group, k: int, folder: Path) -> None:
     if (own := folder / member.run_name).exists():
         return
     with made_whole(own) as made:
-        replace_file(made / CONFIG, member.to_json().encode())
-        group.member_state(k).save(made / LAST)
+        replace_file(made / checkpoint.CONFIG, member.to_json().encode())
+        group.member_state(k).save(made / checkpoint.LAST)
         if member.validation and not diverged:
-            group.best_state(k).save(made / BEST)
+            group.best_state(k).save(made / checkpoint.BEST)
         if member.log:
             log_member(group, k, made, member)
         if not diverged:
             result = group.result(k)
-            save_network(result.network, made / NETWORK_FILE)
-            replace_file(made / RESULT, result.to_json().encode())
+            save_network(result.network, made / checkpoint.NETWORK_FILE)
+            replace_file(made / checkpoint.RESULT, result.to_json().encode())
 
 
 def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
@@ -297,24 +285,23 @@ def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
 
 def finish(what: Sweep) -> None:
     """Print the table, save picture and JSON, and the best networks if only they are saved."""
-    config, results = what.config, list[report.NetworkResult]()
+    config, found = what.config, list[report.JsonRow]()
     for number, members in enumerate(what.plan):
         path = what.group_folder(number) / RESULTS
         try:
-            results += report.to_results(members, json.loads(path.read_text()))
+            found += report.network_rows(members, json.loads(path.read_text()))
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{path} is damaged: remove it, and its networks are trained again") from error
     if config.save == "best":
-        best = [report.best_of(row) for row in report.rows(config, results)]
-        save_chosen(what, {result.name for result in best if result})
-    report.save(config, results, what.folder)
-    print(f"\n{report.table(config, results)}\nsaved {what.folder / report.JSON} and {what.folder / report.PICTURE}")
+        save_chosen(what, {row["name"] for each in config.settings for row in report.of_setting(each, found)[:1]})
+    report.save(config, found, what.folder)
+    print(f"\n{report.table(config, found)}\nsaved {what.folder / report.JSON} and {what.folder / report.PICTURE}")
 
 
 def save_chosen(what: Sweep, names: set[str]) -> None:
     """Save the networks of these ``names``, and remove the checkpoints of their groups."""
     for number, members in enumerate(what.plan):
-        if (last := what.group_folder(number) / LAST).exists():
+        if (last := what.group_folder(number) / checkpoint.LAST).exists():
             group = open_group(what, number)
             for k, member in enumerate(members):
                 if member.run_name in names:

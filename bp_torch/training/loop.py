@@ -27,8 +27,7 @@ from bp_torch.training.divergence import GradientCheck, diverged
 from bp_torch.training.evaluation import BeforeChunk, Score, evaluate, forward_in_chunks
 from bp_torch.training.interruption import Stopped
 from bp_torch.training.log import RunLog
-from bp_torch.training.result import RunResult
-from bp_torch.training.run import Run, TrainingError, opened
+from bp_torch.training.run import Run, RunResult, TrainingError, opened
 
 LARGEST_PAGE = (784, 128, 64, 10)
 """The network with the most parameters that ``explain page`` takes: its file is then below 1.5 MB."""

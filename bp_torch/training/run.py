@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -175,6 +177,41 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     run.folder = Path(world.same(str(folder)))
     world.broadcast([tensor for tensor in (state.parameters, state.velocity) if tensor is not None])
     return run
+
+
+class RunResult(NamedTuple):
+    """The result of a run."""
+
+    network: Network  # that it ends with
+    epoch: int  # of this network
+    on_test: Score
+    validation_accuracy: float | None  # on the examples held out
+    epochs: int  # of the run
+    seconds: float
+    precision: str  # of the passes
+
+    def sentence(self, held_out: int) -> str:
+        """The result in words, of a run with so many examples held out."""
+        return (
+            f"test accuracy {self.on_test.accuracy:.2%}, cost {self.on_test.cost:.4f}, by the network of epoch "
+            f"{self.epoch}, the best of {self.epochs} on {held_out:,} held-out examples"
+        ).replace("%", " %")
+
+    def to_json(self) -> str:
+        """The text of result.json."""
+        values = {
+            "test_accuracy": self.on_test.accuracy,
+            "test_cost": self.on_test.cost,
+            "epoch": self.epoch,
+            "epochs": self.epochs,
+            "validation_accuracy": self.validation_accuracy,
+            "seconds": round(self.seconds, 2),
+            "precision": self.precision,
+            "device": self.network.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        return json.dumps(values, indent=2) + "\n"
 
 
 def load_data(config: Config, device: torch.device) -> tuple[Examples, Examples]:
