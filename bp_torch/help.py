@@ -15,7 +15,7 @@ from bp_torch.flags import alternatives, types_of
 from bp_torch.text import wrapped
 
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
-"""What is written for a value of each type."""
+"""The word for a value of each type."""
 
 WHOLE = "\x1f"
 """Stands for a space at which no line ends."""

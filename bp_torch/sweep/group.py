@@ -29,8 +29,8 @@ Point = tuple[int, float, str, list[float]]
 class GroupState(State):
     """The state of K networks: ``parameters`` and ``velocity`` are (K, P), ``running`` is (2, K)."""
 
-    accuracy: list[float] = field(default_factory=list)  # of each after its last epoch, on what is evaluated; at the
-    cost: list[float] = field(default_factory=list)  # likewise                         # end, on the test set
+    accuracy: list[float] = field(default_factory=list)  # after the last epoch, on what is evaluated; at the end, test
+    cost: list[float] = field(default_factory=list)  # likewise
     best: list[float] = field(default_factory=list)  # the best accuracy so far
     best_epoch: list[int] = field(default_factory=list)  # the epoch that it is of; 0 before the first
     chosen: Tensor | None = None  # where examples are held out, the parameters after that epoch, (K, P)

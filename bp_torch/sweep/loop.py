@@ -47,7 +47,7 @@ RESULTS = "results.json"
 COMMAND = "python -m bp_torch sweep"
 
 
-class Sweep(NamedTuple):
+class SweepRun(NamedTuple):
     """A sweep in this process."""
 
     config: SweepConfig
@@ -73,13 +73,13 @@ def sweep(config: SweepConfig, store: str = "env://") -> Path:
     with ExitStack() as stack:
         with joined(device, store) as world:  # only to agree on the folder
             folder = stack.enter_context(opened(config, plan, world))
-        what = Sweep(config, read_plan(config, folder), data, folder)
+        run = SweepRun(config, read_plan(config, folder), data, folder)
         if world.is_first:
-            print(introduction(what, device, world))
-        train_groups(what, range(world.rank, len(what.plan), world.size))
-        if all((what.group_folder(number) / RESULTS).exists() for number in range(len(what.plan))):
+            print(introduction(run, device, world))
+        train_groups(run, range(world.rank, len(run.plan), world.size))
+        if all((run.group_folder(number) / RESULTS).exists() for number in range(len(run.plan))):
             with FileLock(folder / GROUPS / checkpoint.LOCK):  # two processes may end at the same time
-                finish(what)
+                finish(run)
     return folder
 
 
@@ -111,50 +111,50 @@ def read_plan(config: SweepConfig, folder: Path) -> list[list[Config]]:
     return plan
 
 
-def introduction(what: Sweep, device: torch.device, world: World) -> str:
+def introduction(run: SweepRun, device: torch.device, world: World) -> str:
     """The networks, and the header of the lines that follow."""
-    config, plan = what.config, what.plan
+    config, plan = run.config, run.plan
     networks, precision = sum(map(len, plan)), config.precision_on(device)
-    at_once, done = max(map(len, plan)), len(list((what.folder / GROUPS).glob(f"*/{RESULTS}")))
+    at_once, done = max(map(len, plan)), len(list((run.folder / GROUPS).glob(f"*/{RESULTS}")))
     return (
         f"{count(networks, 'network')} {'-'.join(map(str, config.sizes))}: {count(len(config.settings), 'setting')}, "
         f"{count(config.seeds, 'seed')}, at most {at_once} at once, on {device.type}"
         + (f", in {world.size} processes" if world.size > 1 else "")
         + (f", --precision {precision}" if precision != "full" else "")
-        + (f"\ncontinuing {what.folder}: {done} of {count(len(plan), 'group')} done" if config.resume else "")
+        + (f"\ncontinuing {run.folder}: {done} of {count(len(plan), 'group')} done" if config.resume else "")
         + f"\n  group   epoch   best {config.evaluated_on}   median   diverged   examples/s   seconds"
     )
 
 
-def train_groups(what: Sweep, mine: range) -> None:
+def train_groups(run: SweepRun, mine: range) -> None:
     """Train the groups of this process that have no results yet. Raises Stopped, with a checkpoint saved."""
     with Signals() as signals, tqdm(unit="step", leave=False, disable=None) as bar:
         for number in mine:
-            own = what.group_folder(number)
+            own = run.group_folder(number)
             own.mkdir(parents=True, exist_ok=True)
             with locked(own):
                 remove_unfinished(own, (RESULTS,))
                 if not (own / RESULTS).exists():
-                    group = open_group(what, number)
-                    steps = what.config.epochs * group.steps_per_epoch
+                    group = open_group(run, number)
+                    steps = run.config.epochs * group.steps_per_epoch
                     bar.total = steps * len(mine)
                     bar.update(steps * mine.index(number) + group.state.step - bar.n)
                     try:
-                        train_group(group, f"{number + 1:3}/{len(what.plan)}", signals, bar)
+                        train_group(group, f"{number + 1:3}/{len(run.plan)}", signals, bar)
                     except Stopped as stopped:
-                        raise Stopped(stopped.received, what.folder, COMMAND) from None
-                    if what.config.save == "all":
+                        raise Stopped(stopped.received, run.folder, COMMAND) from None
+                    if run.config.save == "all":
                         for k in range(len(group.members)):
-                            save_member(group, k, what.folder)
+                            save_member(group, k, run.folder)
                     scores = {name: getattr(group.state, name) for name in group.state.EACH}
                     replace_file(own / RESULTS, json.dumps(scores).encode())
-                if what.config.save != "best":
+                if run.config.save != "best":
                     (own / checkpoint.LAST).unlink(missing_ok=True)
 
 
-def open_group(what: Sweep, number: int) -> Group:
+def open_group(run: SweepRun, number: int) -> Group:
     """A group as its last checkpoint has it, or else before its first step."""
-    group = new_group(what.plan[number], *what.data, what.group_folder(number))
+    group = new_group(run.plan[number], *run.data, run.group_folder(number))
     set_threads(group.config.threads, group.step.batch_size * group.network.parameters.shape[-1])
     if (group.folder / checkpoint.LAST).exists():
         restore(group.state, group.folder, group.steps_per_epoch)
@@ -283,27 +283,27 @@ def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
 # ---- what was found ----
 
 
-def finish(what: Sweep) -> None:
+def finish(run: SweepRun) -> None:
     """Print the table, save picture and JSON, and the best networks if only they are saved."""
-    config, found = what.config, list[report.JsonRow]()
-    for number, members in enumerate(what.plan):
-        path = what.group_folder(number) / RESULTS
+    config, found = run.config, list[report.JsonRow]()
+    for number, members in enumerate(run.plan):
+        path = run.group_folder(number) / RESULTS
         try:
             found += report.network_rows(members, json.loads(path.read_text()))
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{path} is damaged: remove it, and its networks are trained again") from error
     if config.save == "best":
-        save_chosen(what, {row["name"] for each in config.settings for row in report.of_setting(each, found)[:1]})
-    report.save(config, found, what.folder)
-    print(f"\n{report.table(config, found)}\nsaved {what.folder / report.JSON} and {what.folder / report.PICTURE}")
+        save_chosen(run, {row["name"] for each in config.settings for row in report.of_setting(each, found)[:1]})
+    report.save(config, found, run.folder)
+    print(f"\n{report.table(config, found)}\nsaved {run.folder / report.JSON} and {run.folder / report.PICTURE}")
 
 
-def save_chosen(what: Sweep, names: set[str]) -> None:
+def save_chosen(run: SweepRun, names: set[str]) -> None:
     """Save the networks of these ``names``, and remove the checkpoints of their groups."""
-    for number, members in enumerate(what.plan):
-        if (last := what.group_folder(number) / checkpoint.LAST).exists():
-            group = open_group(what, number)
+    for number, members in enumerate(run.plan):
+        if (last := run.group_folder(number) / checkpoint.LAST).exists():
+            group = open_group(run, number)
             for k, member in enumerate(members):
                 if member.run_name in names:
-                    save_member(group, k, what.folder)
+                    save_member(group, k, run.folder)
             last.unlink()
