@@ -51,34 +51,6 @@ class GroupState(State):
         self.diverged = [min(known or step, step) if new else known for known, new in pairs]
 
 
-class Curves:
-    """The curves of K networks: points of their costs and scores, which are moved into the state."""
-
-    def __init__(self, state: GroupState, every: int, cost_name: str, evaluated_on: str) -> None:
-        """A point every so many steps, of this cost. ``evaluated_on``: test or validation."""
-        self.state, self.every, self.cost_name, self.evaluated_on = state, every, cost_name, evaluated_on
-        self._taken: list[tuple[int, float, Tensor]] = []  # step, time, costs on the device
-
-    def step(self, step: int) -> None:
-        """At the end of an interval, take a point."""
-        if step % self.every == 0:
-            self._taken.append((step, time.time(), self.state.running[0] / self.state.running[1]))
-            self.state.running.zero_()
-
-    def write_points(self) -> None:
-        """Move the points into the state, and mark the networks whose cost was not finite."""
-        for step, taken, costs in self._taken:
-            self.state.points.append((step, taken, cost_tag(self.cost_name, "train"), costs.tolist()))
-            self.state.mark((~costs.isfinite()).tolist(), step)
-        self._taken.clear()
-
-    def scores(self, on_training: list[Score], scores: list[Score], step: int) -> None:
-        """Take the scores at a step into the state."""
-        pairs, now = zip(on_training, scores, strict=True), time.time()
-        each = [score_values(self.cost_name, {"train": a, self.evaluated_on: b}, step) for a, b in pairs]
-        self.state.points += [(step, now, tag, [values[tag] for values in each]) for tag in each[0]]
-
-
 class SeedExamples(NamedTuple):
     """The examples that the networks of one seed train on, and those held out."""
 
@@ -103,9 +75,9 @@ class Group:
     step: TrainingStep
     state: GroupState
     folder: Path
-    curves: Curves | None
     begun: float = field(default_factory=time.perf_counter)  # when it would have begun without a break
     _order: dict[int, Tensor] = field(default_factory=dict)
+    _points: list[tuple[int, float, Tensor]] = field(default_factory=list)  # step, time, costs (K,) on the device
 
     @property
     def network(self) -> Network:
@@ -152,6 +124,28 @@ class Group:
     def end_epoch(self) -> None:
         """Let the next step be the first of the next epoch."""
         self.state.end_epoch()
+
+    def take_point(self) -> None:
+        """Take a point of the curves at the end of each interval of steps, unless --no-log is given."""
+        state, every = self.state, min(self.config.log_every, self.steps_per_epoch)
+        if self.config.log and state.step % every == 0:
+            self._points.append((state.step, time.time(), state.running[0] / state.running[1]))
+            state.running.zero_()
+
+    def take_scores(self, on_training: list[Score], scores: list[Score]) -> None:
+        """Take the scores at the state's step into the curves, unless --no-log is given."""
+        config, step, now = self.config, self.state.step, time.time()
+        if config.log:
+            pairs = [{"train": a, config.evaluated_on: b} for a, b in zip(on_training, scores, strict=True)]
+            each = [score_values(config.cost, pair, step) for pair in pairs]
+            self.state.points += [(step, now, tag, [values[tag] for values in each]) for tag in each[0]]
+
+    def write_points(self) -> None:
+        """Move the points into the state, and mark the networks whose cost was not finite."""
+        for step, taken, costs in self._points:
+            self.state.points.append((step, taken, cost_tag(self.config.cost, "train"), costs.tolist()))
+            self.state.mark((~costs.isfinite()).tolist(), step)
+        self._points.clear()
 
     def reset_diverged(self) -> None:
         """Mark the networks with a number that is not finite, and set them to zero: a checkpoint has no such number."""
@@ -270,6 +264,4 @@ def new_group(members: list[Config], training: Examples, test: Examples, folder:
     )
     n, counted = len(seeds[0].used.labels), running if first.log else None
     step = first.training_step(network, optimizer, examples, epoch_examples=n, running=counted)
-    every = min(first.log_every, ceil(n / step.batch_size))
-    curves = Curves(state, every, first.cost, first.evaluated_on) if first.log else None
-    return Group(first, members, seeds, training, test, step, state, folder, curves)
+    return Group(first, members, seeds, training, test, step, state, folder)

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from math import isfinite
 from pathlib import Path
 from statistics import median
@@ -164,30 +163,33 @@ def open_group(run: SweepRun, number: int) -> Group:
 
 def train_group(group: Group, name: str, signals: Signals, bar: "tqdm[Any]") -> None:
     """Train a group to the end, as training/loop.py trains one network: step, take points, evaluate, save."""
-    config, state, curves, per_epoch = group.config, group.state, group.curves, group.steps_per_epoch
-    stop = partial(stop_if_asked, group, signals)
-    early = early_steps(per_epoch) if curves else set()
+    config, state, per_epoch = group.config, group.state, group.steps_per_epoch
+    early = early_steps(per_epoch) if config.log else set()
+
+    def stop_if_asked(poll: int) -> None:
+        if signals.should_stop(poll):
+            save_checkpoint(group)
+            raise Stopped(signals.received, group.folder)
+
     while state.epoch <= config.epochs:
-        if state.step == 0:
+        if config.log and state.step == 0:
             score_early(group)
         start, first = time.perf_counter(), state.steps
         for _ in group.rest_of_epoch():
             bar.update()
-            if curves:
-                curves.step(state.step)
+            group.take_point()
             if state.step in early:
                 start += score_early(group)
             if state.steps == per_epoch:
                 continue  # saved below, after the evaluation
-            stop(state.step)
+            stop_if_asked(state.step)
             if config.checkpoint_every and state.step % config.checkpoint_every == 0:
                 save_checkpoint(group)
         synchronize(group.network.device)
         seconds = time.perf_counter() - start
-        scores = group.evaluate(stop)
+        scores = group.evaluate(stop_if_asked)
         group.record(*scores)
-        if curves:
-            curves.scores(*scores, state.step)
+        group.take_scores(*scores)
         examples = max(0, group.examples - first * group.step.batch_size) * len(group.members)
         bar.write(epoch_line(group, name, examples / seconds, seconds))
         state.end_epoch()
@@ -205,22 +207,13 @@ def score_early(group: Group) -> float:
     """Evaluate before the first step or within the first epoch, for the curves. Returns the seconds it took."""
     synchronize(group.network.device)
     start = time.perf_counter()
-    if group.curves:
-        group.curves.scores(*group.evaluate(), group.state.step)
+    group.take_scores(*group.evaluate())
     return time.perf_counter() - start
-
-
-def stop_if_asked(group: Group, signals: Signals, poll: int) -> None:
-    """Save a checkpoint and raise Stopped if a signal came."""
-    if signals.should_stop(poll):
-        save_checkpoint(group)
-        raise Stopped(signals.received, group.folder)
 
 
 def save_checkpoint(group: Group) -> None:
     """Save the state of the group, in which the networks that diverged are marked."""
-    if group.curves:
-        group.curves.write_points()
+    group.write_points()
     group.reset_diverged()
     group.state.seconds = time.perf_counter() - group.begun
     try:

@@ -210,7 +210,7 @@ class Config:
 
     @property
     def evaluated_on(self) -> str:
-        """What is evaluated after each epoch."""
+        """The examples that are evaluated after each epoch: validation or test."""
         return "validation" if self.validation else "test"
 
     @property
