@@ -85,6 +85,9 @@ class State:
             state = cls(**torch.load(path, map_location="cpu", weights_only=True))
             check_types(state)
             check_bounds(state)
+            tensors = [value for value in vars(state).values() if isinstance(value, Tensor)]
+            if any(tensor.is_meta or tensor.layout != torch.strided for tensor in tensors):
+                raise ValueError("a tensor has no numbers, or is sparse")
             kinds = [(name, _kind(getattr(state, name)), _kind(value)) for name, value in vars(like).items()]
         except CheckpointError:
             raise
@@ -112,12 +115,7 @@ class State:
 
 
 def _kind(value: object) -> str:
-    """Shape and dtype of a value that is a tensor. Raises ValueError for one without numbers, or of a sparse layout."""
-    if not isinstance(value, Tensor):
-        return "none"
-    if value.layout != torch.strided or value.is_meta:
-        raise ValueError
-    return f"{tuple(value.shape)} of {value.dtype}"
+    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else "none"
 
 
 def make_folder(folder: Path, config: str, state: State | None, *, numbered: bool = False) -> Path:

@@ -57,8 +57,9 @@ def train(config: Config, store: str = "env://") -> Path:
             if run.state.reported < config.epochs:  # --epochs was lowered to what is done
                 report(run)
                 save_checkpoint(run)
+            network, _ = run.final()  # in every process: they read it from the first
             if world.is_first:
-                save_network(run.final()[0], run.folder / NETWORK_FILE)
+                save_network(network, run.folder / NETWORK_FILE)
         if world.is_first:
             checked = f"{run.inspect}\n" if run.inspect else ""
             print(f"{checked}saved {run.folder / NETWORK_FILE}\n{what_next(run)}")
