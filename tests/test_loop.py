@@ -1,5 +1,6 @@
 """Whole runs: what they print, log and save, and the network they make."""
 
+import inspect
 import json
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ from bp_torch.checkpoint import RESULT, State
 from bp_torch.convert import to_sequential
 from bp_torch.data import Examples, first_shuffled, one_hot
 from bp_torch.device import DeviceError
-from bp_torch.training import Config, StepResult, Stopped, TrainingError, TrainingStep, open_run, train
+from bp_torch.training import Config, StepResult, Stopped, TrainingError, TrainingStep, loop, open_run, train
 from bp_torch.training.interruption import Signals
 from bp_torch.training.log import RunLog
 from tests.conftest import BEGIN, REFERENCE_COSTS, brief_run, curves, relative_error
@@ -225,3 +226,18 @@ def test_run_ends_with_the_commands_that_can_show_it(
         brief_run(tmp_path, data_dir, f"{sizes[1]}", sizes=sizes, log=False, train_examples=100)
         end = f"{last.format('python -m bp_torch')} --run {tmp_path / str(sizes[1])}"
         assert capsys.readouterr().out.splitlines()[-1] == end
+
+
+def test_the_loop_is_one_short_function() -> None:
+    lines = inspect.getsource(loop.train_epochs)
+    assert len(lines.splitlines()) <= 80
+    in_order = (
+        "run.begin_epoch()",
+        "step.run(",
+        "log.step(",
+        "run.evaluate(",
+        "log.scores(",
+        "save_checkpoint(run, also",
+    )
+    places = [lines.index(call) for call in in_order]
+    assert places == sorted(places), "gather, step, log, evaluate, log, save"
