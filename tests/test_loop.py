@@ -231,13 +231,6 @@ def test_run_ends_with_the_commands_that_can_show_it(
 def test_the_loop_is_one_short_function() -> None:
     lines = inspect.getsource(loop.train_epochs)
     assert len(lines.splitlines()) <= 80
-    in_order = (
-        "run.begin_epoch()",
-        "step.run(",
-        "log.step(",
-        "run.evaluate(",
-        "log.scores(",
-        "save_checkpoint(run, also",
-    )
-    places = [lines.index(call) for call in in_order]
+    calls = ("run.begin_epoch(", "step.run(", "log.step(", "run.evaluate(", "log.scores(", "save_checkpoint(run, also")
+    places = [lines.index(call) for call in calls]
     assert places == sorted(places), "gather, step, log, evaluate, log, save"

@@ -121,6 +121,7 @@ def train_epochs(run: Run) -> None:
             if log:
                 log.scores(on_training, score, state.step, rate)
 
+            # The checkpoint stands before the first step of the next epoch.
             state.best_accuracy = max(state.best_accuracy, score.accuracy)
             state.end_epoch()
             save_checkpoint(run, also=[BEST] if is_best else [])
