@@ -26,7 +26,6 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "training.loop",
     "training.divergence",
     "training.run",
-    "training.result",
     "training.log",
     "training.event_file",
     "training.images",

@@ -68,7 +68,7 @@ def train_on(config: Config, training: Examples, test: Examples, count: int, see
     own = schedule(replace(config, train_examples=count), count, len(training.labels))
     members = [replace(own, seed=config.seed + n) for n in range(seeds)]
     networks: list[Trained] = []
-    for part in even_parts(members, quickest(own, training.x.device, own_batch=True)):
+    for part in even_parts(members, quickest(own, training.x.device, separate_batches=True)):
         group = new_group(part, training, test)
         steps = group.steps_per_epoch * own.epochs
         with tqdm(total=steps, desc=f"{count:,} examples", unit="step", leave=False, disable=None) as bar:
