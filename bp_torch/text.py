@@ -104,8 +104,7 @@ def table(
     return "\n".join(line.rstrip() for line in lines)
 
 
-Column = tuple[str, str, Iterable[Any]]
-"""A column of a table: its header, the format of its values, such as "+.4e", and the values."""
+Column = tuple[str, str, Iterable[Any]]  # a header, the format of the values, such as "+.4e", and the values
 
 
 def column_table(*columns: Column) -> str:

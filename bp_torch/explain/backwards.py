@@ -106,14 +106,12 @@ class Backwards(Idea):
         """The networks with all wishes; for each layer its table of wishes, as colours; for the pixels as images."""
         networks, tables, sums = [], [], []
         for name, way in self.ways.items():
-            title = name.capitalize()
+            title, asks = name.capitalize(), f"{name.capitalize()}: what each asks of layer"
             wishes, last = {step.layer: step.wishes for step in way.steps}, way.steps[0]
             draw = network_drawer(way.passed, layer=last.layer, values=last.rows, wishes=wishes)
             networks.append(Panel(f"{title}: all wishes, and what the outputs ask", draw, 1, 3.1))
             asked = [
-                Panel(
-                    f"{title}: what each asks of layer {step.layer - 1}", partial(self.draw_wishes, way, step), 1, 4.0
-                )
+                Panel(f"{asks} {step.layer - 1}", partial(self.draw_wishes, way, step), 1, 4.0)
                 for step in way.steps[:-1]
             ]
             tables += [(3.4, asked)] if asked else []

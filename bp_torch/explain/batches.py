@@ -106,14 +106,14 @@ class Batches(Idea):
         return [(5.4, [*batches, whole]), (2.8, [angles])]
 
     def draw_wish(self, axes: Axes, wish: Tensor) -> None:
-        """The part of ``wish`` (P,) that is for the weights of the one neuron."""
+        """A map of ``wish`` (P,) for the weights of the one neuron."""
         limit = max(self.weights(each).abs().max().item() for each in (*self.wishes, self.whole))
         drawn = pixel_map(axes, self.weights(wish), limit)
         if wish is self.whole:
             colourbar(drawn, axes, "−∂C/∂w")
 
     def weights(self, wish: Tensor) -> Tensor:
-        """That part of ``wish`` (P,), (784,)."""
+        """The entries of ``wish`` (P,) for the weights from the pixels to the one neuron, (784,)."""
         return layer_views(wish, self.sizes)[0][0][self.neuron]
 
     def draw_batch(self, i: int, narrow: bool, part: SubFigure) -> None:

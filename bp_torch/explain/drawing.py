@@ -24,9 +24,9 @@ IMAGE = (0.0, 0.18, 0.3, 0.64)  # where the image is: left, bottom, width and he
 FIRST, LAST = 0.42, 0.84  # where the first and the last layer stand
 
 
-def network_drawer(passed: Forward, **what: Any) -> Callable[[SubFigure], None]:
-    """The function that draws a network into a part of a picture; ``what`` is for ``draw_network``."""
-    return lambda part: draw_network(part.subplots(), passed, **what)
+def network_drawer(passed: Forward, **options: Any) -> Callable[[SubFigure], None]:
+    """The function that draws a network into a part of a picture; ``options`` are those of ``draw_network``."""
+    return lambda part: draw_network(part.subplots(), passed, **options)
 
 
 def draw_network(

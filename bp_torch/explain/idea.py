@@ -24,8 +24,7 @@ class Panel(NamedTuple):
     narrow_height: float = 3.2  # inches, in a narrow picture
 
 
-Row = tuple[float, list[Panel]]
-"""The height of a row of panels in inches, and the panels."""
+Row = tuple[float, list[Panel]]  # the height of a row of panels in inches, and the panels
 
 
 class Idea:

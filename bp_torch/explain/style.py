@@ -24,8 +24,7 @@ DIVERGING = LinearSegmentedColormap.from_list(
 )
 SEQUENTIAL = "cividis"
 SURFACE = LinearSegmentedColormap.from_list("surface", ["#ffffff", "#d9dee5", "#98a3b0"])
-LINES = (INK, "#2a8c7d", "#8a5aa8", "#b08900", "#8b95a1", "#a8486b")
-"""Colours of what has no sign: curves, layers, paths."""
+LINES = (INK, "#2a8c7d", "#8a5aa8", "#b08900", "#8b95a1", "#a8486b")  # curves, layers, paths
 
 styled = rc_context(
     {

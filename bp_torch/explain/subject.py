@@ -114,7 +114,7 @@ class Example(NamedTuple):
 
 @dataclass
 class Subject:
-    """What ideas are about. The networks in float64 and the caption follow from the other fields."""
+    """A network with its examples. The networks in float64 and the caption follow from the other fields."""
 
     config: Config  # how the run was trained, or the defaults
     network: Network  # as it was saved, or fresh

@@ -18,8 +18,7 @@ from bp_torch.explain.maps import colourbar
 from bp_torch.network import Network
 from bp_torch.training import evaluate
 
-Surface = tuple[Tensor, Tensor, Tensor]
-"""u (G,) and v (G,) of a grid on a plane, and C there, (G, G), a row for each v."""
+Surface = tuple[Tensor, Tensor, Tensor]  # u (G,) and v (G,) of a grid on a plane, and C there, (G, G), a row for each v
 
 
 class Plane(NamedTuple):
