@@ -106,6 +106,7 @@ def test_excerpts_are_lines_of_the_source(page: Path) -> None:
             assert any(f"\n{lines}" in source for lines in indented), f"not in {block.file}:\n{block.text}"
 
 
+@pytest.mark.long
 def test_training_prints_what_the_readme_shows(
     tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,7 +75,7 @@ def test_fifty_steps_equal_those_of_train_py_alone(
         assert relative_error(network.parameters, alone(member, tmp_path, data_dir)) <= 1e-12, member.run_name
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "fields",
     [
@@ -146,7 +146,7 @@ def test_other_flags_hold_in_a_sweep(
     assert json.loads(group.result(0).to_json())["precision"] == precision
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_steps_replayed_as_a_graph_are_those_of_the_lines(
     seeds: int, mnist: tuple[Examples, Examples], request: pytest.FixtureRequest
 ) -> None:
@@ -359,7 +359,7 @@ def test_sweep_goes_on_from_its_checkpoint_with_a_network_that_diverged(
     assert torch.equal(weights(folder, wild.members()[:2]), weights(whole, wild.members()[:2]))
 
 
-@pytest.mark.parametrize("stop", [1, 25, 45])
+@pytest.mark.parametrize("stop", [25, *(pytest.param(stop, marks=pytest.mark.long) for stop in (1, 45))])
 def test_stopped_sweep_that_deforms_and_holds_out_goes_on_bit_for_bit(
     stop: int, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,7 +34,7 @@ PAIR = (style.LINES[0], style.LINES[1])  # the colours of the two weights, which
 class Options(CommonOptions):
     """Which two weights are compared, and how far they are moved."""
 
-    ratio: Annotated[float, Within(above=1, below=inf)] = 32
+    ratio: Annotated[float, Within(above=1)] = 32
     """The first of the two weights is about so many times as sensitive as the second."""
     step: Annotated[float, Within(above=0, below=1)] = 1e-3
     """How far a wiggle goes, up and down."""
