@@ -262,7 +262,8 @@ def test_readme_has_two_commands_and_ci_runs_the_second() -> None:
 
 
 def test_contributing_names_the_tables_that_each_file_has() -> None:
-    items = re.findall(r"^\d\. \[`([\w/.]+)`\](.*(?:\n   .*)*)", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    functions = (ROOT / "CONTRIBUTING.md").read_text().split("## Add a flag")[0]
+    items = re.findall(r"^\d\. \[`([\w/.]+)`\](.*(?:\n   .*)*)", functions, re.M)
     assert len(items) == 6
     for file, text in items:
         names = re.findall(r"`([A-Z]\w*|absorbs)`", text)
