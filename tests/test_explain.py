@@ -2,12 +2,8 @@
 
 import os
 import re
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any
 
 import pytest
 import torch
@@ -17,8 +13,8 @@ from matplotlib.text import Text
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.commands import explain
 from bp_torch.data import Examples, batch
-from bp_torch.explain import IDEAS, About, nudges, style
-from bp_torch.explain.idea import file_content, new_figure
+from bp_torch.explain import IDEAS, About, style
+from bp_torch.explain.idea import new_figure
 from bp_torch.explain.index import Section, html
 from bp_torch.explain.maps import diverging
 from bp_torch.explain.subject import (
@@ -29,12 +25,12 @@ from bp_torch.explain.subject import (
     choose_example,
     full_gradient,
     newest_run,
-    with_example,
 )
 from bp_torch.files import replace_file
 from bp_torch.training import Config
 from bp_torch.training.log import add_figures
 from tests.explain_subject import QUICK, forward_and_backward
+from tests.followed import functions_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -281,22 +277,6 @@ def documented(page: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     return rows
 
 
-def entered(action: Callable[[], object]) -> set[CodeType]:
-    """The functions of bp_torch that run, module bodies aside, while ``action`` does."""
-    seen: set[CodeType] = set()
-
-    def note(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call":
-            seen.add(frame.f_code)
-
-    sys.setprofile(note)
-    try:
-        action()
-    finally:
-        sys.setprofile(None)
-    return {code for code in seen if "bp_torch" in code.co_filename and code.co_name != "<module>"}
-
-
 def test_docs_name_every_idea_with_its_file_and_functions() -> None:
     files = {name: Path(explain.load_idea(name).__file__).relative_to(ROOT).as_posix() for name in IDEAS}
     page = (ROOT / "docs" / "explain.md").read_text()
@@ -309,17 +289,5 @@ def test_functions_that_an_idea_names_are_called(subject: Subject, name: str) ->
     small = replace(subject, training=few, config=replace(subject.config, epochs=1))
     quick = QUICK.get(name, {}) | {"only": {"steps": 3}, "batches": {"batch_size": 50}}.get(name, {})
     options, made_by = explain.load_idea(name).Options(**quick), IDEAS[name].made_by
-    found = entered(lambda: explain.compute(name, small, options))
+    found = functions_run(lambda: explain.compute(name, small, options))
     assert made_by and set(made_by) <= {f"{Path(code.co_filename).stem}.{code.co_qualname}" for code in found}
-
-
-def test_one_picture_with_its_table_runs_in_few_files(subject: Subject) -> None:
-    options = nudges.Options(digit=2)
-    opened = with_example(subject, options)
-
-    def show() -> None:
-        idea = nudges.Nudges(opened, options)
-        assert idea.table() and file_content(idea.figure())
-
-    files = {Path(code.co_filename).relative_to(ROOT / "bp_torch").as_posix() for code in entered(show)}
-    assert "backprop.py" in files and len(files) <= 8, sorted(files)
