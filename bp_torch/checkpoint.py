@@ -12,9 +12,9 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count
-from math import inf
+from itertools import chain, count
 from pathlib import Path
+from typing import Annotated, Self
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from bp_torch.cli import UserError
 from bp_torch.files import remove_unfinished, replace_file, unfinished
+from bp_torch.flags import Within, check_bounds, check_types
 
 CONFIG = "config.json"
 LAST = "last.pt"
@@ -32,7 +33,7 @@ RESULT = "result.json"
 LOCK = ".lock"
 """In a run's folder, held while it trains; in the folder of all runs, held while a new one is made."""
 
-TENSORS = ("parameters", "velocity", "running")
+Count = Annotated[int, Within(least=0)]
 
 
 class CheckpointError(UserError):
@@ -41,31 +42,28 @@ class CheckpointError(UserError):
 
 @dataclass
 class State:
-    """Everything that changes in a run, between two steps.
+    """Everything that changes in a run, between two steps."""
 
-    Attributes:
-        parameters: θ, (P,).
-        velocity: v of the SGD, (P,), or None where it has none.
-        running: the costs of the examples since the last point of the training curve, summed, and their number, (2,).
-        epoch: the epoch that the next step belongs to, from 1.
-        steps: steps of that epoch already made.
-        step: steps made in all.
-        best_accuracy: the best so far on the test set, or on the examples held out, 0..1; −1 before the first.
-        network: sizes and activations, since a checkpoint of another network may have tensors of the same length.
-        reported: the epoch after which the results of the run were logged; 0 before.
-        seconds: how long training has taken, evaluation and logging included.
-    """
+    parameters: Tensor  # θ, (P,)
+    velocity: Tensor | None  # v of the SGD, (P,); None where it has none
+    running: Tensor  # since the last point of the training curve: the examples' costs, summed, and their number, (2,)
+    epoch: Annotated[int, Within(least=1)] = 1  # the epoch that the next step belongs to
+    steps: Count = 0  # steps of that epoch already made
+    step: Count = 0  # steps made in all
+    best_accuracy: Annotated[float, Within(-1, 1)] = -1.0  # on the test set or the examples held out; −1: none so far
+    network: str = ""  # sizes and activations: a checkpoint of another network may have tensors of the same shape
+    reported: Count = 0  # the epoch after which the results of the run were logged; 0 before
+    seconds: Annotated[float, Within(least=0)] = 0.0  # spent on training, evaluation and logging
 
-    parameters: Tensor
-    velocity: Tensor | None
-    running: Tensor
-    epoch: int = 1
-    steps: int = 0
-    step: int = 0
-    best_accuracy: float = -1.0
-    network: str = ""
-    reported: int = 0
-    seconds: float = 0.0
+    def count_step(self) -> None:
+        """Note that a step was made."""
+        self.steps += 1
+        self.step += 1
+
+    def end_epoch(self) -> None:
+        """Let the next step be the first of the next epoch."""
+        self.epoch += 1
+        self.steps = 0
 
     def save(self, path: Path) -> None:
         """Write this state to ``path``. Raises OSError if that fails; the old file is then unchanged."""
@@ -73,7 +71,7 @@ class State:
         replace_file(path, lambda file: torch.save(content, file))
 
     @classmethod
-    def load(cls, path: Path, like: "State") -> "State":
+    def load(cls, path: Path, like: Self) -> Self:
         """Read what ``save`` wrote, to the CPU, with tensors of the shapes and dtypes of ``like``.
 
         Raises CheckpointError for a file that is missing, damaged, no checkpoint, or of another network.
@@ -85,8 +83,12 @@ class State:
                 if parts.testzip() or any(part.compress_type for part in parts.infolist()):  # nor does it compress
                     raise zipfile.BadZipFile
             state = cls(**torch.load(path, map_location="cpu", weights_only=True))
-            state._check_types()
-            kinds = [(name, _kind(getattr(state, name)), _kind(getattr(like, name))) for name in TENSORS]
+            check_types(state)
+            check_bounds(state)
+            tensors = [value for value in vars(state).values() if isinstance(value, Tensor)]
+            if any(tensor.is_meta or tensor.layout != torch.strided for tensor in tensors):
+                raise ValueError("a tensor has no numbers, or is sparse")
+            kinds = [(name, _kind(getattr(state, name)), _kind(value)) for name, value in vars(like).items()]
         except CheckpointError:
             raise
         except OSError as error:
@@ -102,30 +104,18 @@ class State:
             raise CheckpointError(f"{path} holds numbers that are not finite")
         return state
 
-    def _check_types(self) -> None:
-        """Raise ValueError for a tensor that is not a plain one, and for a number or a name that cannot be."""
-        tensors = [self.parameters, self.running, *([] if self.velocity is None else [self.velocity])]
-        if not all(type(t) is Tensor and t.layout == torch.strided and not t.is_meta for t in tensors):
-            raise ValueError
-        counts = {"epoch": 1, "steps": 0, "step": 0, "reported": 0}
-        if not all(type(n := getattr(self, name)) is int and n >= least for name, least in counts.items()):
-            raise ValueError
-        if type(self.best_accuracy) is not float or not -1 <= self.best_accuracy <= 1 or type(self.network) is not str:
-            raise ValueError
-        if type(self.seconds) is not float or not 0 <= self.seconds < inf:
-            raise ValueError
-
-    def become(self, other: "State") -> None:
+    def copy_from(self, other: Self) -> None:
         """Copy the values of ``other``; tensors keep their identity and receive its contents."""
         for name, value in vars(other).items():
-            if name not in TENSORS:
+            mine = getattr(self, name)
+            if isinstance(mine, Tensor):
+                mine.copy_(value)
+            else:
                 setattr(self, name, value)
-            elif value is not None:
-                getattr(self, name).copy_(value)
 
 
-def _kind(tensor: Tensor | None) -> str:
-    return "none" if tensor is None else f"{tuple(tensor.shape)} of {tensor.dtype}"
+def _kind(value: object) -> str:
+    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else "none"
 
 
 def make_folder(folder: Path, config: str, state: State | None, *, numbered: bool = False) -> Path:
@@ -140,18 +130,16 @@ def make_folder(folder: Path, config: str, state: State | None, *, numbered: boo
         with FileLock(folder.parent / LOCK):  # of two processes that start at once, each makes a folder of its own
             remove_unfinished_folders(folder.parent)
             if numbered:
-                folder = next(free for free in numbered_names(folder) if not free.exists())
+                others = (folder.with_name(f"{folder.name}_{number}") for number in count(2))
+                folder = next(free for free in chain([folder], others) if not free.exists())
             if folder.exists():
                 raise CheckpointError(
                     f"{folder} exists already: choose another --run-name, or continue it with --resume {folder}"
                 )
-            with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-                made = Path(beside) / folder.name
-                made.mkdir()
+            with made_whole(folder) as made:
                 replace_file(made / CONFIG, config.encode())
                 if state:
                     state.save(made / LAST)
-                made.rename(folder)
     except OSError as error:
         raise CheckpointError(
             f"cannot make the run's folder {folder}: {error}; choose another --run-name or --runs-dir"
@@ -159,11 +147,14 @@ def make_folder(folder: Path, config: str, state: State | None, *, numbered: boo
     return folder
 
 
-def numbered_names(folder: Path) -> Iterator[Path]:
-    """NAME, NAME_2, NAME_3, …"""
-    yield folder
-    for number in count(2):
-        yield folder.with_name(f"{folder.name}_{number}")
+@contextmanager
+def made_whole(folder: Path) -> Iterator[Path]:
+    """A folder to be filled, which is then renamed to ``folder``: that is complete, or not there."""
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+        made = Path(beside) / folder.name
+        made.mkdir()
+        yield made
+        made.rename(folder)
 
 
 def remove_unfinished_folders(runs: Path) -> None:
@@ -175,10 +166,10 @@ def remove_unfinished_folders(runs: Path) -> None:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a run's ``folder`` for this process alone, and remove what killed ones left in it.
+def locked(folder: Path) -> Iterator[None]:
+    """Lock a run's ``folder`` for this process alone, and remove what killed ones left in it.
 
-    Raises CheckpointError, which names the holder, if another process holds it.
+    Raises CheckpointError, which names the holder, if another process has locked it.
     """
     try:
         lock = FileLock(folder / LOCK).acquire(timeout=0)

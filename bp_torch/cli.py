@@ -14,10 +14,10 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar
 
-from bp_torch.help import help_text, in_words
+from bp_torch.flags import flag, in_words, types_of
+from bp_torch.help import help_text
 
 T = TypeVar("T")
 
@@ -26,22 +26,6 @@ class UserError(RuntimeError):
     """An error that the user can mend: a command tells it in one line, and exits with ``exit_code``."""
 
     exit_code = 1
-
-
-def open_missing_streams() -> None:
-    """Open what the shell closed (2>&-) as a stream to nowhere: the next file that is opened would take its place."""
-    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
-
-
-def stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
-    """Exit from a Ctrl-C while modules are imported: there is nothing to save, and an exception would abort in C++."""
-    os.write(2, b"error: stopped\n")
-    os._exit(128 + number)
 
 
 def train_command() -> str:
@@ -87,15 +71,15 @@ def parse(
 
 
 def refusal(message: str, config: type[Any], args: Sequence[str]) -> str:
-    """What tyro says of ``args``, in the words of this project: the flag, what it takes, and what came."""
-    flags = {f"--{name.replace('_', '-')}": hint for name, hint in get_type_hints(config).items()}
+    """Say what tyro refuses of ``args`` in the words of this project: the flag, what it takes, and what came."""
+    flags = {flag(name): hint for name, hint in types_of(config).items()}
     words = [word.replace("_", "-") if word.startswith("--") else word for word in args]
     found = re.search(r"(?:^Error parsing |for argument '| argument ')(--[\w-]+)", message)
-    if found and (flag := found[1]) in flags and flag in words:
-        values = itertools.takewhile(lambda word: not word.startswith("--"), args[words.index(flag) + 1 :])
-        return f"{flag}: wanted {in_words(flags[flag])}, got {' '.join(values) or 'nothing'}"
+    if found and (name := found[1]) in flags and name in words:
+        values = itertools.takewhile(lambda word: not word.startswith("--"), args[words.index(name) + 1 :])
+        return f"{name}: wanted {in_words(flags[name])}, got {' '.join(values) or 'nothing'}"
     if unknown := re.search(r"^Unrecognized options: ([^\s,]+)", message):
-        typed, names = unknown[1].strip("-"), {flag.strip("-"): flag for flag in flags}
+        typed, names = unknown[1].strip("-"), {each.strip("-"): each for each in flags}
         short = [name for name in names if typed == "".join(part[0] for part in name.split("-"))]  # lr, wd
         alike = (short if len(typed) > 1 else []) or difflib.get_close_matches(typed, names, n=1)
         return f"{message}: " + (f"did you mean {names[alike[0]]}?" if alike else "see --help")

@@ -8,13 +8,14 @@ import inspect
 import textwrap
 from dataclasses import Field, fields
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin
 
+from bp_torch.flags import alternatives, types_of
 from bp_torch.text import wrapped
 
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
-"""What is written for a value of each type."""
+"""The word for a value of each type."""
 
 WHOLE = "\x1f"
 """Stands for a space at which no line ends."""
@@ -22,7 +23,7 @@ WHOLE = "\x1f"
 
 def help_text(config: type[Any], prog: str, description: str) -> str:
     """Usage, description, and all flags of the dataclass ``config``."""
-    hints, told = get_type_hints(config), docstrings(config)
+    hints, told = types_of(config), docstrings(config)
     blocks = [f"usage: {prog} [OPTIONS]", wrapped(description)]
     for name, members in grouped(config).items():
         blocks.append(
@@ -67,34 +68,14 @@ def _lines(written: str, says: str) -> str:
 
 
 def metavar(hint: Any) -> str:
-    """What may be written for a value of this type: INT, PATH, full | half, FLOAT ..."""
-    if isinstance(hint, UnionType) or get_origin(hint) is Union:
-        return " | ".join(metavar(choice) for choice in get_args(hint) if choice is not NoneType)
-    if get_origin(hint) is Literal:
-        return " | ".join(get_args(hint))
-    if get_origin(hint) is tuple:
-        return f"{metavar(get_args(hint)[0])} ..."
-    return METAVARS[hint]
-
-
-def in_words(hint: Any) -> str:
-    """What may be written for a value of this type, in a sentence: a whole number, or full."""
-    if get_origin(hint) is tuple:
-        (one, _), several = get_args(hint), {int: "whole numbers", float: "numbers"}
-        return f"{several.get(one) or 'one or more of ' + in_words(one)}, with a space between"
-    if isinstance(hint, UnionType) or get_origin(hint) in (Union, Literal):
-        *first, last = _choices(hint)
-        return f"{', '.join(first)} or {last}" if first else last
-    return {int: "a whole number", float: "a number", Path: "a path"}.get(hint, "text")
-
-
-def _choices(hint: Any) -> list[str]:
-    """Each thing that fits a type, in words."""
-    if get_origin(hint) is Literal:
-        return list(get_args(hint))
-    if isinstance(hint, UnionType) or get_origin(hint) is Union:
-        return [words for choice in get_args(hint) if choice is not NoneType for words in _choices(choice)]
-    return [in_words(hint)]
+    """The values of a type, as a flag's line has them: INT, PATH, full | half, FLOAT ..."""
+    found = []
+    for one in alternatives(hint):
+        if get_origin(one) is tuple:
+            found.append(f"{metavar(get_args(one)[0])} ...")
+        elif one is not NoneType:
+            found.append(one if isinstance(one, str) else METAVARS[one])
+    return " | ".join(found)
 
 
 def docstrings(config: type[Any]) -> dict[str, str]:

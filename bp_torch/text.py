@@ -2,9 +2,9 @@
 
 import shutil
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import floor, isfinite, log10
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # a command's help and its errors need no torch
     from torch import Tensor
@@ -26,6 +26,11 @@ def number(value: float, digits: int = 3) -> str:
         return f"{value:,.{decimals}f}".replace("-", "−")
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     return f"{mantissa}·10{superscript(int(exponent))}".replace("-", "−")
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A value with its sign: +0.31, −1.2."""
+    return f"{'' if value < 0 else '+'}{number(value, digits)}"
 
 
 def unit(values: "Tensor") -> tuple[float, str]:
@@ -99,6 +104,22 @@ def table(
     return "\n".join(line.rstrip() for line in lines)
 
 
+Column = tuple[str, str, Iterable[Any]]  # a header, the format of the values, such as "+.4e", and the values
+
+
+def column_table(*columns: Column) -> str:
+    """A table by its columns. The values are numbers, tensors of one number, and text, which stays as it is."""
+    headers, forms, values = zip(*columns, strict=True)
+    rows = zip(*values, strict=True)
+    return table(headers, [list(map(_cell, row, forms)) for row in rows])
+
+
+def _cell(value: Any, form: str) -> str:
+    """A value of a table in its format."""
+    number = value.item() if hasattr(value, "item") else value
+    return number if isinstance(number, str) else format(number, form)
+
+
 INDENT = "    "
 
 
@@ -110,9 +131,10 @@ def fitted(text: str) -> str:
 def _fitted(block: str, width: int) -> str:
     """A paragraph or a table. A second table has the first column again, if that leaves it half of the width."""
     lines = block.splitlines()
-    place, first = _fold(lines, width), _first_column(lines)
+    place, full = _fold(lines, width), [line for line in lines if "  " in line.strip()]
     if not place:
         return "\n".join(line if len(line) <= width else wrapped(line) for line in lines)
+    first = next((end for end in range(2, max(map(len, lines))) if all(_gap(line, end) for line in full)), 0)
     if not first < place or first > width // 2:
         return folded(block, width)
     rest = "\n".join(line[:first] + line[place:] for line in lines)
@@ -139,13 +161,6 @@ def _fold(lines: Sequence[str], width: int) -> int:
     long = [line for line in lines if len(line) > width]
     places = (place for place in range(width, 2, -1) if any(line[place] != " " for line in long))
     return next((place for place in places if all(_gap(line, place) for line in long)), 0) if long else 0
-
-
-def _first_column(lines: Sequence[str]) -> int:
-    """Where the second column of a table begins."""
-    full = [line for line in lines if "  " in line.strip()]
-    places = range(2, max(map(len, lines), default=0))
-    return next((place for place in places if full and all(_gap(line, place) for line in full)), 0)
 
 
 def _gap(line: str, place: int) -> bool:

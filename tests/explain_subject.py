@@ -1,5 +1,6 @@
 """What the tests of explain share: a run that was really trained, briefly, and small networks for one example."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bp_torch.backprop import Forward
+from bp_torch.backprop import Backward, Forward, backward, forward
 from bp_torch.data import Examples, one_hot
 from bp_torch.explain.subject import CommonOptions, Example, Subject, open_subject
 from bp_torch.network import Network
@@ -43,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
 def subject(run: Path) -> Subject:
     """Its network, with fewer test images."""
     whole = open_subject(CommonOptions(run=run))
-    return whole._replace(test=Examples(whole.test.x[:500], whole.test.labels[:500]))
+    return replace(whole, test=Examples(whole.test.x[:500], whole.test.labels[:500]))
 
 
 def some_network(kind: tuple[str, str, str], sizes: tuple[int, ...] = (784, 7, 5, 10)) -> Network:
@@ -53,7 +54,12 @@ def some_network(kind: tuple[str, str, str], sizes: tuple[int, ...] = (784, 7, 5
 
 def some_example() -> Example:
     x = torch.rand(1, 784, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return Example(x, one_hot(torch.tensor([2]), dtype=torch.float64), 2, 0)
+    return Example(x, one_hot(torch.tensor([2]), dtype=torch.float64), 2, 0, "a 2")
+
+
+def forward_and_backward(network: Network, example: Example, cost: str) -> tuple[Forward, Backward]:
+    passed = forward(network, example.x)
+    return passed, backward(network, passed, example.y, cost)
 
 
 def activation_gradients(passed: Forward, y: Tensor, cost: str) -> list[Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
@@ -17,7 +17,7 @@ from bp_torch.backprop import backward, example_costs, forward, input_gradient, 
 from bp_torch.convert import to_sequential
 from bp_torch.costs import COSTS, Cost
 from bp_torch.network import Network, layer_views
-from tests.conftest import REFERENCE_COSTS, Reference, relative_error
+from tests.conftest import DEVICES, REFERENCE_COSTS, Reference, relative_error
 
 SIZES = {1: (9, 4), 2: (9, 6, 4), 3: (9, 7, 6, 4), 4: (9, 8, 7, 6, 4)}
 
@@ -47,11 +47,13 @@ def a_batch(network: Network, batch: int, seed: int = 0, scale: float = 1.0) -> 
 
 
 def worst_error(network: Network, x: Tensor, y: Tensor, cost: str) -> float:
-    """The largest relative error over every tensor of the backward: each ∂C/∂W^l and ∂C/∂b^l, each δ^l, ∂C/∂x."""
-    reference = Reference(network, x, y, cost)
-    gradient, deltas = backward(network, forward(network, x), y, cost)
-    ours = [*flatten(layer_views(gradient, network.sizes)), *deltas, input_gradient(deltas[0], network.weights[0])]
-    expected = [*flatten(layer_views(reference.gradient, network.sizes)), *reference.deltas, reference.x_gradient]
+    """The largest relative error of all that is computed: a^L, C, each ∂C/∂W^l and ∂C/∂b^l, each δ^l, ∂C/∂x."""
+    reference, passed = Reference(network, x, y, cost), forward(network, x)
+    gradient, deltas = backward(network, passed, y, cost)
+    ours = [passed.activations[-1], example_costs(passed, y, cost).mean(-1)]
+    expected = [reference.outputs, reference.cost]
+    ours += [*flatten(layer_views(gradient, network.sizes)), *deltas, input_gradient(deltas[0], network.weights[0])]
+    expected += [*flatten(layer_views(reference.gradient, network.sizes)), *reference.deltas, reference.x_gradient]
     return max(relative_error(one, other) for one, other in zip(ours, expected, strict=True))
 
 
@@ -59,17 +61,15 @@ def flatten(views: tuple[tuple[Tensor, ...], tuple[Tensor, ...]]) -> list[Tensor
     return [*views[0], *views[1]]
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("depth", SIZES)
 @pytest.mark.parametrize(("activation", "output", "cost"), COMBINATIONS)
-def test_every_gradient_equals_autograd(
-    activation: str, output: str, cost: str, depth: int, dtype: torch.dtype, device: torch.device
-) -> None:
-    fields: dict[str, Any] = {"activation": activation, "output_activation": output, "dtype": dtype, "device": device}
-    network = with_biases(Network(SIZES[depth], seed=depth, **fields))
-    for batch in (1, 2, 7, 100):
-        x, y = a_batch(network, batch, seed=batch)
-        assert worst_error(network, x, y, cost) <= TOLERANCE[dtype]
+def test_every_gradient_equals_autograd(activation: str, output: str, cost: str, device: torch.device) -> None:
+    fields: dict[str, Any] = {"activation": activation, "output_activation": output, "device": device}
+    for depth, dtype in product(SIZES, TOLERANCE):
+        network = with_biases(Network(SIZES[depth], seed=depth, dtype=dtype, **fields))
+        for batch in (1, 2, 7, 100):
+            x, y = a_batch(network, batch, seed=batch)
+            error = worst_error(network, x, y, cost)
+            assert error <= TOLERANCE[dtype], f"{depth} layers in {dtype}, a batch of {batch}"
 
 
 @pytest.mark.parametrize(("activation", "output", "cost"), COMBINATIONS)
@@ -184,57 +184,146 @@ def test_inputs_that_require_grad_are_accepted(tiny: Network) -> None:
     assert torch.equal(backward(tiny, forward(tiny, x), y.clone().requires_grad_()).gradient, plain)
 
 
-# ---- several networks at once: the leading dimension ----
+# ---- every size: batches to 257, layers to 300 wide, the 784 inputs ----
 
 K = 3
 
+EDGES = [*(2**n + d for n in range(1, 9) for d in (-1, 0, 1)), 99, 100, 101]
+"""Where code that works in blocks, or on so many at most, would go wrong: 1, 2, 3, …, 255, 256, 257, and around 100."""
+
+WIDTHS = st.sampled_from(EDGES) | st.integers(1, 300)
+BATCHES = st.sampled_from(EDGES) | st.integers(1, 257)
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> tuple[int, ...]:
+    """Sizes of one to four layers, a third of them with the inputs of MNIST."""
+    return draw(st.just(784) | WIDTHS | WIDTHS), *draw(st.lists(WIDTHS, min_size=1, max_size=4))
+
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("depth", SIZES)
+@pytest.mark.parametrize("device", DEVICES)
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    sizes=shapes(),
+    combination=st.sampled_from(COMBINATIONS),
+    batch=BATCHES,
+    networks=st.sampled_from([None, None, 1, K]),
+    seed=st.integers(0, 2**32 - K),
+)
+@example((784, 300, 129, 65, 10), ("tanh", "sigmoid", "quadratic"), 257, None, 1)
+@example((784, 64, 10), ("sigmoid", "sigmoid", "binary-cross-entropy"), 101, K, 2)
+@example((65, 257, 64, 300), ("relu", "identity", "softmax-cross-entropy"), 128, K, 3)
+@example((5, 4, 3), ("scaled-tanh", "scaled-tanh", "quadratic"), 60_000, None, 4)
+@example((3, 1000, 2500, 3), ("tanh", "identity", "softmax-cross-entropy"), 2, None, 5)
+def test_networks_of_every_size_equal_autograd(
+    device: str,
+    dtype: torch.dtype,
+    sizes: tuple[int, ...],
+    combination: tuple[str, str, str],
+    batch: int,
+    networks: int | None,
+    seed: int,
+) -> None:
+    activation, output, cost = combination
+    fields: dict[str, Any] = {"activation": activation, "output_activation": output, "networks": networks}
+    network = with_biases(Network(sizes, **fields, seed=seed, dtype=dtype, device=device))
+    x, y = batches(network, batch) if networks == K else a_batch(network, batch, seed)
+    assert worst_error(network, x, y, cost) <= TOLERANCE[dtype]
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    sizes=shapes(),
+    combination=st.sampled_from(COMBINATIONS),
+    batch=BATCHES,
+    networks=st.sampled_from([None, K]),
+    seed=st.integers(0, 2**32 - K),
+)
+@example((784, 65, 10), ("tanh", "sigmoid", "quadratic"), 20, None, 1)
+@example((9, 7, 4), ("relu", "identity", "softmax-cross-entropy"), 257, K, 2)
+def test_per_example_gradients_of_every_size_equal_autograd(
+    sizes: tuple[int, ...], combination: tuple[str, str, str], batch: int, networks: int | None, seed: int
+) -> None:
+    activation, output, cost = combination
+    fields: dict[str, Any] = {"activation": activation, "output_activation": output, "dtype": torch.float64}
+    network = with_biases(Network(sizes, **fields, networks=networks, seed=seed))
+    x, y = a_batch(network, min(batch, 1 + 2**20 // network.parameters.numel()), seed)
+    ours = per_example_gradients(network, x, y, cost)
+    for one, each in zip(network if networks else [network], ours.view(-1, *ours.shape[-2:]), strict=True):
+        one_for_each_example = Network(sizes, **fields, networks=len(x))
+        one_for_each_example.parameters.copy_(one.parameters)
+        expected = Reference(one_for_each_example, x.unsqueeze(1), y.unsqueeze(1), cost).gradient
+        assert max(map(relative_error, each, expected)) <= TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_are_near_float64(dtype: torch.dtype) -> None:
+    for activation, output, cost in COMBINATIONS:
+        network = with_biases(Network(SIZES[3], activation=activation, output_activation=output, dtype=dtype))
+        x, y = a_batch(network, 20)
+        expected = Reference(network.to(dtype=torch.float64), x.double(), y.double(), cost).gradient
+        error = relative_error(backward(network, forward(network, x), y, cost).gradient.double(), expected)
+        assert error <= 4 * torch.finfo(dtype).eps, (activation, output, cost)
+
+
+# ---- several networks at once: the leading dimension ----
+
+
 @pytest.mark.parametrize(("activation", "output", "cost"), COMBINATIONS)
 def test_gradients_of_several_networks_equal_autograd(
-    activation: str, output: str, cost: str, depth: int, dtype: torch.dtype, device: torch.device
+    activation: str, output: str, cost: str, device: torch.device
 ) -> None:
-    fields: dict[str, Any] = {"activation": activation, "output_activation": output, "dtype": dtype, "device": device}
-    network = with_biases(Network(SIZES[depth], networks=K, **fields))
-    for batch in (1, 7):
-        x, y = a_batch(network, batch)
-        assert worst_error(network, x, y, cost) <= TOLERANCE[dtype], "one batch for all"
-        xs, ys = (torch.stack(parts) for parts in zip(*(a_batch(network, batch, k) for k in range(K)), strict=True))
-        assert worst_error(network, xs, ys, cost) <= TOLERANCE[dtype], "a batch for each"
+    fields: dict[str, Any] = {"activation": activation, "output_activation": output, "device": device}
+    for depth, dtype, batch in product(SIZES, TOLERANCE, (1, 7)):
+        network = with_biases(Network(SIZES[depth], networks=K, dtype=dtype, **fields))
+        for name, (x, y) in {"for all": a_batch(network, batch), "for each": batches(network, batch)}.items():
+            error = worst_error(network, x, y, cost)
+            assert error <= TOLERANCE[dtype], f"{depth} layers in {dtype}, one batch of {batch} {name}"
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("depth", SIZES)
+def batches(network: Network, batch: int) -> tuple[Tensor, Tensor]:
+    """A batch for each of K networks: x (K, B, n_0) and y (K, B, n_L)."""
+    x, y = zip(*(a_batch(network, batch, seed=k) for k in range(K)), strict=True)
+    return torch.stack(x), torch.stack(y)
+
+
 @pytest.mark.parametrize(("activation", "output", "cost"), COMBINATIONS)
-def test_several_networks_equal_each_of_them_alone(
-    activation: str, output: str, cost: str, depth: int, dtype: torch.dtype
-) -> None:
-    fields: dict[str, Any] = {"activation": activation, "output_activation": output, "dtype": dtype}
-    together = Network(SIZES[depth], networks=K, seed=5, **fields)
-    alone = [Network(SIZES[depth], seed=5 + k, **fields) for k in range(K)]
-    assert torch.equal(together.parameters, torch.stack([network.parameters for network in alone]))
+def test_several_networks_equal_each_of_them_alone(activation: str, output: str, cost: str) -> None:
+    for depth, dtype in product(SIZES, TOLERANCE):
+        fields = {"activation": activation, "output_activation": output, "dtype": dtype}
+        several_equal_each_alone(SIZES[depth], cost, fields, f"{depth} layers in {dtype}")
+
+
+def several_equal_each_alone(sizes: tuple[int, ...], cost: str, fields: dict[str, Any], case: str) -> None:
+    """Gradient, costs and per-example gradients of K networks are those of each of them."""
+    together = Network(sizes, networks=K, seed=5, **fields)
+    alone = [Network(sizes, seed=5 + k, **fields) for k in range(K)]
+    assert torch.equal(together.parameters, torch.stack([network.parameters for network in alone])), case
     with_biases(together)
-    x, y = a_batch(together, 7)
-    xs, ys = (torch.stack(parts) for parts in zip(*(a_batch(together, 7, k) for k in range(K)), strict=True))
-    for x_given, y_given in ((x, y), (xs, ys), (x, ys)):  # one batch for all, a batch for each, different targets
+    (x, y), (xs, ys) = a_batch(together, 7), batches(together, 7)
+    given = {"one batch for all": (x, y), "a batch for each": (xs, ys), "other targets for each": (x, ys)}
+    for said, (x_given, y_given) in given.items():
         passed = forward(together, x_given)
-        ours = [
-            backward(together, passed, y_given, cost, out=torch.full_like(together.parameters, torch.nan)).gradient,
-            example_costs(passed, y_given, cost),
-            per_example_gradients(together, x_given, y_given, cost),
-        ]
+        ours = {
+            "gradient": backward(
+                together, passed, y_given, cost, out=torch.full_like(together.parameters, torch.nan)
+            ).gradient,
+            "costs": example_costs(passed, y_given, cost),
+            "per-example gradients": per_example_gradients(together, x_given, y_given, cost),
+        }
         for k, (network, x_k, y_k) in enumerate(zip(alone, x_given.expand_as(xs), y_given.expand_as(ys), strict=True)):
             network.parameters.copy_(together.parameters[k])
             passed = forward(network, x_k)
-            expected = [
-                backward(network, passed, y_k, cost).gradient,
-                example_costs(passed, y_k, cost),
-                per_example_gradients(network, x_k, y_k, cost),
-            ]
-            for one, other in zip(ours, expected, strict=True):
-                assert one[k].shape == other.shape
-                assert relative_error(one[k], other) <= TOLERANCE[dtype]
+            expected = {
+                "gradient": backward(network, passed, y_k, cost).gradient,
+                "costs": example_costs(passed, y_k, cost),
+                "per-example gradients": per_example_gradients(network, x_k, y_k, cost),
+            }
+            for name, one in ours.items():
+                what = f"{name} of network {k} with {case}, {said}"
+                assert one[k].shape == expected[name].shape, what
+                assert relative_error(one[k], expected[name]) <= TOLERANCE[together.dtype], what
 
 
 # ---- planted faults: every one must be caught by the comparison that the tests above rest on ----

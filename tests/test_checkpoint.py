@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bp_torch.checkpoint import CONFIG, LAST, LOCK, CheckpointError, State, held, make_folder
+from bp_torch.checkpoint import CONFIG, LAST, LOCK, CheckpointError, State, locked, make_folder
 from tests.harness import FORK
 
 
@@ -24,7 +24,7 @@ def test_state_is_restored_exactly_into_the_same_tensors(tmp_path: Path) -> None
     a_state().save(tmp_path / LAST)
     now = State(torch.zeros(6), torch.zeros(6), torch.zeros(2, dtype=torch.float64))
     held = now.parameters
-    now.become(State.load(tmp_path / LAST, like=now))
+    now.copy_from(State.load(tmp_path / LAST, like=now))
     assert (now.epoch, now.steps, now.step, now.best_accuracy) == (2, 7, 607, 0.9)
     assert now.parameters is held and held.tolist() == [0, 1, 2, 3, 4, 5]
     assert now.velocity is not None and now.velocity.tolist() == [0, 2, 4, 6, 8, 10]
@@ -133,7 +133,7 @@ def test_checkpoint_that_would_unpack_to_more_than_it_has_raises_checkpoint_erro
 
 def test_folder_is_held_by_one_process_that_is_named(tmp_path: Path) -> None:
     def hold(entered: Any, done: Any) -> None:
-        with held(tmp_path):
+        with locked(tmp_path):
             entered.set()
             done.wait()
 
@@ -143,13 +143,13 @@ def test_folder_is_held_by_one_process_that_is_named(tmp_path: Path) -> None:
     entered.wait()
     with (
         pytest.raises(CheckpointError, match=f"is being trained by process {holder.pid} on .*: stop that"),
-        held(tmp_path),
+        locked(tmp_path),
     ):
         pass
     holder.kill()
     holder.join()
     (tmp_path / ".last.pt.abcd1234").touch()
-    with held(tmp_path):
+    with locked(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [LOCK], "a process that is dead holds nothing"
 
 

@@ -1,6 +1,7 @@
 import gzip
 import hashlib
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -201,8 +202,8 @@ def test_order_of_an_epoch_depends_on_seed_and_epoch_alone() -> None:
     first = permutation(1000, seed=1, epoch=1)
     assert torch.equal(first, permutation(1000, seed=1, epoch=1))
     assert first.sort().values.tolist() == list(range(1000))
-    for seed, epoch in ((1, 2), (2, 1), (2**31, 1)):
-        assert not torch.equal(first, permutation(1000, seed, epoch))
+    drawn = [first, *(permutation(1000, seed, epoch) for seed, epoch in ((1, 2), (2, 1), (2**31, 1), (1, 0), (0, 1)))]
+    assert not any(torch.equal(one, other) for one, other in combinations(drawn, 2)), "(1, 2) is not (2, 1)"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -231,3 +232,4 @@ def test_first_shuffled_takes_the_start_of_one_shuffle(mnist: tuple[Examples, Ex
     few, more = first_shuffled(mnist[0], 100, seed=3), first_shuffled(mnist[0], 200, seed=3)
     assert torch.equal(few.x, more.x[:100]) and torch.equal(few.labels, more.labels[:100])
     assert not torch.equal(few.labels, mnist[0].labels[:100])
+    assert torch.equal(few.labels, mnist[0].labels[permutation(60_000, seed=3, epoch=0)[:100]]), "epochs count from 1"

@@ -70,6 +70,13 @@ def test_scale_shear_and_shift_move_a_point_as_they_say(parameters: dict[str, An
     torch.testing.assert_close(corner, matrix[0] @ (torch.tensor([-13.5, -13.5]) - shift[0]))
 
 
+def test_what_comes_from_outside_the_image_is_black() -> None:
+    white = torch.full((1, SIDE * SIDE), 255, dtype=torch.uint8)
+    moved = sampled(white, affine_sources(torch.eye(2)[None], torch.tensor([[3.0, -2.0]]))).view(SIDE, SIDE)
+    assert not moved[:, :3].any() and not moved[-2:].any(), "it moved 3 to the right and 2 up"
+    assert (moved[:-2, 3:] == 255).all()
+
+
 def smoothed_noise(sigma: float, fields: int) -> Tensor:
     """Uniform noise, smoothed by a sum over neighbours with the weights of a Gaussian: as the papers say it."""
     reach = int(4 * sigma)

@@ -149,7 +149,7 @@ def test_signal_to_one_process_stops_all_at_the_same_step(config: Config, tmp_pa
         for _ in islice(alone.rest_of_epoch(), state["step"] - alone.state.step):
             pass
         if alone.state.steps == alone.steps_per_epoch:
-            alone.end_epoch()
+            alone.state.end_epoch()
     assert relative_error(state["parameters"], alone.state.parameters) <= 1e-12
 
 

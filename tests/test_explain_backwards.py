@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bp_torch.explain import backwards
-from bp_torch.explain.subject import Subject, forward_and_backward
-from tests.explain_subject import KINDS, activation_gradients, some_example, some_network
+from bp_torch.explain.subject import Subject, with_example
+from tests.explain_subject import KINDS, activation_gradients, forward_and_backward, some_example, some_network
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -21,7 +21,8 @@ def test_rows_sum_to_minus_the_gradient_of_the_activations(kind: tuple[str, str,
 
 
 def test_rows_sum_to_minus_the_gradient_before_training_and_after(subject: Subject) -> None:
-    result = backwards.explain(subject, backwards.Options(digit=2))
+    options = backwards.Options(digit=2)
+    result = backwards.Backwards(with_example(subject, options), options)
     assert list(result.ways) == ["untrained", "trained"]
     for way in result.ways.values():
         expected = activation_gradients(way.passed, result.example.y, "quadratic")

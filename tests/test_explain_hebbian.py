@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from bp_torch.explain import hebbian
-from bp_torch.explain.subject import forward_and_backward
-from tests.explain_subject import KINDS, some_example, some_network
+from tests.explain_subject import KINDS, forward_and_backward, some_example, some_network
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -13,8 +12,7 @@ from tests.explain_subject import KINDS, some_example, some_network
 def test_product_with_phi_prime_is_the_nudge(kind: tuple[str, str, str], layer: int) -> None:
     network, example = some_network(kind), some_example()
     passed, back = forward_and_backward(network, example, kind[2])
-    parts = hebbian.factors(passed, back, example.y, kind[2], layer)
-    result = hebbian.Hebbian(example, layer, *parts, passed, "")
+    result = hebbian.factors(passed, back, example.y, kind[2], layer)
     torch.testing.assert_close(result.exact, result.nudges, rtol=1e-12, atol=1e-17)
     if kind[0] == "sigmoid":  # without φ′ the product is another
         assert (result.together - result.nudges).abs().max() > 0.1 * result.nudges.abs().max()

@@ -11,7 +11,7 @@ from bp_torch.network import Network, layer_views
 
 
 def test_repeated_run_ends_at_the_same_network(subject: Subject) -> None:
-    result = minimum.explain(subject, minimum.Options(directions=1))
+    result = minimum.Minimum(subject, minimum.Options(directions=1))
     assert result.difference == 0
     assert [progress.epoch for progress in result.history] == list(range(16))
     assert result.history[-1].gradient_norm == pytest.approx(result.gradient_norm, rel=1e-3)

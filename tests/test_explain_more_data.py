@@ -26,6 +26,7 @@ def test_test_score_improves_with_more_examples(subject: Subject) -> None:
     assert few.training.accuracy > few.test.accuracy
 
 
+@pytest.mark.long
 def test_deformed_images_help_where_there_are_few(subject: Subject) -> None:
     config = dataclasses.replace(subject.config, epochs=40)
     plain = more_data.train_on(config, subject.training, subject.test, 50, seeds=2)

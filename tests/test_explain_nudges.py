@@ -5,20 +5,21 @@ import torch
 
 from bp_torch.backprop import forward, per_example_gradients
 from bp_torch.explain import nudges
-from bp_torch.explain.subject import Subject, forward_and_backward
+from bp_torch.explain.subject import Subject, with_example
 from bp_torch.network import layer_views
-from tests.explain_subject import KINDS, activation_gradients, some_example, some_network
+from tests.explain_subject import KINDS, activation_gradients, forward_and_backward, some_example, some_network
 
 
 def test_nudges_are_proportional_to_the_distance_from_the_targets(subject: Subject) -> None:
-    result = nudges.explain(subject, nudges.Options(digit=7))
+    options = nudges.Options(digit=7)
+    result = nudges.Nudges(with_example(subject, options), options)
     assert list(result.networks) == ["untrained", "trained"]
     for wanted, network in zip(result.networks.values(), subject.before_and_after.values(), strict=True):
         distance = result.example.y[0] - wanted.outputs
         torch.testing.assert_close(wanted.nudges, 2 * distance, rtol=1e-14, atol=0)
         assert wanted.nudges[7] > 0 and (wanted.nudges[[j for j in range(10) if j != 7]] < 0).all()
         torch.testing.assert_close(wanted.outputs, forward(network, result.example.x).activations[-1][0])
-    assert result.first.nudges.abs().min() > 0.1  # an untrained network is wrong in every output
+    assert result.untrained.nudges.abs().min() > 0.1  # an untrained network is wrong in every output
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,7 +21,7 @@ def test_plane_through_flat_points_holds_them_all() -> None:
 def test_surface_is_the_cost_on_the_plane(subject: Subject) -> None:
     start = subject.config.network(torch.device("cpu"))
     plane = surface.plane_through(torch.stack([start.parameters, subject.network.parameters, start.parameters * 0.5]))
-    points = plane.project(torch.stack([start.parameters, subject.network.parameters]))
+    points = torch.stack([start.parameters, subject.network.parameters])
     u, v, costs = surface.surface_on(plane, start, subject.test, "quadratic", points, 3)
     at = start.to()
     at.parameters.copy_(plane.centre + u[2] * plane.axes[0] + v[0] * plane.axes[1])

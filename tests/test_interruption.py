@@ -9,7 +9,7 @@ import torch
 
 from bp_torch.distributed import World
 from bp_torch.training import Stopped
-from bp_torch.training.interruption import ASK_EVERY, Signals
+from bp_torch.training.interruption import POLL_EVERY, Signals
 
 CPU = torch.device("cpu")
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -24,9 +24,9 @@ def test_exit_code_is_128_plus_the_number_of_the_signal(number: signal.Signals, 
 
 def test_first_signal_is_noted_and_the_second_interrupts() -> None:
     with Signals() as signals:
-        assert not signals.asked(1, World(), CPU)
+        assert not signals.should_stop(1)
         signal.raise_signal(signal.SIGINT)
-        assert signals.asked(1, World(), CPU) and signals.received == signal.SIGINT
+        assert signals.should_stop(1) and signals.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
@@ -68,7 +68,7 @@ def test_thread_that_may_not_handle_signals_trains_without() -> None:
 
     def work() -> None:
         with Signals() as signals:
-            asked.append(signals.asked(1, World(), CPU))
+            asked.append(signals.should_stop(1))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -78,6 +78,6 @@ def test_thread_that_may_not_handle_signals_trains_without() -> None:
 
 def test_several_processes_ask_each_other_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(World, "any", lambda world, flag, device: True)  # another one has received a signal
-    signals = Signals()
-    asked = [step for step in range(1, 3 * ASK_EVERY) if signals.asked(step, World(0, 2), CPU)]
-    assert asked == [ASK_EVERY, 2 * ASK_EVERY]
+    signals = Signals(World(0, 2))
+    asked = [poll for poll in range(1, 3 * POLL_EVERY) if signals.should_stop(poll)]
+    assert asked == [POLL_EVERY, 2 * POLL_EVERY]

@@ -94,7 +94,7 @@ def test_run_started_by_hand_and_stopped_is_resumed(
     other = replace(config, runs_dir=tmp_path / "other")
     by_hand = replace(other, runs_dir=tmp_path / "other" / "small", run_name="seed-0")
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Signals, "asked", lambda self, moment, *_: moment == 0)
+        patch.setattr(Signals, "should_stop", lambda self, poll: poll == 0)
         train(by_hand)
     resumed = run_row(SMALL, other, range(1), tmp_path / "resumed.json")
     assert resumed.errors == whole.errors
@@ -111,7 +111,7 @@ def test_stopped_sweep_of_another_recipe_is_refused_before_it_is_trained(
     config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Signals, "asked", lambda self, moment, *_: True)
+        patch.setattr(Signals, "should_stop", lambda self, poll: True)
         run_row(SMALL, config, range(2), tmp_path / "results.json")
     capsys.readouterr()
     with pytest.raises(TrainingError, match=r"small is a run with --epochs 3, the row has 4: move the folder away"):

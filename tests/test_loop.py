@@ -1,5 +1,6 @@
 """Whole runs: what they print, log and save, and the network they make."""
 
+import inspect
 import json
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ from bp_torch.checkpoint import RESULT, State
 from bp_torch.convert import to_sequential
 from bp_torch.data import Examples, first_shuffled, one_hot
 from bp_torch.device import DeviceError
-from bp_torch.training import Config, StepResult, Stopped, TrainingError, TrainingStep, open_run, train
+from bp_torch.training import Config, StepResult, Stopped, TrainingError, TrainingStep, loop, open_run, train
 from bp_torch.training.interruption import Signals
 from bp_torch.training.log import RunLog
 from tests.conftest import BEGIN, REFERENCE_COSTS, brief_run, curves, relative_error
@@ -64,7 +65,7 @@ def test_examples_per_second_after_resuming_counts_the_rest_of_the_epoch(
 ) -> None:
     config = Config(epochs=1, train_examples=N, device="cpu", data_dir=data_dir, runs_dir=tmp_path, run_name="one")
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Signals, "asked", lambda signals, step, world, device: step == 2)
+        patch.setattr(Signals, "should_stop", lambda signals, poll: poll == 2)
         train(config)
     clock = iter(range(1000))
     monkeypatch.setattr("bp_torch.training.loop.time.perf_counter", lambda: next(clock))
@@ -225,3 +226,11 @@ def test_run_ends_with_the_commands_that_can_show_it(
         brief_run(tmp_path, data_dir, f"{sizes[1]}", sizes=sizes, log=False, train_examples=100)
         end = f"{last.format('python -m bp_torch')} --run {tmp_path / str(sizes[1])}"
         assert capsys.readouterr().out.splitlines()[-1] == end
+
+
+def test_the_loop_is_one_short_function() -> None:
+    lines = inspect.getsource(loop.train_epochs)
+    assert len(lines.splitlines()) <= 80
+    calls = ("run.begin_epoch(", "step.run(", "log.step(", "run.evaluate(", "log.scores(", "save_checkpoint(run, also")
+    places = [lines.index(call) for call in calls]
+    assert places == sorted(places), "gather, step, log, evaluate, log, save"

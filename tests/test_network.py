@@ -2,11 +2,14 @@ import copy
 import multiprocessing
 import pickle
 from collections.abc import Callable
+from itertools import pairwise, product
+from math import sqrt
 
 import pytest
 import torch
 from torch import nn
 
+from bp_torch.activations import ACTIVATIONS
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.convert import to_sequential
 from bp_torch.network import Network, parameter_count
@@ -40,6 +43,49 @@ def test_initial_values_have_their_standard_deviation(init: str, deviation: floa
         assert not network.biases[0].any()
     if init == "uniform":
         assert 0.0499 < network.weights[0].abs().max().item() <= 0.05
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_last_layer_alone_has_the_output_activation(depth: int) -> None:
+    network = Network((3,) * (depth + 1), activation="relu", output_activation="tanh")
+    names = ["relu"] * (depth - 1) + ["tanh"]
+    assert [network.activation_of(layer) for layer in range(depth)] == names
+    assert [layer.phi for layer in network.layers] == [ACTIVATIONS[name] for name in names]
+
+
+SCALES: dict[str, Callable[[int], float]] = {
+    "lecun": lambda n_in: 1 / sqrt(n_in),  # LeCun et al. 1998, eq. 16
+    "he": lambda n_in: sqrt(2 / n_in),  # He et al. 2015, eq. 10
+    "normal": lambda n_in: 1.0,  # Nielsen, ch. 1
+    "uniform": lambda n_in: 1 / sqrt(n_in),  # Glorot and Bengio 2010, eq. 1
+}
+"""By which the standard normal numbers of a layer are multiplied; those of "uniform" are uniform in −1..1."""
+
+
+def published_initial_values(sizes: tuple[int, ...], init: str, seed: int) -> torch.Tensor:
+    """θ as the papers have it, from numbers drawn for the whole of θ at once."""
+    generator = torch.Generator().manual_seed(seed)
+    theta = torch.empty(sum((n_in + 1) * n_out for n_in, n_out in pairwise(sizes)), dtype=torch.float64)
+    theta.uniform_(-1, 1, generator=generator) if init == "uniform" else theta.normal_(generator=generator)
+    start = 0
+    for n_in, n_out in pairwise(sizes):
+        biases = start + n_in * n_out
+        theta[start:biases] *= SCALES[init](n_in)
+        theta[biases : biases + n_out] *= init == "normal"
+        start = biases + n_out
+    return theta
+
+
+@pytest.mark.parametrize("init", SCALES)
+@pytest.mark.parametrize("sizes", [(784, 16, 16, 10), (1, 1), (2, 3, 1), (100, 64, 65), (400, 300, 10)], ids=str)
+def test_initial_values_are_the_published_ones_to_the_last_digit(sizes: tuple[int, ...], init: str) -> None:
+    for seed, dtype in product((0, 1, 2**32 - 1), (torch.float64, torch.float32)):
+        rounding = 2 * torch.finfo(dtype).eps
+        expected = published_initial_values(sizes, init, seed).to(dtype)
+        ours = Network(sizes, init=init, seed=seed, dtype=dtype).parameters
+        torch.testing.assert_close(ours, expected, rtol=rounding, atol=0)
+        several = Network(sizes, init=["he", init], seed=[9, seed], networks=2, dtype=dtype)
+        torch.testing.assert_close(several.parameters[1], expected, rtol=rounding, atol=0)
 
 
 def test_one_seed_gives_the_same_values_in_every_dtype() -> None:

@@ -176,7 +176,7 @@ def histogram_steps(folder: Path) -> list[int]:
 def test_epochs_may_be_lowered_to_what_is_done(config: Config) -> None:
     train(replace(config, epochs=2, run_name="whole"))
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Signals, "asked", lambda signals, step, world, device: step == 0)  # at the end of an epoch
+        patch.setattr(Signals, "should_stop", lambda signals, poll: poll == 0)  # at the end of an epoch
         train(replace(config, run_name="part"))
     part = resumed(config, "part")
     with pytest.raises(TrainingError, match=r"--epochs 0: epoch 1 of .*part is done or begun already"):
@@ -242,7 +242,7 @@ def test_deformed_images_are_those_of_the_epoch_after_resuming_too(
     deforming = replace(config, epochs=3, deform="both", checkpoint_every=None)
     train(replace(deforming, run_name="whole"))
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Signals, "asked", lambda signals, step, world, device: step == 27)  # in the second epoch
+        patch.setattr(Signals, "should_stop", lambda signals, poll: poll == 27)  # in the second epoch
         train(replace(deforming, run_name="stopped"))
     seen: list[torch.Tensor] = []
     with monkeypatch.context() as patch:

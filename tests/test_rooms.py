@@ -3,9 +3,8 @@
 import ast
 import re
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "bp_torch"
@@ -26,7 +25,6 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "training.loop",
     "training.divergence",
     "training.run",
-    "training.result",
     "training.log",
     "training.event_file",
     "training.images",
@@ -34,6 +32,7 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "training.evaluation",
     "training.interruption",
     "training.step",
+    "own_backward",
     "verify",
     "checkpoint",
     "__init__",
@@ -86,22 +85,32 @@ def imported(module: str) -> Iterator[tuple[str, ast.stmt]]:
                 yield ".".join(parts[1:]) or "__init__", node
 
 
-@pytest.mark.parametrize("path", [ROOT / "train.py", *MODULES.values()], ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_autograd_is_used_only_in_its_rooms(path: Path) -> None:
-    if path.relative_to(ROOT).parts[1:2] in [(name,) for name in AUTOGRAD_ROOMS]:
-        return
-    code = path.read_text()
-    if path.name == "convert.py":  # the nn.Sequential conversion names the modules of activations
-        code = code.replace("type[nn.Module]", "").replace("list[nn.Module]", "")
-    assert AUTOGRAD.findall(code) == []
+def test_autograd_is_used_only_in_its_rooms() -> None:
+    for path in (ROOT / "train.py", *MODULES.values()):
+        code = path.read_text()
+        if path.name == "convert.py":  # the nn.Sequential conversion names the modules of activations
+            code = code.replace("type[nn.Module]", "").replace("list[nn.Module]", "")
+        if path.relative_to(ROOT).parts[1:2] not in [(name,) for name in AUTOGRAD_ROOMS]:
+            assert AUTOGRAD.findall(code) == [], path
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_go_downward_only(module: str) -> None:
-    here = room(module)
-    for name, node in imported(module):
-        there = room(name)
-        assert there == here or ROOMS.index(there) > ROOMS.index(here), f"line {node.lineno} imports {name}"
+def test_imports_go_downward_only() -> None:
+    for module in MODULES:
+        here = room(module)
+        for name, node in imported(module):
+            there = room(name)
+            downward = there == here or ROOMS.index(there) > ROOMS.index(here)
+            assert downward, f"{module}, line {node.lineno}, imports {name}"
+
+
+def test_no_file_is_in_a_circle_of_imports() -> None:
+    TopologicalSorter({module: {name for name, _ in imported(module)} for module in MODULES}).prepare()
+
+
+def test_verify_knows_nothing_of_this_project_but_text() -> None:
+    own = [module for module in MODULES if room(module) == "verify"]
+    known = {name for module in own for name, _ in imported(module)}
+    assert {name for name in known if room(name) != "verify"} == {"text"}
 
 
 def test_every_room_has_a_module() -> None:

@@ -7,11 +7,14 @@ from bp_torch.network import Network
 from bp_torch.sgd import SGD
 
 
+@pytest.mark.parametrize(("sizes", "steps"), [((5, 4, 3), 50), ((784, 300, 10), 3)])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 @pytest.mark.parametrize("decay_biases", [False, True])
-def test_fifty_steps_equal_those_of_torch_optim(momentum: float, weight_decay: float, decay_biases: bool) -> None:
-    network = Network((5, 4, 3), init="normal", dtype=torch.float64)
+def test_steps_equal_those_of_torch_optim(
+    momentum: float, weight_decay: float, decay_biases: bool, sizes: tuple[int, ...], steps: int
+) -> None:
+    network = Network(sizes, init="normal", dtype=torch.float64)
     weights = [w.clone().requires_grad_() for w in network.weights]
     biases = [b.clone().requires_grad_() for b in network.biases]
     groups: list[dict[str, Any]] = [
@@ -21,12 +24,12 @@ def test_fifty_steps_equal_those_of_torch_optim(momentum: float, weight_decay: f
     reference = torch.optim.SGD(groups, lr=0.3, momentum=momentum, weight_decay=weight_decay)
     ours = SGD(network, 0.3, momentum=momentum, weight_decay=weight_decay, decay_biases=decay_biases)
     generator = torch.Generator().manual_seed(7)
-    for _ in range(50):
+    for _ in range(steps):
         gradient = torch.randn(len(network.parameters), dtype=torch.float64, generator=generator)
         before = gradient.clone()
         ours.step(gradient)
         assert torch.equal(gradient, before), "the gradient is not changed"
-        scratch = Network((5, 4, 3), dtype=torch.float64)
+        scratch = Network(sizes, dtype=torch.float64)
         scratch.parameters.copy_(gradient)
         for parameters, gradients in ((weights, scratch.weights), (biases, scratch.biases)):
             for parameter, part in zip(parameters, gradients, strict=True):
@@ -69,6 +72,19 @@ def test_several_networks_step_with_their_own_settings(dtype: torch.dtype, decay
     expected = torch.stack([network.parameters for network in alone])
     tolerance = {torch.float64: 1e-14, torch.bfloat16: 2e-2}[dtype]
     torch.testing.assert_close(together.parameters, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_settings_of_several_networks_are_not_rounded_to_bfloat16() -> None:
+    momentum = [0.9, 0.99]  # the nearest of 8 bits are 0.8984 and 0.9883
+    together = Network((5, 4, 3), init="normal", dtype=torch.bfloat16, networks=2)
+    alone = [network.to() for network in together]
+    optimizer = SGD(together, 0.5, momentum=torch.tensor(momentum, dtype=torch.float64))
+    optimizers = [SGD(network, 0.5, momentum=own) for network, own in zip(alone, momentum, strict=True)]
+    for gradient in torch.randn(20, 2, 39, generator=torch.Generator().manual_seed(7)).bfloat16():
+        optimizer.step(gradient)
+        for own, part in zip(optimizers, gradient, strict=True):
+            own.step(part)
+    assert torch.equal(together.parameters, torch.stack([network.parameters for network in alone]))
 
 
 @pytest.mark.parametrize("name", ["learning_rate", "momentum", "weight_decay"])

@@ -1,7 +1,6 @@
 """What would fail on a GPU fails here: training, explaining and verifying on a device that is not the CPU."""
 
-import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,13 +108,13 @@ def test_run_that_diverges_elsewhere_names_the_tensor(config: Config, elsewhere:
         train(wild)
 
 
+@pytest.mark.parametrize("narrow", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", explain.IDEAS)
-def test_every_idea_is_explained_elsewhere(name: str, run: Path, elsewhere: Device) -> None:
-    idea = explain.load_idea(name)
-    result = idea.explain(open_subject(CommonOptions(run=run, device="cuda")), idea.Options(**QUICK.get(name, {})))
-    assert idea.table(result) and idea.finding(result)
-    for widths in ({}, {"narrow": True}) if "narrow" in inspect.signature(idea.figure).parameters else ({},):
-        idea.figure(result, **widths)
+def test_every_idea_is_explained_elsewhere(name: str, narrow: bool, run: Path, elsewhere: Device) -> None:
+    options = explain.load_idea(name).Options(**QUICK.get(name, {}))
+    idea = explain.compute(name, open_subject(CommonOptions(run=run, device="cuda")), options)
+    assert idea.table() and idea.finding()
+    idea.figure(narrow=narrow)
 
 
 def test_example_that_wants_the_most_is_found_elsewhere(run: Path, elsewhere: Device) -> None:
@@ -123,9 +122,12 @@ def test_example_that_wants_the_most_is_found_elsewhere(run: Path, elsewhere: De
     assert there.label == 2 and there.x.device == ELSEWHERE
 
 
-def test_verify_checks_elsewhere(run: Path, data_dir: Path, elsewhere: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bp_torch.verify.parts.Recorder", lambda device, function: function)
-    each_once = [(name, name, "quadratic") for name in ACTIVATIONS]
+@pytest.mark.parametrize("activations", [("sigmoid",), pytest.param(ACTIVATIONS, marks=pytest.mark.long)], ids=len)
+def test_verify_checks_elsewhere(
+    activations: Iterable[str], run: Path, data_dir: Path, elsewhere: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bp_torch.own_backward.Recorder", lambda device, function: function)
+    each_once = [(name, name, "quadratic") for name in activations]
     each_once += [("relu", "sigmoid", "binary-cross-entropy"), ("tanh", "identity", "softmax-cross-entropy")]
     monkeypatch.setattr("bp_torch.commands.verify.combinations", lambda: each_once)
     for options in (verify.Options(depths=(2,), data_dir=data_dir), verify.Options(run=run)):

@@ -37,10 +37,10 @@ def trained(config: SweepConfig, mnist: tuple[Examples, Examples]) -> Group:
     while group.state.epoch <= config.epochs:
         for _ in group.rest_of_epoch():
             pass
-        group.record(*group.evaluate(lambda number: None))
-        group.is_finite()
+        group.record(*group.evaluate())
+        group.reset_diverged()
         group.end_epoch()
-    group.choose(lambda number: None)
+    group.choose()
     return group
 
 
@@ -75,7 +75,7 @@ def test_fifty_steps_equal_those_of_train_py_alone(
         assert relative_error(network.parameters, alone(member, tmp_path, data_dir)) <= 1e-12, member.run_name
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     "fields",
     [
@@ -146,7 +146,7 @@ def test_other_flags_hold_in_a_sweep(
     assert json.loads(group.result(0).to_json())["precision"] == precision
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_steps_replayed_as_a_graph_are_those_of_the_lines(
     seeds: int, mnist: tuple[Examples, Examples], request: pytest.FixtureRequest
 ) -> None:
@@ -266,6 +266,7 @@ def test_network_that_diverged_is_named_and_trains_anew(
     report = json.loads((folder / "sweep.json").read_text())
     assert [row["diverged"] for row in report["settings"]] == [0, 1]
     assert report["networks"][1]["test_accuracy"] is None
+    assert report["networks"][1]["diverged_at_step"] == (3 if log else 7), "the first that shows it, not the last"
     own = folder / "learning-rate-1e+30_seed-0"
     with pytest.raises(TrainingError, match="no trained network"):
         open_run(own)
@@ -321,13 +322,13 @@ def test_stopped_sweep_names_the_command_to_continue(config: SweepConfig, monkey
     whole = sweep(replace(config, run_name="whole", save="best"))
     asked: list[int] = []
 
-    def at_the_hundredth(signals: Signals, step: int, *_: object) -> bool:
+    def at_the_hundredth(signals: Signals, step: int) -> bool:
         asked.append(step)
         signals.received = signal.SIGINT if len(asked) == 100 else 0
         return bool(signals.received)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Signals, "asked", at_the_hundredth)
+        patch.setattr(Signals, "should_stop", at_the_hundredth)
         with pytest.raises(Stopped, match=r"stopped by SIGINT, all is saved; .*bp_torch sweep --resume .*one$") as stop:
             sweep(replace(config, save="best"))
     assert stop.value.code == 130
@@ -345,7 +346,7 @@ def test_sweep_goes_on_from_its_checkpoint_with_a_network_that_diverged(
     wild = replace(config, learning_rate=(0.001, 100.0), activation="identity", output_activation="identity")
     wild = replace(wild, seeds=1, at_once=4)
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Signals, "asked", lambda signals, step, *_: step == 25)
+        patch.setattr(Signals, "should_stop", lambda signals, poll: poll == 25)
         sweep(wild)
     folder = config.runs_dir / "one"
     capsys.readouterr()
@@ -358,7 +359,7 @@ def test_sweep_goes_on_from_its_checkpoint_with_a_network_that_diverged(
     assert torch.equal(weights(folder, wild.members()[:2]), weights(whole, wild.members()[:2]))
 
 
-@pytest.mark.parametrize("stop", [1, 25, 45])
+@pytest.mark.parametrize("stop", [25, *(pytest.param(stop, marks=pytest.mark.long) for stop in (1, 45))])
 def test_stopped_sweep_that_deforms_and_holds_out_goes_on_bit_for_bit(
     stop: int, config: SweepConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -367,7 +368,7 @@ def test_stopped_sweep_that_deforms_and_holds_out_goes_on_bit_for_bit(
     results = [json.loads((whole / str(member.run_name) / "result.json").read_text()) for member in own.members()]
     assert any(result["epoch"] < 5 for result in results), "some network was at its best before the last stop"
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Signals, "asked", lambda signals, moment, *_: moment == stop)
+        patch.setattr(Signals, "should_stop", lambda signals, poll: poll == stop)
         sweep(own)
     folder = sweep(replace(own, resume=config.runs_dir / "one"))
     assert torch.equal(weights(folder, own.members()), weights(whole, own.members()))
@@ -392,7 +393,7 @@ def test_sweep_that_is_being_trained_cannot_be_resumed_meanwhile(config: SweepCo
 
 def test_checkpoint_of_another_group_is_refused(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(Signals, "asked", lambda *_: True)
+        patch.setattr(Signals, "should_stop", lambda *_: True)
         sweep(config)
     folder = config.runs_dir / "one"
     path = folder / "groups/1" / LAST
@@ -451,7 +452,7 @@ def test_groups_fit_the_cache_and_share_their_batches_where_they_can() -> None:
     many = groups(SweepConfig(learning_rate=rates, seeds=2), CPU)
     assert [len(group) for group in many] == [24, 24], "one seed each"
     own = groups(SweepConfig(seeds=20), CPU)
-    assert max(map(len, own)) * working_set(own[0][0], own_batch=True) <= CACHE
+    assert max(map(len, own)) * working_set(own[0][0], separate_batches=True) <= CACHE
     assert sorted(map(len, own)) == [6, 7, 7]
     assert [len(group) for group in groups(SweepConfig(seeds=20, at_once=16), CPU)] == [10, 10]
     assert [len(group) for group in groups(SweepConfig(sizes=(784, 512, 10), seeds=3), CPU)] == [1, 1, 1]
@@ -459,7 +460,7 @@ def test_groups_fit_the_cache_and_share_their_batches_where_they_can() -> None:
 
 def test_more_networks_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     config = SweepConfig(seeds=8, at_once=8)
-    size = COPIES * working_set(config.members()[0], own_batch=True)
+    size = COPIES * working_set(config.members()[0], separate_batches=True)
     monkeypatch.setattr("bp_torch.sweep.plan.free_memory", lambda device: 8 * size)
     assert len(groups(config, CPU)) == 1
     monkeypatch.setattr("bp_torch.sweep.plan.free_memory", lambda device: 8 * size - 1)

@@ -103,7 +103,7 @@ def test_stopped_and_resumed_run_chooses_the_same_network(
     whole = train(replace(config, run_name="whole"))
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         moments = iter([False] * (stop - 1) + [True])
-        patch.setattr(Signals, "asked", lambda self, moment, *_: moment == 0 and next(moments))
+        patch.setattr(Signals, "should_stop", lambda self, poll: poll == 0 and next(moments))
         train(replace(config, run_name="stopped"))
     folder = config.runs_dir / "stopped"
     assert not (folder / "result.json").exists()

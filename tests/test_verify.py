@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bp_torch import backprop, verify
+from bp_torch import backprop, own_backward, verify
 from bp_torch.backprop import backward, forward
 from bp_torch.commands import verify as command
 from bp_torch.commands.verify import combinations
@@ -369,6 +369,15 @@ def test_two_kinks_that_cancel_in_the_values_are_found() -> None:
     assert report.ok and report.skipped == 1
 
 
+def test_random_noise_in_a_function_is_no_kink() -> None:
+    def noisy(x: Tensor) -> Tensor:
+        return torch.sin(x).float().double().sum()
+
+    reports = [check(noisy, x, torch.cos(x), tolerance=1e-3) for x in (randn(20, seed=seed) for seed in range(4))]
+    assert all(report.ok for report in reports)
+    assert sum(report.skipped for report in reports) <= 20, "of 80 entries: most are compared"
+
+
 @pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e-6, 1e6, 1e200])
 def test_tiny_and_huge_gradients_are_checked(scale: float) -> None:
     def function(x: Tensor) -> Tensor:
@@ -425,6 +434,28 @@ def test_function_without_float64_is_compared_with_autograd_alone_with_a_note() 
     assert report.ok and references(report, "x") == {"autograd"}
     assert any("unavailable" in note for note in report.notes)
     assert not check(lambda x: ((x @ w.T) ** 2).sum(), X.float(), lambda x: x @ w.T @ w).ok
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_error_beyond_the_tolerance_is_wrong_and_one_within_it_is_not(dtype: torch.dtype) -> None:
+    x, w = X.to(dtype), W.to(dtype)
+    (dx, dw), allowed = square_gradient(x, w), verify.tolerance_of(dtype)
+    within = check(square, [x, w], [dx * (1 + 0.8 * allowed), dw])
+    beyond = check(square, [x, w], [dx * (1 + 1.2 * allowed), dw])
+    assert within.ok and beyond.wrong == ["x"]
+    assert compared(beyond, "x", "autograd").error_ratio == pytest.approx(1.2, rel=0.05), "rounding adds little"
+
+
+def test_gradient_nearer_to_float64_than_autograds_own_is_right() -> None:
+    eps = torch.finfo(torch.float32).eps
+
+    def function(x: Tensor) -> Tensor:
+        return (x * (1 + 1000 * torch.finfo(x.dtype).eps)).sum()  # has a constant that is coarser in float32
+
+    x = X.float()
+    report = check(function, x, torch.ones_like(x))
+    assert report.ok and not compared(report, "x", "autograd").ok
+    assert check(function, x, torch.full_like(x, 1 + 10_000 * eps)).wrong == ["x"]
 
 
 def test_explicit_tolerance_is_used() -> None:
@@ -799,6 +830,12 @@ def test_command_judges_a_replayed_recording(digits: tuple[str, ...], monkeypatc
 def test_check_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("", "--data-dir", str(tmp_path / "nowhere"))[1] == 1
     assert "there is no folder" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_checks_of_this_project_are_handed_on() -> None:
+    assert verify.check_own is own_backward.check_own and verify.check_step is own_backward.check_step
+    with pytest.raises(AttributeError, match="no attribute 'check_other'"):
+        _ = verify.check_other
 
 
 def test_import_loads_no_plots_and_no_compiler() -> None:

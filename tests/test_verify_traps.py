@@ -322,6 +322,8 @@ def test_verdict_is_kink_only_if_every_entry_that_differs_is_on_one() -> None:
     assert "WRONG" not in str(at_kink)
     assert check_layer(torch.relu, x, lambda dy, x: dy * torch.where(x == 0, 3.0, (x > 0).double())).verdict == "WRONG"
     assert check_layer(torch.relu, x, lambda dy, x: dy * (x >= -1)).verdict == "WRONG"
+    small = torch.tensor([1 + 5e-5, 1, 1, 1], dtype=torch.float64)
+    assert check_layer(torch.tanh, x, lambda dy, x: tanh_backward(dy, x) * small).verdict == "WRONG", "no kink there"
 
 
 def bf16_only(dy: Tensor, x: Tensor, error: float) -> Tensor:

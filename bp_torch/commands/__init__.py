@@ -4,10 +4,13 @@ A command is imported when it is named, so that the first word appears before to
 """
 
 import importlib
+import os
 import signal
 import sys
+from types import FrameType
+from typing import NoReturn
 
-from bp_torch.cli import one_line_errors, open_missing_streams, stop_at_once
+from bp_torch.cli import one_line_errors
 
 COMMANDS = {
     "train": "train a network on handwritten digits (the same as python train.py)",
@@ -37,3 +40,19 @@ def start(command: str, arguments: list[str] | None) -> None:
             module.main(arguments)
         finally:
             sys.stdout.flush()
+
+
+def open_missing_streams() -> None:
+    """Open what the shell closed (2>&-) as a stream to nowhere: the next file that is opened would take its place."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
+
+
+def stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
+    """Exit from a Ctrl-C while modules are imported: there is nothing to save, and an exception would abort in C++."""
+    os.write(2, b"error: stopped\n")
+    os._exit(128 + number)

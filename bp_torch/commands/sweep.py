@@ -1,6 +1,7 @@
 """``python -m bp_torch sweep``: flags in, many trained networks and a table out, one line for each error."""
 
 from bp_torch.cli import fail, one_line_errors, parse
+from bp_torch.commands.train import resumed
 from bp_torch.device import choose_device
 from bp_torch.distributed import local_device
 from bp_torch.sweep.config import SweepConfig
@@ -16,8 +17,9 @@ def main(arguments: list[str]) -> None:
     """Read the flags and train. Exit codes: 1 trouble, 2 bad flags, 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM."""
     config = parse(SweepConfig, prog=COMMAND, description=DESCRIPTION, args=arguments)
     with one_line_errors():
-        if config.resume:
-            config = resumed(config, arguments)
+        if folder := config.resume:
+            make = f"{COMMAND} --learning-rate 1 3"
+            config = resumed(read_config_as(SweepConfig, folder, f"no sweep in {folder}", make), arguments)
         try:
             groups(config, choose_device(local_device(config.device)))
         except ValueError as error:
@@ -26,14 +28,3 @@ def main(arguments: list[str]) -> None:
             sweep(config)
         except Stopped as stopped:
             fail(str(stopped), stopped.code)
-
-
-def resumed(config: SweepConfig, arguments: list[str]) -> SweepConfig:
-    """The config of the sweep to resume, with the flags that were given; those that were not are its own."""
-    assert config.resume
-    saved = read_config_as(SweepConfig, config.resume, f"no sweep in {config.resume}", f"{COMMAND} --learning-rate 1 3")
-    given = parse(SweepConfig, prog=COMMAND, description=DESCRIPTION, args=arguments, default=saved)
-    try:
-        return saved.resumed(given)
-    except ValueError as error:
-        fail(str(error), 2)

@@ -4,9 +4,10 @@ from argparse import ArgumentParser
 
 from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.ladder.rows import Row, find
-from bp_torch.training.config import Config
+from bp_torch.training.config import AnyConfig, Config
+from bp_torch.training.divergence import WrongGradientError
 from bp_torch.training.interruption import Stopped
-from bp_torch.training.loop import WrongGradientError, train
+from bp_torch.training.loop import train
 from bp_torch.training.run import read_config
 
 DESCRIPTION = "Train a network on handwritten digits by hand-written backpropagation."
@@ -19,7 +20,7 @@ def main(arguments: list[str] | None) -> None:
     config = parse(Config, prog=prog, description=DESCRIPTION, args=arguments, default=row.config() if row else None)
     with one_line_errors():
         if config.resume:
-            config = resumed(config, arguments, prog)
+            config = resumed(read_config(config.resume), arguments)
         try:
             train(config)
         except Stopped as stopped:
@@ -40,11 +41,9 @@ def recipe_named(arguments: list[str] | None) -> Row | None:
         fail(str(error), 2)
 
 
-def resumed(config: Config, arguments: list[str] | None, prog: str) -> Config:
-    """The config of the run to resume, with the flags that were given; those that were not are the run's own."""
-    assert config.resume
-    saved = read_config(config.resume)
-    given = parse(Config, prog=prog, description=DESCRIPTION, args=arguments, default=saved)
+def resumed(saved: AnyConfig, arguments: list[str] | None) -> AnyConfig:
+    """The config ``saved`` by a run or a sweep, with the flags that were given; those that were not are its own."""
+    given = parse(type(saved), description=DESCRIPTION, args=arguments, default=saved)
     try:
         return saved.resumed(given)
     except ValueError as error:

@@ -2,12 +2,11 @@
 
 import json
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
-from itertools import product
-from math import inf
+from itertools import chain, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -18,30 +17,30 @@ from bp_torch.commands import verify_bench
 from bp_torch.costs import COSTS
 from bp_torch.data import CLASSES, PIXELS, DataError, DatasetName, batch, first_shuffled, load
 from bp_torch.device import choose_device
+from bp_torch.flags import Within, check_bounds, flag
 from bp_torch.network import Network
-from bp_torch.text import count, folded, table, wrapped
+from bp_torch.own_backward import check_own, check_parts
+from bp_torch.text import count, folded, table
 from bp_torch.training import TrainingError, open_run, read_config
 from bp_torch.training.config import SEEDS, DTypeName
-from bp_torch.verify.backward import check_own
-from bp_torch.verify.check import joined
-from bp_torch.verify.comparison import HEADER, Comparison
-from bp_torch.verify.parts import check_parts
-from bp_torch.verify.report import Report, explanations
+from bp_torch.verify.report import HEADER, Comparison, Report, explanations, grouped, wrapped_lines
 
 DEPTHS = (1, 2, 3, 4)
-DEEPEST = 100
+SATURATED = 4.0  # times the parameters of the deepest networks: most of their sigmoids are then near 0 or 1
+COLUMNS = ["", "hidden", "L", "B", "dtype", *HEADER[1:5]]  # L layers, B examples; the first columns of a report
+NUMBERS = {COLUMNS.index(name) for name in ("L", "B", "error", "allowed")}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is checked: without --run, networks of every activation, output activation and cost on real digits."""
+    """The checks: without --run, of networks of every activation, output activation and cost on real digits."""
 
     run: Path | None = None
     """Folder of a run: check with its trained network, on the test examples of its data.
     None: check untrained networks of every kind."""
-    depths: tuple[int, ...] | None = None
+    depths: Annotated[tuple[int, ...] | None, Within(least=1, most=100)] = None
     """Layers with weights; hidden ones have 16 neurons. Not with --run. None: 1 2 3 4."""
-    batch_sizes: tuple[int, ...] = (1, 2, 7, 100)
+    batch_sizes: Annotated[tuple[int, ...], Within(least=1)] = (1, 2, 7, 100)
     """Examples in a batch."""
     dtypes: tuple[DTypeName, ...] = ("float32", "float64")
     """Types in which the hand-written backward computes."""
@@ -49,13 +48,13 @@ class Options:
     """auto, cpu, cuda or cuda:N, for the backward and autograd."""
     tolerance: float | None = None
     """Largest relative error that is allowed. None: ε^(2/3) of the dtype, and more where rounding alone causes it."""
-    coordinates: int = 1
+    coordinates: Annotated[int, Within(least=0)] = 1
     """Entries of each tensor for central differences, the one that is furthest off included. 0: none."""
     dataset: DatasetName | None = None
     """Data set. Not with --run, which takes its own. None: mnist."""
     data_dir: Path | None = None
     """Folder of the data sets. None: data, or that of the run."""
-    seed: int = 0
+    seed: Annotated[int, Within(least=0, most=SEEDS - 1)] = 0
     """Seed of the initial values, the examples and the entries."""
     verbose: bool = False
     """Print every gradient of every network."""
@@ -64,18 +63,13 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check every field."""
-        depths = DEPTHS if self.depths is None else self.depths
-        wanted = {"depths": (depths, 1, DEEPEST), "batch-sizes": (self.batch_sizes, 1, inf)}
-        wanted |= {"coordinates": ((self.coordinates,), 0, inf), "seed": ((self.seed,), 0, SEEDS - 1)}
-        for flag, (numbers, least, most) in wanted.items():
-            if not numbers or min(numbers) < least or max(numbers) > most:
-                bounds = f"{least} or more" if most == inf else f"{least} to {most:,}"
-                raise ValueError(f"--{flag}: wanted {bounds}, got {' '.join(map(str, numbers)) or 'nothing'}")
-        for flag, value in (("depths", self.depths), ("dataset", self.dataset)):
-            if self.run is not None and value is not None:
-                raise ValueError(f"--{flag} has no effect with --run, which has its own: leave one of them out")
-        if not self.dtypes:
-            raise ValueError("--dtypes: wanted at least one")
+        check_bounds(self)
+        for name in ("depths", "batch_sizes", "dtypes"):
+            if getattr(self, name) == ():
+                raise ValueError(f"{flag(name)}: wanted at least one")
+        for name in ("depths", "dataset"):
+            if self.run is not None and getattr(self, name) is not None:
+                raise ValueError(f"{flag(name)} has no effect with --run, which has its own: leave one of them out")
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise ValueError(f"--tolerance: wanted a relative error between 0 and 1, got {self.tolerance}")
 
@@ -89,33 +83,28 @@ class Case(NamedTuple):
     report: Report
 
     @property
-    def dtype(self) -> str:
-        """Of the network, without "torch."."""
-        return str(self.network.dtype).removeprefix("torch.")
-
-    @property
     def group(self) -> str:
         """The heading under which it is printed."""
         return f"{self.cost}, {self.network.output_activation} outputs"
 
-    def row(self, comparison: Comparison) -> list[str]:
+    def __str__(self) -> str:
+        """The whole table, below the network."""
+        network = f"{self.network.activation}, {count(self.network.depth, 'layer')}, {self.report.dtype}"
+        heading = f"{self.group}: {network}, {count(self.batch_size, 'example')}"
+        return f"{heading}\n{self.report.table(self.report.gradients)}"
+
+    def row(self, c: Comparison) -> list[str]:
         """The cells of one comparison, below ``COLUMNS``."""
-        mark, *cells = comparison.row()[:5]
-        return [mark, self.network.activation, str(self.network.depth), str(self.batch_size), self.dtype, *cells]
+        mark, *cells = c.row()[:5]
+        sizes = [str(self.network.depth), str(self.batch_size)]
+        return [mark, self.network.activation, *sizes, self.report.dtype, *cells]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that was found, in plain numbers and words."""
         network = self.network
-        names = {"activation": network.activation, "output_activation": network.output_activation, "cost": self.cost}
-        about = {"sizes": list(network.sizes), "batch_size": self.batch_size}
-        return about | names | {"dtype": self.dtype, "device": str(network.device)} | self.report.to_dict()
-
-
-SATURATED = 4.0
-"""What the parameters of the deepest networks are multiplied by: most of their sigmoids are then near 0 or 1."""
-
-COLUMNS = ["", "hidden", "L", "B", "dtype", *HEADER[1:5]]
-"""L layers, B examples; the first columns of a report."""
+        about = {"sizes": list(network.sizes), "batch_size": self.batch_size, "activation": network.activation}
+        about |= {"output_activation": network.output_activation, "cost": self.cost, "dtype": self.report.dtype}
+        return about | {"device": str(network.device)} | self.report.to_dict()
 
 
 def main(arguments: list[str]) -> None:
@@ -166,7 +155,7 @@ def verify(options: Options) -> list[Case]:
         report = check_own(network, x, y, cost, **settings)
         if n == options.batch_sizes[-1]:
             batches = [batch(examples, torch.arange(n, device=device), network.dtype) for n in options.batch_sizes]
-            report = joined(report, check_parts(network, batches, cost))
+            report += check_parts(network, batches, cost)
         cases.append(Case(network, cost, n, report))
     return cases
 
@@ -202,66 +191,53 @@ def combinations() -> list[tuple[str, str, str]]:
 
 
 def summary(cases: list[Case], options: Options) -> str:
-    """What the command prints: the comparisons, the diagnoses, how it was compared, and the verdict."""
-    printed = every_comparison(cases) if options.verbose else worst_comparisons(cases, options)
+    """The comparisons, the diagnoses, how it was compared, and the verdict."""
+    printed = "\n\n".join(map(str, cases)) if options.verbose else folded(worst_comparisons(cases, options))
     gradients = count(sum(len(case.report.gradients) for case in cases), "gradient")
     networks, bad = count(len(cases), "network"), sum(not case.report.ok for case in cases)
     verdict = f"{gradients} of {networks} right"
     if bad:
         verdict = f"{sum(len(case.report.wrong) for case in cases):,} of {gradients} wrong, in {bad:,} of {networks}"
-    said = [*diagnosis_lines(cases), *conditions(cases, options), verdict]
-    return "\n".join([folded("\n".join(printed)), "", *(wrapped(line, "", "  ") for line in said)])
+    found = [wrapped_lines(lines) for lines in (diagnosis_lines(cases), [*conditions(cases, options), verdict])]
+    return "\n\n".join([printed, *(lines for lines in found if lines)])
 
 
-def every_comparison(cases: list[Case]) -> list[str]:
-    """The whole table of each report, below its network."""
-    blocks = []
-    for case in cases:
-        network = f"{case.network.activation}, {count(case.network.depth, 'layer')}, {case.dtype}"
-        heading = f"{case.group}: {network}, {count(case.batch_size, 'example')}"
-        blocks.append(f"{heading}\n{case.report.table(case.report.gradients)}\n")
-    return "\n".join(blocks).splitlines()
-
-
-def worst_comparisons(cases: list[Case], options: Options) -> list[str]:
+def worst_comparisons(cases: list[Case], options: Options) -> str:
     """Of each combination, or of each gradient of a trained network, the worst; if any is wrong, only wrong ones."""
     pairs = [(case, c) for case in cases for c in case.report.comparisons]
     alike: dict[tuple[str, str], list[tuple[Case, Comparison]]] = defaultdict(list)
     for case, c in [(case, c) for case, c in pairs if not c.ok] or pairs:
         alike[case.group, c.gradient if options.run else case.network.activation].append((case, c))
     shown = [max(several, key=lambda pair: pair[1].error_ratio) for several in alike.values()]
-    right = {COLUMNS.index(name) for name in ("L", "B", "error", "allowed")}
-    header, *lines = table(COLUMNS, [case.row(c) for case, c in shown], right=right).splitlines()
-    printed = [header]
-    for group in dict.fromkeys(case.group for case, _ in shown):
-        printed += ["", group, *(line for line, (case, _) in zip(lines, shown, strict=True) if case.group == group)]
-    return printed
+    header, *lines = table(COLUMNS, [case.row(c) for case, c in shown], right=NUMBERS).splitlines()
+    groups: dict[str, list[str]] = defaultdict(list)
+    for line, (case, _) in zip(lines, shown, strict=True):
+        groups[case.group].append(line)
+    return "\n\n".join([header, *("\n".join([group, *rows]) for group, rows in groups.items())])
 
 
 def diagnosis_lines(cases: list[Case]) -> list[str]:
     """Each problem and diagnosis once, with the gradients and the number of networks that it holds for."""
-    names: dict[str, set[str]] = defaultdict(set)
-    networks: Counter[str] = Counter()
+    found: dict[str, list[list[str]]] = defaultdict(list)  # by words, the gradients in each network
     for case in cases:
-        found = {text: set(gradients) for text, gradients in case.report.diagnoses.items()}
-        for gradient, problems in case.report.problems.items():
-            for problem in problems:
-                found.setdefault(problem, set()).add(gradient)
-        networks.update(list(found))
-        for text, gradients in found.items():
-            names[text] |= gradients
-    lines = [f"{', '.join(sorted(names[text]))}: {text} ({count(n, 'network')})" for text, n in networks.most_common()]
+        findings = [f for kind in ("diagnosis", "problem") for f in case.report.findings if f.kind == kind]
+        for text, gradients in grouped((f.words, f.gradient) for f in findings).items():
+            found[text].append(gradients)
+    lines = [
+        f"{', '.join(sorted(set(chain(*several))))}: {text} ({count(len(several), 'network')})"
+        for text, several in sorted(found.items(), key=lambda item: -len(item[1]))
+    ]
     if unexplained := sum(not case.report.ok and not case.report.diagnoses for case in cases):
         lines.append(f"no diagnosis for {count(unexplained, 'network')}")
-    return [*lines, ""] if lines else []
+    return lines
 
 
 def conditions(cases: list[Case], options: Options) -> list[str]:
-    """What was compared, and how."""
+    """The networks, the comparisons, and how they were made."""
     network, comparisons = cases[0].network, [c for case in cases for c in case.report.comparisons]
     sizes = "-".join(map(str, network.sizes)) if options.run else f"{PIXELS}-16-…-{CLASSES}"
     shown = f"the worst error of each {'gradient' if options.run else 'combination'}; L layers, B examples; "
-    limits = {case.dtype: f"{case.report.tolerance:.1e} in {case.dtype}" for case in cases}
+    limits = {case.report.dtype: f"{case.report.tolerance:.1e} in {case.report.dtype}" for case in cases}
     by_autograd = [c.identical for c in comparisons if c.reference == "autograd"]
     return [
         f"{'' if options.verbose else shown}sizes {sizes} on {network.device}",

@@ -1,5 +1,33 @@
 """The lesson, made visible: each idea, with its numbers and its picture, on a real network.
 
-Every idea is a file of this package with the same parts: ``Options`` (its flags), ``explain`` (computes, with the
-functions of backprop.py), ``finding`` (one sentence), ``table`` and ``figure``.
+Every idea is a file of this package with ``Options``, its flags, and a subclass of ``Idea``. Words are in ideas.toml.
 """
+
+import tomllib
+from importlib import resources
+from typing import Any, NamedTuple
+
+
+class About(NamedTuple):
+    """One idea in words."""
+
+    heading: str
+    words: str
+    made_by: tuple[str, ...]  # the functions that it calls, as "module.function"
+    note: str = ""  # how to read the picture, with places for attributes of the ``idea``
+    passes: float = 0  # its time in passes forward and back over all training examples, if it takes long
+
+
+def content_of(file: str) -> str:
+    """The text of a file of this package."""
+    return resources.files(__name__).joinpath(file).read_text(encoding="utf-8")
+
+
+def about(told: dict[str, Any]) -> About:
+    """One entry of ideas.toml."""
+    lines = {name: " ".join(told[name].split()) for name in ("words", "note")}
+    return About(**{**told, **lines, "made_by": tuple(told["made_by"])})
+
+
+IDEAS = {name: about(told) for name, told in tomllib.loads(content_of("ideas.toml")).items()}
+"""Every idea by its name, in the order of the lesson."""

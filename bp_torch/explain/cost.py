@@ -11,52 +11,32 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import SubFigure
 from torch import Tensor
 
-from bp_torch import text
 from bp_torch.backprop import Forward, example_costs, forward
 from bp_torch.costs import find_cost
 from bp_torch.explain import style
-from bp_torch.explain.drawing import draw_network
-from bp_torch.explain.subject import Example, ExampleOptions, Subject, all_costs, choose_example
-
-MADE_BY = ("backprop.forward", "backprop.example_costs")
-
-IDEA = (
-    "How wrong the network is about one image is a single number: take each output, see how far it is from what it "
-    "should be, square that, and add the ten squares up. The average of this number over all training examples is the "
-    "cost of the network, and to learn is to make it small."
-)
+from bp_torch.explain.drawing import array, label_end, network_drawer, output_dots
+from bp_torch.explain.idea import Idea, Panel, Row
+from bp_torch.explain.maps import percent_histogram
+from bp_torch.explain.subject import ExampleOptions, Subject, all_costs
+from bp_torch.text import Column, column_table, number
 
 Options = ExampleOptions
 
 
 class Costs(NamedTuple):
-    """What one network costs: its forward pass of the example, C_k by outputs (n_L,), C_k, and that of all (N,)."""
+    """The costs of one network."""
 
-    passed: Forward
-    terms: Tensor
-    total: float
-    everyone: Tensor
-
-
-class Cost(NamedTuple):
-    """What one example costs the untrained network, and the trained one if there is one, by name."""
-
-    example: Example
-    networks: dict[str, Costs]
-    cost: str
-    caption: str
-
-    @property
-    def kind(self) -> str:
-        """What an output adds to the cost."""
-        return "squared difference" if self.cost == "quadratic" else "part of the cost"
+    passed: Forward  # of the example
+    terms: Tensor  # C_k by outputs, (n_L,)
+    total: float  # C_k
+    everyone: Tensor  # that of all examples, (N,)
 
 
 def terms(passed: Forward, y: Tensor, cost: str) -> Tensor:
-    """What each output adds to the cost of one example, (n_L,)."""
+    """The part of each output in the cost of one example, (n_L,)."""
     if cost == "softmax-cross-entropy":  # −Σ y_j ln p_j: only the wanted output adds to it
         return (example_costs(passed, y, cost) * y)[0]
     z, a = passed.z, passed.activations[-1]
@@ -64,105 +44,85 @@ def terms(passed: Forward, y: Tensor, cost: str) -> Tensor:
     return torch.cat([find_cost(cost).value(z[:, j], a[:, j], y[:, j]) for j in outputs])
 
 
-def explain(subject: Subject, options: Options) -> Cost:
-    """The cost of the example that ``options`` name, and of all."""
-    example, cost, networks = choose_example(subject, options), subject.config.cost, {}
-    for name, network in subject.before_and_after.items():
-        passed = forward(network, example.x)
-        total = example_costs(passed, example.y, cost).item()
-        everyone = all_costs(network, subject.training, cost)
-        networks[name] = Costs(passed, terms(passed, example.y, cost), total, everyone)
-    return Cost(example, networks, cost, subject.caption)
+class Cost(Idea):
+    """The cost of one example in the untrained network, and in the trained one if there is one."""
 
+    def __init__(self, subject: Subject, options: Options) -> None:
+        """Compute the costs of the example and of all."""
+        self.caption, self.example, self.cost = subject.caption, subject.example, subject.config.cost
+        self.kind = "squared difference" if self.cost == "quadratic" else "part of the cost"  # of one output
+        self.networks = dict[str, Costs]()
+        for name, network in subject.before_and_after.items():
+            passed = forward(network, self.example.x)
+            total = example_costs(passed, self.example.y, self.cost).item()
+            everyone = all_costs(network, subject.training, self.cost)
+            self.networks[name] = Costs(passed, terms(passed, self.example.y, self.cost), total, everyone)
 
-def finding(result: Cost) -> str:
-    """What the numbers say."""
-    parts = "ten squared differences" if result.cost == "quadratic" else "the parts of ten outputs"
-    (name, first), *later = result.networks.items()
-    after = "".join(
-        f"; {other}, {text.number(costs.total, 2)}, and {text.number(costs.everyone.mean().item(), 2)} on average"
-        for other, costs in later
-    )
-    return (
-        f"{name.capitalize()}, the network has a cost of {text.number(first.total, 2)} for this "
-        f"{result.example.label}, the "
-        f"sum of {parts}, and {text.number(first.everyone.mean().item(), 2)} on average over all examples{after}"
-    )
+    def finding(self) -> str:
+        """The costs of the example, and the averages."""
+        parts = "ten squared differences" if self.cost == "quadratic" else "the parts of ten outputs"
+        before, *after = (
+            (number(costs.total, 2), f"and {number(costs.everyone.mean().item(), 2)} on average")
+            for costs in self.networks.values()
+        )
+        return (
+            f"Untrained, the network has a cost of {before[0]} for this {self.example.label}, the sum of {parts}, "
+            f"{before[1]} over all examples" + "".join(f"; trained, {total}, {average}" for total, average in after)
+        )
 
+    def table(self) -> str:
+        """The outputs, what each adds, the sum, and the average over all examples."""
+        columns: list[Column] = [
+            ("output", "d", [*range(10), "sum, C_k", "average over all, C"]),
+            ("wanted", ".0f", [*self.example.y[0], "", ""]),
+        ]
+        for name, costs in self.networks.items():
+            columns.append((f"{name}: is", ".4f", [*costs.passed.activations[-1][0], "", ""]))
+            columns.append((self.kind, ".4e", [*costs.terms, costs.total, costs.everyone.mean()]))
+        return (
+            f"What {self.example.name} costs. {self.caption}.\n\n{column_table(*columns)}\n\n"
+            f"The average is over {len(self.networks['untrained'].everyone):,} training examples."
+        )
 
-def table(result: Cost) -> str:
-    """The outputs, what each adds, the sum, and the average over all examples."""
-    header, wanted = ["output", "wanted"], result.example.y[0].tolist()
-    rows = [[f"{j}", f"{int(y)}"] for j, y in enumerate(wanted)] + [["sum, C_k", ""], ["average over all, C", ""]]
-    for name, costs in result.networks.items():
-        header += [f"{name}: is", result.kind]
-        numbers = zip(costs.passed.activations[-1][0].tolist(), costs.terms.tolist(), strict=True)
-        added = [[f"{a:.4f}", f"{term:.4e}"] for a, term in numbers]
-        added += [["", f"{costs.total:.4e}"], ["", f"{costs.everyone.mean().item():.4e}"]]
-        for row, cells in zip(rows, added, strict=True):
-            row += cells
-    about = f"What {result.example.name} costs. {result.caption}."
-    n = len(next(iter(result.networks.values())).everyone)
-    return f"{about}\n\n{text.table(header, rows)}\n\nThe average is over {n:,} training examples."
+    def rows(self, narrow: bool) -> list[Row]:
+        """The network with the image in it; the outputs and what each adds, bar by bar; the costs of all examples."""
+        networks, bars, everyone = [], [], []
+        for name, costs in self.networks.items():
+            title, n = name.capitalize(), len(costs.everyone)
+            average = number(costs.everyone.mean().item(), 2)
+            network = network_drawer(costs.passed, ring=self.example.label)
+            networks.append(Panel(f"{title}: the {self.example.label} in the network", network, 1, 3.1))
+            bars.append(Panel(f"{title}: what each output adds", partial(self.draw_bars, costs), 1, 4.0))
+            draw = partial(self.draw_everyone, costs)
+            everyone.append(Panel(f"{title}: the average over all {n:,} is {average}", draw, 1, 3.0))
+        return [(3.0, networks), (4.2, bars), (3.0, everyone)]
 
+    def draw_bars(self, costs: Costs, part: SubFigure) -> None:
+        """Every output beside its target, and the bars."""
+        dots, bars = part.subplots(1, 2, width_ratios=(1, 1.3))
+        outputs, wanted = costs.passed.activations[-1][0].tolist(), self.example.y[0].tolist()
+        n = len(outputs)
+        dots.hlines(range(n), wanted, outputs, color=style.SOFT, linewidth=2.5, zorder=1)
+        output_dots(dots, outputs, wanted)
+        dots.margins(x=0.12)
+        places, values = [*range(n), n + 0.3], [*costs.terms.tolist(), costs.total]
+        bars.barh(range(n), array(costs.terms), color=style.LINES[1], height=0.68)
+        bars.barh([n + 0.3], [costs.total], color=style.INK, height=0.8)
+        for row, value in zip(places, values, strict=True):
+            label_end(bars, value, row, number(value, 2))
+        most = max(each.total for each in self.networks.values()) or 1.0
+        bars.set(xlabel=self.kind, xlim=(0, 1.35 * most))
+        bars.locator_params(axis="x", nbins=4)
+        for axes, names in ((dots, [*range(n)]), (bars, [*range(n), "sum"])):
+            axes.set(ylim=(n + 0.9, -0.6))
+            axes.set_yticks(places[: len(names)], [str(name) for name in names])
 
-@style.styled
-def figure(result: Cost, narrow: bool = False) -> Figure:
-    """The network with the image in it; the outputs and what each adds, bar by bar; the costs of all examples."""
-    note = (
-        f"The example is {result.example.name}. A bar is the {result.kind} of one output, and the dark bar is their "
-        "sum, "
-        "the cost of the example."
-    )
-    rows: list[style.Row] = [
-        (3.0, [style.Panel(partial(_network, result=result, name=name), 1, 3.1) for name in result.networks]),
-        (4.2, [style.Panel(partial(_bars, result=result, name=name), 1, 4.0) for name in result.networks]),
-        (3.0, [style.Panel(partial(_everyone, result=result, name=name), 1, 3.0) for name in result.networks]),
-    ]
-    return style.compose(rows, finding(result), note, result.caption, narrow)
-
-
-def _network(part: SubFigure, result: Cost, name: str) -> None:
-    """The image in the network, the wanted output with a ring."""
-    style.heading(part, f"{name.capitalize()}: the {result.example.label} in the network")
-    passed = result.networks[name].passed
-    draw_network(part.subplots(), passed, ring=result.example.label)
-
-
-def _bars(part: SubFigure, result: Cost, name: str) -> None:
-    """Every output beside its target, and the bars."""
-    costs, n = result.networks[name], len(result.example.y[0])
-    style.heading(part, f"{name.capitalize()}: what each output adds")
-    dots, bars = part.subplots(1, 2, width_ratios=(1, 1.3))
-    outputs, wanted = costs.passed.activations[-1][0].tolist(), result.example.y[0].tolist()
-    dots.hlines(range(n), wanted, outputs, color=style.SOFT, linewidth=2.5, zorder=1)
-    dots.plot(outputs, range(n), "o", color=style.INK, markersize=7, label="is")
-    (rings,) = dots.plot(wanted, range(n), "o", markersize=11, color="none", markeredgecolor=style.SOFT)
-    rings.set_label("wanted")
-    dots.legend(loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=2, handletextpad=0.1, columnspacing=0.8)
-    dots.set(xlabel="output", ylabel="output neuron")
-    dots.margins(x=0.12)
-    bars.barh(range(n), style.array(costs.terms), color=style.LINES[1], height=0.68)
-    bars.barh([n + 0.3], [costs.total], color=style.INK, height=0.8)
-    for row, value in [*enumerate(costs.terms.tolist()), (n + 0.3, costs.total)]:
-        style.label_end(bars, value, row, text.number(value, 2))
-    most = max(each.total for each in result.networks.values()) or 1.0
-    bars.set(xlabel=result.kind, xlim=(0, 1.35 * most))
-    bars.locator_params(axis="x", nbins=4)
-    for axes, rows, names in ((dots, range(n), range(n)), (bars, [*range(n), n + 0.3], [*range(n), "sum"])):
-        axes.set(ylim=(n + 0.9, -0.6))
-        axes.set_yticks(list(rows), [str(each) for each in names])
-
-
-def _everyone(part: SubFigure, result: Cost, name: str) -> None:
-    """How the costs of all examples are spread, and their average."""
-    everyone = result.networks[name].everyone
-    mean = everyone.mean().item()
-    style.heading(part, f"{name.capitalize()}: the average over all {len(everyone):,} is {text.number(mean, 2)}")
-    axes = part.subplots()
-    most = max(costs.everyone.quantile(0.999).item() for costs in result.networks.values()) or 1.0
-    weights = np.full(len(everyone), 100 / len(everyone))
-    axes.hist(style.array(everyone), np.linspace(0, most, 61).tolist(), weights=weights, color=style.LINES[1])
-    axes.axvline(mean, color=style.INK, linewidth=1.8, linestyle="--", label="the average, C")
-    axes.set(xlabel="cost of one example, C_k", ylabel="% of the examples", xlim=(-0.02 * most, most))
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97))
+    def draw_everyone(self, costs: Costs, part: SubFigure) -> None:
+        """How the costs of all examples are spread, and their average."""
+        axes = part.subplots()
+        most = max(each.everyone.quantile(0.999).item() for each in self.networks.values()) or 1.0
+        percent_histogram(axes, costs.everyone, np.linspace(0, most, 61), color=style.LINES[1])
+        mean = costs.everyone.mean().item()
+        axes.axvline(mean, color=style.INK, linewidth=1.8, linestyle="--", label="the average, C")
+        axes.set(xlabel="cost of one example, C_k", ylabel="% of the examples", xlim=(-0.02 * most, most))
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 0.97))

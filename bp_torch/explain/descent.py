@@ -8,111 +8,82 @@ the gradient of a mini-batch and the true gradient.
 """
 
 import time
-from collections.abc import Container
+from collections.abc import Callable, Collection, Container
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean as mean
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import SubFigure
 from matplotlib.patheffects import Normal, Stroke
 from torch import Tensor
 
-from bp_torch import text
 from bp_torch.backprop import backward, forward
 from bp_torch.data import Examples, batch, first_shuffled
 from bp_torch.explain import style
-from bp_torch.explain.subject import CommonOptions, Subject, UsageError, check_least, full_gradient, train_steps
-from bp_torch.explain.surface import Plane, contours, cost_at, plane_of_steps, plane_through, surface_on
+from bp_torch.explain.drawing import array
+from bp_torch.explain.idea import Idea, Panel, Row
+from bp_torch.explain.maps import decimal_ticks
+from bp_torch.explain.subject import SEED, CommonOptions, Subject, UsageError, batch_size_of, full_gradient, train_steps
+from bp_torch.explain.surface import Plane, Surface, contours, cost_at, plane_of_steps, plane_through, surface_on
+from bp_torch.flags import Within
 from bp_torch.network import Network
+from bp_torch.text import Column, column_table, number
 from bp_torch.training import Config
 
-MADE_BY = ("step.TrainingStep.step", "backprop.backward", "evaluation.evaluate")
-
-IDEA = (
-    "The true gradient asks every example before each step: the surest direction, and a long wait. A mini-batch asks a "
-    "hundred and steps at once, a little off. A single example steps sooner still, and further off. On the same "
-    "surface the careful steps get the least far in a given time, and the staggering ones are down long before."
-)
-
-SNAPSHOTS = 80
-"""Points of a path that are kept, besides the start."""
-
-MEASURED = 5_000
-"""Training examples that the cost along the paths and on the surface is measured on."""
+SNAPSHOTS = 80  # points of a path that are kept, besides the start
+MEASURED = 5_000  # training examples that the cost along the paths and on the surface is measured on
+COLOURS = style.LINES[:3]
+OUTLINE = [Stroke(linewidth=3.6, foreground="white"), Normal()]
+TEXT_OUTLINE = [Stroke(linewidth=2.6, foreground="white"), Normal()]
 
 
 @dataclass(frozen=True)
 class Options(CommonOptions):
     """The number of steps of each method."""
 
-    full_steps: int = 120
+    full_steps: Annotated[int, Within(least=1)] = 120
     """Steps on all training examples."""
-    mini_steps: int = 3_000
+    mini_steps: Annotated[int, Within(least=1)] = 3_000
     """Steps on mini-batches."""
-    single_steps: int = 20_000
+    single_steps: Annotated[int, Within(least=1)] = 20_000
     """Steps on single examples."""
-    mini_batch: int = 100
+    mini_batch: Annotated[int, Within(least=1)] = 100
     """Examples in a mini-batch."""
-    single_learning_rate: float | None = None
+    single_learning_rate: Annotated[float | None, Within(above=0)] = None
     """Learning rate on single examples. None: a tenth of the run's, which is too large for one example."""
-    close_steps: int = 60
+    close_steps: Annotated[int, Within(least=2)] = 60
     """Steps on mini-batches, and on all examples, that are seen from close."""
-    grid: int = 25
+    grid: Annotated[int, Within(least=2)] = 25
     """Points of a surface along each side."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the mini-batches whose angles are measured."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for numbers that are too small."""
-        super().__post_init__()
-        least = {"full_steps": 1, "mini_steps": 1, "single_steps": 1, "mini_batch": 1, "grid": 2}
-        least |= {"close_steps": 2, "seed": 0}
-        check_least(**{name: (getattr(self, name), value) for name, value in least.items()})
-        if self.single_learning_rate is not None and not self.single_learning_rate > 0:
-            raise ValueError(f"--single-learning-rate: wanted above 0, got {self.single_learning_rate}")
 
 
 class Path(NamedTuple):
-    """The path of one method as S snapshots: steps made, θ (S, P), seconds spent on steps, and the cost.
-
-    The first snapshot is of the start; the cost is that of ``MEASURED`` training examples.
-    """
+    """The path of one method as S snapshots, of which the first is of the start."""
 
     name: str
     batch_size: int
     learning_rate: float
-    steps: list[int]
-    points: Tensor
-    seconds: list[float]
-    costs: list[float]
+    steps: list[int]  # made so far
+    points: Tensor  # θ, (S, P)
+    seconds: list[float]  # spent on steps so far
+    costs: list[float]  # of ``MEASURED`` training examples
+    seen: list[float]  # examples that were asked so far
 
 
 class CloseUp(NamedTuple):
-    """Consecutive steps from one point near the floor: θ (steps + 1, P) of each man, their seconds, the surface."""
+    """Consecutive steps from one point near the floor."""
 
-    careful: Tensor
-    drunk: Tensor
-    seconds: tuple[float, float]
+    careful: Tensor  # θ of the man who asks all examples, (steps + 1, P)
+    drunk: Tensor  # θ of the other
+    seconds: tuple[float, float]  # of each
     plane: Plane
-    surface: tuple[Tensor, Tensor, Tensor]
-
-
-class Descent(NamedTuple):
-    """Three paths (all examples, mini-batches, single examples), the surface below them as ``surface_on`` returns it.
-
-    ``angles`` are in degrees, by network ("at the start", …) and batch size.
-    """
-
-    paths: list[Path]
-    plane: Plane
-    surface: tuple[Tensor, Tensor, Tensor]
-    close: CloseUp
-    angles: dict[str, dict[int, list[float]]]
-    caption: str
+    surface: Surface
 
 
 def walk(
@@ -123,9 +94,8 @@ def walk(
     Returns the start and those steps that are to be ``kept``: their numbers, the seconds spent on steps so far, and
     θ (S, P).
     """
-    n = len(examples.labels)
-    batch_size = n if config.batch_size == "full" else min(config.batch_size, n)
-    config = replace(config, learning_rate_decay=0.0, epochs=-(-steps * batch_size // n) + 1)
+    epochs = -(-steps * batch_size_of(config, examples) // len(examples.labels)) + 1
+    config = replace(config, learning_rate_decay=0.0, epochs=epochs)
     snapshots, spent, start = [(0, 0.0, network.parameters.clone())], 0.0, time.perf_counter()
     for step in train_steps(config, network, examples, name):
         if network.device.type == "cuda":
@@ -144,11 +114,10 @@ def follow_path(name: str, config: Config, network: Network, examples: Examples,
     """The path of ``network`` (which changes); more snapshots are of the beginning than of the end."""
     kept = {round(steps * (i / SNAPSHOTS) ** 2) for i in range(SNAPSHOTS + 1)}
     done, seconds, path = walk(name, config, network, examples, steps, kept)
-    n = len(examples.labels)
-    batch_size = n if config.batch_size == "full" else min(config.batch_size, n)
     measured = first_shuffled(examples, MEASURED, config.seed)
     costs = [cost_at(network, theta, measured, config.cost) for theta in path]
-    return Path(name, batch_size, config.learning_rate, done, path, seconds, costs)
+    size = batch_size_of(config, examples)
+    return Path(name, size, config.learning_rate, done, path, seconds, costs, [float(step * size) for step in done])
 
 
 def close_up(config: Config, network: Network, examples: Examples, steps: int, grid: int) -> CloseUp:
@@ -157,9 +126,8 @@ def close_up(config: Config, network: Network, examples: Examples, steps: int, g
     _, slow, surest = walk("from close", careful, network.to(), examples, steps, every)
     _, quick, drunk = walk("from close", config, network.to(), examples, steps, every)
     plane = plane_of_steps(surest, drunk)
-    points = plane.project(torch.cat([surest, drunk])).cpu()
     measured = first_shuffled(examples, MEASURED, config.seed)
-    surface = surface_on(plane, network, measured, config.cost, points, grid)
+    surface = surface_on(plane, network, measured, config.cost, torch.cat([surest, drunk]), grid)
     return CloseUp(surest, drunk, (slow[-1], quick[-1]), plane, surface)
 
 
@@ -167,6 +135,18 @@ def angle(a: Tensor, b: Tensor) -> float:
     """The angle between two vectors, in degrees; nan where one is zero."""
     cosine = (a.double() @ b.double()) / (a.double().norm() * b.double().norm())
     return float(cosine.clamp(-1, 1).acos().rad2deg())
+
+
+def mean(values: list[float]) -> float:
+    """The mean of the values that are numbers: no angle is known where a gradient is zero."""
+    known = [value for value in values if value == value]
+    return fmean(known) if known else 0.0
+
+
+def spread(angles: Collection[list[float]]) -> list[Column]:
+    """The columns of a table about several angles a row."""
+    kinds: dict[str, Callable[[list[float]], float]] = {"mean": mean, "least": min, "most": max}
+    return [(name, "", [f"{kind(found):.1f}°" for found in angles]) for name, kind in kinds.items()]
 
 
 def angles_by_size(network: Network, examples: Examples, cost: str, seed: int) -> dict[int, list[float]]:
@@ -183,220 +163,166 @@ def angles_by_size(network: Network, examples: Examples, cost: str, seed: int) -
     return {size: [draw(size) for _ in range(n_draws)] for size, n_draws in repeats.items() if size < n}
 
 
-def explain(subject: Subject, options: Options) -> Descent:
-    """Three paths from the run's start, and the surface below them."""
-    config, training = subject.config, subject.training
-    start = config.network(subject.network.device)
-    mini, single = options.mini_batch, options.single_learning_rate or config.learning_rate / 10
-    try:
-        one_by_one = replace(config, batch_size=1, learning_rate=single)
-    except ValueError as error:
-        raise UsageError(f"--single-learning-rate: {error}") from error
-    methods = [
-        ("all examples", replace(config, batch_size="full"), options.full_steps),
-        (f"mini-batches of {mini:,}", replace(config, batch_size=mini), options.mini_steps),
-        ("single examples", one_by_one, options.single_steps),
-    ]
-    paths = [follow_path(name, method, start.to(), training, steps) for name, method, steps in methods]
-    plane = plane_through(torch.cat([path.points for path in paths]))
-    points = torch.cat([plane.project(path.points) for path in paths]).cpu()
-    measured = first_shuffled(training, MEASURED, config.seed)
-    surface = surface_on(plane, start, measured, config.cost, points, options.grid)
-    floor = start.to()
-    floor.parameters.copy_(paths[1].points[-1])
-    close = close_up(replace(config, batch_size=mini), floor, training, options.close_steps, options.grid)
-    networks = {"at the start": start} | ({"at the end of the run": subject.network} if subject.trained else {})
-    angles = {name: angles_by_size(network, training, config.cost, options.seed) for name, network in networks.items()}
-    return Descent(paths, plane, surface, close, angles, subject.caption)
+class Descent(Idea):
+    """Three paths down (all examples, mini-batches, single examples), the surface below them, and angles."""
 
+    def __init__(self, subject: Subject, options: Options) -> None:
+        """Compute three paths from the run's start, and the surface below them."""
+        config, training, self.caption = subject.config, subject.training, subject.caption
+        self.measured = MEASURED
+        start = config.network(subject.network.device)
+        mini, single = options.mini_batch, options.single_learning_rate or config.learning_rate / 10
+        try:
+            one_by_one = replace(config, batch_size=1, learning_rate=single)
+        except ValueError as error:
+            raise UsageError(f"--single-learning-rate: {error}") from error
+        methods = [
+            ("all examples", replace(config, batch_size="full"), options.full_steps),
+            (f"mini-batches of {mini:,}", replace(config, batch_size=mini), options.mini_steps),
+            ("single examples", one_by_one, options.single_steps),
+        ]
+        self.paths = [follow_path(name, method, start.to(), training, steps) for name, method, steps in methods]
+        points = torch.cat([path.points for path in self.paths])
+        self.plane, measured = plane_through(points), first_shuffled(training, MEASURED, config.seed)
+        self.surface = surface_on(self.plane, start, measured, config.cost, points, options.grid)
+        floor = start.to()
+        floor.parameters.copy_(self.paths[1].points[-1])
+        self.close = close_up(replace(config, batch_size=mini), floor, training, options.close_steps, options.grid)
+        networks = {"at the start": start} | ({"at the end of the run": subject.network} if subject.trained else {})
+        self.angles = {  # in degrees, by network and batch size
+            name: angles_by_size(network, training, config.cost, options.seed) for name, network in networks.items()
+        }
 
-def finding(result: Descent) -> str:
-    """What the numbers say."""
-    full, mini, _ = result.paths
-    when = next((t for t, cost in zip(mini.seconds, mini.costs, strict=True) if cost <= min(full.costs)), None)
-    where, by_size = list(result.angles.items())[-1]
-    size = min(by_size, key=lambda size: abs(size - mini.batch_size))
-    off = f"{where} {size:,} examples point {mean(by_size[size]):.0f}° off the true gradient"
-    careful, took = f"{full.steps[-1]:,} careful steps", text.number(full.seconds[-1], 2)
-    if when is None:
-        return f"{careful} lower the cost to {text.number(min(full.costs))}, further than {mini.name}; {off}"
-    start = f"{mini.name.capitalize()} reach in {text.number(when, 2)} s what {careful} reach in {took} s"
-    return f"{start}, although {off}"
+    def finding(self) -> str:
+        """When the mini-batches are where the careful steps arrive, and how far off they point."""
+        full, mini, _ = self.paths
+        when = next((t for t, cost in zip(mini.seconds, mini.costs, strict=True) if cost <= min(full.costs)), None)
+        where, by_size = list(self.angles.items())[-1]
+        size = min(by_size, key=lambda size: abs(size - mini.batch_size))
+        off = f"{where} {size:,} examples point {mean(by_size[size]):.0f}° off the true gradient"
+        careful, took = f"{full.steps[-1]:,} careful steps", number(full.seconds[-1], 2)
+        if when is None:
+            return f"{careful} lower the cost to {number(min(full.costs))}, further than {mini.name}; {off}"
+        start = f"{mini.name.capitalize()} reach in {number(when, 2)} s what {careful} reach in {took} s"
+        return f"{start}, although {off}"
 
-
-def table(result: Descent) -> str:
-    """The three paths, and the angles by batch size."""
-    header = ["steps on", "steps", "learning rate", "seconds", "ms a step", "examples seen", "first cost", "last cost"]
-    formats, paths = (",", "g", ".2f", ".3f", ",", ".4f", ".4f"), []
-    for path in result.paths:
-        steps, seconds = path.steps[-1], path.seconds[-1]
-        values = (steps, path.learning_rate, seconds, 1000 * seconds / steps, steps * path.batch_size)
-        paths.append([path.name, *map(format, (*values, path.costs[0], path.costs[-1]), formats)])
-    angles = [
-        [where, f"{size:,}", *(f"{kind(found):.1f}°" for kind in (mean, min, max))]
-        for where, by_size in result.angles.items()
-        for size, found in by_size.items()
-    ]
-    walked, close = ["steps", "ms a step", "length of the way", "from start to end"], []
-    for name, points, seconds in (
-        ("careful", result.close.careful, result.close.seconds[0]),
-        ("staggering", result.close.drunk, result.close.seconds[1]),
-    ):
-        lengths = points.diff(dim=0).norm(dim=1).sum().item(), (points[-1] - points[0]).norm().item()
-        close.append(
-            [
-                f"{len(points) - 1} {name}",
-                f"{1000 * seconds / (len(points) - 1):.3f}",
-                *(f"{length:.3f}" for length in lengths),
-            ]
+    def table(self) -> str:
+        """The three paths, the angles by batch size, and the steps from close."""
+        paths = column_table(
+            ("steps on", "", [path.name for path in self.paths]),
+            ("steps", ",", [path.steps[-1] for path in self.paths]),
+            ("learning rate", "g", [path.learning_rate for path in self.paths]),
+            ("seconds", ".2f", [path.seconds[-1] for path in self.paths]),
+            ("ms a step", ".3f", [1000 * path.seconds[-1] / path.steps[-1] for path in self.paths]),
+            ("examples seen", ",.0f", [path.seen[-1] for path in self.paths]),
+            ("first cost", ".4f", [path.costs[0] for path in self.paths]),
+            ("last cost", ".4f", [path.costs[-1] for path in self.paths]),
         )
-    return (
-        f"Three ways down from one start. {result.caption}.\n\n{text.table(header, paths)}\n\n"
-        f"{text.table(['angle to the true gradient', 'batch size', 'mean', 'least', 'most'], angles)}\n\n"
-        f"The plane of the picture holds {result.plane.explained:.1%} of the paths' variance.\n\n"
-        f"Seen from close, from the end of the mini-batches:\n\n{text.table(walked, close)}"
-    )
+        found = [(name, size, each) for name, by_size in self.angles.items() for size, each in by_size.items()]
+        angles = column_table(
+            ("angle to the true gradient", "", [name for name, _, _ in found]),
+            ("batch size", ",", [size for _, size, _ in found]),
+            *spread([each for _, _, each in found]),
+        )
+        steps, walks = len(self.close.drunk) - 1, (self.close.careful, self.close.drunk)
+        close = column_table(
+            ("steps", "", [f"{steps} careful", f"{steps} staggering"]),
+            ("ms a step", ".3f", [1000 * seconds / steps for seconds in self.close.seconds]),
+            ("length of the way", ".3f", [points.diff(dim=0).norm(dim=1).sum() for points in walks]),
+            ("from start to end", ".3f", [(points[-1] - points[0]).norm() for points in walks]),
+        )
+        return (
+            f"Three ways down from one start. {self.caption}.\n\n{paths}\n\n{angles}\n\n"
+            f"The plane of the picture holds {self.plane.explained:.1%} of the paths' variance.\n\n"
+            f"Seen from close, from the end of the mini-batches:\n\n{close}"
+        )
+
+    def rows(self, narrow: bool) -> list[Row]:
+        """The paths over the surface, and a few steps from close; the cost against time and examples; the angles."""
+        steps = len(self.close.drunk) - 1
+        ways = [
+            Panel("The three ways down, from above", self.draw_surface, 1.15, 4.4),
+            Panel(f"From close: the next {steps} steps of both", self.draw_close, 1, 4.2),
+        ]
+        seconds, seen = [path.seconds for path in self.paths], [path.seen for path in self.paths]
+        costs = [
+            Panel("Cost against time", partial(self.draw_costs, seconds, "seconds")),
+            Panel("Cost against examples seen", partial(self.draw_costs, seen, "examples")),
+        ]
+        angles = Panel("How far off a mini-batch points, by its size", self.draw_angles)
+        return [(5.2, ways), (3.4, costs), (3.0, [angles])]
+
+    def draw_surface(self, part: SubFigure) -> None:
+        """The paths from above, over lines of equal cost."""
+        axes = part.subplots()
+        contours(axes, self.surface, digits=2)
+        for i, (path, colour) in enumerate(zip(self.paths, COLOURS, strict=True)):
+            points = array(self.plane.project(path.points))
+            (line,) = axes.plot(*points.T, "o-", color=colour, linewidth=1.8, markersize=2.6)
+            line.set(zorder=5 - i, path_effects=OUTLINE)
+            axes.plot(*points[-1], "o", color=colour, markersize=9, markeredgecolor="white", zorder=6)
+            left = points[-1][0] > np.mean(axes.get_xlim())
+            name = f"{path.steps[-1]:,} steps:\n{path.name}"
+            label(axes, tuple(points[-1]), name, colour, xytext=(-8 if left else 8, 6), ha="right" if left else "left")
+        axes.plot(*points[0], "*", color=style.INK, markersize=17, markeredgecolor="white", zorder=7)
+        label(axes, tuple(points[0]), "start", style.INK, xytext=(0, -20))
+        axes.set(xlabel="first principal direction of the paths", ylabel="second principal direction")
+
+    def draw_close(self, part: SubFigure) -> None:
+        """The steps of both men, one by one."""
+        axes, close = part.subplots(), self.close
+        contours(axes, close.surface, digits=3)
+        for points, colour, name, seconds, order, up in (
+            (close.drunk, COLOURS[1], "mini-batches", close.seconds[1], 4, 10),
+            (close.careful, COLOURS[0], "all examples", close.seconds[0], 5, -22),
+        ):
+            flat = array(close.plane.project(points))
+            (line,) = axes.plot(*flat.T, "o-", color=colour, linewidth=1.3, markersize=3.2)
+            line.set(zorder=order, path_effects=OUTLINE)
+            side = "right" if flat[-1][0] > np.mean(axes.get_xlim()) else "left"
+            label(axes, tuple(flat[-1]), f"{name}, {number(seconds, 2)} s", colour, xytext=(0, up), ha=side)
+        axes.plot(*flat[0], "*", color=style.INK, markersize=15, markeredgecolor="white", zorder=7)
+        axes.set(xlabel="the careful way", ylabel="where the quick steps differ most")
+
+    def draw_costs(self, across: list[list[float]], unit: str, part: SubFigure) -> None:
+        """The cost of each path against what it took so far, with the curve's name where it is half the way down."""
+        axes = part.subplots()
+        for path, xs, colour in zip(self.paths, across, COLOURS, strict=True):
+            axes.plot(xs[1:], path.costs[1:], color=colour, linewidth=1.8)
+        axes.set(xscale="log", ylabel="cost", ylim=(0, 1.12 * max(max(path.costs) for path in self.paths)))
+        decimal_ticks(axes.xaxis)
+        axes.grid()
+        for place, (path, xs, colour) in enumerate(zip(self.paths, across, COLOURS, strict=True)):
+            middle = (path.costs[0] + min(path.costs)) / (2.6, 2.0, 1.5)[place]
+            i = next(i for i, cost in enumerate(path.costs) if i and cost <= max(middle, min(path.costs)))
+            offset = (0, -14) if place == 0 else (6, 4)
+            label(axes, (xs[i], path.costs[i]), path.name.removesuffix(" examples"), colour, xytext=offset, ha="left")
+        axes.set_xlabel(unit)
+
+    def draw_angles(self, part: SubFigure) -> None:
+        """Every measured angle by batch size."""
+        axes = part.subplots()
+        for (where, by_size), colour, shift in zip(self.angles.items(), COLOURS[1:], (0.93, 1.07), strict=False):
+            sizes, means = [size * shift for size in by_size], [mean(found) for found in by_size.values()]
+            for size, found in zip(sizes, by_size.values(), strict=True):
+                axes.plot([size] * len(found), found, "o", color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
+            axes.plot(sizes, means, "o-", color=colour, linewidth=1.6)
+            if where == "at the start":  # falls early: the room is over its left end
+                label(axes, (sizes[:2][-1], means[:2][-1]), where, colour, xytext=(8, 3), ha="left")
+            else:  # falls late: over its right end
+                written = where.replace("the end ", "the end\n")
+                label(axes, (3 * sizes[-1], means[-2:][0]), written, colour, xytext=(0, 0), ha="right")
+        axes.axhline(90, color=style.SOFT, linewidth=0.9, linestyle=":")
+        whole = axes.get_yaxis_transform()
+        axes.text(0.99, 92, "90°: a random direction", transform=whole, va="bottom", ha="right", size=9)
+        axes.set(xscale="log", xlabel="examples in the mini-batch", ylabel="degrees", yticks=range(0, 121, 30))
+        axes.set_ylim(bottom=-4)
+        axes.set_xlim(right=3.2 * sizes[-1])
+        axes.grid(axis="y")
+        decimal_ticks(axes.xaxis)
 
 
-COLOURS = style.LINES[:3]
-
-
-@style.styled
-def figure(result: Descent, narrow: bool = False) -> Figure:
-    """The paths over the surface, and a few steps from close; the cost against time and examples; the angles."""
-    note = (
-        f"Contours: the cost on {MEASURED:,} training examples. The large plane is the one that fits the three paths "
-        "best; "
-        f"{result.plane.explained:.0%} of the paths' variance lies in it, so they run a little above or below it. The "
-        "times are those of the machine that drew this."
-    )
-    rows: list[style.Row] = [
-        (
-            5.2,
-            [
-                style.Panel(partial(_surface, result=result), 1.15, 4.4),
-                style.Panel(partial(_close, close=result.close), 1, 4.2),
-            ],
-        ),
-        (3.4, [style.Panel(partial(_seconds, paths=result.paths)), style.Panel(partial(_seen, paths=result.paths))]),
-        (3.0, [style.Panel(partial(_angles, result=result))]),
-    ]
-    return style.compose(rows, finding(result), note, result.caption, narrow)
-
-
-OUTLINE = [Stroke(linewidth=3.6, foreground="white"), Normal()]
-TEXT_OUTLINE = [Stroke(linewidth=2.6, foreground="white"), Normal()]
-
-
-def _label(axes: Axes, where: tuple[float, float], written: str, colour: str, **place: Any) -> None:
+def label(axes: Axes, where: tuple[float, float], written: str, colour: str, **place: Any) -> None:
     """A curve's name beside one of its points."""
     options = {"textcoords": "offset points", "xytext": (0, 10), "ha": "center", **place}
     axes.annotate(written, where, size=9, weight="bold", color=colour, zorder=9, path_effects=TEXT_OUTLINE, **options)
-
-
-def _surface(part: SubFigure, result: Descent) -> None:
-    """The paths from above, over lines of equal cost."""
-    style.heading(part, "The three ways down, from above")
-    axes = part.subplots()
-    drawn = contours(axes, result.surface)
-    for i, (path, colour) in enumerate(zip(result.paths, COLOURS, strict=True)):
-        points = style.array(result.plane.project(path.points))
-        (line,) = axes.plot(*points.T, "o-", color=colour, linewidth=1.8, markersize=2.6)
-        line.set(zorder=5 - i, path_effects=OUTLINE)
-        axes.plot(*points[-1], "o", color=colour, markersize=9, markeredgecolor="white", zorder=6)
-        left = points[-1][0] > np.mean(axes.get_xlim())
-        name = f"{path.steps[-1]:,} steps:\n{path.name}"
-        _label(axes, tuple(points[-1]), name, colour, xytext=(-8 if left else 8, 6), ha="right" if left else "left")
-    axes.plot(*points[0], "*", color=style.INK, markersize=17, markeredgecolor="white", zorder=7)
-    _label(axes, tuple(points[0]), "start", style.INK, xytext=(0, -20))
-    axes.set(xlabel="first principal direction of the paths", ylabel="second principal direction")
-    style.colourbar(drawn, axes, "cost").ax.yaxis.set_major_formatter("{x:.2g}")
-
-
-def _close(part: SubFigure, close: CloseUp) -> None:
-    """The steps of both men, one by one."""
-    steps = len(close.drunk) - 1
-    style.heading(part, f"From close: the next {steps} steps of both")
-    axes = part.subplots()
-    drawn = contours(axes, close.surface)
-    for points, colour, name, seconds, order, below in (
-        (close.drunk, COLOURS[1], "mini-batches", close.seconds[1], 4, False),
-        (close.careful, COLOURS[0], "all examples", close.seconds[0], 5, True),
-    ):
-        flat = style.array(close.plane.project(points))
-        (line,) = axes.plot(*flat.T, "o-", color=colour, linewidth=1.3, markersize=3.2)
-        line.set(zorder=order, path_effects=OUTLINE)
-        place = {
-            "xytext": (0, -22 if below else 10),
-            "ha": "right" if flat[-1][0] > np.mean(axes.get_xlim()) else "left",
-        }
-        _label(axes, tuple(flat[-1]), f"{name}, {text.number(seconds, 2)} s", colour, **place)
-    axes.plot(*flat[0], "*", color=style.INK, markersize=15, markeredgecolor="white", zorder=7)
-    axes.set(xlabel="the careful way", ylabel="where the quick steps differ most")
-    style.colourbar(drawn, axes, "cost").ax.yaxis.set_major_formatter("{x:.3g}")
-
-
-def _seconds(part: SubFigure, paths: list[Path]) -> None:
-    """The cost against time."""
-    style.heading(part, "Cost against time")
-    axes = part.subplots()
-    for path, colour in zip(paths, COLOURS, strict=True):
-        axes.plot(path.seconds[1:], path.costs[1:], color=colour, linewidth=1.8)
-    _name_curves(axes, paths, [path.seconds for path in paths])
-    axes.set_xlabel("seconds")
-
-
-def _seen(part: SubFigure, paths: list[Path]) -> None:
-    """The cost against the number of examples that were asked."""
-    style.heading(part, "Cost against examples seen")
-    axes = part.subplots()
-    seen = [[float(step * path.batch_size) for step in path.steps] for path in paths]
-    for path, counts, colour in zip(paths, seen, COLOURS, strict=True):
-        axes.plot(counts[1:], path.costs[1:], color=colour, linewidth=1.8)
-    _name_curves(axes, paths, seen)
-    axes.set_xlabel("examples")
-
-
-def _name_curves(axes: Axes, paths: list[Path], across: list[list[float]]) -> None:
-    """Each curve's name where it has come half the way down, on a logarithmic axis."""
-    axes.set(xscale="log", ylabel="cost", ylim=(0, 1.12 * max(max(path.costs) for path in paths)))
-    style.decimal_ticks(axes.xaxis)
-    axes.grid()
-    for place, (path, xs, colour) in enumerate(zip(paths, across, COLOURS, strict=True)):
-        middle = (path.costs[0] + min(path.costs)) / (2.6, 2.0, 1.5)[place]
-        i = next(i for i, cost in enumerate(path.costs) if i and cost <= max(middle, min(path.costs)))
-        beside = (0, -14) if place == 0 else (6, 4)
-        _label(axes, (xs[i], path.costs[i]), path.name.removesuffix(" examples"), colour, xytext=beside, ha="left")
-
-
-def _angles(part: SubFigure, result: Descent) -> None:
-    """Every measured angle by batch size."""
-    style.heading(part, "How far off a mini-batch points, by its size")
-    axes = part.subplots()
-    for (where, by_size), colour, shift in zip(result.angles.items(), COLOURS[1:], (0.93, 1.07), strict=False):
-        sizes = [size * shift for size in by_size]
-        for size, found in zip(sizes, by_size.values(), strict=True):
-            axes.plot([size] * len(found), found, "o", color=colour, alpha=0.25, markersize=4, markeredgewidth=0)
-        means = [mean(found) for found in by_size.values()]
-        axes.plot(sizes, means, "o-", color=colour, linewidth=1.6)
-        last = sizes[-1]
-        if where == "at the start":  # falls early: the room is over its left end
-            _label(axes, (sizes[:2][-1], means[:2][-1]), where, colour, xytext=(8, 3), ha="left")
-        else:  # falls late: over its right end
-            _label(
-                axes,
-                (3 * last, means[-2:][0]),
-                where.replace("the end ", "the end\n"),
-                colour,
-                xytext=(0, 0),
-                ha="right",
-            )
-    axes.axhline(90, color=style.SOFT, linewidth=0.9, linestyle=":")
-    axes.text(
-        0.99, 92, "90°: a random direction", transform=axes.get_yaxis_transform(), va="bottom", ha="right", size=9
-    )
-    axes.set(xscale="log", xlabel="examples in the mini-batch", ylabel="degrees", yticks=range(0, 121, 30))
-    axes.set_ylim(bottom=-4)
-    axes.set_xlim(right=3.2 * last)
-    axes.grid(axis="y")
-    style.decimal_ticks(axes.xaxis)

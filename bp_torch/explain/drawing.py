@@ -1,29 +1,32 @@
-"""Drawing: the network with one image in it: lit neurons, edges by sign and size, and where the idea is.
+"""Drawing: the network with one image in it, and bars, arrows and dots for single neurons.
 
 A neuron is the darker the more active it is. A blue edge is positive, an orange one negative, a broad one large.
 Triangles beside neurons are their wishes: blue points up, orange down.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
+from matplotlib.figure import SubFigure
 from torch import Tensor
 
 from bp_torch.backprop import Forward
 from bp_torch.explain import style
 
-MOST = 16
-"""Neurons of a layer that are drawn; of more, the most active."""
+MOST = 16  # neurons of a layer that are drawn; of more, the most active
+IMAGE = (0.0, 0.18, 0.3, 0.64)  # where the image is: left, bottom, width and height, as fractions of the drawing
+FIRST, LAST = 0.42, 0.84  # where the first and the last layer stand
 
-IMAGE = (0.0, 0.18, 0.3, 0.64)
-"""Where the image is: left, bottom, width and height, as fractions of the drawing."""
 
-FIRST, LAST = 0.42, 0.84
-"""Where the first and the last layer stand."""
+def network_drawer(passed: Forward, **options: Any) -> Callable[[SubFigure], None]:
+    """The function that draws a network into a part of a picture; ``options`` are those of ``draw_network``."""
+    return lambda part: draw_network(part.subplots(), passed, **options)
 
 
 def draw_network(
@@ -51,14 +54,19 @@ def draw_network(
     across = {l: FIRST + (LAST - FIRST) * (l - 1) / max(1, network.depth - 1) for l in shown}
     if network.depth == 1:
         across = {1: LAST}
+
+    def chosen(l: int, j: int, k: int | None = None) -> bool:
+        """Whether the edge into neuron j of layer l stands out, from neuron k or, None, from any."""
+        among = not edges or any(j == to and k in (None, source) for to, source in edges)
+        return l == layer and among and neuron in (None, j)
+
     for l in shown:
-        strong = edges if l == layer else ()
         own = network.weights[l - 1] if values is None or l != layer else values
         if l > 1:
             before, after = (across[l - 1], places[l - 1]), (across[l], places[l])
-            _edges(axes, own, before, after, l == layer, neuron, strong, 0.1 if layer else 0.35)
+            _edges(axes, own, before, after, partial(chosen, l), bool(edges), 0.1 if layer else 0.35)
         else:
-            _from_image(axes, (across[l], places[l]), l == layer, neuron, strong)
+            _from_image(axes, (across[l], places[l]), partial(chosen, l))
         _neurons(axes, passed.activations[l][0], across[l], places[l], (wishes or {}).get(l))
         few = "" if len(shown[l]) == network.sizes[l] else f"{len(shown[l])} of {network.sizes[l]}"
         axes.text(across[l], -0.07, "outputs" if l == network.depth else f"layer {l}", ha="center", size=9)
@@ -70,7 +78,7 @@ def draw_network(
         axes.plot(LAST, places[network.depth][ring], "o", markersize=13, color="none", markeredgecolor=style.INK)
     for j, y in places[network.depth].items():
         axes.text(LAST + 0.12, y, f"{j}", ha="center", va="center", size=9)
-    style.digit(image := axes.inset_axes(IMAGE), passed.activations[0][0])
+    digit(image := axes.inset_axes(IMAGE), passed.activations[0][0])
     image.set_anchor("E")
     axes.set(xlim=(0, 1), ylim=(1.1, -0.1), xticks=[], yticks=[])
     axes.set_axis_off()
@@ -94,42 +102,33 @@ def heights(n: int) -> list[float]:
     return torch.linspace(0.5 - reach, 0.5 + reach, n).tolist() if n > 1 else [0.5]
 
 
-Column = tuple[float, dict[int, float]]
-"""Where a layer stands, and the height of each of its neurons."""
+Column = tuple[float, dict[int, float]]  # where a layer stands, and the height of each of its neurons
 
 
 def _edges(
-    axes: Axes,
-    values: Tensor,
-    before: Column,
-    after: Column,
-    here: bool,
-    neuron: int | None,
-    strong: Sequence[tuple[int, int]],
-    faint: float,
+    axes: Axes, values: Tensor, before: Column, after: Column, chosen: Callable[..., bool], few: bool, faint: float
 ) -> None:
-    """The edges between two layers, the largest as broad and as full as any; ``faint`` unless we are ``here``."""
+    """The edges between two layers, the largest as broad and as full as any; ``faint`` unless ``chosen``."""
     limit = values.abs().max().item() or 1.0
     rows = values.tolist()
     lines, colours, widths = [], [], []
     for j, high in after[1].items():
         for k, low in before[1].items():
             size = abs(rows[j][k]) / limit
-            chosen = here and (not strong or (j, k) in strong) and neuron in (None, j)
+            here = chosen(j, k)
             lines.append([(before[0], low), (after[0], high)])
-            alpha = max(0.25 * bool(strong), size) if chosen else faint * size
-            colours.append((*to_rgb(style.RAISE if rows[j][k] >= 0 else style.LOWER), alpha))
-            widths.append((3.0 if strong else 0.4 + 2.2 * size) if chosen else 0.7)
+            alpha = max(0.25 * few, size) if here else faint * size
+            colours.append((*to_rgb(sign_colour(rows[j][k])), alpha))
+            widths.append((3.0 if few else 0.4 + 2.2 * size) if here else 0.7)
     axes.add_collection(LineCollection(lines, colors=colours, linewidths=widths, zorder=1))
 
 
-def _from_image(axes: Axes, after: Column, here: bool, neuron: int | None, strong: Sequence[tuple[int, int]]) -> None:
+def _from_image(axes: Axes, after: Column, chosen: Callable[..., bool]) -> None:
     """A line from the image to each neuron of layer 1 stands for its edges from all pixels."""
     left = IMAGE[0] + IMAGE[2]
     for j, high in after[1].items():
-        chosen = here and neuron in (None, j) and (not strong or any(to == j for to, _ in strong))
         low = 0.5 + (high - 0.5) * IMAGE[3] * 0.8
-        axes.plot([left, after[0]], [low, high], color=style.INK if chosen else style.FAINT, linewidth=0.8, zorder=1)
+        axes.plot([left, after[0]], [low, high], color=style.INK if chosen(j) else style.FAINT, linewidth=0.8, zorder=1)
 
 
 def _neurons(axes: Axes, a: Tensor, x: float, places: dict[int, float], wishes: Tensor | None) -> None:
@@ -149,3 +148,77 @@ def _neurons(axes: Axes, a: Tensor, x: float, places: dict[int, float], wishes: 
         axes.scatter(
             [x + 0.055], [y], s=80 * abs(sizes[j]) / limit, marker=marker, color=colour, linewidths=0, zorder=3
         )
+
+
+# ---- one row for each neuron ----
+
+
+def signed_bars(axes: Axes, values: Tensor, names: Sequence[object] | None = None, limit: float = 0.0) -> None:
+    """A horizontal bar for each of ``values`` (n,), the first on top, blue above zero and orange below.
+
+    Zero is in the middle; the axis ends at ``limit``, or a little beyond the longest bar. Without ``names`` the bars
+    are numbered, where there is room.
+    """
+    rows = range(len(values))
+    limit = limit or 1.15 * values.abs().max().item() or 1.0
+    axes.barh(rows, array(values), color=[sign_colour(value) for value in values.tolist()], height=0.68)
+    axes.axvline(0, color=style.SOFT, linewidth=0.8)
+    axes.set(xlim=(-limit, limit), ylim=(len(values) - 0.5, -0.5))
+    axes.locator_params(axis="x", nbins=3)
+    if names is not None or len(values) <= 20:
+        axes.set_yticks(rows, [str(name) for name in names or rows])
+
+
+def arrow(axes: Axes, value: float, row: float, text: str, small: float) -> None:
+    """An arrow from zero to ``value`` with a text, or a dot below ``small``, where a head has no room."""
+    colour = sign_colour(value)
+    if abs(value) < small:
+        axes.plot(value, row, "o", color=colour, markersize=3.5)
+    else:
+        head = {"arrowstyle": "-|>,head_width=.28,head_length=.5", "linewidth": 2.4, "shrinkA": 0, "shrinkB": 0}
+        axes.annotate("", (value, row), (0, row), arrowprops={**head, "color": colour})
+    label_end(axes, value, row, text, color=colour)
+
+
+def label_end(axes: Axes, value: float, row: float, text: str, **options: Any) -> None:
+    """``text`` just beyond the end of a horizontal bar or arrow that goes from zero to ``value``."""
+    side, align = (1, "left") if value >= 0 else (-1, "right")
+    axes.annotate(
+        text, (value, row), (6 * side, 0), textcoords="offset points", ha=align, va="center", size=9, **options
+    )
+
+
+def output_dots(axes: Axes, outputs: list[float], targets: list[float] | None) -> None:
+    """The outputs of a network as dots, in rings where they should be."""
+    rows = range(len(outputs))
+    axes.plot(outputs, rows, "o", color=style.INK, markersize=7, label="is")
+    if targets is not None:
+        axes.plot(targets, rows, "o", markersize=11, color="none", markeredgecolor=style.SOFT, label="wanted")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=2, handletextpad=0.1, columnspacing=0.8)
+    axes.set(xlabel="output", ylabel="output neuron")
+
+
+# ---- small things ----
+
+
+def sign_colour(value: float) -> str:
+    """Blue for what is not below zero, else orange."""
+    return style.RAISE if value >= 0 else style.LOWER
+
+
+def array(values: Tensor) -> "np.ndarray[Any, Any]":
+    """A tensor for matplotlib, from any device."""
+    return values.detach().cpu().numpy()
+
+
+def hide_ticks(axes: Axes) -> None:
+    """No ticks, and a thin frame."""
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=style.FAINT)
+
+
+def digit(axes: Axes, pixels: Tensor) -> None:
+    """784 pixels from 0 to 1 as ink on paper."""
+    axes.imshow(array(pixels.reshape(28, 28)), cmap="Greys", vmin=0, vmax=1)
+    hide_ticks(axes)

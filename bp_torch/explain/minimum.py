@@ -6,57 +6,42 @@ The run is repeated from its start, as its config says. The curvature is by cent
 gradient: dᵀHd ≈ d·(∇C(θ + εd) − ∇C(θ − εd)) / 2ε.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import SubFigure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from tqdm import tqdm
 
-from bp_torch import text
 from bp_torch.data import Examples, first_shuffled
 from bp_torch.explain import style
-from bp_torch.explain.subject import CommonOptions, Subject, all_costs, check_least, full_gradient, train_steps
+from bp_torch.explain.drawing import label_end
+from bp_torch.explain.idea import Idea, Panel, Row
+from bp_torch.explain.maps import decimal_ticks
+from bp_torch.explain.subject import SEED, CommonOptions, Subject, all_costs, batch_size_of, full_gradient, train_steps
+from bp_torch.flags import Within
 from bp_torch.network import Network
+from bp_torch.text import column_table, count, number
 from bp_torch.training import Config, evaluate
 
-MADE_BY = ("step.TrainingStep.step", "backprop.backward", "backprop.example_costs")
-
-IDEA = (
-    "Step after step leads down towards a local minimum of the cost, which need not be the lowest one. At a minimum "
-    "the gradient is zero and the cost curves up in every direction. A run seldom gets quite there: the gradient "
-    "shrinks, the noise of the mini-batches keeps moving the network, and the question is how far the cost could "
-    "still fall."
-)
-
-MEASURED = 10_000
-"""Training examples that the cost along lines is measured on, at most."""
-
-SETTLED = 1e-3
-"""If the cost can fall along −∇C by less than this fraction, the network counts as being at a minimum."""
+MEASURED = 10_000  # training examples that the cost along lines is measured on, at most
+SETTLED = 1e-3  # if the cost can fall along −∇C by less than this fraction, the network counts as being at a minimum
 
 
 @dataclass(frozen=True)
 class Options(CommonOptions):
     """How much of the run is repeated, and where the curvature is measured."""
 
-    epochs: int | None = None
+    epochs: Annotated[int | None, Within(least=0)] = None
     """Repeat this many of the run's epochs. None: all, but 40 at most, and none of an untrained network's."""
-    directions: int = 6
+    directions: Annotated[int, Within(least=1)] = 6
     """Random directions in which the curvature is measured."""
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of the directions."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for numbers that are too small."""
-        super().__post_init__()
-        epochs = 0 if self.epochs is None else self.epochs
-        check_least(directions=(self.directions, 1), seed=(self.seed, 0), epochs=(epochs, 0))
 
 
 class Progress(NamedTuple):
@@ -68,61 +53,26 @@ class Progress(NamedTuple):
 
 
 class Line(NamedTuple):
-    """The cost along a line through the network's θ.
+    """The cost along a line through the network's θ."""
 
-    Attributes:
-        name: of the direction d, which has length one.
-        slope: d·∇C, at the network.
-        curvature: dᵀHd, at the network.
-        distances, costs: along the line; the network is in the middle.
-    """
-
-    name: str
-    slope: float
-    curvature: float
-    distances: list[float]
+    name: str  # of the direction d, which has length one
+    slope: float  # d·∇C, at the network
+    curvature: float  # dᵀHd, at the network
+    distances: list[float]  # along the line; the network is in the middle
     costs: list[float]
-
-    @property
-    def middle(self) -> float:
-        """The cost at the network."""
-        return self.costs[len(self.costs) // 2]
-
-    @property
-    def decrease(self) -> float:
-        """How far the cost falls from the network to the lowest point of the line."""
-        return self.middle - min(self.costs)
-
-
-class Minimum(NamedTuple):
-    """The course of the run, and the cost around its end.
-
-    Attributes:
-        history: the start, and each epoch that was repeated.
-        gradient_norm, cost: of the network that is explained, over all training examples.
-        lines: along −∇C, then in random directions.
-        difference: the largest between the repeated run's end and the run's network, None unless all was repeated.
-        caption: which network this is.
-    """
-
-    history: list[Progress]
-    gradient_norm: float
-    cost: float
-    lines: list[Line]
-    difference: float | None
-    caption: str
+    middle: float  # the cost at the network
+    decrease: float  # how far the cost falls from the network to the lowest point of the line
 
 
 def repeat_run(config: Config, network: Network, training: Examples, epochs: int) -> list[Progress]:
     """Train ``network`` (which changes) as the run's first ``epochs`` did, and measure it after each."""
-    steps_per_epoch = 1 if config.batch_size == "full" else ceil(len(training.labels) / config.batch_size)
+    steps_per_epoch = ceil(len(training.labels) / batch_size_of(config, training))
 
     def measure(epoch: int) -> Progress:
         gradient = full_gradient(network, training, config.cost)
         return Progress(epoch, evaluate(network, training, config.cost).cost, gradient.norm().item())
 
-    config = dataclasses.replace(config, epochs=epochs)
-    steps = train_steps(config, network, training, "repeating the run")
+    steps = train_steps(replace(config, epochs=epochs), network, training, "repeating the run")
     return [measure(0), *(measure(step // steps_per_epoch) for step in steps if step % steps_per_epoch == 0)]
 
 
@@ -145,142 +95,123 @@ def cost_along(network: Network, examples: Examples, cost: str, name: str, direc
         costs.append(all_costs(network, examples, cost).mean().item())
     network.parameters.copy_(theta)
     slope, curve = float(direction @ gradient), curvature(network, examples, cost, direction)
-    return Line(name, slope, curve, distances, costs)
+    middle = costs[len(costs) // 2]
+    return Line(name, slope, curve, distances, costs, middle, middle - min(costs))
 
 
-def explain(subject: Subject, options: Options) -> Minimum:
-    """Repeat the run, then measure the cost around its network."""
-    config, training = subject.config, subject.training
-    default = min(config.epochs, 40) if subject.trained else 0
-    epochs = default if options.epochs is None else min(options.epochs, config.epochs)
-    repeated = config.network(subject.network.device)
-    history = repeat_run(config, repeated, training, epochs)
-    whole = subject.trained and epochs == config.epochs
-    difference = (repeated.parameters - subject.network.parameters).abs().max().item() if whole else None
+class Minimum(Idea):
+    """The course of the run, and the cost around its end."""
 
-    network, measured = subject.exact, first_shuffled(training, MEASURED, config.seed)
-    gradient_norm = full_gradient(network, training, config.cost).norm().item()
-    cost = all_costs(network, training, config.cost).mean().item()
-    gradient = full_gradient(network, measured, config.cost)
-    generator = torch.Generator().manual_seed(options.seed)
-    draws = torch.randn(options.directions, len(gradient), generator=generator, dtype=torch.float64).to(gradient.device)
-    directions = {"along −∇C": -gradient} | {f"random {i}": draw for i, draw in enumerate(draws, 1)}
-    lines = [
-        cost_along(network, measured, config.cost, name, direction / direction.norm(), gradient)
-        for name, direction in tqdm(directions.items(), desc="lines", leave=False, disable=None)
-    ]
-    return Minimum(history, gradient_norm, cost, lines, difference, subject.caption)
+    def __init__(self, subject: Subject, options: Options) -> None:
+        """Repeat the run, then measure the cost around its network."""
+        config, training = subject.config, subject.training
+        self.caption, self.measured = subject.caption, MEASURED
+        self.random_lines = count(options.directions, "random line")
+        default = min(config.epochs, 40) if subject.trained else 0
+        epochs = default if options.epochs is None else min(options.epochs, config.epochs)
+        repeated = config.network(subject.network.device)
+        self.history = repeat_run(config, repeated, training, epochs)  # the start, and each epoch
+        self.difference = None  # of the repeated run's end from the run's network, if all was repeated
+        if subject.trained and epochs == config.epochs:
+            self.difference = (repeated.parameters - subject.network.parameters).abs().max().item()
 
+        network, measured = subject.exact, first_shuffled(training, MEASURED, config.seed)
+        self.gradient_norm = full_gradient(network, training, config.cost).norm().item()
+        self.cost = all_costs(network, training, config.cost).mean().item()
+        gradient = full_gradient(network, measured, config.cost)
+        generator, size = torch.Generator().manual_seed(options.seed), len(gradient)
+        draws = torch.randn(options.directions, size, generator=generator, dtype=torch.float64).to(gradient.device)
+        directions = {"along −∇C": -gradient} | {f"random {i}": draw for i, draw in enumerate(draws, 1)}
+        self.lines = [
+            cost_along(network, measured, config.cost, name, direction / direction.norm(), gradient)
+            for name, direction in tqdm(directions.items(), desc="lines", leave=False, disable=None)
+        ]
 
-def finding(result: Minimum) -> str:
-    """What the numbers say: a minimum or not."""
-    along, *random = result.lines
-    down = sum(line.curvature < 0 for line in random)
-    fraction = along.decrease / along.middle
-    start = f", from {text.number(result.history[0].gradient_norm, 2)} at the start" if result.history[1:] else ""
-    end = "not yet a minimum" if down or along.curvature < 0 or fraction > SETTLED else "a minimum, as far as measured"
-    return (
-        f"‖∇C‖ is {text.number(result.gradient_norm, 2)}{start}. The cost curves {_way(along)} along −∇C and up in "
-        f"{len(random) - down} of {text.count(len(random), 'random direction')}, and along −∇C it can still fall by "
-        f"{text.number(100 * fraction, 2)}%: {end}"
-    )
+    def finding(self) -> str:
+        """The length of the gradient, how the cost curves, and whether this is a minimum."""
+        along, *random = self.lines
+        down = sum(line.curvature < 0 for line in random)
+        fraction = along.decrease / along.middle
+        start = f", from {number(self.history[0].gradient_norm, 2)} at the start" if self.history[1:] else ""
+        unsettled = down or along.curvature < 0 or fraction > SETTLED
+        return (
+            f"‖∇C‖ is {number(self.gradient_norm, 2)}{start}. The cost curves "
+            f"{'up' if along.curvature >= 0 else 'down'} along −∇C and up in {len(random) - down} of "
+            f"{count(len(random), 'random direction')}, and along −∇C it can still fall by "
+            f"{number(100 * fraction, 2)}%: {'not yet a minimum' if unsettled else 'a minimum, as far as measured'}"
+        )
 
+    def table(self) -> str:
+        """The run by epochs, and the cost around its end by directions."""
+        epochs, costs, norms = zip(*self.history, strict=True)
+        history = column_table(("epoch", "d", epochs), ("cost", ".5f", costs), ("‖∇C‖", ".5f", norms))
+        lines = column_table(
+            ("direction", "", [line.name for line in self.lines]),
+            ("slope, d·∇C", "+.4e", [line.slope for line in self.lines]),
+            ("curvature, dᵀHd", "+.4e", [line.curvature for line in self.lines]),
+            ("cost can fall by", ".2e", [line.decrease for line in self.lines]),
+        )
+        ends = "The repeated run ends at the run's network: the largest difference in θ is"
+        repeated = "" if self.difference is None else f"\n{ends} {self.difference:.1e}."
+        return (
+            f"The run by epochs, and the cost around its end. {self.caption}.\n\n{history}{repeated}\n\n"
+            f"At the network: cost {self.cost:.6f}, ‖∇C‖ {self.gradient_norm:.6f}.\n\n{lines}"
+        )
 
-def _way(line: Line) -> str:
-    """Up or down."""
-    return "up" if line.curvature >= 0 else "down"
+    def rows(self, narrow: bool) -> list[Row]:
+        """Cost and gradient along the run; the cost along lines through its end, and how these curve."""
+        _, costs, norms = zip(*self.history, strict=True)
+        run = [
+            Panel("The cost along the run", partial(self.draw_run, costs, "cost")),
+            Panel("The length of the gradient along the run", partial(self.draw_run, norms, "‖∇C‖")),
+        ]
+        end = [
+            Panel("The cost along lines through the network", self.draw_lines),
+            Panel("How the cost curves there", self.draw_curvatures),
+        ]
+        return [(3.6, run), (3.9, end)]
 
+    def draw_run(self, values: tuple[float, ...], label: str, part: SubFigure) -> None:
+        """One value after every epoch."""
+        axes, epochs = part.subplots(), [progress.epoch for progress in self.history]
+        axes.plot(epochs, values, "o-", color=style.LINES[1], linewidth=1.8, markersize=4)
+        axes.set(xlabel="epoch", ylabel=label)
+        axes.grid()
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+        if max(values) > 10 * min(values):  # a logarithmic scale within one decade may have no label
+            axes.set_yscale("log")
+            decimal_ticks(axes.yaxis)
 
-def table(result: Minimum) -> str:
-    """The run by epochs, and the cost around its end by directions."""
-    history = [[f"{p.epoch}", f"{p.cost:.5f}", f"{p.gradient_norm:.5f}"] for p in result.history]
-    lines = [
-        [line.name, f"{line.slope:+.4e}", f"{line.curvature:+.4e}", f"{line.decrease:.2e}"] for line in result.lines
-    ]
-    repeated = (
-        ""
-        if result.difference is None
-        else f"\nThe repeated run ends at the run's network: the largest difference in θ is {result.difference:.1e}."
-    )
-    return (
-        f"The run by epochs, and the cost around its end. {result.caption}.\n\n"
-        f"{text.table(['epoch', 'cost', '‖∇C‖'], history)}{repeated}\n\n"
-        f"At the network: cost {result.cost:.6f}, ‖∇C‖ {result.gradient_norm:.6f}.\n\n"
-        f"{text.table(['direction', 'slope, d·∇C', 'curvature, dᵀHd', 'cost can fall by'], lines)}"
-    )
+    def draw_lines(self, part: SubFigure) -> None:
+        """The cost along every line through the network."""
+        axes, (down, *random) = part.subplots(), self.lines
+        for line in random:
+            axes.plot(line.distances, line.costs, color=style.SOFT, linewidth=1)
+        axes.plot(down.distances, down.costs, color=style.LINES[1], linewidth=2.2)
+        axes.plot([0], [down.middle], "o", color=style.INK, markersize=7)
+        beside: dict[str, Any] = {"textcoords": "offset points", "size": 9, "weight": "bold"}
+        axes.annotate("the network", (0, down.middle), (0, 12), ha="center", color=style.INK, **beside)
+        axes.annotate("along −∇C", (-1, down.costs[0]), (14, 0), va="center", color=style.LINES[1], **beside)
+        name = count(len(random), "random direction")
+        axes.annotate(name, (-0.98, random[0].costs[0]), (0, -5), va="top", color=style.SOFT, **beside)
+        axes.margins(y=0.2)
+        axes.set(xlabel="distance in θ", ylabel="cost")
+        axes.grid()
 
-
-@style.styled
-def figure(result: Minimum, narrow: bool = False) -> Figure:
-    """Cost and gradient along the run; the cost along lines through its end, and how these curve."""
-    random = len(result.lines) - 1
-    note = (
-        "After every epoch, over all training examples: the cost, and the length of the gradient. Around the network, "
-        "on "
-        f"up to {MEASURED:,} training examples: the cost along −∇C and {text.count(random, 'random line')}, and how "
-        "they "
-        "curve. That is few, of as many directions as there are weights and biases."
-    )
-    costs, norms = ([getattr(p, of) for p in result.history] for of in ("cost", "gradient_norm"))
-    rows: list[style.Row] = [
-        (
-            3.6,
-            [
-                style.Panel(partial(_along_the_run, result, costs, "The cost along the run", "cost")),
-                style.Panel(partial(_along_the_run, result, norms, "The length of the gradient along the run", "‖∇C‖")),
-            ],
-        ),
-        (3.9, [style.Panel(partial(_lines, result=result)), style.Panel(partial(_curvatures, lines=result.lines))]),
-    ]
-    return style.compose(rows, finding(result), note, result.caption, narrow)
-
-
-def _along_the_run(result: Minimum, values: list[float], title: str, label: str, part: SubFigure) -> None:
-    """One value after every epoch."""
-    style.heading(part, title)
-    axes = part.subplots()
-    axes.plot([p.epoch for p in result.history], values, "o-", color=style.LINES[1], linewidth=1.8, markersize=4)
-    axes.set(xlabel="epoch", ylabel=label)
-    axes.grid()
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    if max(values) > 10 * min(values):  # a logarithmic scale within one decade may have no label
-        axes.set_yscale("log")
-        style.decimal_ticks(axes.yaxis)
-
-
-def _lines(part: SubFigure, result: Minimum) -> None:
-    """The cost along every line through the network."""
-    style.heading(part, "The cost along lines through the network")
-    axes = part.subplots()
-    down, *random = result.lines
-    for line in random:
-        axes.plot(line.distances, line.costs, color=style.SOFT, linewidth=1)
-    axes.plot(down.distances, down.costs, color=style.LINES[1], linewidth=2.2)
-    axes.plot([0], [down.middle], "o", color=style.INK, markersize=7)
-    beside: dict[str, Any] = {"textcoords": "offset points", "size": 9, "weight": "bold"}
-    axes.annotate("the network", (0, down.middle), (0, 12), ha="center", color=style.INK, **beside)
-    axes.annotate("along −∇C", (-1, down.costs[0]), (14, 0), va="center", color=style.LINES[1], **beside)
-    name = text.count(len(random), "random direction")
-    axes.annotate(name, (-0.98, random[0].costs[0]), (0, -5), va="top", color=style.SOFT, **beside)
-    axes.margins(y=0.2)
-    axes.set(xlabel="distance in θ", ylabel="cost")
-    axes.grid()
-
-
-def _curvatures(part: SubFigure, lines: list[Line]) -> None:
-    """A dot for each direction: at a minimum no dot is left of zero."""
-    style.heading(part, "How the cost curves there")
-    axes = part.subplots()
-    values = [line.curvature for line in lines]
-    largest, least = max(map(abs, values)) or 1.0, min(map(abs, values)) or 1.0
-    axes.set_xscale("symlog", linthresh=max(least, largest * 1e-6), linscale=0.6)
-    for row, value in enumerate(values):
-        axes.plot([value], [row], "o", color=style.INK if value >= 0 else style.LOWER, markersize=7)
-        style.label_end(axes, value, row, text.number(value, 2))
-    axes.axvline(0, color=style.SOFT, linewidth=0.9)
-    axes.set(xlim=(-20 * largest if min(values) < 0 else -0.3 * least, 60 * largest), ylim=(len(lines) - 0.5, -0.5))
-    axes.set_yticks(range(len(lines)), [line.name for line in lines])
-    axes.set_xticks([0, largest], ["0", text.number(largest, 2)])
-    axes.minorticks_off()
-    axes.grid(axis="y")
-    axes.set_xlabel("curvature, dᵀHd (logarithmic)")
+    def draw_curvatures(self, part: SubFigure) -> None:
+        """A dot for each direction: at a minimum no dot is left of zero."""
+        axes, values = part.subplots(), [line.curvature for line in self.lines]
+        largest, least = max(map(abs, values)) or 1.0, min(map(abs, values)) or 1.0
+        axes.set_xscale("symlog", linthresh=max(least, largest * 1e-6), linscale=0.6)
+        for row, value in enumerate(values):
+            axes.plot([value], [row], "o", color=style.INK if value >= 0 else style.LOWER, markersize=7)
+            label_end(axes, value, row, number(value, 2))
+        axes.axvline(0, color=style.SOFT, linewidth=0.9)
+        axes.set(
+            xlim=(-20 * largest if min(values) < 0 else -0.3 * least, 60 * largest), ylim=(len(values) - 0.5, -0.5)
+        )
+        axes.set_yticks(range(len(values)), [line.name for line in self.lines])
+        axes.set_xticks([0, largest], ["0", number(largest, 2)])
+        axes.minorticks_off()
+        axes.grid(axis="y")
+        axes.set_xlabel("curvature, dᵀHd (logarithmic)")

@@ -7,97 +7,54 @@ of one number are trained at once, as a group of the sweep; the scores are from 
 see their images deformed anew each time they come (deform.py): data made from the data one has.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import fmean as mean
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure, SubFigure
-from torch import Tensor
-from torch.nn.functional import pad
+from matplotlib.figure import SubFigure
 from tqdm import tqdm
 
-from bp_torch import text
 from bp_torch.data import PIXEL_SCALE, Examples, first_shuffled
 from bp_torch.deform import Deformation
 from bp_torch.explain import style
-from bp_torch.explain.subject import CommonOptions, Subject, check_least
+from bp_torch.explain.idea import Idea, Panel, Row
+from bp_torch.explain.maps import decimal_ticks, mosaic
+from bp_torch.explain.subject import COUNT, CommonOptions, Subject
 from bp_torch.sweep import new_group
 from bp_torch.sweep.plan import even_parts, quickest
+from bp_torch.text import Column, column_table, count
 from bp_torch.training import Config, Score, evaluate
 from bp_torch.training.config import DeformName
 
-MADE_BY = ("step.TrainingStep.step", "evaluation.evaluate")
-
-IDEA = (
-    "All of this needs labelled examples, and many of them. From a hundred images the network learns those hundred by "
-    "heart and little about the next one; each tenfold more closes much of the gap between the images that it has seen "
-    "and those that it has not. Where there are few, they can be made to count for more: turned and bent a little they "
-    "are still the same digits."
-)
-
-COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000)
-"""Numbers of training examples that are tried, up to all of them."""
-
-DEFORMED = COUNTS[::2]
-"""Those that are also deformed, which takes longer than training on them."""
+COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000)  # numbers of training examples that are tried, up to all of them
+DEFORMED = COUNTS[::2]  # those that are also deformed, which takes longer than training on them
 
 
 @dataclass(frozen=True)
 class Options(CommonOptions):
     """How long each network is trained, and how many are trained for each number of examples."""
 
-    epochs: int = 5
+    epochs: Annotated[int, COUNT] = 5
     """Each network sees as many images as this many passes over all training examples."""
-    seeds: int = 3
+    seeds: Annotated[int, COUNT] = 3
     """Networks for each number of examples: other initial values, other examples, other shuffles."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for no training at all."""
-        super().__post_init__()
-        check_least(epochs=(self.epochs, 1), seeds=(self.seeds, 1))
 
 
 class Trained(NamedTuple):
-    """The scores of a network that was trained on ``examples`` of the training examples, with this seed.
+    """A trained network's scores."""
 
-    ``deformed``: their images were deformed anew in each epoch.
-    """
-
-    examples: int
+    examples: int  # that it learned from
     seed: int
-    training: Score
+    training: Score  # on these examples
     test: Score
-    deformed: bool = False
-
-
-class MoreData(NamedTuple):
-    """All networks, the fewest examples first, and the images (n, 784) that the first of them learned from."""
-
-    networks: list[Trained]
-    images: Tensor
-    caption: str
-
-    def counts(self, deformed: bool = False) -> list[int]:
-        """The numbers of examples, ascending."""
-        return sorted({network.examples for network in self.networks if network.deformed == deformed})
-
-    def values(self, count: int, which: str, of: str, deformed: bool = False) -> list[float]:
-        """``of`` ("cost" or "accuracy") on the ``which`` ("training" or "test") set, a value for each seed."""
-        found = [network for network in self.networks if (network.examples, network.deformed) == (count, deformed)]
-        return [getattr(getattr(network, which), of) for network in found]
-
-    @property
-    def seeds(self) -> int:
-        """Networks for each number of examples."""
-        return len({network.seed for network in self.networks})
+    deformed: bool = False  # whether the images were deformed anew in each epoch
 
 
 def schedule(config: Config, count: int, n: int) -> Config:
     """``config`` for ``count`` of ``n`` examples: equally many seen in all, the learning rate falling equally fast."""
-    return dataclasses.replace(
+    return replace(
         config,
         batch_size="full" if config.batch_size == "full" else min(config.batch_size, count),
         epochs=max(1, round(config.epochs * n / count)),
@@ -108,10 +65,10 @@ def schedule(config: Config, count: int, n: int) -> Config:
 @torch.inference_mode()
 def train_on(config: Config, training: Examples, test: Examples, count: int, seeds: int = 1) -> list[Trained]:
     """Train a new network for each seed, on ``count`` of the training examples, drawn by that seed."""
-    own = schedule(dataclasses.replace(config, train_examples=count), count, len(training.labels))
-    members = [dataclasses.replace(own, seed=config.seed + n) for n in range(seeds)]
+    own = schedule(replace(config, train_examples=count), count, len(training.labels))
+    members = [replace(own, seed=config.seed + n) for n in range(seeds)]
     networks: list[Trained] = []
-    for part in even_parts(members, quickest(own, training.x.device, own_batch=True)):
+    for part in even_parts(members, quickest(own, training.x.device, separate_batches=True)):
         group = new_group(part, training, test)
         steps = group.steps_per_epoch * own.epochs
         with tqdm(total=steps, desc=f"{count:,} examples", unit="step", leave=False, disable=None) as bar:
@@ -128,98 +85,88 @@ def train_on(config: Config, training: Examples, test: Examples, count: int, see
 
 def deforming(config: Config, kind: DeformName) -> Config:
     """``config`` with this kind of deformation, by the default bounds."""
-    bounds: dict[str, Any] = dataclasses.asdict(Deformation())
-    return dataclasses.replace(config, deform=kind, **bounds)
+    bounds: dict[str, Any] = asdict(Deformation())
+    return replace(config, deform=kind, **bounds)
 
 
-def explain(subject: Subject, options: Options) -> MoreData:
-    """Train every network."""
-    training, seed = subject.training, subject.config.seed
-    n = len(training.labels)
-    counts = [count for count in COUNTS if count < n] + [n]
-    config = dataclasses.replace(deforming(subject.config, "none"), epochs=options.epochs)
-    networks = []
-    for count in tqdm(counts, desc="numbers of examples", leave=False, disable=None):
-        networks += train_on(config, training, subject.test, count, options.seeds)
-        if count in DEFORMED:
-            networks += train_on(deforming(config, "both"), training, subject.test, count, options.seeds)
-    images = first_shuffled(training, counts[0], seed).x.double() * PIXEL_SCALE
-    return MoreData(networks, images, subject.caption)
+class Data(Idea):
+    """Networks that learned from few examples and from many."""
 
+    def __init__(self, subject: Subject, options: Options) -> None:
+        """Train every network."""
+        training, n = subject.training, len(subject.training.labels)
+        self.caption, self.seeds = subject.caption, options.seeds
+        self.seeds_in_words = count(self.seeds, "seed")
+        self.counts = [few for few in COUNTS if few < n] + [n]
+        self.networks = list[Trained]()  # the fewest examples first
+        config = replace(subject.config, epochs=options.epochs)
+        for examples in tqdm(self.counts, desc="numbers of examples", leave=False, disable=None):
+            for kind in ("none", "both") if examples in DEFORMED else ("none",):
+                self.networks += train_on(deforming(config, kind), training, subject.test, examples, self.seeds)
+        fewest = first_shuffled(training, self.counts[0], config.seed)
+        self.images = fewest.x.double() * PIXEL_SCALE  # the examples of the first networks, (n, 784)
 
-def finding(result: MoreData) -> str:
-    """What the numbers say."""
-    fewest, *_, most = result.counts()
-    seen, unseen = (mean(result.values(fewest, which, "accuracy")) for which in ("training", "test"))
-    made = mean(result.values(fewest, "test", "accuracy", deformed=True))
-    return (
-        f"From {fewest:,} examples the network gets {seen:.0%} of those right, but only {unseen:.0%} of the test "
-        f"images, or {made:.0%} if it sees them deformed anew each time; from {most:,} it gets "
-        f"{mean(result.values(most, 'test', 'accuracy')):.1%} of the test images right"
-    )
+    def values(self, examples: int, scored: str, quantity: str, deformed: bool = False) -> list[float]:
+        """``quantity`` ("cost" or "accuracy") on the ``scored`` ("training" or "test") set, a value for each seed."""
+        found = [network for network in self.networks if (network.examples, network.deformed) == (examples, deformed)]
+        return [getattr(getattr(network, scored), quantity) for network in found]
 
+    def finding(self) -> str:
+        """The accuracy from the fewest examples, and from the most."""
+        fewest, most = self.counts[0], self.counts[-1]
+        seen, unseen = (mean(self.values(fewest, scored, "accuracy")) for scored in ("training", "test"))
+        made = mean(self.values(fewest, "test", "accuracy", deformed=True))
+        return (
+            f"From {fewest:,} examples the network gets {seen:.0%} of those right, but only {unseen:.0%} of the test "
+            f"images, or {made:.0%} if it sees them deformed anew each time; from {most:,} it gets "
+            f"{mean(self.values(most, 'test', 'accuracy')):.1%} of the test images right"
+        )
 
-def table(result: MoreData) -> str:
-    """Accuracy and cost on both sets for each number of examples: mean and range over the seeds."""
-    header, rows = ["examples"], [[f"{count:,}"] for count in result.counts()]
-    for which in ("training", "test"):
-        for of, form in (("accuracy", ".2%"), ("cost", ".4f")):
-            header += [f"{which} {of}", "range"]
-            for row, count in zip(rows, result.counts(), strict=True):
-                values = result.values(count, which, of)
-                row += [f"{mean(values):{form}}", f"{min(values):{form}} to {max(values):{form}}"]
-    header.append("test accuracy, deformed")
-    for row, count in zip(rows, result.counts(), strict=True):
-        values = result.values(count, "test", "accuracy", deformed=True)
-        row.append(f"{mean(values):.2%}" if values else "")
-    about = f"Networks trained on few and on many examples, {text.count(result.seeds, 'seed')} each. {result.caption}."
-    return f"{about}\n\n{text.table(header, rows)}"
+    def table(self) -> str:
+        """Accuracy and cost on both sets for each number of examples: mean and range over the seeds."""
+        columns: list[Column] = [("examples", ",", self.counts)]
+        for scored in ("training", "test"):
+            for quantity, form in (("accuracy", ".2%"), ("cost", ".4f")):
+                found = [self.values(examples, scored, quantity) for examples in self.counts]
+                columns.append((f"{scored} {quantity}", form, map(mean, found)))
+                columns.append(("range", "", [f"{min(values):{form}} to {max(values):{form}}" for values in found]))
+        deformed = (self.values(examples, "test", "accuracy", deformed=True) for examples in self.counts)
+        columns.append(("test accuracy, deformed", ".2%", [mean(values) if values else "" for values in deformed]))
+        about = f"Networks trained on few and on many examples, {self.seeds_in_words} each. {self.caption}."
+        return f"{about}\n\n{column_table(*columns)}"
 
+    def rows(self, narrow: bool) -> list[Row]:
+        """Accuracy and cost by the number of examples, and the fewest examples themselves."""
+        curves = [
+            Panel("Right answers", partial(self.draw_curves, "accuracy"), 1, 3.4),
+            Panel("Cost", partial(self.draw_curves, "cost"), 1, 3.4),
+        ]
+        shown = min(100, len(self.images))
+        fewest = f"These {shown} examples are all that the first network ever sees"
+        return [(4.6, curves), (2.4, [Panel(fewest, partial(self.draw_fewest, 10 if narrow else 25), 1, 4.2)])]
 
-@style.styled
-def figure(result: MoreData, narrow: bool = False) -> Figure:
-    """Accuracy and cost by the number of examples, and the fewest examples themselves."""
-    note = (
-        f"Lines are means over {text.count(result.seeds, 'seed')}, bands reach from the lowest value to the highest, "
-        "dots are single networks. All networks see equally many images in all: the fewer different ones there are, "
-        "the more often they repeat."
-    )
-    curves = [style.Panel(partial(_curves, result=result, of=of), 1, 3.4) for of in ("accuracy", "cost")]
-    rows: list[style.Row] = [
-        (4.6, curves),
-        (2.4, [style.Panel(partial(_fewest, images=result.images, columns=10 if narrow else 25), 1, 4.2)]),
-    ]
-    return style.compose(rows, finding(result), note, result.caption, narrow)
+    def draw_curves(self, quantity: str, part: SubFigure) -> None:
+        """The quantity on the training and the test images, by the number of examples."""
+        axes, scale = part.subplots(), 100 if quantity == "accuracy" else 1
+        for scored, deformed, colour, line, name in (
+            ("training", False, style.LINES[2], "--", "images that it learned from"),
+            ("test", False, style.LINES[1], "-", "images that it never saw (test)"),
+            ("test", True, style.LINES[0], ":", "the same, trained on deformed"),
+        ):
+            found = {n: self.values(n, scored, quantity, deformed) for n in self.counts}
+            counts = [n for n in found if found[n]]
+            values = [[scale * value for value in found[n]] for n in counts]
+            lowest, highest, means = ([kind(each) for each in values] for kind in (min, max, mean))
+            axes.fill_between(counts, lowest, highest, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(counts, means, line, color=colour, linewidth=2, label=name)
+            axes.plot(counts, values, "o", color=colour, markersize=4)
+        axes.set(xscale="log", xlabel="training examples", ylabel="% right" if quantity == "accuracy" else "cost")
+        decimal_ticks(axes.xaxis)
+        axes.grid()
+        if quantity == "cost":
+            axes.set_ylim(bottom=0)
+            axes.legend()
 
-
-def _curves(part: SubFigure, result: MoreData, of: str) -> None:
-    """Of the training and the test images, by the number of examples."""
-    axes, scale = part.subplots(), 100 if of == "accuracy" else 1
-    for which, deformed, colour, line, name in (
-        ("training", False, style.LINES[2], "--", "images that it learned from"),
-        ("test", False, style.LINES[1], "-", "images that it never saw (test)"),
-        ("test", True, style.LINES[0], ":", "the same, trained on deformed"),
-    ):
-        counts = result.counts(deformed)
-        values = [[scale * value for value in result.values(count, which, of, deformed)] for count in counts]
-        lowest, highest, means = ([kind(found) for found in values] for kind in (min, max, mean))
-        axes.fill_between(counts, lowest, highest, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(counts, means, line, color=colour, linewidth=2, label=name)
-        axes.plot(counts, values, "o", color=colour, markersize=4)
-    axes.set(xscale="log", xlabel="training examples", ylabel="% right" if of == "accuracy" else "cost")
-    style.heading(part, "Right answers" if of == "accuracy" else "Cost")
-    style.decimal_ticks(axes.xaxis)
-    axes.grid()
-    if of == "cost":
-        axes.set_ylim(bottom=0)
-        axes.legend()
-
-
-def _fewest(part: SubFigure, images: Tensor, columns: int) -> None:
-    """The examples of the first networks, in so many ``columns``."""
-    shown, axes = images[:100], part.subplots()
-    rows = -(-len(shown) // columns)
-    tiles = pad(shown, (0, 0, 0, rows * columns - len(shown))).reshape(rows, columns, 28, 28)
-    axes.imshow(style.array(tiles.transpose(1, 2).reshape(rows * 28, columns * 28)), cmap="Greys", vmin=0, vmax=1)
-    style.heading(part, f"These {len(shown)} examples are all that the first network ever sees")
-    style.hide_ticks(axes)
+    def draw_fewest(self, columns: int, part: SubFigure) -> None:
+        """The examples of the first networks, in so many ``columns``."""
+        mosaic(part.subplots(), self.images[:100], columns)

@@ -5,69 +5,36 @@
 Every step is one of ``training.TrainingStep``; after each, all test images go forward through the network.
 """
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
-from typing import NamedTuple
+from typing import Annotated
 
 import torch
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import SubFigure
 from torch import Tensor
 
-from bp_torch import text
 from bp_torch.backprop import forward
 from bp_torch.data import CLASSES, PIXEL_SCALE, Examples
 from bp_torch.explain import style
-from bp_torch.explain.subject import CommonOptions, Subject, UsageError, check_digit, check_least, train_steps
+from bp_torch.explain.drawing import array, digit
+from bp_torch.explain.idea import Idea, Panel, Row
+from bp_torch.explain.subject import COUNT, DIGIT, CommonOptions, Subject, UsageError, batch_size_of, train_steps
 from bp_torch.network import Network
+from bp_torch.text import column_table
 from bp_torch.training import Config
 
-MADE_BY = ("backprop.backward", "step.TrainingStep.step")
-
-IDEA = (
-    "The wishes of one digit's images serve that digit only. If the network hears no others, the quickest way to lower "
-    "the cost is to give that one answer to every image, and the network learns to do so. Only the average over "
-    "examples of every kind makes it tell them apart."
-)
+ONE, RIGHT = style.LINES[1], style.LINES[2]  # the colours of "called DIGIT" and of "called what they are"
 
 
 @dataclass(frozen=True)
 class Options(CommonOptions):
     """The digit, and the number of steps."""
 
-    digit: int = 2
+    digit: Annotated[int, DIGIT] = 2
     """The digit whose images are the only ones."""
-    steps: int = 400
+    steps: Annotated[int, COUNT] = 400
     """Training steps, each on a mini-batch as large as the run's."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for what is no digit, and for no steps."""
-        super().__post_init__()
-        check_digit(self.digit)
-        check_least(steps=(self.steps, 1))
-
-
-class Only(NamedTuple):
-    """How the network classifies the test images after each step; index 0 is before the first.
-
-    Attributes:
-        digit: the only one that it still learns from.
-        fractions: of the test images classified as 0, …, 9, (steps + 1, 10).
-        accuracy: on the test images, (steps + 1,).
-        images: one test image of each digit, (10, 784).
-        predictions: for these images, (steps + 1, 10).
-        batch_size: examples per step.
-        caption: which network this is.
-    """
-
-    digit: int
-    fractions: Tensor
-    accuracy: Tensor
-    images: Tensor
-    predictions: Tensor
-    batch_size: int
-    caption: str
 
 
 def train_on_digit(
@@ -78,9 +45,8 @@ def train_on_digit(
     Returns the predictions for all N test images, first and after each step, (steps + 1, N), and the batch size.
     """
     alone = Examples(*(tensor[training.labels == digit] for tensor in training))
-    n = len(alone.labels)
-    batch_size = n if config.batch_size == "full" else min(config.batch_size, n)
-    config = dataclasses.replace(config, epochs=ceil(steps / ceil(n / batch_size)))
+    batch_size = batch_size_of(config, alone)
+    config = replace(config, epochs=ceil(steps / ceil(len(alone.labels) / batch_size)))
     x = test.x.to(network.dtype) * PIXEL_SCALE
     predictions = [forward(network, x).activations[-1].argmax(1)]
     for step in train_steps(config, network, alone, f"only {digit}s"):
@@ -88,30 +54,6 @@ def train_on_digit(
         if step == steps:
             break
     return torch.stack(predictions), batch_size
-
-
-def explain(subject: Subject, options: Options) -> Only:
-    """Train a copy of the network on ``--digit`` alone for ``--steps`` steps."""
-    digit, training, test = options.digit, subject.training, subject.test
-    if not (training.labels == digit).any():
-        raise UsageError(f"--digit: there is no training example of a {digit}")
-    network = subject.network.to()
-    predictions, batch_size = train_on_digit(network, subject.config, training, test, digit, options.steps)
-    fractions = torch.stack([(predictions == j).double().mean(1) for j in range(CLASSES)], 1)
-    accuracy = (predictions == test.labels).double().mean(1)
-    firsts = torch.stack([(test.labels == j).int().argmax() for j in range(CLASSES)])
-    images = test.x[firsts].double() * PIXEL_SCALE
-    return Only(digit, fractions, accuracy, images, predictions[:, firsts], batch_size, subject.caption)
-
-
-def finding(result: Only) -> str:
-    """What the numbers say."""
-    called = result.fractions[:, result.digit]
-    return (
-        f"After {len(called) - 1:,} steps on {result.digit}s alone, {called[-1].item():.0%} of all test images are "
-        f"called {result.digit} ({called[0].item():.0%} before), and {result.accuracy[-1].item():.0%} are called what "
-        f"they are ({result.accuracy[0].item():.0%} before)"
-    )
 
 
 def table_steps(steps: int) -> list[int]:
@@ -131,73 +73,79 @@ def figure_steps(fraction: Tensor, predictions: Tensor) -> list[int]:
     return [step for i, step in enumerate(steps) if i == 0 or rows[i] != rows[i - 1]]
 
 
-def table(result: Only) -> str:
-    """How the test images are classified, after some of the steps."""
-    rows = [
-        [
-            f"{step:,}",
-            f"{result.fractions[step, result.digit].item():.2%}",
-            f"{result.accuracy[step].item():.2%}",
-            "  ".join(map(str, result.predictions[step].tolist())),
-        ]
-        for step in table_steps(len(result.accuracy) - 1)
-    ]
-    header = ["step", f"called {result.digit}", "called right", "a 0, 1, …, 9 are called"]
-    about = f"Training on {result.digit}s alone, {result.batch_size:,} a step. {result.caption}."
-    return f"{about}\n\n{text.table(header, rows)}"
+class Only(Idea):
+    """How the network classifies the test images after each step; index 0 is before the first."""
 
+    def __init__(self, subject: Subject, options: Options) -> None:
+        """Train a copy of the network on ``--digit`` alone for ``--steps`` steps."""
+        self.caption, self.digit, training, test = subject.caption, options.digit, subject.training, subject.test
+        if not (training.labels == self.digit).any():
+            raise UsageError(f"--digit: there is no training example of a {self.digit}")
+        predictions, self.batch_size = train_on_digit(
+            subject.network.to(), subject.config, training, test, self.digit, options.steps
+        )
+        digits = range(CLASSES)
+        self.fractions = torch.stack([(predictions == j).double().mean(1) for j in digits], 1).cpu()  # (steps + 1, 10)
+        self.accuracy = (predictions == test.labels).double().mean(1).cpu()  # (steps + 1,)
+        firsts = torch.stack([(test.labels == j).int().argmax() for j in digits])
+        self.images = test.x[firsts].double() * PIXEL_SCALE  # one of each digit, (10, 784)
+        self.predictions = predictions[:, firsts].cpu()  # for these images, (steps + 1, 10)
 
-DIGIT, RIGHT = style.LINES[1], style.LINES[2]
-"""The colours of "called DIGIT" and of "called what they are"."""
+    def finding(self) -> str:
+        """How many are called the digit, and how many are called what they are, after and before."""
+        called = self.fractions[:, self.digit]
+        return (
+            f"After {len(called) - 1:,} steps on {self.digit}s alone, {called[-1].item():.0%} of all test images are "
+            f"called {self.digit} ({called[0].item():.0%} before), and {self.accuracy[-1].item():.0%} are called what "
+            f"they are ({self.accuracy[0].item():.0%} before)"
+        )
 
+    def table(self) -> str:
+        """How the test images are classified, after some of the steps."""
+        steps = table_steps(len(self.accuracy) - 1)
+        shown = column_table(
+            ("step", ",", steps),
+            (f"called {self.digit}", ".2%", self.fractions[steps, self.digit]),
+            ("called right", ".2%", self.accuracy[steps]),
+            ("a 0, 1, …, 9 are called", "", ["  ".join(map(str, row)) for row in self.predictions[steps].tolist()]),
+        )
+        return f"Training on {self.digit}s alone, {self.batch_size:,} a step. {self.caption}.\n\n{shown}"
 
-@style.styled
-def figure(result: Only, narrow: bool = False) -> Figure:
-    """How all test images are classified after each step, and ten of them with their predictions."""
-    note = (
-        f"Each step learns from {result.batch_size:,} images of a {result.digit} and from nothing else; after each, "
-        "the network classifies all test images."
-    )
-    shown = figure_steps(result.fractions[:, result.digit], result.predictions)
-    columns = 5 if narrow else CLASSES
-    rows: list[style.Row] = [
-        (4.2, [style.Panel(partial(_fractions, result=result), 1, 3.6)]),
-        *((1.2, [style.Panel(partial(_called, result=result, step=step, columns=columns), 1, 1.7)]) for step in shown),
-    ]
-    return style.compose(rows, finding(result), note, result.caption, narrow)
+    def rows(self, narrow: bool) -> list[Row]:
+        """How all test images are classified after each step, and ten of them with their predictions."""
+        rows: list[Row] = [(4.2, [Panel("What the test images are called", self.draw_fractions, 1, 3.6)])]
+        for step in figure_steps(self.fractions[:, self.digit], self.predictions):
+            title = (
+                f"After step {step:,} they are called" if step else "Ten of the test images, and what they are called"
+            )
+            rows.append((1.2, [Panel(title, partial(self.draw_called, step, 5 if narrow else CLASSES), 1, 1.7)]))
+        return rows
 
+    def draw_called(self, step: int, columns: int, part: SubFigure) -> None:
+        """Ten test images, and what they are called after ``step``."""
+        places = part.subplots(CLASSES // columns, columns, squeeze=False).flat
+        for axes, pixels, prediction in zip(places, self.images, self.predictions[step].tolist(), strict=True):
+            digit(axes, pixels)
+            colour = ONE if prediction == self.digit else style.SOFT
+            axes.text(31, 13.5, f"{prediction}", va="center", size=13, weight="bold", color=colour)
 
-def _called(part: SubFigure, result: Only, step: int, columns: int) -> None:
-    """Ten test images, and what they are called after ``step``."""
-    style.heading(
-        part, f"After step {step:,} they are called" if step else "Ten of the test images, and what they are called"
-    )
-    places = part.subplots(CLASSES // columns, columns, squeeze=False).flat
-    for axes, pixels, prediction in zip(places, result.images, result.predictions[step].tolist(), strict=True):
-        style.digit(axes, pixels)
-        colour = DIGIT if prediction == result.digit else style.SOFT
-        axes.text(31, 13.5, f"{prediction}", va="center", size=13, weight="bold", color=colour)
-
-
-def _fractions(part: SubFigure, result: Only) -> None:
-    """The test images by what they are called, stacked, ``digit`` at the bottom; and how many are called right."""
-    style.heading(part, "What the test images are called")
-    axes = part.subplots()
-    steps = range(len(result.accuracy))
-    order = [result.digit, *(j for j in range(CLASSES) if j != result.digit)]
-    percent = 100 * result.fractions.cpu()[:, order]
-    greys = [f"{0.66 + 0.03 * i:.3f}" for i in range(CLASSES - 1)]
-    axes.stackplot(steps, style.array(percent.T), colors=[DIGIT, *greys], edgecolor="white", linewidth=0.5)
-    for colour, width in (("white", 4.5), (RIGHT, 2.4)):
-        axes.plot(steps, 100 * style.array(result.accuracy), color=colour, linewidth=width)
-    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.88, "pad": 2}
-    end, last = steps[-1], 100 * result.accuracy[-1].item()
-    axes.text(0.98 * end, last + 5, "called what they are", ha="right", weight="bold", color=RIGHT, bbox=box)
-    axes.text(0.98 * end, 88, f"called {result.digit}", ha="right", weight="bold", color=DIGIT, bbox=box)
-    axes.set(xlabel="step", ylabel="called (at step 0)", xlim=(0, end), ylim=(0, 100))
-    axes.locator_params(axis="x", integer=True)
-    middles = percent[0].cumsum(0) - percent[0] / 2
-    readable = [(middles[i].item(), j) for i, j in enumerate(order) if percent[0, i] > 2]
-    axes.set_yticks(*zip(*readable, strict=True))
-    axes.tick_params(axis="y", length=0)
-    axes.secondary_yaxis("right").set_ylabel("% of the test images")
+    def draw_fractions(self, part: SubFigure) -> None:
+        """The test images by what they are called, stacked, ``digit`` at the bottom; and how many are called right."""
+        axes, steps = part.subplots(), range(len(self.accuracy))
+        order = [self.digit, *(j for j in range(CLASSES) if j != self.digit)]
+        percent = 100 * self.fractions[:, order]
+        greys = [f"{0.66 + 0.03 * i:.3f}" for i in range(CLASSES - 1)]
+        axes.stackplot(steps, array(percent.T), colors=[ONE, *greys], edgecolor="white", linewidth=0.5)
+        for colour, width in (("white", 4.5), (RIGHT, 2.4)):
+            axes.plot(steps, 100 * array(self.accuracy), color=colour, linewidth=width)
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.88, "pad": 2}
+        end, last = steps[-1], 100 * self.accuracy[-1].item()
+        axes.text(0.98 * end, last + 5, "called what they are", ha="right", weight="bold", color=RIGHT, bbox=box)
+        axes.text(0.98 * end, 88, f"called {self.digit}", ha="right", weight="bold", color=ONE, bbox=box)
+        axes.set(xlabel="step", ylabel="called (at step 0)", xlim=(0, end), ylim=(0, 100))
+        axes.locator_params(axis="x", integer=True)
+        middles = percent[0].cumsum(0) - percent[0] / 2
+        readable = [(middles[i].item(), j) for i, j in enumerate(order) if percent[0, i] > 2]
+        axes.set_yticks(*zip(*readable, strict=True))
+        axes.tick_params(axis="y", length=0)
+        axes.secondary_yaxis("right").set_ylabel("% of the test images")

@@ -15,7 +15,6 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import resources
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,8 @@ from bp_torch.backprop import backward, example_costs, forward, input_gradient
 from bp_torch.cli import UserError
 from bp_torch.costs import find_cost
 from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, Examples, one_hot
-from bp_torch.explain import style
+from bp_torch.explain import content_of, style
+from bp_torch.explain.drawing import array
 from bp_torch.explain.subject import NetworkOptions, Subject, UsageError, nearest_to
 from bp_torch.network import Network, parameter_count
 from bp_torch.recorder import Recording
@@ -37,12 +37,9 @@ from bp_torch.training.loop import DEEPEST_PAGE, LARGEST_PAGE, fits_page
 
 MINI_BATCH = 100
 TRAINING_IMAGES = 1000
-PATH = 64
-"""Points of the path that its plane is fitted to."""
+PATH = 64  # points of the path that its plane is fitted to
 
-OPTIONS = {"alpha", "beta", "dim", "keepdim", "value"}
-"""The keyword options of torch's functions that the page's calculator knows."""
-
+OPTIONS = {"alpha", "beta", "dim", "keepdim", "value"}  # of torch's functions, that the page's calculator knows
 Named = dict[str, Tensor]
 
 
@@ -195,14 +192,10 @@ def recordings(network: Network, cost: str) -> dict[str, Any]:
 
 
 def recording(name: str, network: Network, cost: str) -> dict[str, Any]:
-    """One run of ``RECORDED[name]`` as data, its inputs and results as named tensors, which the page fills and reads.
-
-    Raises PageError for what the page's calculator lacks.
-    """
+    """One run of ``RECORDED[name]`` as data, its inputs and results by name, for the page to fill and read."""
     function, count = RECORDED[name]
     network = network.to()
     theta, optimizer = network.parameters, SGD(network, 1.0)
-    owned = {"network": {"parameters": theta}, "optimizer": {"rate": optimizer.rate}}
     things = {"network": network, "moved": network.to(), "cost": cost, "optimizer": optimizer}
     tensors = {
         "x": torch.zeros(count, PIXELS),
@@ -216,8 +209,8 @@ def recording(name: str, network: Network, cost: str) -> dict[str, Any]:
     inputs = {each: tensor for each, tensor in tensors.items() if each in wanted}
     with torch.inference_mode(), Recording() as recorded:
         results = function(**inputs, **{each: thing for each, thing in things.items() if each in wanted})
-    for each, tensors in owned.items():
-        inputs |= tensors if each in wanted else {}
+    inputs |= {"parameters": theta} if "network" in wanted else {}
+    inputs |= {"rate": optimizer.rate} if "optimizer" in wanted else {}
     data: dict[str, Any] = recorded.to_data(**inputs, **results)
     check_repeatable(data)
     return data
@@ -225,7 +218,8 @@ def recording(name: str, network: Network, cost: str) -> dict[str, Any]:
 
 def check_repeatable(recording: dict[str, Any]) -> None:
     """Raise PageError for the first call that the page's calculator lacks."""
-    known = operations()
+    (table,) = re.findall(r"^const OPERATIONS = \{\n(.*?)^\};", content_of("page.html"), re.M | re.S)
+    known = set(re.findall(r"^  (\w+)[:(]", table, re.M))
     for call in recording["calls"]:
         name = call["operation"]
         if name not in known:
@@ -238,32 +232,17 @@ def check_repeatable(recording: dict[str, Any]) -> None:
                 raise PageError(f"the page's calculator takes float32 of at most 3 dimensions, {name!r} has {what}")
 
 
-def operations() -> set[str]:
-    """The operations that the page's calculator has."""
-    (table,) = re.findall(r"^const OPERATIONS = \{\n(.*?)^\};", template(), re.M | re.S)
-    return set(re.findall(r"^  (\w+)[:(]", table, re.M))
-
-
-def template() -> str:
-    """The page without data."""
-    return resources.files("bp_torch").joinpath("explain", "page.html").read_text(encoding="utf-8")
-
-
 # ---- the page ----
 
 
 def write_page(subject: Subject) -> str:
     """The whole page. Raises UsageError for a network that it cannot show, PageError as ``recordings`` does."""
     check_size(subject.network.sizes)
-    network, cost = subject.network.to(dtype=torch.float32, device="cpu"), subject.config.cost
-    untrained = subject.config.network(torch.device("cpu")).to(dtype=torch.float32)
-    networks = {"untrained": untrained} | ({"trained": network} if subject.trained else {})
+    networks = {name: each.to(dtype=torch.float32, device="cpu") for name, each in subject.before_and_after.items()}
+    untrained, network, cost = networks["untrained"], list(networks.values())[-1], subject.config.cost
     shown = Examples(subject.test.x.cpu(), subject.test.labels.cpu())
     choice = choose_images(network, cost, shown)
-    images = {
-        "shown": Examples(shown.x[choice], shown.labels[choice]),
-        "training": first_images(subject.training),
-    }
+    images = {"shown": Examples(shown.x[choice], shown.labels[choice]), "training": first_images(subject.training)}
     data = {
         "caption": subject.caption,
         "sizes": network.sizes,
@@ -273,10 +252,9 @@ def write_page(subject: Subject) -> str:
         "networks": {name: packed(each.parameters) for name, each in networks.items()},
         "images": {name: {"x": packed(each.x), "labels": each.labels.tolist()} for name, each in images.items()},
     }
-    plain = first_with(images["shown"], 2)
-    pixels = images["shown"].x[plain].to(torch.float32)[None] * PIXEL_SCALE
+    pixels = images["shown"].x[2:3].to(torch.float32) * PIXEL_SCALE  # a plain 2
     wish = example(untrained, cost, pixels, one_hot(torch.tensor([2])))["asked0"]
-    page = template().replace("{image}", picture(pixels, "Greys", 0, 1))
+    page = content_of("page.html").replace("{image}", picture(pixels, "Greys", 0, 1))
     page = page.replace("{wish}", picture(wish, style.DIVERGING, -wish.abs().max().item(), wish.abs().max().item()))
     return page.replace('"{data}"', json.dumps(data, separators=(",", ":")).replace("</", "<\\/"))
 
@@ -287,8 +265,8 @@ def check_size(sizes: tuple[int, ...]) -> None:
     if (sizes[0], sizes[-1]) != (PIXELS, CLASSES):
         raise UsageError(f"the page takes networks from {PIXELS} pixels to {CLASSES} outputs, this one is {shape}")
     if not fits_page(sizes):
-        largest, named = f"{parameter_count(LARGEST_PAGE):,}", "-".join(map(str, LARGEST_PAGE))
-        most = f"{largest} parameters, as {named} has, in up to {DEEPEST_PAGE} layers"
+        largest = f"{parameter_count(LARGEST_PAGE):,} parameters, as {'-'.join(map(str, LARGEST_PAGE))} has"
+        most = f"{largest}, in up to {DEEPEST_PAGE} layers"
         raise UsageError(f"the page takes up to {most}; {shape} has {parameter_count(sizes):,} in {len(sizes) - 1}")
 
 
@@ -310,11 +288,6 @@ def first_images(examples: Examples) -> Examples:
     return Examples(*(tensor.cpu()[taken] for tensor in examples))
 
 
-def first_with(images: Examples, label: int) -> int:
-    """The position of the first image with this label."""
-    return int((images.labels == label).nonzero()[0])
-
-
 def packed(tensor: Tensor) -> str:
     """The bytes of a tensor, compressed, in base64."""
     return base64.b64encode(zlib.compress(tensor.contiguous().numpy().tobytes(), 9)).decode()
@@ -323,5 +296,5 @@ def packed(tensor: Tensor) -> str:
 def picture(values: Tensor, colours: Any, low: float, high: float) -> str:
     """784 values as a PNG in base64."""
     file = BytesIO()
-    imsave(file, style.array(values.reshape(28, 28)), cmap=colours, vmin=low, vmax=high, format="png")
+    imsave(file, array(values.reshape(28, 28)), cmap=colours, vmin=low, vmax=high, format="png")
     return base64.b64encode(file.getvalue()).decode()

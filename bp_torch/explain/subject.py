@@ -6,27 +6,33 @@ another.
 """
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bp_torch.backprop import Backward, Forward, backward, example_costs, forward
+from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.cli import UserError, train_command
 from bp_torch.data import CLASSES, Examples, batch, load, permutation
 from bp_torch.deform import deformed
 from bp_torch.device import check_threads, choose_device
+from bp_torch.flags import Within, check_bounds
 from bp_torch.network import Network
 from bp_torch.training import NETWORK_FILE, Config, open_run
 from bp_torch.training.config import SEEDS
 from bp_torch.training.run import split
 
-CHUNK = 10_000
-"""Examples that go forward and back at once: enough to keep a core busy, few enough for 64 MB of float64 pixels."""
+CHUNK = 10_000  # examples at once: enough to keep a core busy, few enough for 64 MB of float64 pixels
+
+
+DIGIT = Within(least=0, most=CLASSES - 1)
+SEED = Within(least=0, most=SEEDS - 1)
+COUNT = Within(least=1)
 
 
 class UsageError(UserError):
@@ -56,8 +62,9 @@ class NetworkOptions:
     groups: ClassVar[dict[str, str]] = {"run": "the network", "device": "the machine"}
 
     def __post_init__(self) -> None:
-        """Check the number of threads."""
+        """Raise ValueError for a number outside its bounds, here or in a subclass."""
         check_threads(self.threads)
+        check_bounds(self)
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class CommonOptions(NetworkOptions):
 class ExampleOptions(CommonOptions):
     """The flags of the ideas that explain one training example."""
 
-    digit: int | None = None
+    digit: Annotated[int | None, DIGIT] = None
     """Take an example of this digit. None: of a 2, or of any where --index is given."""
     index: int | None = None
     """Which one, from 0: of the digit's examples with --digit, else of all. None: a plainly written one."""
@@ -86,70 +93,49 @@ class ExampleOptions(CommonOptions):
     groups: ClassVar[dict[str, str]] = {"digit": "the example"}
 
     def __post_init__(self) -> None:
-        """Check the digit, and that one example is named once."""
+        """Check that one example is named once."""
         super().__post_init__()
-        check_digit(self.digit)
         if self.loudest and self.index is not None:
             raise ValueError("--index and --loudest exclude each other")
-
-
-def check_digit(digit: int | None, flag: str = "--digit") -> None:
-    """Raise ValueError for a ``digit`` that is not one of 0 to 9."""
-    if digit is not None and not 0 <= digit < CLASSES:
-        raise ValueError(f"{flag}: wanted 0 to {CLASSES - 1}, got {digit}")
-
-
-def check_least(**flags: tuple[int, int]) -> None:
-    """Raise ValueError for the first flag whose (value, least) has a value below its least."""
-    for name, (value, least) in flags.items():
-        if value < least:
-            raise ValueError(f"--{name.replace('_', '-')}: wanted {least} or more, got {value}")
-        if name == "seed" and value >= SEEDS:
-            raise ValueError(f"--seed: wanted less than {SEEDS:,}, got {value}")
 
 
 # ---- the network and its data ----
 
 
-class Subject(NamedTuple):
-    """What is explained.
+class Example(NamedTuple):
+    """One training example as a batch."""
 
-    Attributes:
-        config: how the run was trained, or the defaults.
-        network: as it was saved, or fresh.
-        training, test: the examples that the run used.
-        folder: the run's.
-        trained: whether ``network`` comes from a run.
-    """
+    x: Tensor  # (1, 784), from 0 to 1, float64
+    y: Tensor  # (1, 10), float64
+    label: int
+    position: int  # among the training examples
+    name: str  # as titles call it: "a 2 (training example 5)"
 
-    config: Config
-    network: Network
-    training: Examples
+
+@dataclass
+class Subject:
+    """A network with its examples. The networks in float64 and the caption follow from the other fields."""
+
+    config: Config  # how the run was trained, or the defaults
+    network: Network  # as it was saved, or fresh
+    training: Examples  # those that the run used
     test: Examples
-    folder: Path
-    trained: bool
+    folder: Path  # the run's
+    trained: bool  # whether ``network`` comes from a run
+    exact: Network = field(init=False)  # the network in float64
+    before_and_after: dict[str, Network] = field(init=False)  # the "untrained" one, and, if there is one, the "trained"
+    caption: str = field(init=False)  # which network this is, for below a title
+    example: Example = field(init=False)  # the one that the flags choose, else the first
 
-    @property
-    def exact(self) -> Network:
-        """The network in float64."""
-        return self.network.to(dtype=torch.float64)
-
-    @property
-    def untrained(self) -> Network:
-        """The network as the run began, in float64."""
-        return self.config.network(self.network.device).to(dtype=torch.float64)
-
-    @property
-    def before_and_after(self) -> dict[str, Network]:
-        """The untrained network and, if there is one, the trained one, by name."""
-        return {"untrained": self.untrained} | ({"trained": self.exact} if self.trained else {})
-
-    @property
-    def caption(self) -> str:
-        """Which network this is, for below a title."""
-        name = f"Run {self.folder.name}" if self.trained else "Untrained"
-        sizes = "-".join(map(str, self.config.sizes))
-        return f"{name}: {sizes}, {self.config.activation}, {self.config.cost} cost, {self.config.dataset}"
+    def __post_init__(self) -> None:
+        """Fill in what follows."""
+        self.exact = self.network.to(dtype=torch.float64)
+        self.before_and_after = {"untrained": self.config.network(self.network.device).to(dtype=torch.float64)}
+        self.before_and_after |= {"trained": self.exact} if self.trained else {}
+        name, config = f"Run {self.folder.name}" if self.trained else "Untrained", self.config
+        sizes = "-".join(map(str, config.sizes))
+        self.caption = f"{name}: {sizes}, {config.activation}, {config.cost} cost, {config.dataset}"
+        self.example = example_at(self.training, 0)
 
 
 def open_subject(options: NetworkOptions) -> Subject:
@@ -172,7 +158,7 @@ def open_subject(options: NetworkOptions) -> Subject:
         config, network = open_run(folder, device)
     training, test = load(config.dataset, options.data_dir or config.data_dir, device)
     training, _ = split(training, config)
-    return Subject(config, network, training, test, folder, not options.untrained)
+    return with_example(Subject(config, network, training, test, folder, not options.untrained), options)
 
 
 def newest_run(runs: Path) -> Path:
@@ -186,21 +172,21 @@ def newest_run(runs: Path) -> Path:
 # ---- one example ----
 
 
-class Example(NamedTuple):
-    """One training example as a batch: ``x`` (1, 784) from 0 to 1, ``y`` (1, 10), both float64.
+def example_at(examples: Examples, position: int) -> Example:
+    """One of the ``examples``."""
+    here = torch.arange(position, position + 1, device=examples.labels.device)
+    x, y = batch(examples, here, torch.float64)
+    label = int(examples.labels[position])
+    name = f"{'an' if label == 8 else 'a'} {label} (training example {position:,})"
+    return Example(x, y, label, position, name)
 
-    ``position`` is its index among the training examples.
-    """
 
-    x: Tensor
-    y: Tensor
-    label: int
-    position: int
-
-    @property
-    def name(self) -> str:
-        """As titles call it: "a 2 (training example 5)"."""
-        return f"{'an' if self.label == 8 else 'a'} {self.label} (training example {self.position:,})"
+def with_example(subject: Subject, options: NetworkOptions) -> Subject:
+    """The subject with the example that ``options`` choose, if they choose one."""
+    subject = copy(subject)
+    if isinstance(options, ExampleOptions):
+        subject.example = choose_example(subject, options)
+    return subject
 
 
 def choose_example(subject: Subject, options: ExampleOptions) -> Example:
@@ -215,13 +201,10 @@ def choose_example(subject: Subject, options: ExampleOptions) -> Example:
         raise UsageError(f"--digit: there is no training example{'' if digit is None else f' of a {digit}'}")
     if not 0 <= (options.index or 0) <= last:
         raise UsageError(f"--index: wanted 0 to {last}, got {options.index}")
-    if options.index is None:
+    place = options.index
+    if place is None:
         place = (largest_output_delta if options.loudest else plainest)(subject, candidates)
-    else:
-        place = options.index
-    index = candidates[place : place + 1]
-    x, y = batch(examples, index, torch.float64)
-    return Example(x, y, int(examples.labels[index]), int(index))
+    return example_at(examples, int(candidates[place]))
 
 
 def plainest(subject: Subject, candidates: Tensor) -> int:
@@ -246,18 +229,9 @@ def nearest_to(mean: Tensor, x: Tensor, count: int) -> Tensor:
 def largest_output_delta(subject: Subject, candidates: Tensor) -> int:
     """Which of the ``candidates`` (indices of training examples) has the largest ‖δ^L‖."""
     network = subject.network
-    sizes = []
-    for indices in candidates.split(CHUNK):
-        x, y = batch(subject.training, indices, network.dtype)
-        deltas = backward(network, forward(network, x), y, subject.config.cost, examples=1).deltas
-        sizes.append(deltas[-1].norm(dim=1))
-    return int(torch.cat(sizes).argmax())
-
-
-def forward_and_backward(network: Network, example: Example, cost: str) -> tuple[Forward, Backward]:
-    """Both passes of one example."""
-    passed = forward(network, example.x)
-    return passed, backward(network, passed, example.y, cost)
+    x, y = batch(subject.training, candidates, network.dtype)
+    deltas = backward(network, forward(network, x), y, subject.config.cost, examples=1).deltas
+    return int(deltas[-1].norm(dim=1).argmax())
 
 
 # ---- all examples ----
@@ -284,6 +258,12 @@ def all_costs(network: Network, examples: Examples, cost: str) -> Tensor:
 
 
 # ---- training, as a run does it ----
+
+
+def batch_size_of(config: Config, examples: Examples) -> int:
+    """How many of the ``examples`` a step takes."""
+    n = len(examples.labels)
+    return n if config.batch_size == "full" else min(config.batch_size, n)
 
 
 def train_steps(config: Config, network: Network, examples: Examples, description: str) -> Generator[int, None, None]:

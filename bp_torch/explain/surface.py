@@ -8,22 +8,25 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.contour import ContourSet
 from torch import Tensor
 from tqdm import tqdm
 
 from bp_torch.data import Examples
 from bp_torch.explain import style
+from bp_torch.explain.drawing import array
+from bp_torch.explain.maps import colourbar
 from bp_torch.network import Network
 from bp_torch.training import evaluate
 
+Surface = tuple[Tensor, Tensor, Tensor]  # u (G,) and v (G,) of a grid on a plane, and C there, (G, G), a row for each v
+
 
 class Plane(NamedTuple):
-    """A plane in θ: a point on it (P,), two orthonormal directions (2, P), and the variance explained, 0..1."""
+    """A plane in θ."""
 
-    centre: Tensor
-    axes: Tensor
-    explained: float
+    centre: Tensor  # a point on it, (P,)
+    axes: Tensor  # two orthonormal directions, (2, P)
+    explained: float  # the variance, 0..1
 
     def project(self, points: Tensor) -> Tensor:
         """Coordinates (S, 2) of points (S, P)."""
@@ -60,10 +63,9 @@ def cost_at(network: Network, theta: Tensor, examples: Examples, cost: str) -> f
     return evaluate(network, examples, cost).cost
 
 
-def surface_on(
-    plane: Plane, network: Network, examples: Examples, cost: str, points: Tensor, grid: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """u (G,) and v (G,) of a grid on the plane, and C there, (G, G), a row for each v. It covers ``points`` (S, 2)."""
+def surface_on(plane: Plane, network: Network, examples: Examples, cost: str, points: Tensor, grid: int) -> Surface:
+    """The cost on a square of the ``plane`` that covers the ``points`` (S, P), with ``grid`` points along each side."""
+    points = plane.project(points).cpu()
     low, high = points.min(0).values, points.max(0).values
     margin = 0.15 * (high - low).clamp_min(1e-6)
     ends = [(float(low[i] - margin[i]), float(high[i] + margin[i])) for i in range(2)]
@@ -73,10 +75,10 @@ def surface_on(
     return u, v, torch.tensor(costs)
 
 
-def contours(axes: Axes, surface: tuple[Tensor, Tensor, Tensor]) -> ContourSet:
-    """Lines of equal cost."""
-    u, v, costs = map(style.array, surface)
+def contours(axes: Axes, surface: Surface, digits: int) -> None:
+    """Lines of equal cost, and the scale with so many significant digits."""
+    u, v, costs = map(array, surface)
     levels = np.geomspace(max(costs.min(), 1e-6), max(costs.max(), costs.min() * 1.001, 2e-6), 14)
     drawn = axes.contourf(u, v, costs, levels=levels, cmap=style.SURFACE, extend="both")
     axes.contour(u, v, costs, levels=levels, colors=style.SOFT, linewidths=0.5)
-    return drawn
+    colourbar(drawn, axes, "cost").ax.yaxis.set_major_formatter(f"{{x:.{digits}g}}")

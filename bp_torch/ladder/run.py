@@ -15,6 +15,7 @@ import torch
 from bp_torch.benchmark.report import describe_machine
 from bp_torch.checkpoint import CONFIG, NETWORK_FILE, RESULT
 from bp_torch.device import choose_device
+from bp_torch.flags import flag, flags_of
 from bp_torch.ladder.results import FILE, Measured, add
 from bp_torch.ladder.rows import Row
 from bp_torch.sweep import SweepConfig, sweep
@@ -22,22 +23,15 @@ from bp_torch.sweep.config import LISTS
 from bp_torch.sweep.plan import quickest
 from bp_torch.sweep.report import JSON
 from bp_torch.training import Config, TrainingError, train
-from bp_torch.training.config import flag
 from bp_torch.training.run import read_config, read_config_as
 
 COMMAND = "python -m bp_torch ladder"
 
-WITHOUT_EFFECT = {
-    *("recipe", "data_dir", "runs_dir", "run_name", "resume", "seed", "device", "replay", "compile", "threads"),
-    *("checkpoint_every", "verify_every", "log", "log_every", "histogram_every", "log_embedding"),
-}
-"""Fields of Config that do not decide which network comes out, and the seed."""
-
 
 def recipe(config: Config) -> dict[str, Any]:
     """The fields that decide which networks come out, as JSON has them."""
-    fields = dataclasses.asdict(config)
-    return json.loads(json.dumps({name: fields[name] for name in fields if name not in WITHOUT_EFFECT}))  # type: ignore[no-any-return]
+    fields, flags = dataclasses.asdict(config), flags_of(type(config))
+    return json.loads(json.dumps({name: fields[name] for name in fields if flags[name].role == "recipe"}))  # type: ignore[no-any-return]
 
 
 def run_row(row: Row, wanted: Config, seeds: range, file: Path = FILE) -> Measured:
@@ -71,7 +65,7 @@ def train_together(row: Row, wanted: Config, seeds: range) -> None:
         check_same(folder, begun.members()[0], dataclasses.replace(wanted, seed=begun.seed))
         if not (folder / JSON).exists():
             sweep(dataclasses.replace(begun, resume=folder))
-    elif not folder.exists() and len(seeds) > 1 and quickest(wanted, device, own_batch=True) > 1:
+    elif not folder.exists() and len(seeds) > 1 and quickest(wanted, device, separate_batches=True) > 1:
         lists = {name: (getattr(wanted, name),) for name in LISTS}
         own = {"recipe": None, "run_name": row.name, "seed": seeds.start, "seeds": len(seeds)}
         sweep(SweepConfig(**vars(wanted) | lists | own))

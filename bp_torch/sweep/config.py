@@ -3,18 +3,14 @@
 from dataclasses import dataclass, fields
 from itertools import product
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from bp_torch.flags import Flag, Within, check_bounds, check_types, flag
 from bp_torch.network import InitName
-from bp_torch.training.config import SEEDS, Config, flag
-
-LISTS = ("learning_rate", "momentum", "weight_decay", "init")
-"""The fields that are lists: a sweep tries every combination of their values."""
+from bp_torch.training.config import SEEDS, Config
 
 MOST = 10_000
 """Networks in a sweep: each has a folder."""
-
-FIELDS = [field.name for field in fields(Config) if field.name != "resume"]
 
 Setting = tuple[Any, ...]
 """A value for each of ``LISTS``."""
@@ -33,19 +29,21 @@ class SweepConfig(Config):
     init: tuple[InitName, ...] = ("lecun",)  # type: ignore[assignment]
     """Standard deviations of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform:
     from −1/√n_in to 1/√n_in. Other biases are zero."""
-    seeds: int = 1
+    seeds: Annotated[int, Within(least=1), Flag("seed")] = 1
     """Networks of each combination: their seeds are --seed, --seed + 1 and so on."""
-    at_once: int | None = None
+    at_once: Annotated[int | None, Within(least=1), Flag("machine")] = None
     """Networks that are trained at a time. None: as many as memory and cache make quick."""
-    save: Literal["all", "best", "none"] = "all"
+    save: Annotated[Literal["all", "best", "none"], Flag("place")] = "all"
     """Networks that are saved, each in its own folder. best: of each combination, the seed with the best accuracy."""
 
+    epochs: Annotated[int, Flag(may_change=False)] = Config.epochs
+
     groups: ClassVar[dict[str, str]] = {"seeds": "the sweep"}
-    may_change: ClassVar[tuple[str, ...]] = ("replay", "data_dir", "device")
 
     def __post_init__(self) -> None:
         """Check every field."""
-        self._check_types()
+        check_types(self)
+        check_bounds(self)
         for name in LISTS:
             values = getattr(self, name)
             if not values:
@@ -55,10 +53,6 @@ class SweepConfig(Config):
         for name in ("verify_every", "log_embedding", "recipe"):
             if getattr(self, name):
                 raise ValueError(f"{flag(name)} is for one network: train it alone, with train.py")
-        for name in ("seeds", "at_once"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{flag(name)}: wanted 1 or more, got {value}")
         networks = prod(len(getattr(self, name)) for name in LISTS) * self.seeds
         if networks > MOST:
             raise ValueError(f"wanted at most {MOST:,} networks, got {networks:,}: fewer values or fewer --seeds")
@@ -74,13 +68,13 @@ class SweepConfig(Config):
 
     def member(self, setting: Setting, seed: int) -> Config:
         """The config with which train.py would train this network alone."""
-        kept = {name: getattr(self, name) for name in FIELDS}
-        chosen = dict(zip(LISTS, setting, strict=True)) | {"seed": seed}
-        parts = [*self.varied(setting), f"seed-{seed}"]
-        return Config(**kept | chosen | {"run_name": "_".join(parts)})
+        shared = {field.name: getattr(self, field.name) for field in fields(Config)}
+        name = "_".join([*self.varied(setting), f"seed-{seed}"])
+        own = {"seed": seed, "run_name": name, "resume": None}
+        return Config(**shared | dict(zip(LISTS, setting, strict=True)) | own)
 
     def varied(self, setting: Setting) -> list[str]:
-        """What tells this setting from the others: ["learning-rate-0.3", "init-he"]."""
+        """The values by which this setting differs from others: ["learning-rate-0.3", "init-he"]."""
         pairs = zip(LISTS, setting, strict=True)
         return [f"{name.replace('_', '-')}-{short(value)}" for name, value in pairs if len(getattr(self, name)) > 1]
 
@@ -89,11 +83,10 @@ class SweepConfig(Config):
         return [self.member(setting, self.seed + n) for n in range(self.seeds) for setting in self.settings]
 
 
+LISTS = tuple(name for name in SweepConfig.__annotations__ if isinstance(getattr(SweepConfig, name), tuple))
+"""The fields that are lists: a sweep tries every combination of their values."""
+
+
 def short(value: object) -> str:
     """A value as it would be typed: 1 for 1.0."""
     return str(value).removesuffix(".0")
-
-
-def setting_of(member: Config) -> Setting:
-    """The values that a network of the sweep has for ``LISTS``."""
-    return tuple(getattr(member, name) for name in LISTS)

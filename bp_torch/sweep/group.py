@@ -1,8 +1,10 @@
-"""A group: the networks of a sweep that are trained at once, as a run whose tensors have the leading dimension K."""
+"""A group: the networks of a sweep that are trained at once, as tensors that have the leading dimension K."""
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -12,15 +14,12 @@ from torch import Tensor
 from bp_torch.checkpoint import State
 from bp_torch.data import Examples, permutation, subsample
 from bp_torch.deform import deformed
-from bp_torch.distributed import ALONE
 from bp_torch.network import Network
-from bp_torch.sgd import SGD
-from bp_torch.training.config import Config
-from bp_torch.training.evaluation import Pause, Score, evaluate_each
-from bp_torch.training.log import RunLog, cost_tag, score_values
-from bp_torch.training.result import Result
-from bp_torch.training.run import Run, split
-from bp_torch.training.step import StepResult
+from bp_torch.training.config import Config, scalar_or_column
+from bp_torch.training.evaluation import BeforeChunk, Score, evaluate_each
+from bp_torch.training.log import cost_tag, score_values
+from bp_torch.training.run import RunResult, split
+from bp_torch.training.step import StepResult, TrainingStep
 
 Point = tuple[int, float, str, list[float]]
 """Of a curve: its step, its time in seconds since 1970, its tag, and a value for each network."""
@@ -28,41 +27,23 @@ Point = tuple[int, float, str, list[float]]
 
 @dataclass
 class GroupState(State):
-    """The state of K networks: ``parameters`` and ``velocity`` are (K, P), ``running`` is (2, K).
+    """The state of K networks: ``parameters`` and ``velocity`` are (K, P), ``running`` is (2, K)."""
 
-    Attributes:
-        accuracy: of each network after the last epoch, on the test set or on the examples held out; after training,
-            on the test set.
-        cost: likewise.
-        best: the best accuracy so far.
-        best_epoch: the epoch that it is of; 0 before the first.
-        chosen: where examples are held out, the parameters after that epoch, (K, P).
-        diverged: the step at which the cost was found not to be finite; 0 for a network that goes on.
-        points: the curves of all networks so far.
-    """
-
-    accuracy: list[float] = field(default_factory=list)
-    cost: list[float] = field(default_factory=list)
-    best: list[float] = field(default_factory=list)
-    best_epoch: list[int] = field(default_factory=list)
-    chosen: Tensor | None = None
-    diverged: list[int] = field(default_factory=list)
-    points: list[Point] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)  # after the last epoch, on what is evaluated; at the end, test
+    cost: list[float] = field(default_factory=list)  # likewise
+    best: list[float] = field(default_factory=list)  # the best accuracy so far
+    best_epoch: list[int] = field(default_factory=list)  # the epoch that it is of; 0 before the first
+    chosen: Tensor | None = None  # where examples are held out, the parameters after that epoch, (K, P)
+    diverged: list[int] = field(default_factory=list)  # the step at which the cost was found not to be finite; or 0
+    points: list[Point] = field(default_factory=list)  # the curves of all networks so far
 
     EACH: ClassVar[tuple[str, ...]] = ("accuracy", "cost", "best", "best_epoch", "diverged")
 
-    def _check_types(self) -> None:
-        super()._check_types()
-        for name in self.EACH:
-            if len(getattr(self, name)) != len(self.parameters):
-                raise ValueError
-        if self.chosen is not None and (type(self.chosen) is not Tensor or self.chosen.shape != self.parameters.shape):
-            raise ValueError
-        for step, taken, tag, values in self.points:
-            if type(step) is not int or type(taken) is not float or type(tag) is not str:
-                raise ValueError
-            if len(values) != len(self.parameters):
-                raise ValueError
+    def __post_init__(self) -> None:
+        """Raise ValueError for a list that has not one value for each network."""
+        lists = [getattr(self, name) for name in self.EACH] + [values for *_, values in self.points]
+        if any(len(values) != len(self.parameters) for values in lists):
+            raise ValueError("wanted a value for each network")
 
     def mark(self, wrong: list[bool], step: int) -> None:
         """Note the networks that went wrong by ``step``, if they had not before that."""
@@ -70,40 +51,7 @@ class GroupState(State):
         self.diverged = [min(known or step, step) if new else known for known, new in pairs]
 
 
-class Curves(RunLog):
-    """The log of K networks: it takes the points of their costs, and leaves the files for later."""
-
-    def __init__(self, state: GroupState, every: int, cost_name: str, on: str) -> None:
-        """A point every so many steps, of this cost. ``on``: what is evaluated, test or validation."""
-        self.state, self.every, self.cost_name, self.on = state, every, cost_name, on
-        self._taken: list[tuple[int, float, Tensor]] = []  # step, time, costs on the device
-
-    def step(self, step: int, result: StepResult, optimizer: SGD) -> bool:
-        """At the end of an interval, take a point. Returns True: a network that diverges stops no other."""
-        if step % self.every == 0:
-            self._taken.append((step, time.time(), self.state.running[0] / self.state.running[1]))
-            self.state.running.zero_()
-        return True
-
-    def write_points(self) -> bool:
-        """Move the points into the state, and mark the networks whose cost was not finite. Returns True."""
-        for step, taken, costs in self._taken:
-            self.state.points.append((step, taken, cost_tag(self.cost_name, "train"), costs.tolist()))
-            self.state.mark((~costs.isfinite()).tolist(), step)
-        self._taken.clear()
-        return True
-
-    def scores(self, on_training: list[Score], on_test: list[Score], step: int, speed: float | None = None) -> None:  # type: ignore[override]
-        """Take the scores at a step into the state."""
-        pairs, now = zip(on_training, on_test, strict=True), time.time()
-        each = [score_values(self.cost_name, {"train": a, self.on: b}, step) for a, b in pairs]
-        self.state.points += [(step, now, tag, [values[tag] for values in each]) for tag in each[0]]
-
-    def flush(self) -> None:
-        """Nothing is waiting."""
-
-
-class Share(NamedTuple):
+class SeedExamples(NamedTuple):
     """The examples that the networks of one seed train on, and those held out."""
 
     seed: int
@@ -112,44 +60,95 @@ class Share(NamedTuple):
 
 
 @dataclass
-class Group(Run):
-    """K networks in training. ``config`` is that of the first; they differ in seed and in the lists of the sweep.
+class Group:
+    """K networks in training, which differ in seed and in the lists of the sweep.
 
-    ``shares`` has one for each seed. Where these are not the whole training set, undeformed, for every seed, the step
-    reads them joined, one after another.
+    Where ``seeds`` do not all train on the whole training set, undeformed, the step reads their examples joined, one
+    after another.
     """
 
+    config: Config  # of the first
     members: list[Config]
+    seeds: list[SeedExamples]
+    training: Examples
+    test: Examples
+    step: TrainingStep
     state: GroupState
-    shares: list[Share]
+    folder: Path
+    begun: float = field(default_factory=time.perf_counter)  # when it would have begun without a break
+    _order: dict[int, Tensor] = field(default_factory=dict)
+    _points: list[tuple[int, float, Tensor]] = field(default_factory=list)  # step, time, costs (K,) on the device
+
+    @property
+    def network(self) -> Network:
+        """The networks that are trained."""
+        return self.step.network
 
     @property
     def examples(self) -> int:
         """Training examples of an epoch."""
-        return len(self.shares[0].used.labels)
+        return len(self.seeds[0].used.labels)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Mini-batches in an epoch, the short one included."""
+        return ceil(self.examples / self.step.batch_size)
 
     def learning_rate(self) -> float | Tensor:
-        """Of each network in the state's epoch."""
-        return together([member.learning_rate_at(self.state.epoch) for member in self.members])
+        """The learning rate of each network in the state's epoch."""
+        return scalar_or_column([member.learning_rate_at(self.state.epoch) for member in self.members])
 
-    def draw(self, epoch: int) -> Tensor:
-        """Draw the shuffles of ``epoch``: (n,) if all networks have one seed, else (K, n)."""
-        n, device, orders = self.examples, self.network.device, dict[int, Tensor]()
-        apart = 0 if self.step.examples is self.training else n
-        for place, share in enumerate(self.shares):
-            orders[share.seed] = permutation(n, share.seed, epoch, device) + place * apart
-        if len(orders) == 1:
-            return orders[self.config.seed]
-        return torch.stack([orders[member.seed] for member in self.members])
+    def order(self, epoch: int) -> Tensor:
+        """The shuffled indices of ``epoch``, which are drawn once: (n,) if all networks have one seed, else (K, n)."""
+        if epoch not in self._order:
+            n, device = self.examples, self.network.device
+            offset = 0 if self.step.examples is self.training else n
+            orders = {own.seed: permutation(n, own.seed, epoch, device) + place * offset
+                      for place, own in enumerate(self.seeds)}  # fmt: skip
+            one, each = orders[self.config.seed], [orders[member.seed] for member in self.members]
+            self._order = {epoch: one if len(orders) == 1 else torch.stack(each)}
+        return self._order[epoch]
 
-    def deform(self) -> None:
-        """Deform the training images of each seed as in the state's epoch, into the memory that the step reads."""
+    def rest_of_epoch(self) -> Iterator[StepResult]:
+        """Train from where the state is to the last step of its epoch."""
+        state, step = self.state, self.step
+        step.optimizer.learning_rate = self.learning_rate()
         if how := self.config.deformation:
-            for share, out in zip(self.shares, self.step.examples.x.split(self.examples), strict=True):
-                deformed(share.used, how, share.seed, self.state.epoch, out=out)
+            for own, out in zip(self.seeds, step.examples.x.split(self.examples), strict=True):
+                deformed(own.used, how, own.seed, state.epoch, out=out)
+        for result in step.run(self.order(state.epoch)[..., state.steps * step.batch_size :]):
+            state.count_step()
+            yield result
+        self.order(state.epoch + 1)  # drawn while a GPU still works on the steps above
 
-    def is_finite(self) -> bool:
-        """True, once the networks with a number that is not are marked, and set to zero: a checkpoint has none."""
+    def end_epoch(self) -> None:
+        """Let the next step be the first of the next epoch."""
+        self.state.end_epoch()
+
+    def take_point(self) -> None:
+        """Take a point of the curves at the end of each interval of steps, unless --no-log is given."""
+        state, every = self.state, min(self.config.log_every, self.steps_per_epoch)
+        if self.config.log and state.step % every == 0:
+            self._points.append((state.step, time.time(), state.running[0] / state.running[1]))
+            state.running.zero_()
+
+    def take_scores(self, on_training: list[Score], scores: list[Score]) -> None:
+        """Take the scores at the state's step into the curves, unless --no-log is given."""
+        config, step, now = self.config, self.state.step, time.time()
+        if config.log:
+            pairs = [{"train": a, config.evaluated_on: b} for a, b in zip(on_training, scores, strict=True)]
+            each = [score_values(config.cost, pair, step) for pair in pairs]
+            self.state.points += [(step, now, tag, [values[tag] for values in each]) for tag in each[0]]
+
+    def write_points(self) -> None:
+        """Move the points into the state, and mark the networks whose cost was not finite."""
+        for step, taken, costs in self._points:
+            self.state.points.append((step, taken, cost_tag(self.config.cost, "train"), costs.tolist()))
+            self.state.mark((~costs.isfinite()).tolist(), step)
+        self._points.clear()
+
+    def reset_diverged(self) -> None:
+        """Mark the networks with a number that is not finite, and set them to zero: a checkpoint has no such number."""
         state = self.state
         tensors = [tensor for tensor in (state.parameters, state.velocity) if tensor is not None]
         for tensor in tensors:
@@ -158,23 +157,22 @@ class Group(Run):
             if wrong:
                 for tensor in tensors:
                     tensor[k].zero_()
-        return True
 
-    def evaluate(self, pause: Pause) -> tuple[list[Score], list[Score]]:  # type: ignore[override]
+    def evaluate(self, before_chunk: BeforeChunk = None) -> tuple[list[Score], list[Score]]:
         """The scores on (some of) the training examples, and on the test set or those held out, as in train.py."""
         whole = subsample(self.training)
-        on_training = [whole if share.used is self.training else subsample(share.used) for share in self.shares]
-        evaluated = [share.held_out or self.test for share in self.shares]
-        return self._scores(on_training, pause), self._scores(evaluated, pause)
+        on_training = [whole if own.used is self.training else subsample(own.used) for own in self.seeds]
+        evaluated = [own.held_out or self.test for own in self.seeds]
+        return self._scores(on_training, before_chunk), self._scores(evaluated, before_chunk)
 
-    def _scores(self, examples: list[Examples], pause: Pause) -> list[Score]:
+    def _scores(self, examples: list[Examples], before_chunk: BeforeChunk) -> list[Score]:
         """The score of each network on those of the ``examples`` that are of its seed."""
         if all(each is examples[0] for each in examples):
-            return evaluate_each(self.network, examples[0], self.config.cost, pause=pause)
+            return evaluate_each(self.network, examples[0], self.config.cost, before_chunk=before_chunk)
         scores, networks = list[Score](), Counter(member.seed for member in self.members)
-        for share, own in zip(self.shares, examples, strict=True):
-            of_seed = self.network[len(scores) : len(scores) + networks[share.seed]]
-            scores += evaluate_each(of_seed, own, self.config.cost, pause=pause)
+        for own, its_examples in zip(self.seeds, examples, strict=True):
+            of_seed = self.network[len(scores) : len(scores) + networks[own.seed]]
+            scores += evaluate_each(of_seed, its_examples, self.config.cost, before_chunk=before_chunk)
         return scores
 
     def record(self, on_training: list[Score], scores: list[Score]) -> None:
@@ -189,14 +187,14 @@ class Group(Run):
                 if state.chosen is not None:
                     state.chosen[k].copy_(self.network.parameters[k])
 
-    def choose(self, pause: Pause) -> None:
+    def choose(self) -> None:
         """After training: take the networks of the epochs that held-out examples chose, and their scores on the test.
 
         Without held-out examples, the last networks are those, and they have their scores.
         """
         self.state.reported = self.config.epochs
         if self.state.chosen is not None:
-            scores = evaluate_each(self.final_network(), self.test, self.config.cost, pause=pause)
+            scores = evaluate_each(self.final_network(), self.test, self.config.cost)
             self.state.accuracy, self.state.cost = [s.accuracy for s in scores], [s.cost for s in scores]
 
     def final_network(self) -> Network:
@@ -207,10 +205,10 @@ class Group(Run):
         network.parameters.copy_(self.state.chosen)
         return network
 
-    def result(self, k: int) -> Result:
+    def result(self, k: int) -> RunResult:
         """The result of network ``k``, whose part of the time is an even one."""
         state, config = self.state, self.config
-        return Result(
+        return RunResult(
             self.final_network()[k],
             state.best_epoch[k] if config.validation else config.epochs,
             Score(state.cost[k], state.accuracy[k]),
@@ -229,69 +227,41 @@ class Group(Run):
         if state.diverged[k]:
             parameters = member.network(self.network.device).parameters
             return State(parameters, None if velocity is None else velocity.zero_(), running.zero_(), network=name)
-        return State(
-            self.network.parameters[k].clone(),
-            velocity,
-            running,
-            epoch=state.epoch,
-            steps=state.steps,
-            step=state.step,
-            best_accuracy=state.best[k],
-            network=name,
-            reported=member.epochs,
-        )
+        counts = {"epoch": state.epoch, "steps": state.steps, "step": state.step, "reported": member.epochs}
+        parameters = state.parameters[k].clone()
+        return State(parameters, velocity, running, best_accuracy=state.best[k], network=name, **counts)
 
     def best_state(self, k: int) -> State:
-        """What best.pt of network ``k`` has: the parameters after the chosen epoch, of which nothing else is kept."""
-        state, epoch = self.state, self.state.best_epoch[k]
-        assert state.chosen is not None
-        chosen = {"parameters": state.chosen[k].clone(), "epoch": epoch + 1, "step": epoch * self.steps_per_epoch}
-        return replace(self.member_state(k), **chosen)  # type: ignore[arg-type]
-
-
-def together(values: list[float]) -> float | Tensor:
-    """The value that all networks have, or else a value for each, (K,)."""
-    return values[0] if len(set(values)) == 1 else torch.tensor(values, dtype=torch.float64)
+        """The state in best.pt of network ``k``: the parameters after the chosen epoch; nothing else is kept of it."""
+        epoch, chosen = self.state.best_epoch[k], self.state.chosen
+        assert chosen is not None
+        step = epoch * self.steps_per_epoch
+        return replace(self.member_state(k), parameters=chosen[k].clone(), epoch=epoch + 1, step=step)
 
 
 def new_group(members: list[Config], training: Examples, test: Examples, folder: Path = Path()) -> Group:
     """The networks of ``members`` before their first step. Those of one seed must stand side by side."""
-    first = members[0]
-    first_of_seed = {member.seed: member for member in reversed(members)}
-    seeds = list(dict.fromkeys(member.seed for member in members))
-    shares = [Share(seed, *split(training, first_of_seed[seed])) for seed in seeds]
+    first, k = members[0], len(members)
+    of_seed = {member.seed: member for member in members}
+    seeds = [SeedExamples(seed, *split(training, member)) for seed, member in of_seed.items()]
     examples = training
-    if first.deform != "none" or shares[0].used is not training:
-        examples = Examples(*(torch.cat(parts) for parts in zip(*(share.used for share in shares), strict=True)))
-    network = Network(
-        first.sizes,
-        activation=first.activation,
-        output_activation=first.outputs,
-        init=[member.init for member in members],
-        seed=[member.seed for member in members],
-        dtype=getattr(torch, first.dtype),
-        device=training.x.device,
-        networks=len(members),
-    )
-    optimizer = SGD(
-        network,
-        together([member.learning_rate for member in members]),
-        momentum=together([member.momentum for member in members]),
-        weight_decay=together([member.weight_decay for member in members]),
-        decay_biases=first.decay_biases,
-    )
+    if first.deform != "none" or seeds[0].used is not training:
+        examples = Examples(*(torch.cat(parts) for parts in zip(*(own.used for own in seeds), strict=True)))
+    network = first.network(training.x.device, members)
+    optimizer = first.optimizer(network, members)
+    running = torch.zeros(2, k, dtype=torch.float64, device=network.device)
     state = GroupState(
         network.parameters,
         optimizer.velocity,
-        torch.zeros(2, len(members), dtype=torch.float64, device=network.device),
-        network=f"{len(members)} of {first.network_name}",
-        accuracy=[0.0] * len(members),
-        cost=[0.0] * len(members),
-        best=[-1.0] * len(members),
-        best_epoch=[0] * len(members),
+        running,
+        network=f"{k} of {first.network_name}",
+        accuracy=[0.0] * k,
+        cost=[0.0] * k,
+        best=[-1.0] * k,
+        best_epoch=[0] * k,
         chosen=network.parameters.clone() if first.validation else None,
-        diverged=[0] * len(members),
+        diverged=[0] * k,
     )
-    running = state.running if first.log else None
-    step = first.training_step(network, optimizer, examples, of=len(shares[0].used.labels), running=running)
-    return Group(first, folder, training, test, step, state, ALONE, members, shares)
+    n, counted = len(seeds[0].used.labels), running if first.log else None
+    step = first.training_step(network, optimizer, examples, epoch_examples=n, running=counted)
+    return Group(first, members, seeds, training, test, step, state, folder)

@@ -1,37 +1,42 @@
-"""The sweep: its folder, its groups one after another, and what they found.
+"""The sweep: its folder, its groups one after another, the folders of its networks, and what they found.
 
-The steps are those of training/loop.py. A group has a checkpoint of its own, in ``groups/1``, ``groups/2``, … of the
-sweep's folder, until its results are there. Of several processes, each trains every so-manieth group, and they tell
-each other only the folder's name; the one that ends last reports.
+A group has a checkpoint of its own, in ``groups/1``, ``groups/2``, … of the sweep's folder, until its results are
+there. Of several processes, each trains every so-manieth group, and they tell each other only the folder's name; the
+one that ends last reports.
 """
 
 import json
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from bp_torch.checkpoint import LAST, LOCK, CheckpointError, held, make_folder, remove_unfinished_folders
+from bp_torch import checkpoint
+from bp_torch.checkpoint import CheckpointError, State, locked, made_whole, make_folder, remove_unfinished_folders
+from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
 from bp_torch.device import choose_device, set_precision, set_threads
 from bp_torch.distributed import World, joined, local_device
 from bp_torch.files import remove_unfinished, replace_file
 from bp_torch.sweep import report
-from bp_torch.sweep.config import SweepConfig
-from bp_torch.sweep.group import Curves, Group, new_group
-from bp_torch.sweep.members import save_member
+from bp_torch.sweep.config import LISTS, SweepConfig
+from bp_torch.sweep.group import Group, new_group
 from bp_torch.sweep.plan import groups
 from bp_torch.text import count
 from bp_torch.training.config import Config
+from bp_torch.training.evaluation import Score
 from bp_torch.training.interruption import Signals, Stopped
-from bp_torch.training.loop import ignore, save_checkpoint, stop_if_asked, train_steps
-from bp_torch.training.run import default_run_name, load_data
+from bp_torch.training.log import RunLog
+from bp_torch.training.loop import early_steps, synchronize
+from bp_torch.training.run import TrainingError, default_run_name, load_data, restore
 
 GROUPS = "groups"
 PLAN = "groups.json"
@@ -39,6 +44,19 @@ PLAN = "groups.json"
 RESULTS = "results.json"
 
 COMMAND = "python -m bp_torch sweep"
+
+
+class SweepRun(NamedTuple):
+    """A sweep in this process."""
+
+    config: SweepConfig
+    plan: list[list[Config]]  # the networks of each group
+    data: tuple[Examples, Examples]
+    folder: Path
+
+    def group_folder(self, number: int) -> Path:
+        """The folder of group ``number``, from 0."""
+        return self.folder / GROUPS / str(number + 1)
 
 
 @torch.inference_mode()
@@ -54,13 +72,13 @@ def sweep(config: SweepConfig, store: str = "env://") -> Path:
     with ExitStack() as stack:
         with joined(device, store) as world:  # only to agree on the folder
             folder = stack.enter_context(opened(config, plan, world))
-        plan = read_plan(config, folder)
+        run = SweepRun(config, read_plan(config, folder), data, folder)
         if world.is_first:
-            print(introduction(config, plan, device, world, folder))
-        train_groups(config, plan, range(world.rank, len(plan), world.size), data, folder)
-        if all((folder / GROUPS / str(number) / RESULTS).exists() for number in range(1, len(plan) + 1)):
-            with FileLock(folder / GROUPS / LOCK):  # two processes may end at the same time
-                finish(config, plan, data, folder)
+            print(introduction(run, device, world))
+        train_groups(run, range(world.rank, len(run.plan), world.size))
+        if all((run.group_folder(number) / RESULTS).exists() for number in range(len(run.plan))):
+            with FileLock(folder / GROUPS / checkpoint.LOCK):  # two processes may end at the same time
+                finish(run)
     return folder
 
 
@@ -70,7 +88,7 @@ def opened(config: SweepConfig, plan: list[list[Config]], world: World) -> Itera
     folder = config.resume or config.runs_dir / (config.run_name or default_run_name(config))
     if world.is_first and not config.resume:
         folder = make_folder(folder, config.to_json(), None, numbered=config.run_name is None)
-    with held(folder) if world.is_first else nullcontext():
+    with locked(folder) if world.is_first else nullcontext():
         if world.is_first:
             remove_unfinished_folders(folder)
             remove_unfinished(folder, (report.JSON, report.PICTURE, PLAN))
@@ -92,84 +110,116 @@ def read_plan(config: SweepConfig, folder: Path) -> list[list[Config]]:
     return plan
 
 
-def introduction(
-    config: SweepConfig, plan: list[list[Config]], device: torch.device, world: World, folder: Path
-) -> str:
-    """What will be trained, and the header of the lines that follow."""
+def introduction(run: SweepRun, device: torch.device, world: World) -> str:
+    """The networks, and the header of the lines that follow."""
+    config, plan = run.config, run.plan
     networks, precision = sum(map(len, plan)), config.precision_on(device)
-    at_once, done = max(map(len, plan)), len(list((folder / GROUPS).glob(f"*/{RESULTS}")))
+    at_once, done = max(map(len, plan)), len(list((run.folder / GROUPS).glob(f"*/{RESULTS}")))
     return (
         f"{count(networks, 'network')} {'-'.join(map(str, config.sizes))}: {count(len(config.settings), 'setting')}, "
         f"{count(config.seeds, 'seed')}, at most {at_once} at once, on {device.type}"
         + (f", in {world.size} processes" if world.size > 1 else "")
         + (f", --precision {precision}" if precision != "full" else "")
-        + (f"\ncontinuing {folder}: {done} of {count(len(plan), 'group')} done" if config.resume else "")
+        + (f"\ncontinuing {run.folder}: {done} of {count(len(plan), 'group')} done" if config.resume else "")
         + f"\n  group   epoch   best {config.evaluated_on}   median   diverged   examples/s   seconds"
     )
 
 
-def train_groups(
-    config: SweepConfig, plan: list[list[Config]], mine: range, data: tuple[Examples, Examples], folder: Path
-) -> None:
+def train_groups(run: SweepRun, mine: range) -> None:
     """Train the groups of this process that have no results yet. Raises Stopped, with a checkpoint saved."""
     with Signals() as signals, tqdm(unit="step", leave=False, disable=None) as bar:
         for number in mine:
-            own = folder / GROUPS / str(number + 1)
+            own = run.group_folder(number)
             own.mkdir(parents=True, exist_ok=True)
-            with held(own):
+            with locked(own):
                 remove_unfinished(own, (RESULTS,))
                 if not (own / RESULTS).exists():
-                    group = open_group(plan[number], data, own)
-                    steps = config.epochs * group.steps_per_epoch
+                    group = open_group(run, number)
+                    steps = run.config.epochs * group.steps_per_epoch
                     bar.total = steps * len(mine)
                     bar.update(steps * mine.index(number) + group.state.step - bar.n)
                     try:
-                        train_group(group, f"{number + 1:3}/{len(plan)}", signals, bar)
+                        train_group(group, f"{number + 1:3}/{len(run.plan)}", signals, bar)
                     except Stopped as stopped:
-                        raise Stopped(stopped.code - 128, folder, COMMAND) from None
-                    if config.save == "all":
+                        raise Stopped(stopped.received, run.folder, COMMAND) from None
+                    if run.config.save == "all":
                         for k in range(len(group.members)):
-                            save_member(group, k, folder)
+                            save_member(group, k, run.folder)
                     scores = {name: getattr(group.state, name) for name in group.state.EACH}
                     replace_file(own / RESULTS, json.dumps(scores).encode())
-                if config.save != "best":
-                    (own / LAST).unlink(missing_ok=True)
+                if run.config.save != "best":
+                    (own / checkpoint.LAST).unlink(missing_ok=True)
 
 
-def open_group(members: list[Config], data: tuple[Examples, Examples], folder: Path) -> Group:
-    """A group as its last checkpoint in ``folder`` has it, or else before its first step."""
-    group = new_group(members, *data, folder)
+def open_group(run: SweepRun, number: int) -> Group:
+    """A group as its last checkpoint has it, or else before its first step."""
+    group = new_group(run.plan[number], *run.data, run.group_folder(number))
     set_threads(group.config.threads, group.step.batch_size * group.network.parameters.shape[-1])
-    if (folder / LAST).exists():
-        group.restore()
+    if (group.folder / checkpoint.LAST).exists():
+        restore(group.state, group.folder, group.steps_per_epoch)
+        group.begun -= group.state.seconds
     return group
 
 
 def train_group(group: Group, name: str, signals: Signals, bar: "tqdm[Any]") -> None:
-    """Train a group to the end: the epochs of training/loop.py, for K networks."""
-    config, state = group.config, group.state
-    log = (
-        Curves(state, min(config.log_every, group.steps_per_epoch), config.cost, config.evaluated_on)
-        if config.log
-        else None
-    )
+    """Train a group to the end, as training/loop.py trains one network: step, take points, evaluate, save."""
+    config, state, per_epoch = group.config, group.state, group.steps_per_epoch
+    early = early_steps(per_epoch) if config.log else set()
+
+    def stop_if_asked(poll: int) -> None:
+        if signals.should_stop(poll):
+            save_checkpoint(group)
+            raise Stopped(signals.received, group.folder)
+
     while state.epoch <= config.epochs:
-        result, rate, seconds = train_steps(group, log, signals, bar)
-        pause = partial(stop_if_asked, group, log, result, signals)
-        scores = group.evaluate(pause)
+        if config.log and state.step == 0:
+            score_early(group)
+        start, first = time.perf_counter(), state.steps
+        for _ in group.rest_of_epoch():
+            bar.update()
+            group.take_point()
+            if state.step in early:
+                start += score_early(group)
+            if state.steps == per_epoch:
+                continue  # saved below, after the evaluation
+            stop_if_asked(state.step)
+            if config.checkpoint_every and state.step % config.checkpoint_every == 0:
+                save_checkpoint(group)
+        synchronize(group.network.device)
+        seconds = time.perf_counter() - start
+        scores = group.evaluate(stop_if_asked)
         group.record(*scores)
-        if log:
-            log.scores(*scores, state.step)
-        bar.write(epoch_line(group, name, rate * len(group.members), seconds))
-        group.end_epoch()
-        save_checkpoint(group, log, result)
+        group.take_scores(*scores)
+        examples = max(0, group.examples - first * group.step.batch_size) * len(group.members)
+        bar.write(epoch_line(group, name, examples / seconds, seconds))
+        state.end_epoch()
+        save_checkpoint(group)
         if signals.received:
             raise Stopped(signals.received, group.folder)
     if config.epochs == 0:
-        group.record(*group.evaluate(ignore))
+        group.record(*group.evaluate())
     if state.reported < config.epochs or config.epochs == 0:
-        group.choose(ignore)
-        save_checkpoint(group, log, None)
+        group.choose()
+        save_checkpoint(group)
+
+
+def score_early(group: Group) -> float:
+    """Evaluate before the first step or within the first epoch, for the curves. Returns the seconds it took."""
+    synchronize(group.network.device)
+    start = time.perf_counter()
+    group.take_scores(*group.evaluate())
+    return time.perf_counter() - start
+
+
+def save_checkpoint(group: Group) -> None:
+    """Save the state of the group, in which the networks that diverged are marked."""
+    group.write_points()
+    group.reset_diverged()
+    group.state.seconds = time.perf_counter() - group.begun
+    try:
+        group.state.save(group.folder / checkpoint.LAST)
+    except OSError as error:
+        raise TrainingError(f"cannot save into {group.folder}: {error}; the previous checkpoint is intact") from error
 
 
 def epoch_line(group: Group, name: str, rate: float, seconds: float) -> str:
@@ -182,29 +232,71 @@ def epoch_line(group: Group, name: str, rate: float, seconds: float) -> str:
     return f"{name:>7}   {state.epoch:5}   {best:>{width}} {middle}   {wrong:8}   {rate:10,.0f}   {seconds:7.2f}"
 
 
-def finish(config: SweepConfig, plan: list[list[Config]], data: tuple[Examples, Examples], folder: Path) -> None:
+# ---- the folder of one network: that of a run, with its config, checkpoint, network, and event file ----
+
+
+def save_member(group: Group, k: int, folder: Path) -> None:
+    """Make the folder of network ``k`` in that of the sweep, in one step, unless it is there.
+
+    A network that diverged has its first checkpoint and no network: train.py --resume trains it anew, and says which
+    tensor overflowed first.
+    """
+    member, diverged = replace(group.members[k], runs_dir=folder), group.state.diverged[k]
+    assert member.run_name
+    if (own := folder / member.run_name).exists():
+        return
+    with made_whole(own) as made:
+        replace_file(made / checkpoint.CONFIG, member.to_json().encode())
+        group.member_state(k).save(made / checkpoint.LAST)
+        if member.validation and not diverged:
+            group.best_state(k).save(made / checkpoint.BEST)
+        if member.log:
+            log_member(group, k, made, member)
+        if not diverged:
+            result = group.result(k)
+            save_network(result.network, made / checkpoint.NETWORK_FILE)
+            replace_file(made / checkpoint.RESULT, result.to_json().encode())
+
+
+def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
+    """Write the event file of network ``k`` into ``folder``: its row in HParams and its curves."""
+    state, network = group.state, group.network[k]
+    before = State(network.parameters, None, torch.zeros(2))
+    end = state.diverged[k] or state.step
+    with closing(RunLog(folder, network, 1, before, member.cost, member.evaluated_on)) as log:
+        varied = [name for name in LISTS if len({getattr(other, name) for other in group.members}) > 1]
+        log.begin(member, member.hyperparameters(group.examples, group.step.batch_size), varied)
+        for step, taken, tag, values in state.points:
+            if step <= end and isfinite(values[k]):
+                log.scalars({tag: values[k]}, step, taken)
+        if not state.diverged[k]:
+            log.end(Score(state.cost[k], state.accuracy[k]), state.step)
+
+
+# ---- what was found ----
+
+
+def finish(run: SweepRun) -> None:
     """Print the table, save picture and JSON, and the best networks if only they are saved."""
-    results: list[report.Result] = []
-    for number, members in enumerate(plan, 1):
-        path = folder / GROUPS / str(number) / RESULTS
+    config, found = run.config, list[report.JsonRow]()
+    for number, members in enumerate(run.plan):
+        path = run.group_folder(number) / RESULTS
         try:
-            results += report.to_results(members, json.loads(path.read_text()))
+            found += report.network_rows(members, json.loads(path.read_text()))
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{path} is damaged: remove it, and its networks are trained again") from error
     if config.save == "best":
-        best = [report.best_of(row) for row in report.rows(config, results)]
-        save_chosen({result.name for result in best if result}, plan, data, folder)
-    report.save(config, results, folder)
-    print(f"\n{report.table(config, results)}\nsaved {folder / report.JSON} and {folder / report.PICTURE}")
+        save_chosen(run, {row["name"] for each in config.settings for row in report.of_setting(each, found)[:1]})
+    report.save(config, found, run.folder)
+    print(f"\n{report.table(config, found)}\nsaved {run.folder / report.JSON} and {run.folder / report.PICTURE}")
 
 
-def save_chosen(names: set[str], plan: list[list[Config]], data: tuple[Examples, Examples], folder: Path) -> None:
+def save_chosen(run: SweepRun, names: set[str]) -> None:
     """Save the networks of these ``names``, and remove the checkpoints of their groups."""
-    for number, members in enumerate(plan, 1):
-        own = folder / GROUPS / str(number)
-        if (own / LAST).exists():
-            group = open_group(members, data, own)
+    for number, members in enumerate(run.plan):
+        if (last := run.group_folder(number) / checkpoint.LAST).exists():
+            group = open_group(run, number)
             for k, member in enumerate(members):
                 if member.run_name in names:
-                    save_member(group, k, folder)
-            (own / LAST).unlink()
+                    save_member(group, k, run.folder)
+            last.unlink()

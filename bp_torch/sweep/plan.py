@@ -22,6 +22,7 @@ from math import ceil
 import torch
 
 from bp_torch.data import PIXELS
+from bp_torch.network import parameter_count
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.training.config import Config
 
@@ -49,24 +50,22 @@ def groups(config: SweepConfig, device: torch.device) -> list[list[Config]]:
     """
     members, settings = config.members(), len(config.settings)
     one_seed = config.seeds == 1 or (config.at_once is None and device.type == "cpu" and settings >= ENOUGH)
-    at_once = config.at_once or quickest(members[0], device, own_batch=not one_seed)
-    together = min(at_once, len(members))
-    needed = COPIES * working_set(members[0], own_batch=not one_seed) * together
-    needed += own_images(members[0]) * (1 if one_seed else ceil(together / settings))
+    at_once = config.at_once or quickest(members[0], device, separate_batches=not one_seed)
+    largest = min(at_once, len(members))
+    needed = COPIES * working_set(members[0], separate_batches=not one_seed) * largest
+    needed += own_images(members[0]) * (1 if one_seed else ceil(largest / settings))
     if config.at_once and len(members) > 1 and needed > (free := free_memory(device)):
-        raise ValueError(
-            f"--at-once {at_once}: {min(at_once, len(members)):,} networks need about {gigabytes(needed)}, "
-            f"{device} has {gigabytes(free)} free"
-        )
+        have = f"need about {needed / 1e9:,.1f} GB, {device} has {free / 1e9:,.1f} GB free"
+        raise ValueError(f"--at-once {at_once}: {largest:,} networks {have}")
     blocks = [members[i : i + settings] for i in range(0, len(members), settings)] if one_seed else [members]
     return [part for block in blocks for part in even_parts(block, at_once)]
 
 
-def quickest(member: Config, device: torch.device, *, own_batch: bool) -> int:
+def quickest(member: Config, device: torch.device, *, separate_batches: bool) -> int:
     """How many networks like ``member`` take the least time each when they are trained at once."""
-    size = working_set(member, own_batch=own_batch)
+    size = working_set(member, separate_batches=separate_batches)
     most = CACHE // size if device.type == "cpu" else MANY
-    return max(1, min(most, free_memory(device) // (COPIES * size + own_images(member) * own_batch)))
+    return max(1, min(most, free_memory(device) // (COPIES * size + own_images(member) * separate_batches)))
 
 
 def even_parts(members: list[Config], most: int) -> list[list[Config]]:
@@ -75,13 +74,12 @@ def even_parts(members: list[Config], most: int) -> list[list[Config]]:
     return [members[i * n // parts : (i + 1) * n // parts] for i in range(parts)]
 
 
-def working_set(member: Config, *, own_batch: bool) -> int:
+def working_set(member: Config, *, separate_batches: bool) -> int:
     """Bytes that the step of one network of a group works on."""
     examples = member.train_examples or FULL_BATCH
     batch = examples if member.batch_size == "full" else min(member.batch_size, examples)
-    parameters = sum((n_in + 1) * n_out for n_in, n_out in zip(member.sizes, member.sizes[1:], strict=False))
-    numbers = (3 if member.momentum or member.weight_decay else 2) * parameters
-    numbers += batch * (2 * sum(member.sizes[1:]) + member.sizes[0] * own_batch)
+    numbers = (3 if member.momentum or member.weight_decay else 2) * parameter_count(member.sizes)
+    numbers += batch * (2 * sum(member.sizes[1:]) + member.sizes[0] * separate_batches)
     itemsize: int = getattr(torch, member.dtype).itemsize
     return numbers * itemsize
 
@@ -98,8 +96,3 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def gigabytes(size: int) -> str:
-    """1.5 GB."""
-    return f"{size / 1e9:,.1f} GB"

@@ -1,4 +1,4 @@
-"""What a sweep found: a table, a picture, and sweep.json."""
+"""The report of a sweep: a table, a picture, and sweep.json, of whose rows the other two are made."""
 
 import io
 import json
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bp_torch import text
 from bp_torch.files import replace_file
-from bp_torch.sweep.config import LISTS, Setting, SweepConfig, setting_of, short
+from bp_torch.sweep.config import LISTS, Setting, SweepConfig, short
 from bp_torch.training.config import Config
 
 JSON = "sweep.json"
@@ -22,153 +22,104 @@ PICTURE = "accuracy.png"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's, which people with any kind of colour vision can tell apart."""
 
-
-class Result(NamedTuple):
-    """How one network did. ``accuracy`` and ``cost`` are on the test set, after training."""
-
-    member: Config
-    accuracy: float
-    cost: float
-    best: float
-    diverged: int
-
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-        assert self.member.run_name
-        return self.member.run_name
-
-    def to_data(self) -> dict[str, Any]:
-        """Its row in sweep.json. A network that diverged has no scores."""
-        values = {"name": self.name, "seed": self.member.seed}
-        values |= {name: getattr(self.member, name) for name in LISTS}
-        scores = {
-            "test_accuracy": self.accuracy,
-            "test_cost": self.cost,
-            f"best_{self.member.evaluated_on}_accuracy": self.best,
-        }
-        values |= {name: None if self.diverged else score for name, score in scores.items()}
-        return values | {"diverged_at_step": self.diverged or None}
+JsonRow = dict[str, Any]
+"""A row of sweep.json, about a network or a setting."""
 
 
-class Row(NamedTuple):
-    """What the seeds of one setting have in common. Means are over those that did not diverge, NaN over none."""
-
-    setting: Setting
-    results: list[Result]
-
-    @property
-    def accuracies(self) -> list[float]:
-        """Of the networks that did not diverge."""
-        return [result.accuracy for result in self.results if not result.diverged]
-
-    def to_data(self) -> dict[str, Any]:
-        """Its entry in sweep.json."""
-        found = self.accuracies
-        return dict(zip(LISTS, self.setting, strict=True)) | {
-            "networks": len(self.results),
-            "mean": fmean(found) if found else None,
-            "standard_deviation": stdev(found) if len(found) > 1 else None,
-            "best": max(found, default=None),
-            "diverged": len(self.results) - len(found),
-        }
+def network_rows(members: list[Config], scores: Mapping[str, list[Any]]) -> list[JsonRow]:
+    """The rows of the networks of a group, from the lists of its state. A network that diverged has no scores."""
+    lists = [scores[name] for name in ("accuracy", "cost", "best", "diverged")]
+    rows: list[JsonRow] = []
+    for member, accuracy, cost, best, diverged in zip(members, *lists, strict=True):
+        setting = {"name": member.run_name, "seed": member.seed} | {name: getattr(member, name) for name in LISTS}
+        found = {"test_accuracy": accuracy, "test_cost": cost, f"best_{member.evaluated_on}_accuracy": best}
+        found = dict.fromkeys(found) if diverged else found
+        rows.append(setting | found | {"diverged_at_step": diverged or None})
+    return rows
 
 
-def rows(config: SweepConfig, results: list[Result]) -> list[Row]:
-    """The results by setting, in the order of the flags."""
-    return [Row(s, [result for result in results if setting_of(result.member) == s]) for s in config.settings]
+def of_setting(setting: Setting, networks: list[JsonRow]) -> list[JsonRow]:
+    """The networks of a setting that did not diverge, best first."""
+    own = [row for row in networks if tuple(row[name] for name in LISTS) == setting and not row["diverged_at_step"]]
+    return sorted(own, key=lambda row: row["test_accuracy"], reverse=True)
 
 
-def best_of(row: Row) -> Result | None:
-    """The network of a setting with the best accuracy, if one did not diverge."""
-    finite = [result for result in row.results if not result.diverged]
-    return max(finite, key=lambda result: result.accuracy, default=None)
+def setting_rows(config: SweepConfig, networks: list[JsonRow]) -> list[JsonRow]:
+    """The rows of the settings, in the order of the flags. Means are over the networks that did not diverge."""
+    rows = []
+    for setting in config.settings:
+        found = [row["test_accuracy"] for row in of_setting(setting, networks)]
+        spread = {"mean": fmean(found) if found else None, "standard_deviation": stdev(found) if found[1:] else None}
+        counts = {"best": max(found, default=None), "diverged": config.seeds - len(found)}
+        rows.append(dict(zip(LISTS, setting, strict=True)) | {"networks": config.seeds} | spread | counts)
+    return rows
 
 
-def table(config: SweepConfig, results: list[Result]) -> str:
+def table(config: SweepConfig, networks: list[JsonRow]) -> str:
     """A row for each setting; below, the networks that diverged, by name."""
     shown = [name for name in LISTS if len(getattr(config, name)) > 1] or [LISTS[0]]
     header = [*(name.replace("_", " ") for name in shown), "networks", "test accuracy", "best", "diverged"]
     lines = []
-    for row in rows(config, results):
-        data = row.to_data()
-        spread = "" if data["standard_deviation"] is None else f" ± {100 * data['standard_deviation']:.2f}"
-        lines.append(
-            [
-                *(short(data[name]) for name in shown),
-                str(data["networks"]),
-                "–" if data["mean"] is None else f"{100 * data['mean']:.2f}{spread} %",
-                "–" if data["best"] is None else f"{100 * data['best']:.2f} %",
-                str(data["diverged"]),
-            ]
-        )
-    wrong = [f"{result.name} diverged: its cost is not finite at step {result.diverged:,}" for result in results
-             if result.diverged]  # fmt: skip
+    for row in setting_rows(config, networks):
+        mean, best = ("–" if row[name] is None else f"{100 * row[name]:.2f}" for name in ("mean", "best"))
+        spread = "" if row["standard_deviation"] is None else f" ± {100 * row['standard_deviation']:.2f}"
+        percent = [cell if cell == "–" else f"{cell} %" for cell in (f"{mean}{spread}", best)]
+        lines.append([*(short(row[name]) for name in shown), str(row["networks"]), *percent, str(row["diverged"])])
+    steps = {row["name"]: row["diverged_at_step"] for row in networks if row["diverged_at_step"]}
+    wrong = [f"{name} diverged: its cost is not finite at step {step:,}" for name, step in steps.items()]
     about = "± is the standard deviation over the seeds" if config.seeds > 1 else "one seed has no spread: try --seeds"
     return "\n".join([text.table(header, lines), about, *wrong])
 
 
-def as_json(config: SweepConfig, results: list[Result]) -> str:
+def as_json(config: SweepConfig, networks: list[JsonRow]) -> str:
     """Everything that the table and the picture show, to be read by a program."""
-    report = {
-        "seeds": config.seeds,
-        "epochs": config.epochs,
-        "settings": [row.to_data() for row in rows(config, results)],
-        "networks": [result.to_data() for result in results],
-    }
+    settings = setting_rows(config, networks)
+    report = {"seeds": config.seeds, "epochs": config.epochs, "settings": settings, "networks": networks}
     return json.dumps(report, indent=2) + "\n"
 
 
-def draw(config: SweepConfig, results: list[Result]) -> Figure:
+def draw(config: SweepConfig, networks: list[JsonRow]) -> Figure:
     """Accuracy by the learning rate, or else by the first list of numbers with several values.
 
     Each network is a dot, the means are a line; every combination of the other lists has a colour.
     """
-    along = next((n for n, name in enumerate(LISTS[:3]) if len(getattr(config, name)) > 1), 0)
+    varied = [name for name in LISTS if len(getattr(config, name)) > 1]
+    along = next((name for name in varied if name != "init"), LISTS[0])
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    lines: dict[str, list[Row]] = {}
-    for row in rows(config, results):
-        others = [f"{LISTS[n].replace('_', ' ')} {short(value)}" for n, value in enumerate(row.setting)
-                  if n != along and len(getattr(config, LISTS[n])) > 1]  # fmt: skip
-        lines.setdefault(", ".join(others), []).append(row)
+    lines: dict[str, dict[float, list[float]]] = {}  # of each line: the accuracies at each value along the axis
+    for setting in config.settings:
+        values = dict(zip(LISTS, setting, strict=True))
+        label = ", ".join(f"{name.replace('_', ' ')} {short(values[name])}" for name in varied if name != along)
+        line = lines.setdefault(label, {})
+        if found := [100 * row["test_accuracy"] for row in of_setting(setting, networks)]:
+            line[values[along]] = found
     for (label, line), colour in zip(lines.items(), cycle(COLOURS), strict=False):
-        line = sorted((row for row in line if row.accuracies), key=lambda row: row.setting[along])
-        for row in line:
-            at = [row.setting[along]] * len(row.accuracies)
-            axes.plot(at, [100 * accuracy for accuracy in row.accuracies], "o", color=colour, alpha=0.5, markersize=4)
-        means = [100 * fmean(row.accuracies) for row in line]
-        axes.plot([row.setting[along] for row in line], means, "-", color=colour, linewidth=2, label=label or "mean")
-    name = LISTS[along].replace("_", " ")
-    if name == "learning rate":
+        for value, found in sorted(line.items()):
+            axes.plot([value] * len(found), found, "o", color=colour, alpha=0.5, markersize=4)
+        means = [fmean(line[value]) for value in sorted(line)]
+        axes.plot(sorted(line), means, "-", color=colour, linewidth=2, label=label or "mean")
+    if along == "learning_rate":
         axes.set_xscale("log")
-    values = getattr(config, LISTS[along])
-    axes.set_xticks(values, [short(value) for value in values])
+    ticks = getattr(config, along)
+    axes.set_xticks(ticks, [short(value) for value in ticks])
     axes.minorticks_off()
-    axes.set(xlabel=name, ylabel="% of the test images right")
+    axes.set(xlabel=along.replace("_", " "), ylabel="% of the test images right")
     axes.grid(color="#E4E4E4", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     dot = Line2D([], [], color="#777777", marker="o", linestyle="", markersize=4, label="one network")
     axes.legend(handles=[*axes.get_legend_handles_labels()[0], dot], frameon=False)
-    wrong = sum(result.diverged > 0 for result in results)
-    seeds = text.count(config.seeds, "seed")
-    left_out = (
-        f"; {text.count(wrong, 'network')} diverged and {'is' if wrong == 1 else 'are'} left out" if wrong else ""
-    )
-    title = f"{'-'.join(map(str, config.sizes))}, {text.count(config.epochs, 'epoch')}, {seeds}{left_out}"
+    seeds, wrong = text.count(config.seeds, "seed"), sum(row["diverged_at_step"] is not None for row in networks)
+    title = f"{'-'.join(map(str, config.sizes))}, {text.count(config.epochs, 'epoch')}, {seeds}"
+    if wrong:
+        title += f"; {text.count(wrong, 'network')} diverged and {'is' if wrong == 1 else 'are'} left out"
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
     return figure
 
 
-def save(config: SweepConfig, results: list[Result], folder: Path) -> None:
+def save(config: SweepConfig, networks: list[JsonRow], folder: Path) -> None:
     """Write sweep.json and the picture into the sweep's ``folder``."""
-    replace_file(folder / JSON, as_json(config, results).encode())
+    replace_file(folder / JSON, as_json(config, networks).encode())
     png = io.BytesIO()
-    draw(config, results).savefig(png, dpi=150)
+    draw(config, networks).savefig(png, dpi=150)
     replace_file(folder / PICTURE, png.getvalue())
-
-
-def to_results(members: list[Config], scores: Mapping[str, list[Any]]) -> list[Result]:
-    """The results of a group, from ``scores``: {"accuracy": [...], "cost": [...], "best": [...], "diverged": [...]}."""
-    values = zip(*(scores[name] for name in ("accuracy", "cost", "best", "diverged")), strict=True)
-    return [Result(member, *own) for member, own in zip(members, values, strict=True)]

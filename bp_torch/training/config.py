@@ -3,12 +3,11 @@
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
-from functools import cache
-from math import cos, inf, pi
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import cos, pi
 from pathlib import Path
-from types import UnionType
-from typing import Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -19,6 +18,7 @@ from bp_torch.data import CLASSES, PIXELS, DatasetName, Examples
 from bp_torch.deform import Deformation
 from bp_torch.device import check_threads, has_bfloat16
 from bp_torch.distributed import ALONE, World
+from bp_torch.flags import Flag, Role, Within, check_bounds, check_effects, check_types, flag, flags_of
 from bp_torch.network import InitName, Network, parameter_count
 from bp_torch.sgd import SGD
 from bp_torch.training.step import TrainingStep
@@ -34,45 +34,38 @@ SEEDS = 2**32
 LONGEST_NAME = 200
 """Characters of a run's name: file systems allow 255 bytes, and a folder that is being made has a longer name."""
 
-LEAST = {
-    "epochs": 0,
-    "seed": 0,
-    "batch_size": 1,
-    "train_examples": 1,
-    "validation": 0,
-    "checkpoint_every": 1,
-    "verify_every": 1,
-    "log_every": 1,
-    "histogram_every": 1,
-}
-"""The fields of Config that are whole numbers, and the smallest value of each."""
+ROLES = get_args(Role)
+FIRST = Flag(first_column=True)
+LOG = Flag("log", only_with=("log", (True,)))
+AFFINE = Flag(only_with=("deform", ("affine", "both")))
+ELASTIC = Flag(only_with=("deform", ("elastic", "both")))
 
 
 @dataclass(frozen=True)
 class Config:
     """The settings of a run. Raises ValueError for a value out of its range."""
 
-    sizes: tuple[int, ...] = (784, 16, 16, 10)
+    sizes: Annotated[tuple[int, ...], FIRST] = (784, 16, 16, 10)
     """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between."""
-    activation: ActivationName = "sigmoid"
+    activation: Annotated[ActivationName, Flag(word="", first_column=True)] = "sigmoid"
     """Activation of the hidden layers."""
     output_activation: ActivationName | None = None
     """Activation of the last layer. None: sigmoid, or identity for the softmax cost, which contains the softmax."""
-    init: InitName = "lecun"
+    init: Annotated[InitName, Flag(after="cost")] = "lecun"
     """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform: from
     −1/√n_in to 1/√n_in. Other biases are zero."""
-    cost: CostName = "quadratic"
+    cost: Annotated[CostName, Flag(word="", first_column=True)] = "quadratic"
     """Cost of one example; it is averaged over examples."""
-    learning_rate: float = 3.0
+    learning_rate: Annotated[float, Flag(word="lr", first_column=True)] = 3.0
     """Learning rate of the first epoch."""
-    learning_rate_decay: float = 0.1
+    learning_rate_decay: Annotated[float, Within(least=0), Flag(word="lr-decay")] = 0.1
     """How fast the learning rate falls: the decay of --schedule inverse and exponential."""
     schedule: Schedule = "inverse"
     """Learning rate of epoch e, as a part of that of the first: inverse 1 / (1 + decay (e − 1)); exponential
     (1 − decay)^(e − 1); cosine (1 + cos(π (e − 1) / epochs)) / 2; constant 1."""
-    batch_size: int | Literal["full"] = 100
+    batch_size: Annotated[int | Literal["full"], Within(least=1), Flag(word="batch", first_column=True)] = 100
     """Examples per step. full: all training examples in each step, true gradient descent."""
-    epochs: int = 20
+    epochs: Annotated[int, Within(least=0), Flag(may_change=True)] = 20
     """Passes over the training examples."""
     momentum: float = 0.0
     """Momentum of SGD, from 0 to below 1."""
@@ -82,66 +75,66 @@ class Config:
     """Apply weight decay to the biases too."""
     dataset: DatasetName = "mnist"
     """MNIST is part of the package; the others are downloaded."""
-    data_dir: Path = Path("data")
+    data_dir: Annotated[Path, Flag("place", may_change=True)] = Path("data")
     """Folder of the data sets; filled on first use."""
-    train_examples: int | None = None
+    train_examples: Annotated[int | None, Within(least=1), Flag(word="examples")] = None
     """Train on this many of the shuffled training examples. None: on all."""
-    validation: int = 0
+    validation: Annotated[int, Within(least=0)] = 0
     """Hold out this many: the last of the shuffled training examples. They are evaluated after each epoch in the place
     of the test set, which is evaluated once, with the network that did best on them."""
     deform: DeformName = "none"
     """Deform the training images, anew in each epoch: affine turns, shears, scales and shifts them, elastic bends them,
     both does both."""
-    rotation: float = Deformation.rotation
+    rotation: Annotated[float, AFFINE] = Deformation.rotation
     """With --deform affine or both: largest angle in degrees; half as large for 1 and 7, as --shear is."""
-    shear: float = Deformation.shear
+    shear: Annotated[float, AFFINE] = Deformation.shear
     """Largest angle in degrees by which vertical lines lean."""
-    scale: float = Deformation.scale
+    scale: Annotated[float, AFFINE] = Deformation.scale
     """Width and height are multiplied by 1 − scale to 1 + scale."""
-    shift: float = Deformation.shift
+    shift: Annotated[float, AFFINE] = Deformation.shift
     """Largest shift in pixels, right and down."""
-    sigma: float = Deformation.sigma
+    sigma: Annotated[float, ELASTIC] = Deformation.sigma
     """With --deform elastic or both: standard deviation in pixels of the Gaussian that smooths the noise."""
-    alpha: float = Deformation.alpha
+    alpha: Annotated[float, ELASTIC] = Deformation.alpha
     """Factor of the smoothed noise."""
-    seed: int = 0
+    seed: Annotated[int, Within(least=0), Flag("seed")] = 0
     """Seed of the initial values, of every shuffle and of every deformation."""
-    recipe: str | None = None
+    recipe: Annotated[str | None, Flag("place")] = None
     """A row of the ladder (python -m bp_torch ladder), whose settings the other flags then have. None: the defaults."""
-    runs_dir: Path = Path("runs")
+    runs_dir: Annotated[Path, Flag("place")] = Path("runs")
     """Folder of the runs."""
-    run_name: str | None = None
+    run_name: Annotated[str | None, Flag("place")] = None
     """Name of the run's folder. None: the settings that are not the default and change the network, the sizes,
     and the time."""
-    resume: Path | None = None
+    resume: Annotated[Path | None, Flag("place")] = None
     """Folder of a run to continue from its last checkpoint. Only --epochs (but not with --schedule cosine),
     --replay, --data-dir and --device may change. None: a new run."""
-    checkpoint_every: int | None = None
+    checkpoint_every: Annotated[int | None, Within(least=1), Flag("place", word="checkpoint-every")] = None
     """Also save a checkpoint every so many steps. None: after each epoch only."""
-    verify_every: int | None = None
+    verify_every: Annotated[int | None, Within(least=1), Flag("machine", word="verify-every")] = None
     """Check the gradient against autograd every so many steps, and stop with a report if they disagree. None:
     never."""
-    log: bool = True
+    log: Annotated[bool, Flag("log")] = True
     """Write the event file that TensorBoard reads."""
-    log_every: int = 100
+    log_every: Annotated[int, Within(least=1), LOG] = 100
     """Steps between two points of the training cost."""
-    histogram_every: int = 1
+    histogram_every: Annotated[int, Within(least=1), replace(LOG, word="histogram-every")] = 1
     """Epochs between two histograms of each tensor."""
-    log_embedding: bool = False
+    log_embedding: Annotated[bool, LOG] = False
     """At the end, add a PR curve for each digit and the last hidden layer's activations for the projector."""
-    device: str = "auto"
+    device: Annotated[str, Flag("place", may_change=True)] = "auto"
     """auto, cpu, cuda or cuda:N. auto is the first NVIDIA GPU, or the CPU without one."""
     dtype: DTypeName = "float32"
     """Type of every number in the network."""
     precision: PrecisionName = "full"
     """Precision of both passes. full: that of the parameters; tf32: TF32 in matrix products, on a GPU; bf16: bfloat16
     throughout; auto: bf16 where the device has instructions for it, else full. The parameters stay float32."""
-    replay: bool = True
+    replay: Annotated[bool, Flag("machine", may_change=True)] = True
     """Record the operations of a step once and replay them, on a GPU as a CUDA graph. --no-replay is for debugging."""
-    compile: bool = False
+    compile: Annotated[bool, Flag("machine")] = False
     """Compile the step with torch.compile first, which takes up to a minute. Made for GPUs: a small step on a CPU is
     faster without."""
-    threads: int | None = None
+    threads: Annotated[int | None, Flag("machine")] = None
     """CPU threads. None: one for a small network, else torch's default."""
 
     groups: ClassVar[dict[str, str]] = {
@@ -153,43 +146,29 @@ class Config:
         "device": "the machine",
     }
     """The groups of the help: the first field of each, and its name."""
-    may_change: ClassVar[tuple[str, ...]] = ("epochs", "replay", "data_dir", "device")
 
     def __post_init__(self) -> None:
         """Check every field."""
-        self._check_types()
+        check_types(self)
+        check_bounds(self)
         if len(self.sizes) < 2 or min(self.sizes) < 1 or (self.sizes[0], self.sizes[-1]) != (PIXELS, CLASSES):
             raise ValueError(
                 f"--sizes: wanted {PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between, "
                 f"got {' '.join(map(str, self.sizes)) or 'none'}"
             )
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if isinstance(value, int) and value < least:
-                raise ValueError(f"{flag(name)}: wanted {least} or more, got {value}")
         self._check_names()
         check_threads(self.threads)
         if parameter_count(self.sizes) >= 2**40:
             raise ValueError(f"--sizes: {parameter_count(self.sizes):,} parameters do not fit in any memory")
         if self.seed >= SEEDS:
             raise ValueError(f"--seed: wanted less than {SEEDS:,}, got {self.seed}")
-        if not 0 <= self.learning_rate_decay < inf:
-            raise ValueError(f"--learning-rate-decay: wanted 0 or more, got {self.learning_rate_decay}")
         if self.precision != "full" and self.dtype != "float32":
             raise ValueError(f"--precision {self.precision}: wanted --dtype float32, got {self.dtype}")
         if self.precision == "tf32" and self.verify_every:
             raise ValueError(
                 "--verify-every: wanted --precision full, bf16 or auto, got tf32, in which autograd is no reference"
             )
-        if not self.log:
-            defaults = {name: getattr(type(self), name) for name in ("log_every", "histogram_every", "log_embedding")}
-            if unused := [flag(name) for name, default in defaults.items() if getattr(self, name) != default]:
-                raise ValueError(f"{unused[0]} has no effect with --no-log: leave one of them out")
-        parts = {"affine": ("rotation", "shear", "scale", "shift"), "elastic": ("sigma", "alpha")}
-        for kind, names in parts.items():
-            for name in names:
-                if self.deform not in (kind, "both") and getattr(self, name) != getattr(Deformation, name):
-                    raise ValueError(f"--{name} has no effect without --deform {kind} or both")
+        check_effects(self)
         if self.schedule == "exponential" and self.learning_rate_decay >= 1:
             raise ValueError(
                 f"--learning-rate-decay: wanted less than 1 with --schedule exponential, got {self.learning_rate_decay}"
@@ -201,13 +180,6 @@ class Config:
             optimizer.learning_rate = self.learning_rate_at(max(1, self.epochs))  # the smallest
         except ValueError as error:
             raise ValueError(f"--learning-rate-decay: in epoch {self.epochs}, {error}") from error
-
-    def _check_types(self) -> None:
-        """Raise ValueError for a field whose value has another type."""
-        kind: Any = type(self)
-        for name, hint in type_hints(kind).items():
-            if get_origin(hint) is not ClassVar and not _fits(getattr(self, name), hint):
-                raise ValueError(f"{flag(name)}: wanted {_in_words(hint)}, got {getattr(self, name)!r}")
 
     def _check_names(self) -> None:
         """Raise ValueError for a name or a path that cannot be written, on disk or on a screen."""
@@ -238,7 +210,7 @@ class Config:
 
     @property
     def evaluated_on(self) -> str:
-        """What is evaluated after each epoch."""
+        """The examples that are evaluated after each epoch: validation or test."""
         return "validation" if self.validation else "test"
 
     @property
@@ -247,25 +219,27 @@ class Config:
         own = "identity" if self.cost == "softmax-cross-entropy" else "sigmoid"
         return self.output_activation or own
 
-    def network(self, device: torch.device) -> Network:
-        """The network with the initial values of this run."""
+    def network(self, device: torch.device, members: "Sequence[Config] | None" = None) -> Network:
+        """The network with the initial values of this run; or of ``members``, those of the K runs as one network."""
         return Network(
             self.sizes,
             activation=self.activation,
             output_activation=self.outputs,
-            init=self.init,
-            seed=self.seed,
+            init=[member.init for member in members] if members else self.init,
+            seed=[member.seed for member in members] if members else self.seed,
             dtype=getattr(torch, self.dtype),
             device=device,
+            networks=len(members) if members else None,
         )
 
-    def optimizer(self, network: Network) -> SGD:
-        """The optimizer of this run."""
+    def optimizer(self, network: Network, members: "Sequence[Config] | None" = None) -> SGD:
+        """The optimizer of this run; or of ``members``, K runs whose parameters are those of ``network``."""
+        several = members or [self]
         return SGD(
             network,
-            self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
+            scalar_or_column([member.learning_rate for member in several]),
+            momentum=scalar_or_column([member.momentum for member in several]),
+            weight_decay=scalar_or_column([member.weight_decay for member in several]),
             decay_biases=self.decay_biases,
         )
 
@@ -275,16 +249,16 @@ class Config:
         optimizer: SGD,
         examples: Examples,
         *,
-        of: int | None = None,
+        epoch_examples: int | None = None,
         running: Tensor | None = None,
         world: World = ALONE,
         record: bool = True,
     ) -> TrainingStep:
-        """The step of this run on mini-batches of ``examples``, of which an epoch has ``of`` (None: all).
+        """The step of this run on mini-batches of ``examples``, of which an epoch has so many (None: all).
 
         See ``TrainingStep`` for the other arguments.
         """
-        n = of or len(examples.labels)
+        n = epoch_examples or len(examples.labels)
         return TrainingStep(
             network,
             optimizer,
@@ -306,28 +280,13 @@ class Config:
 
     def hyperparameters(self, examples: int, batch_size: int) -> dict[str, str | float]:
         """The settings that one compares. Keys and types are the same for every run."""
-        return {
-            "sizes": "-".join(map(str, self.sizes)),
-            "activation": self.activation,
-            "output_activation": self.outputs,
-            "cost": self.cost,
-            "init": self.init,
-            "learning_rate": self.learning_rate,
-            "learning_rate_decay": self.learning_rate_decay,
-            "schedule": self.schedule,
-            "batch_size": batch_size,
-            "epochs": self.epochs,
-            "momentum": self.momentum,
-            "weight_decay": self.weight_decay,
-            "decay_biases": str(self.decay_biases),
-            "dataset": self.dataset,
-            "train_examples": examples,
-            "validation": self.validation,
-            "deform": self.deform,
-            "seed": self.seed,
-            "dtype": self.dtype,
-            "precision": self.precision,
-        }
+        used = {"output_activation": self.outputs, "batch_size": batch_size, "train_examples": examples}
+        flags = flags_of(type(self))
+        names = [name for name, flag in flags.items() if flag.decides and not flag.only_with]
+        for name in [name for name in names if flags[name].after]:
+            names.remove(name)
+            names.insert(names.index(flags[name].after or "") + 1, name)
+        return {name: as_column(used.get(name, getattr(self, name))) for name in names}
 
     @property
     def network_name(self) -> str:
@@ -364,12 +323,14 @@ class Config:
 
     def resumed(self, given: Self) -> Self:
         """``given``, if a run of this config may continue with it. Raises ValueError if it may not."""
-        for field in dataclasses.fields(self):
-            was, now = getattr(self, field.name), getattr(given, field.name)
-            if field.name not in ("resume", *self.may_change) and was != now:
-                *others, last = map(flag, self.may_change)
+        flags = flags_of(type(self))
+        may_change = sorted((n for n in flags if flags[n].may_change), key=lambda n: ROLES.index(flags[n].role))
+        for name in flags:
+            was, now = getattr(self, name), getattr(given, name)
+            if name not in ("resume", *may_change) and was != now:
+                *others, last = map(flag, may_change)
                 raise ValueError(
-                    f"{flag(field.name)} {now} differs from the run's {was}: "
+                    f"{flag(name)} {now} differs from the run's {was}: "
                     f"only {', '.join(others)} and {last} may change on resuming"
                 )
         if self.schedule == "cosine" and given.epochs != self.epochs:
@@ -377,34 +338,16 @@ class Config:
         return given
 
 
-type_hints = cache(get_type_hints)
-"""The types of a class's fields, resolved once: a sweep has thousands of configs."""
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def _fits(value: object, hint: Any) -> bool:
-    """Whether ``value`` has the type ``hint`` of a field."""
-    if isinstance(hint, UnionType) or get_origin(hint) is Union:
-        return any(_fits(value, choice) for choice in get_args(hint))
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
-    return isinstance(value, hint) if hint is Path else type(value) in {float: (float, int)}.get(hint, (hint,))
+def scalar_or_column(values: Sequence[float]) -> float | Tensor:
+    """The value that all networks have, or else a value for each, (K,)."""
+    return values[0] if len(set(values)) == 1 else torch.tensor(values, dtype=torch.float64)
 
 
-def _in_words(hint: Any) -> str:
-    """What fits the type ``hint`` of a field."""
-    if isinstance(hint, UnionType) or get_origin(hint) is Union:
-        return " or ".join(map(_in_words, get_args(hint)))
-    if get_origin(hint) is Literal:
-        return " or ".join(get_args(hint))
-    if get_origin(hint) is tuple:
-        return f"a tuple of {({int: 'whole numbers', float: 'numbers'}).get(get_args(hint)[0], 'names')}"
-    return {int: "a whole number", float: "a number", bool: "True or False", str: "text", Path: "a Path"}.get(
-        hint, "None"
-    )
-
-
-def flag(field: str) -> str:
-    """The flag of a field of Config."""
-    return "--" + field.replace("_", "-")
+def as_column(value: Any) -> str | float:
+    """The value of a setting, as HParams takes it: 784-16-16-10."""
+    if isinstance(value, tuple):
+        return "-".join(map(str, value))
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else str(value)

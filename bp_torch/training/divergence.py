@@ -1,32 +1,35 @@
-"""A cost that is not finite: which step, which layer and which tensor was the first to overflow."""
+"""Two things that stop a run: a cost that is not finite, and a gradient that disagrees with autograd."""
+
+from typing import TYPE_CHECKING
 
 import torch
 
 from bp_torch.backprop import example_costs
 from bp_torch.checkpoint import LAST
 from bp_torch.network import layer_views
-from bp_torch.training.log import RunLog
-from bp_torch.training.run import Run, TrainingError
+from bp_torch.training.run import Run, TrainingError, restore
 from bp_torch.training.step import StepResult
 
+if TYPE_CHECKING:  # imported where it is used: a run without --verify-every needs no autograd
+    from bp_torch.verify import Report
 
-def diverged(run: Run, log: RunLog | None, result: StepResult | None) -> TrainingError:
+
+def diverged(run: Run) -> TrainingError:
     """The error of a run whose cost is not finite, with the tensor that overflowed first.
 
-    It is found by training again from the last checkpoint. What can be logged of the last ``result`` is logged before.
+    It is found by training again from the last checkpoint. What can be logged of the last step is logged before.
     """
     if not run.world.is_first:
         return TrainingError("the cost is not finite: stopped with the first process, which says where")
-    if log:
-        skipped = log.histograms(result, run.state.step) if result and run.state.steps < run.steps_per_epoch else []
-        if skipped:
+    if run.log:
+        may_log = run.last and run.state.steps < run.steps_per_epoch
+        if skipped := run.log.histograms(run.last, run.state.step) if may_log else []:
             print(f"{len(skipped)} histograms contain NaN or infinity and are not logged, such as {skipped[0]}")
-        log.flush()
-    run = run.alone()
-    run.restore()
+        run.log.flush()
+    run = run.unrecorded()
+    restore(run.state, run.folder, run.steps_per_epoch)
     for result in run.rest_of_epoch():
-        name = first_not_finite(result, run.config.cost)
-        if name:
+        if name := first_not_finite(result, run.config.cost):
             where = f"at step {run.state.step} (epoch {run.state.epoch}) {name} overflowed first"
             break
     else:
@@ -49,3 +52,43 @@ def first_not_finite(result: StepResult, cost: str) -> str | None:
         *((f"the weights of layer {n + 1}, after the step,", network.weights[n]) for n in layers),
     ]
     return next((name for name, tensor in named if not torch.isfinite(tensor).all()), None)
+
+
+class WrongGradientError(RuntimeError):
+    """A gradient of the run disagrees with autograd. ``report`` says where."""
+
+    def __init__(self, report: "Report", step: int, epoch: int) -> None:
+        """At ``step`` of ``epoch``, whose update was not made."""
+        self.report = report
+        super().__init__(f"the hand-written gradient of step {step} (epoch {epoch}) disagrees with autograd, see above")
+
+
+class GradientCheck:
+    """Checks the gradient of every ``--verify-every``-th step against autograd, before the update."""
+
+    def __init__(self, run: Run) -> None:
+        """For the steps of ``run``."""
+        self.run = run
+        self.checked = 0  # gradients that were right
+        self.worst = 0.0  # their largest relative error
+
+    def __call__(self, result: StepResult) -> None:
+        """Check the step if its turn has come. Raises WrongGradientError."""
+        from bp_torch.own_backward import check_step
+
+        config, state = self.run.config, self.run.state
+        step = state.step + 1
+        if step % (config.verify_every or 1):
+            return
+        try:
+            report = check_step(result.forward.network, result.x, result.y, config.cost, result.backward.gradient)
+        except ValueError as error:  # parameters or cost are not finite
+            raise TrainingError(f"cannot verify step {step}: {error}; try a smaller --learning-rate") from error
+        if not report.ok:
+            raise WrongGradientError(report, step, state.epoch)
+        self.checked += len(report.gradients)
+        self.worst = max(self.worst, report.worst)
+
+    def __str__(self) -> str:
+        """How many were checked, and how far the worst is off."""
+        return f"{self.checked:,} gradients checked against autograd, worst relative error {self.worst:.0e}"

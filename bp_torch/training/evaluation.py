@@ -16,8 +16,8 @@ CHUNK, GPU_CHUNK = 2**20, 2**26
 """Activations, the input's included, that are computed at a time: 4 MiB of float32 fit a CPU's cache; a GPU works on
 all of them at once, and 256 MiB fit its memory."""
 
-Pause = Callable[[int], object]
-"""Is called before each chunk with its number, from 1; of several processes each makes as many calls."""
+BeforeChunk = Callable[[int], object] | None
+"""Is called before each chunk with its number, from 1, and may raise; each of several processes makes as many calls."""
 
 
 class Score(NamedTuple):
@@ -32,38 +32,37 @@ class Score(NamedTuple):
 
 
 def forward_in_chunks(
-    network: Network, examples: Examples, pause: Pause = lambda number: None, world: World = ALONE
+    network: Network, examples: Examples, world: World = ALONE, before_chunk: BeforeChunk = None
 ) -> Iterator[tuple[Forward, Tensor, Tensor]]:
     """The forward pass of some of this process's ``examples`` at a time, their targets y, and their labels."""
     most = CHUNK if network.device.type == "cpu" else GPU_CHUNK
     size = max(1, most // (network.sizes[0] + sum(network.sizes[1:]) * prod(network.leading)))
     indices = world.shard(torch.arange(len(examples.labels), device=network.device))
     for number in range(ceil(len(examples.labels) / world.size / size)):
-        pause(number + 1)
+        if before_chunk:
+            before_chunk(number + 1)
         chunk = indices[number * size : (number + 1) * size]  # may be empty: shards differ by one
         x, y = batch(examples, chunk, network.dtype)
         yield forward(network, x), y, examples.labels[chunk]
 
 
-@torch.inference_mode()
 def evaluate(
-    network: Network, examples: Examples, cost: str, world: World = ALONE, pause: Pause = lambda number: None
+    network: Network, examples: Examples, cost: str, world: World = ALONE, before_chunk: BeforeChunk = None
 ) -> Score:
     """Cost and accuracy over all ``examples``; each process computes its shard."""
-    (score,) = evaluate_each(network, examples, cost, world, pause)
+    (score,) = evaluate_each(network, examples, cost, world, before_chunk)
     return score
 
 
 @torch.inference_mode()
 def evaluate_each(
-    network: Network, examples: Examples, cost: str, world: World = ALONE, pause: Pause = lambda number: None
+    network: Network, examples: Examples, cost: str, world: World = ALONE, before_chunk: BeforeChunk = None
 ) -> list[Score]:
     """The score of each of K networks over all ``examples``, or of the only one."""
     n = len(examples.labels)
-    # of the costs, of the correct answers
-    sums = torch.zeros(2, *network.leading, dtype=torch.float64, device=network.device)
-    for forward_pass, y, labels in forward_in_chunks(network, examples, pause, world):
-        sums[0] += example_costs(forward_pass, y, cost).sum(-1, dtype=torch.float64)
-        sums[1] += (forward_pass.activations[-1].argmax(-1) == labels).sum(-1)
+    sums = torch.zeros(2, *network.leading, dtype=torch.float64, device=network.device)  # of costs, of right answers
+    for passed, y, labels in forward_in_chunks(network, examples, world, before_chunk):
+        sums[0] += example_costs(passed, y, cost).sum(-1, dtype=torch.float64)
+        sums[1] += (passed.activations[-1].argmax(-1) == labels).sum(-1)
     world.all_reduce(sums)
     return [Score(cost_sum / n, correct / n) for cost_sum, correct in sums.view(2, -1).T.tolist()]

@@ -24,15 +24,11 @@ BINS = 64
 
 
 class EventFile:
-    """An event file of a run, in the run's own folder.
-
-    Attributes:
-        writer: torch's own, for what is written without a description.
-    """
+    """An event file of a run, in the run's own folder."""
 
     def __init__(self, folder: Path, describe: Callable[[str], str], purge_step: int | None = None) -> None:
         """``describe`` gives the description of a tag; TensorBoard forgets what stands from ``purge_step`` on."""
-        self.writer = open_writer(folder, purge_step)
+        self.writer = open_writer(folder, purge_step)  # torch's own, for values without a description
         self._describe = describe
         self._described: set[str] = set()
 
@@ -56,26 +52,18 @@ class EventFile:
         """
         values = {tag: tensor.float() for tag, tensor in named.items() if tensor.numel()}  # a shard may be empty
         values |= {tag: tensor.float().abs().log10() for tag, tensor in magnitudes.items() if tensor.numel()}
-        sums = [sums_of(tensor, tag in magnitudes) for tag, tensor in values.items()]
-        found = dict(zip(values, torch.stack(sums).tolist() if sums else [], strict=True))
-        found = {tag: numbers for tag, numbers in found.items() if numbers[-1]}
-        finite = {tag: numbers for tag, numbers in found.items() if all(map(isfinite, numbers))}
+        found = dict(zip(values, read([sums_of(values[tag], tag in magnitudes) for tag in values]), strict=True))
+        finite = {tag: numbers for tag, numbers in found.items() if numbers[-1] and all(map(isfinite, numbers))}
         ranges = {}
         for tag, (low, high, *_) in finite.items():  # histc would spread a constant over ± 1
             ranges[tag] = (low, high) if low < high else (low - 1e-6, high + 1e-6)
-        counts = [torch.histc(values[tag], BINS, *limits) for tag, limits in ranges.items()]
-        for (tag, limits), counted in zip(ranges.items(), torch.stack(counts).tolist() if counts else [], strict=True):
-            written = HistogramProto(
-                min=limits[0],
-                max=limits[1],
-                num=finite[tag][4],
-                sum=finite[tag][2],
-                sum_squares=finite[tag][3],
-                bucket_limit=np.linspace(*limits, BINS + 1)[1:].tolist(),
-                bucket=counted,
-            )
+        counts = read([torch.histc(values[tag], BINS, *limits) for tag, limits in ranges.items()])
+        for (tag, (low, high)), counted in zip(ranges.items(), counts, strict=True):
+            *_, total, squares, number = finite[tag]
+            bins = {"bucket_limit": np.linspace(low, high, BINS + 1)[1:].tolist(), "bucket": counted}
+            written = HistogramProto(min=low, max=high, num=number, sum=total, sum_squares=squares, **bins)
             self._write("histograms", summary_pb2.DATA_CLASS_TENSOR, tag, step, histo=written)
-        return [tag for tag in found if tag not in finite]
+        return [tag for tag, numbers in found.items() if numbers[-1] and tag not in finite]
 
     def summary(self, summary: Any, step: int | None = None) -> None:
         """Write a summary as it is."""
@@ -97,6 +85,11 @@ class EventFile:
             )
         summary = Summary(value=[Summary.Value(tag=tag, **value)])
         self.writer._get_file_writer().add_summary(summary, step, taken)
+
+
+def read(rows: list[Tensor]) -> list[list[float]]:
+    """The numbers of tensors of one length, read from the device at once."""
+    return torch.stack(rows).tolist() if rows else []
 
 
 def sums_of(values: Tensor, logarithms: bool) -> Tensor:

@@ -7,14 +7,15 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
 import torch
 
 from bp_torch.cli import silence, train_command
-from bp_torch.distributed import World
+from bp_torch.distributed import ALONE, World
 
-ASK_EVERY = 16
-"""Steps after which several processes ask each other whether one of them is to stop."""
+POLL_EVERY = 16
+"""Polls after which several processes ask each other whether one of them is to stop."""
 
 HANGUP = getattr(signal, "SIGHUP", None)
 """A terminal has closed. Not on Windows."""
@@ -24,10 +25,11 @@ class Stopped(Exception):  # noqa: N818 (no error)
     """The run was asked to stop, and its checkpoint is saved. ``code`` is the exit code, 128 + the signal's number."""
 
     def __init__(self, received: int, folder: Path, command: str = "") -> None:
-        """By the signal ``received``; ``command`` continues, by default train.py."""
-        self.code = 128 + received
+        """By the signal ``received``, 0: by that of another process; ``command`` continues, by default train.py."""
+        self.received = received or signal.SIGTERM
+        self.code = 128 + self.received
         super().__init__(
-            f"stopped by {signal.Signals(received).name}, all is saved; continue with: "
+            f"stopped by {signal.Signals(self.received).name}, all is saved; continue with: "
             f"{command or train_command()} --resume {folder}"
         )
 
@@ -40,13 +42,17 @@ class Signals:
 
     received = 0
 
-    def asked(self, step: int, world: World, device: torch.device) -> bool:
-        """Whether to stop after ``step``. Several processes ask each other now and then, to stop at the same step."""
-        if world.size == 1:
-            return bool(self.received)
-        return step % ASK_EVERY == 0 and world.any(bool(self.received), device)
+    def __init__(self, world: World = ALONE, device: torch.device | None = None) -> None:
+        """For this process of ``world``, which talks to the others by tensors on its ``device``."""
+        self.world, self.device = world, device or torch.device("cpu")
 
-    def __enter__(self) -> "Signals":
+    def should_stop(self, poll: int) -> bool:
+        """Whether to stop now. Several processes stop together: they ask each other where ``poll`` is a multiple."""
+        if self.world.size == 1:
+            return bool(self.received)
+        return poll % POLL_EVERY == 0 and self.world.any(bool(self.received), self.device)
+
+    def __enter__(self) -> Self:
         """Install the handlers, in the main thread only: no other may."""
         self._before = {}
         if threading.current_thread() is threading.main_thread():
@@ -58,26 +64,18 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = number
-        self._restore()
+        self.__exit__()
         if HANGUP in self._before:
             signal.signal(HANGUP, signal.SIG_IGN)
-        if number == HANGUP:
-            leave_terminal()
+        if number == HANGUP:  # what would be written to the closed terminal goes nowhere: writing to it is an error
+            for descriptor in (1, 2):
+                if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                    silence(descriptor)
         elif number == signal.SIGINT:
             with suppress(OSError):  # not print: the signal may have come in the middle of one
                 os.write(2, b"\nstopping; again to stop at once\n")
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
     def __exit__(self, *exception: object) -> None:
         """Restore the handlers."""
-        self._restore()
-
-
-def leave_terminal() -> None:
-    """Let what would be written to the closed terminal go nowhere: writing to it is an error."""
-    for descriptor in (1, 2):
-        if stat.S_ISCHR(os.fstat(descriptor).st_mode):
-            silence(descriptor)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -1,7 +1,7 @@
 """Everything that TensorBoard shows of a run. No other file knows a tag.
 
-A tag is ``number_what/which``: TensorBoard makes a row of cards of each ``what``, and sorts them by the number, in the
-order of use. The step axis counts training steps, everywhere. The costs of steps are added up on the device, and
+A tag is ``number_quantity/part``: TensorBoard makes a row of cards of each quantity, and sorts them by the number, in
+the order of use. The step axis counts training steps, everywhere. The costs of steps are added up on the device, and
 nothing here waits for a GPU inside an epoch.
 """
 
@@ -9,6 +9,7 @@ import platform
 import shlex
 import sys
 import time
+import tomllib
 from collections.abc import Collection, Iterable, Mapping
 from math import isfinite, sqrt
 from pathlib import Path
@@ -22,8 +23,10 @@ from torch.utils.tensorboard.summary import hparams, pr_curve
 
 from bp_torch.checkpoint import State
 from bp_torch.data import Examples
+from bp_torch.flags import flags_of
 from bp_torch.network import Network, layer_views
 from bp_torch.sgd import SGD
+from bp_torch.training.config import Config
 from bp_torch.training.event_file import EventFile
 from bp_torch.training.images import (
     captioned,
@@ -52,50 +55,8 @@ GRADIENT_NORM, LEARNING_RATE, SPEED = (
 AVERAGE_PRECISION = "8_average_precision"
 EXPLAIN = "explain"
 
-DESCRIPTIONS = {
-    ACCURACY: "The fraction of examples that are classified correctly; guessing gives 0.1. **test**: on the test "
-    "images; **train**: on some of the training images; **validation**: on training images that are held out. "
-    "Healthy: all rise together. If train goes on rising and test does not, the network overfits.",
-    COST: "C, the mean of the cost of each example. **train**: the mean over the steps since the point before, at step "
-    "0 over some of the training images; **test** and **validation**: over these images, after this step. Healthy: it "
-    "falls, fast at first. Costs of different kinds are no measure of each other, so each has cards of its own.",
-    CONFUSION: "How often each digit (row) was classified as each other (column), on the test images. Healthy: the "
-    "diagonal fills up, and what is left beside it are digits that look alike, such as 4 and 9.",
-    WEIGHT_MAPS: "The weights from the pixels to each neuron of the first layer: blue is positive, orange is negative, "
-    "each map on its own scale. Healthy: noise at first, then strokes and edges where the digits are.",
-    MOST_WRONG: "The test images whose own output is furthest below the largest one, worst first. Healthy: in the end "
-    "they are digits over which a person would hesitate too.",
-    DEFORMED: "The first training images, as they were deformed in this epoch. Healthy: a person can still read them.",
-    UPDATES: "log₁₀ of: the norm of one step's change of a layer's weights, divided by the norm of the weights. "
-    "Healthy: about −3, which is one thousandth, and much the same in all layers. Above −2 the learning rate may be "
-    "too large, below −4 too small.",
-    RMS_DELTA: "log₁₀ of: the root mean square of δ = ∂C/∂z of a layer, over its neurons and the examples of one "
-    "mini-batch. Healthy: much the same in all layers. If each layer is one unit below the next, δ is a tenth with "
-    "each layer, and the gradient vanishes; if it is above, it explodes.",
-    SATURATED: "The fraction of a layer's activations, over one mini-batch, at which φ′ is below 0.01: no gradient "
-    "comes through there. Healthy: small in hidden layers. Outputs that are sure of themselves are saturated.",
-    DEAD: "The fraction of a layer's ReLU neurons that were 0 for every example of one mini-batch: they do not learn. "
-    "Healthy: small, and not rising.",
-    GRADIENT_NORM: "The norm of ∇C of one mini-batch. Healthy: it falls, and then fluctuates around a level. A sudden "
-    "rise comes before divergence.",
-    LEARNING_RATE: "The learning rate of the step.",
-    SPEED: "Training examples per second, in the steps of the epoch, without its evaluation.",
-    AVERAGE_PRECISION: "The area under the precision-recall curve of a digit, on the test images; 1 is perfect.",
-    "9_weights": "The weights of a layer. Healthy: they spread slowly. A few that run away are a sign of too large a "
-    "learning rate.",
-    "9_biases": "The biases of a layer. Healthy: as with the weights.",
-    "9_activations": "The activations of a layer, over one mini-batch. Healthy: spread out. Heaps at both ends of a "
-    "sigmoid or tanh are saturated neurons, a single bar at 0 are dead ReLUs.",
-    "9_deltas_log10": "log₁₀|δ| of a layer, over its neurons and one mini-batch; zeros are left out. Healthy: much the "
-    "same place in all layers. One unit to the left is ten times as small.",
-    "9_weight_gradients_log10": "log₁₀|∂C/∂W| of a layer; zeros are left out. Healthy: as with δ.",
-    "9_bias_gradients_log10": "log₁₀|∂C/∂b| of a layer; zeros are left out. Healthy: as with δ.",
-    EXPLAIN: "A picture of python -m bp_torch explain, which also writes it into the run's folder at its full size.",
-}
-"""What each tag, or each tag before its stroke, shows, and what is healthy: Markdown."""
-
-FIRST_COLUMNS = ("sizes", "activation", "cost", "learning_rate", "batch_size")
-"""The hyperparameters that HParams shows first."""
+DESCRIPTIONS: dict[str, str] = tomllib.loads(Path(__file__).with_name("descriptions.toml").read_text(encoding="utf-8"))
+"""What TensorBoard says of each tag, or of each tag before its stroke: what it shows, and what is healthy."""
 
 MAPS = 36
 """The largest number of neurons of the first layer that are shown as pictures."""
@@ -103,30 +64,34 @@ MAPS = 36
 
 def described(tag: str) -> str:
     """The description of a tag."""
-    what = tag.split("/")[0]
-    return DESCRIPTIONS.get(tag) or DESCRIPTIONS[COST if what.startswith(COST) else what]
+    quantity = tag.split("/")[0]
+    return DESCRIPTIONS.get(tag) or DESCRIPTIONS[COST if quantity.startswith(COST) else quantity]
 
 
-def cost_tag(cost: str, of: str) -> str:
+def cost_tag(cost: str, subset: str) -> str:
     """The tag of the cost called ``cost`` on these examples: train, test or validation."""
-    return f"{COST}_{cost}/{of}"
+    return f"{COST}_{cost}/{subset}"
 
 
 def score_values(cost: str, scores: "Mapping[str, Score]", step: int) -> dict[str, float]:
     """``scores``, such as {"train": …, "test": …}, by their tags. The cost of training is that of the steps."""
-    values = {f"{ACCURACY}/{of}": score.accuracy for of, score in scores.items()}
-    costs = {cost_tag(cost, of): score.cost for of, score in scores.items() if of != "train" or step == 0}
-    return values | costs
+    values = {f"{ACCURACY}/{subset}": score.accuracy for subset, score in scores.items()}
+    shown = {subset: score for subset, score in scores.items() if subset != "train" or step == 0}
+    return values | {cost_tag(cost, subset): score.cost for subset, score in shown.items()}
 
 
-def layers(what: str, values: Iterable[Any]) -> dict[str, Any]:
+def layers(quantity: str, values: Iterable[Any]) -> dict[str, Any]:
     """A value of each layer by its tag."""
-    return {f"{what}/layer_{n}": value for n, value in enumerate(values, 1)}
+    return {f"{quantity}/layer_{n}": value for n, value in enumerate(values, 1)}
 
 
 def log10(value: Tensor) -> Tensor:
     """log₁₀ of a number, −30 for 0: a chart has no place for −∞."""
     return value.double().clamp_min(1e-30).log10()
+
+
+Point = tuple[int, float, float, list[str], Tensor]
+"""Of the curves: step, time, η, tags, and their values on the device."""
 
 
 class RunLog:
@@ -135,39 +100,37 @@ class RunLog:
     cost: float | None = None
 
     def __init__(
-        self, folder: Path, network: Network, every: int, state: State, cost_name: str, on: str = "test"
+        self, folder: Path, network: Network, every: int, state: State, cost_name: str, evaluated_on: str = "test"
     ) -> None:
         """Open it at the step of ``state``: what an earlier process logged beyond that step is purged.
 
-        Before the first step, that is everything. ``on``: what is evaluated while training, test or validation.
+        Before the first step, that is everything. ``evaluated_on``: test, or validation.
         """
         # In the first file too: TensorBoard takes the first purge that it reads for the start of the run.
         self.file = EventFile(folder, described, purge_step=state.step + 1 if state.step else 0)
-        self.network = network
-        self.every = every
-        self.cost_name, self.on = cost_name, on
+        self.network, self.every, self.cost_name, self.evaluated_on = network, every, cost_name, evaluated_on
         self.running = state.running  # each step adds to it; it is saved and restored with the state
         self.at_once = network.device.type == "cpu"  # reading a number from a GPU means waiting for it
-        self._points: list[
-            tuple[int, float, float, list[str], Tensor]
-        ] = []  # step, time, η, tags, values on the device
+        self._points: list[Point] = []
 
-    def begin(self, hyperparameters: Mapping[str, str | float], config: str, varied: Collection[str] = ()) -> None:
+    def begin(self, config: Config, hyperparameters: Mapping[str, str | float], varied: Collection[str] = ()) -> None:
         """Log the layout of the curves, the row in HParams, and as text the command, config, versions and machine.
 
-        ``varied``: hyperparameters that are of interest too, beside ``FIRST_COLUMNS``.
+        ``varied``: hyperparameters that HParams shows at once too, beside the first columns.
         """
         self.file.writer.add_custom_scalars(layout(self.cost_name))
         experiment, start, self._end = hparams(dict(hyperparameters), {f"{ACCURACY}/test": 0.0})
-        self.file.summary(with_first_columns(experiment, {*FIRST_COLUMNS, *varied}))
+        first = {name for name, flag in flags_of(type(config)).items() if flag.first_column}
+        self.file.summary(with_first_columns(experiment, {*first, *varied}))
         self.file.summary(start)  # add_hparams would make a run of its own below this one
 
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         machine = {"system": platform.platform(), "threads": torch.get_num_threads()}
         if self.network.device.type == "cuda":
             machine["GPU"] = torch.cuda.get_device_name(self.network.device)
-        command = shlex.join(["python", *sys.argv]).replace(" --", " \\\n    --")
-        texts = {"command": command, "config": config, "versions": _lines(versions), "machine": _lines(machine)}
+        texts = {"command": shlex.join(["python", *sys.argv]).replace(" --", " \\\n    --"), "config": config.to_json()}
+        for name, values in (("versions", versions), ("machine", machine)):
+            texts[name] = "\n".join(f"{key:8} {value}" for key, value in values.items())
         for name, text in texts.items():
             self.file.writer.add_text(f"run/{name}", f"```\n{text}\n```")
 
@@ -216,7 +179,7 @@ class RunLog:
 
     def scores(self, on_training: "Score", score: "Score", step: int, speed: float | None = None) -> None:
         """Log the scores at a step, and after an epoch its examples per second."""
-        values = score_values(self.cost_name, {"train": on_training, self.on: score}, step)
+        values = score_values(self.cost_name, {"train": on_training, self.evaluated_on: score}, step)
         self.scalars(values | ({} if speed is None else {SPEED: speed}), step)
 
     def scalars(self, values: Mapping[str, float], step: int, taken: float | None = None) -> None:
@@ -256,7 +219,7 @@ class RunLog:
 
     def end(self, on_test: "Score", step: int) -> None:
         """Log that the run is done, and its score on the test set where that was not evaluated before."""
-        if self.on != "test":
+        if self.evaluated_on != "test":
             self.scalars(score_values(self.cost_name, {"test": on_test}, step), step)
         self.file.summary(self._end)
 
@@ -294,7 +257,7 @@ class RunLog:
 
 def layout(cost: str) -> dict[str, dict[str, list[Any]]]:
     """The charts of Custom Scalars: training and test together, and all layers together."""
-    ends = ("train", "validation", "test")
+    subsets = ("train", "validation", "test")
     every_layer = {
         "log₁₀ update-to-weight ratio of every layer": UPDATES,
         "log₁₀ RMS of δ of every layer": RMS_DELTA,
@@ -303,10 +266,10 @@ def layout(cost: str) -> dict[str, dict[str, list[Any]]]:
     }
     return {
         "what it has learned": {
-            "accuracy": ["Multiline", [f"{ACCURACY}/{of}" for of in ends]],
-            f"{cost} cost": ["Multiline", [cost_tag(cost, of) for of in ends]],
+            "accuracy": ["Multiline", [f"{ACCURACY}/{subset}" for subset in subsets]],
+            f"{cost} cost": ["Multiline", [cost_tag(cost, subset) for subset in subsets]],
         },
-        "how it learns": {title: ["Multiline", [f"{what}/.*"]] for title, what in every_layer.items()},
+        "how it learns": {title: ["Multiline", [f"{tag}/.*"]] for title, tag in every_layer.items()},
     }
 
 
@@ -334,7 +297,3 @@ def add_figures(folder: Path, figures: "Mapping[str, Figure]") -> None:
     for idea, figure in figures.items():
         file.picture(f"{EXPLAIN}/{idea}", figure_picture(figure), 0)
     file.writer.close()
-
-
-def _lines(values: Mapping[str, object]) -> str:
-    return "\n".join(f"{key:8} {value}" for key, value in values.items())

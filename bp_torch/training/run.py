@@ -2,19 +2,20 @@
 
 import dataclasses
 import hashlib
+import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import datetime
 from math import ceil
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bp_torch.checkpoint import BEST, CONFIG, LAST, NETWORK_FILE, CheckpointError, State, held, make_folder
+from bp_torch.checkpoint import BEST, CONFIG, LAST, NETWORK_FILE, CheckpointError, State, locked, make_folder
 from bp_torch.cli import UserError, train_command
 from bp_torch.convert import load as load_network
 from bp_torch.data import Examples, load, permutation, subsample
@@ -22,9 +23,12 @@ from bp_torch.deform import deformed
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import ALONE, World
 from bp_torch.files import replace_file
+from bp_torch.flags import flags_of
 from bp_torch.network import Network
-from bp_torch.training.config import LONGEST_NAME, Config
-from bp_torch.training.evaluation import Pause, Score, evaluate
+from bp_torch.training.config import LONGEST_NAME, AnyConfig, Config
+from bp_torch.training.evaluation import BeforeChunk, Score, evaluate
+from bp_torch.training.interruption import Signals
+from bp_torch.training.log import RunLog
 from bp_torch.training.step import Inspect, StepResult, TrainingStep
 
 
@@ -34,22 +38,22 @@ class TrainingError(UserError):
 
 @dataclass
 class Run:
-    """A run in memory, and its folder. ``state`` holds the tensors that training changes, so it is always current.
-
-    ``inspect`` is called with each step before its update.
-    """
+    """A run in memory, and its folder."""
 
     config: Config
     folder: Path
-    training: Examples
+    training: Examples  # as they came: the images that the step reads may be deformed
+    validation: Examples | None  # held out
     test: Examples
     step: TrainingStep
-    state: State
+    state: State  # holds the tensors that training changes, so it is always current
     world: World
-    validation: Examples | None = dataclasses.field(default=None, kw_only=True)
-    inspect: Inspect | None = dataclasses.field(default=None, kw_only=True)
-    _since: float = dataclasses.field(default_factory=time.perf_counter, kw_only=True)
-    _drawn: tuple[int, Tensor] | None = dataclasses.field(default=None, kw_only=True)
+    signals: Signals
+    log: RunLog | None = None  # in the first process, while it trains
+    inspect: Inspect | None = None  # is called with each step before its update
+    last: StepResult | None = None  # of the last step
+    begun: float = field(default_factory=time.perf_counter)  # when it would have begun without a break
+    _order: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def network(self) -> Network:
@@ -57,112 +61,85 @@ class Run:
         return self.step.network
 
     @property
-    def examples(self) -> int:
-        """Training examples of an epoch."""
-        return len(self.training.labels)
-
-    @property
     def evaluated(self) -> Examples:
-        """What is evaluated after each epoch: the examples held out, or without any the test set."""
+        """The examples that are evaluated after each epoch: those held out, or without any the test set."""
         return self.validation or self.test
 
     @property
     def steps_per_epoch(self) -> int:
         """Mini-batches in an epoch, the short one included."""
-        return ceil(self.examples / self.step.batch_size)
-
-    def learning_rate(self) -> float | Tensor:
-        """The learning rate of the state's epoch."""
-        return self.config.learning_rate_at(self.state.epoch)
+        return ceil(len(self.training.labels) / self.step.batch_size)
 
     def order(self, epoch: int) -> Tensor:
         """The shuffled indices (n,) of the training examples of ``epoch``, which are drawn once."""
-        if self._drawn is None or self._drawn[0] != epoch:
-            self._drawn = epoch, self.draw(epoch)
-        return self._drawn[1]
+        if epoch not in self._order:
+            device = self.network.device
+            self._order = {epoch: permutation(len(self.training.labels), self.config.seed, epoch, device)}
+        return self._order[epoch]
 
-    def draw(self, epoch: int) -> Tensor:
-        """Draw the shuffle of ``epoch``, (n,)."""
-        return permutation(self.examples, self.config.seed, epoch, self.network.device)
-
-    def is_finite(self) -> bool:
-        """Whether training may go on: no parameter is NaN or ∞."""
-        return bool(torch.isfinite(self.state.parameters).all())
+    def begin_epoch(self) -> Tensor:
+        """Set the learning rate of the state's epoch, deform its images, and return the indices that are left, (n,)."""
+        config, state, step = self.config, self.state, self.step
+        step.optimizer.learning_rate = config.learning_rate_at(state.epoch)
+        if how := config.deformation:
+            deformed(self.training, how, config.seed, state.epoch, out=step.examples.x)
+        return self.order(state.epoch)[state.steps * step.batch_size :]
 
     def rest_of_epoch(self) -> Iterator[StepResult]:
-        """Train from where the state is to the last step of its epoch."""
-        state, step = self.state, self.step
-        step.optimizer.learning_rate = self.learning_rate()
-        self.deform()
-        for result in step.run(self.order(state.epoch)[..., state.steps * step.batch_size :], self.inspect):
-            state.steps += 1
-            state.step += 1
+        """Train from where the state is to the last step of its epoch, and nothing but that."""
+        for result in self.step.run(self.begin_epoch()):
+            self.state.count_step()
             yield result
-        self.order(state.epoch + 1)  # drawn while a GPU still works on the steps above
 
-    def deform(self) -> None:
-        """Deform the training images as in the state's epoch, into the memory that the step reads."""
-        if how := self.config.deformation:
-            deformed(self.training, how, self.config.seed, self.state.epoch, out=self.step.examples.x)
-
-    def evaluate(self, pause: Pause) -> tuple[Score, Score]:
+    def evaluate(self, before_chunk: BeforeChunk = None) -> tuple[Score, Score]:
         """The scores on (some of) the training examples, and on what is evaluated after each epoch."""
-        on_training, score = (
-            evaluate(self.network, examples, self.config.cost, self.world, pause)
-            for examples in (subsample(self.training), self.evaluated)
-        )
-        return on_training, score
+        some, cost = subsample(self.training), self.config.cost
+        on_training = evaluate(self.network, some, cost, self.world, before_chunk)
+        return on_training, evaluate(self.network, self.evaluated, cost, self.world, before_chunk)
 
-    def take_time(self) -> None:
-        """Add the seconds since the last call, or since the start, to those of the state."""
-        before, self._since = self._since, time.perf_counter()
-        self.state.seconds += self._since - before
-
-    def end_epoch(self) -> None:
-        """Let the next step be the first of the next epoch."""
-        self.state.epoch += 1
-        self.state.steps = 0
-
-    def restore(self) -> None:
-        """Go back to the last checkpoint. Raises CheckpointError if it cannot be read or is of another run."""
-        path, per_epoch = self.folder / LAST, self.steps_per_epoch
-        state = type(self.state).load(path, like=self.state)
-        if state.steps > per_epoch or state.step != (state.epoch - 1) * per_epoch + state.steps:
-            raise CheckpointError(
-                f"{path} is of another run: step {state.steps} of epoch {state.epoch} is not its step {state.step} "
-                f"with {per_epoch} steps in an epoch"
-            )
-        self.state.become(state)
-
-    def final(self, best: bool = False) -> tuple[Network, int]:
+    def final(self, last_is_best: bool = False) -> tuple[Network, int]:
         """The network that did best on the examples held out, and its epoch; without any, the last network.
 
-        ``best``: whether the last one is the best. Raises CheckpointError if the best checkpoint cannot be read.
+        Raises CheckpointError if the best checkpoint cannot be read.
         """
         epoch = self.state.epoch - (self.state.steps == 0)
-        if not self.validation or best or epoch == 0:
+        if not self.validation or last_is_best or epoch == 0:
             return self.network, epoch
         network = self.network.to()
         if self.world.is_first:
-            found = type(self.state).load(self.folder / BEST, like=self.state)
-            epoch = found.epoch - 1
-            network.parameters.copy_(found.parameters)
+            best = State.load(self.folder / BEST, like=self.state)
+            epoch = best.epoch - 1
+            network.parameters.copy_(best.parameters)
         self.world.broadcast([network.parameters])
         return network, epoch
 
-    def alone(self) -> "Run":
+    def unrecorded(self) -> "Run":
         """This run as a single process, with no step recorded or inspected."""
         step = self.config.training_step(self.network, self.step.optimizer, self.step.examples, record=False)
         return dataclasses.replace(self, step=step, world=ALONE, inspect=None)
 
 
+def restore(state: State, folder: Path, steps_per_epoch: int) -> None:
+    """Set ``state`` to the last checkpoint in ``folder``. Raises CheckpointError if that is of another run."""
+    found = type(state).load(path := folder / LAST, like=state)
+    if found.steps > steps_per_epoch or found.step != (found.epoch - 1) * steps_per_epoch + found.steps:
+        raise CheckpointError(
+            f"{path} is of another run: step {found.steps} of epoch {found.epoch} is not its step {found.step} "
+            f"with {steps_per_epoch} steps in an epoch"
+        )
+    state.copy_from(found)
+
+
 @contextmanager
-def started(config: Config, device: torch.device, world: World) -> Iterator[Run]:
+def opened(config: Config, device: torch.device, world: World) -> Iterator[Run]:
     """The run of ``start_run``, whose folder no other process may train in meanwhile."""
-    with held(config.resume) if config.resume and world.is_first else nullcontext():
+    with ExitStack() as locks:
+        if config.resume and world.is_first:
+            locks.enter_context(locked(config.resume))
         run = start_run(config, device, world)
-        with held(run.folder) if world.is_first and not config.resume else nullcontext():
-            yield run
+        if world.is_first and not config.resume:
+            locks.enter_context(locked(run.folder))
+        yield run
 
 
 def start_run(config: Config, device: torch.device, world: World) -> Run:
@@ -179,31 +156,62 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     except RuntimeError as error:  # the allocator's message says how much was wanted
         raise TrainingError(f"no room for this network on {device}: {str(error).splitlines()[0]}") from error
     optimizer = config.optimizer(network)
-    state = State(
-        network.parameters,
-        optimizer.velocity,
-        torch.zeros(2, dtype=torch.float64, device=device),
-        network=config.network_name,
-    )
-    running = state.running if config.log else None
+    running = torch.zeros(2, dtype=torch.float64, device=device)
+    state = State(network.parameters, optimizer.velocity, running, network=config.network_name)
     used = training._replace(x=training.x.clone()) if config.deformation else training
-    step = config.training_step(network, optimizer, used, running=running, world=world)
+    step = config.training_step(network, optimizer, used, running=running if config.log else None, world=world)
     set_precision(config.precision, device)
     set_threads(config.threads, step.batch_size * len(network.parameters))
-    run = Run(config, config.resume or config.runs_dir, training, test, step, state, world, validation=validation)
+    folder = config.resume or config.runs_dir / (config.run_name or default_run_name(config))
+    run = Run(config, folder, training, validation, test, step, state, world, Signals(world, device))
     if config.resume:
-        run.restore()
+        restore(state, folder, run.steps_per_epoch)
+        run.begun -= state.seconds
         begun = state.epoch - (state.steps == 0)
         if config.epochs < begun:
-            raise TrainingError(f"--epochs {config.epochs}: epoch {begun} of {run.folder} is done or begun already")
+            raise TrainingError(f"--epochs {config.epochs}: epoch {begun} of {folder} is done or begun already")
     if world.is_first and config.resume:
-        replace_file(run.folder / CONFIG, config.to_json().encode())
+        replace_file(folder / CONFIG, config.to_json().encode())
     elif world.is_first:
-        folder = config.runs_dir / (config.run_name or default_run_name(config))
-        run.folder = make_folder(folder, config.to_json(), run.state, numbered=config.run_name is None)
-    run.folder = Path(world.same(str(run.folder)))
-    world.broadcast([tensor for tensor in (run.state.parameters, run.state.velocity) if isinstance(tensor, Tensor)])
+        folder = make_folder(folder, config.to_json(), state, numbered=config.run_name is None)
+    run.folder = Path(world.same(str(folder)))
+    world.broadcast([tensor for tensor in (state.parameters, state.velocity) if tensor is not None])
     return run
+
+
+class RunResult(NamedTuple):
+    """The result of a run."""
+
+    network: Network  # that it ends with
+    epoch: int  # of this network
+    on_test: Score
+    validation_accuracy: float | None  # on the examples held out
+    epochs: int  # of the run
+    seconds: float
+    precision: str  # of the passes
+
+    def sentence(self, held_out: int) -> str:
+        """The result in words, of a run with so many examples held out."""
+        return (
+            f"test accuracy {self.on_test.accuracy:.2%}, cost {self.on_test.cost:.4f}, by the network of epoch "
+            f"{self.epoch}, the best of {self.epochs} on {held_out:,} held-out examples"
+        ).replace("%", " %")
+
+    def to_json(self) -> str:
+        """The text of result.json."""
+        values = {
+            "test_accuracy": self.on_test.accuracy,
+            "test_cost": self.on_test.cost,
+            "epoch": self.epoch,
+            "epochs": self.epochs,
+            "validation_accuracy": self.validation_accuracy,
+            "seconds": round(self.seconds, 2),
+            "precision": self.precision,
+            "device": self.network.device.type,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+        return json.dumps(values, indent=2) + "\n"
 
 
 def load_data(config: Config, device: torch.device) -> tuple[Examples, Examples]:
@@ -237,55 +245,22 @@ def split(training: Examples, config: Config) -> tuple[Examples, Examples | None
     return used, held_out if config.validation else None
 
 
-NOT_IN_NAMES = {
-    "recipe",
-    "sizes",
-    "data_dir",
-    "runs_dir",
-    "run_name",
-    "threads",
-    "device",
-    "replay",
-    "compile",
-    "log",
-    "log_every",
-    "log_embedding",
-    "at_once",
-    "save",
-}
-"""Fields of Config that a default name does not list. (The sizes are in every name.)"""
-
-
-SHORT = {
-    "activation": "",
-    "cost": "",
-    "learning_rate": "lr",
-    "learning_rate_decay": "lr-decay",
-    "batch_size": "batch",
-    "train_examples": "examples",
-}
-"""Fields of Config that have a shorter word in a name, or none where the value says it."""
-
-
 def default_run_name(config: Config) -> str:
     """Each setting that is not the default, the sizes, month, day and time: lr-0.3_784-16-16-10_0131-120000.
 
     What is too long for the name of a folder is cut, and has a hash of the whole before the time.
     """
     parts = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value != field.default and field.name not in NOT_IN_NAMES:
+    for each in dataclasses.fields(config):
+        value, flag = getattr(config, each.name), flags_of(type(config))[each.name]
+        word = each.name.replace("_", "-") if flag.word is None and flag.decides else flag.word
+        if word is not None and value != each.default and each.name != "sizes":
             values = map(str, value if isinstance(value, tuple) else [value])
-            name = SHORT.get(field.name, field.name.replace("_", "-"))
-            parts.append("-".join(filter(None, [name, *(value.removesuffix(".0") for value in values)])))
+            parts.append("-".join(filter(None, [word, *(value.removesuffix(".0") for value in values)])))
     name, time = "_".join([*parts, "-".join(map(str, config.sizes))]), datetime.now().strftime("_%m%d-%H%M%S")
     most = LONGEST_NAME - len(time)
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return (name if len(name) <= most else f"{name[: most - 9]}-{digest}") + time
-
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def read_config(folder: Path) -> Config:

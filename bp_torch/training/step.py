@@ -23,10 +23,10 @@ from bp_torch.sgd import SGD
 
 
 class StepResult(NamedTuple):
-    """What a step computed, overwritten by the next: x (…, B, 784) and y (…, B, 10) of the batch, and both passes."""
+    """The results of a step, overwritten by the next."""
 
-    x: Tensor
-    y: Tensor
+    x: Tensor  # of the batch, (…, B, 784)
+    y: Tensor  # (…, B, 10)
     forward: Forward
     backward: Backward
 
@@ -39,12 +39,6 @@ class TrainingStep:
     """The step of one network, or of K, on mini-batches of some examples.
 
     A recorded step uses the current contents of its tensors and the current learning rate; all else is as in the first.
-
-    Attributes:
-        network: whose parameters descend.
-        working: what the batch goes through: the network itself, or a copy in a lower precision, made in each step.
-        optimizer: makes the update.
-        batch_size: examples of a whole mini-batch, of all processes together.
     """
 
     def __init__(
@@ -64,24 +58,18 @@ class TrainingStep:
         """``precision`` is the dtype of both passes (None: the network's). Without ``record`` no step is recorded.
 
         A ``compiled`` step goes through torch.compile first, and is recorded on a GPU only.
-
-        Each step adds [the sum of its examples' costs, their number] to ``running``, (2, …), if that is given.
         """
-        self.network = network
+        self.network = network  # whose parameters descend
+        # what the batch goes through: the network, or a copy in a lower precision that is made in each step
         self.working = network if precision in (None, network.dtype) else network.to(dtype=precision)
-        self.optimizer = optimizer
-        self.examples = examples
-        self.batch_size = batch_size
-        self.cost = cost
-        self.running = running
-        self.world = world
-        # ∇C (…, P) and C (…), which add up over the shards of a mini-batch
+        self.optimizer, self.examples, self.cost, self.world = optimizer, examples, cost, world
+        self.batch_size = batch_size  # of a whole mini-batch, of all processes together
+        self.running = running  # each step adds [the sum of its examples' costs, their number], (2, …)
         n, networks = network.parameters.numel(), prod(network.leading)
         self.reduced = torch.zeros(n + networks, dtype=self.working.dtype, device=network.device)
-        self.slope, self.mean_cost = (
-            self.reduced[:n].view(network.parameters.shape),
-            self.reduced[n:].view(network.leading),
-        )
+        # ∇C (…, P) and C (…), which add up over the shards of a mini-batch
+        self.slope = self.reduced[:n].view(network.parameters.shape)
+        self.mean_cost = self.reduced[n:].view(network.leading)
         class_targets(self.working.dtype, network.device)  # made now, so that no recording makes it
         lines: list[Any] = [self.step, self.gradient, self.update]
         if compiled:
@@ -119,7 +107,7 @@ class TrainingStep:
         """Forward and backward for this process's shard of the mini-batch; ∇C and C are written into ``reduced``."""
         if self.working is not self.network:
             self.working.parameters.copy_(self.network.parameters)
-        n, shard = indices.shape[-1], self.world.shard(indices)
+        n, shard = indices.shape[-1], indices if self.world.size == 1 else self.world.shard(indices)
         x, y = batch(self.examples, shard.reshape(-1), self.working.dtype)
         x, y = (tensor.view(*shard.shape, tensor.shape[-1]) for tensor in (x, y))
         forward_pass = forward(self.working, x)

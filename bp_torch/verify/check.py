@@ -1,24 +1,20 @@
 """The entry points: any hand-written gradient, layer or module compared with the references."""
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bp_torch.verify.candidate import Candidate, as_tensors, called
-from bp_torch.verify.comparison import norm
-from bp_torch.verify.diagnoses import Hypotheses
-from bp_torch.verify.inputs import Arguments, Inputs, copies, flat
+from bp_torch.verify.candidate import Candidate
+from bp_torch.verify.diagnose import Hypotheses
 from bp_torch.verify.judge import Judge
-from bp_torch.verify.problem import Problem
+from bp_torch.verify.problem import Inputs, Problem, copies, flat, named, norm
 from bp_torch.verify.references import References
 from bp_torch.verify.report import Report
 from bp_torch.verify.second import second_order_of
-from bp_torch.verify.taylor import slopes
 
 
 def check(
@@ -68,18 +64,10 @@ def check(
         ValueError: for no inputs, an input that is not finite, a function that is not scalar, not finite, not the same
             when called again, or without a gradient; for gradients that do not match the inputs.
     """
-    arguments = Arguments(inputs, names, function)
-    is_function = gradient is None or callable(gradient)
-    problem = Problem(
-        arguments,
-        function,
-        reference,
-        gradient if callable(gradient) else None,
-        None if is_function else gradient,
-        seed=seed,
-    )
-    settings = {"tolerance": tolerance, "coordinates": coordinates, "seconds": seconds}
-    return _checked(problem, settings, second_order, batch_size or 0, hypotheses)
+    tensors = None if gradient is None or callable(gradient) else gradient
+    backward = gradient if callable(gradient) else None
+    problem = Problem(*named(inputs, names, function), function, reference, backward, tensors, seed=seed)
+    return check_problem(problem, tolerance, coordinates, seconds, batch_size, second_order, hypotheses)
 
 
 def check_layer(
@@ -89,13 +77,8 @@ def check_layer(
     *,
     names: Sequence[str] | None = None,
     reference: Callable[..., Any] | None = None,
-    tolerance: float | None = None,
-    coordinates: int = 200,
-    seconds: float = 1.2,
-    batch_size: int | None = None,
     seed: int = 0,
-    second_order: bool = False,
-    hypotheses: Hypotheses | None = None,
+    **options: Any,
 ) -> Report:
     """``check`` for a layer: ``backward(dy, *inputs)`` returns the inputs' gradients.
 
@@ -103,11 +86,10 @@ def check_layer(
     them, before the inputs. It is called right after ``forward``, as a training step does, so both may be methods of a
     layer that keeps what it needs. The scalar is Σ y ⊙ dy with random numbers dy in the shape of the outputs y: its
     gradient is ``backward`` at that dy. dy also comes scaled, in other strides, and as one number, expanded. The other
-    arguments and the errors are those of ``check``.
+    arguments (``options``) and the errors are those of ``check``.
     """
-    problem = Problem(Arguments(inputs, names, forward), forward, reference, backward, scalar=False, seed=seed)
-    settings = {"tolerance": tolerance, "coordinates": coordinates, "seconds": seconds}
-    return _checked(problem, settings, second_order, batch_size or 0, hypotheses)
+    problem = Problem(*named(inputs, names, forward), forward, reference, backward, scalar=False, seed=seed)
+    return check_problem(problem, **options)
 
 
 def check_module(module: nn.Module, inputs: Inputs, *, reference: nn.Module | None = None, **options: Any) -> Report:
@@ -141,43 +123,35 @@ def check_module(module: nn.Module, inputs: Inputs, *, reference: nn.Module | No
     )
 
 
-def _checked(
-    problem: Problem, settings: dict[str, Any], second_order: bool, batch_size: int, hypotheses: Hypotheses | None
-) -> Report:
-    with float32_is_float32():
-        report = _check(problem, batch_size=batch_size, hypotheses=hypotheses, **settings)
-        if not second_order:
-            return report
-        other = _check(second_order_of(problem), batch_size=0, hypotheses=None, **settings)
-    return joined(report, other)
-
-
-def _check(
+def check_problem(
     problem: Problem,
-    tolerance: float | None,
-    coordinates: int,
-    seconds: float,
-    batch_size: int,
-    hypotheses: Hypotheses | None,
+    tolerance: float | None = None,
+    coordinates: int = 200,
+    seconds: float = 1.2,
+    batch_size: int | None = None,
+    second_order: bool = False,
+    hypotheses: Hypotheses | None = None,
 ) -> Report:
-    references = References(problem, problem.inputs, tolerance)
-    if problem.is_function and problem.backward is None and problem.reference is None:
-        references.drop_autograd()
-    candidate = called(references) if problem.is_function else as_tensors(references)
-    if not candidate.gradients:
-        raise ValueError(f"there is no gradient to check: all of {', '.join(problem.inputs)} are None")
-    if not references.gradients and (not coordinates or references.inputs64 is None):
-        raise ValueError(f"there is no reference to compare the gradient with: {'; '.join(references.notes)}")
-    judge = Judge(candidate, references, coordinates, seconds, batch_size, hypotheses)
-    return replace(
-        judge.report,
-        forward=wrong_forward(problem, references, candidate),
-        slopes=functools.partial(slopes, references, candidate),
-    )
+    """Judge the gradient of a problem; the options are those of ``check``."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # products have all digits of float32, whatever the environment says
+    try:
+        references = References(problem, tolerance)
+        candidate = Candidate(references)
+        if not candidate.gradients:
+            raise ValueError(f"there is no gradient to check: all of {', '.join(problem.inputs)} are None")
+        if not references.gradients and (not coordinates or references.inputs64 is None):
+            raise ValueError(f"there is no reference to compare the gradient with: {'; '.join(references.notes)}")
+        report = Judge(candidate, coordinates, seconds, batch_size or 0, hypotheses).report
+        report = replace(report, forward=wrong_forward(candidate), slopes=functools.partial(taylor_slopes, candidate))
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return report + check_problem(second_order_of(problem), tolerance, coordinates, seconds) if second_order else report
 
 
-def wrong_forward(problem: Problem, references: References, candidate: Candidate) -> str:
+def wrong_forward(candidate: Candidate) -> str:
     """How the forward differs from the reference; "" if it does not, or there is no reference."""
+    references, problem = candidate.references, candidate.problem
     if problem.reference is None:
         return ""
     with torch.inference_mode(False), torch.no_grad():
@@ -200,30 +174,13 @@ def wrong_forward(problem: Problem, references: References, candidate: Candidate
     return ""
 
 
-def joined(first: Report, second: Report) -> Report:
-    """Both in one report; the gradients' names in the second say that they are second derivatives."""
-    return replace(
-        first,
-        comparisons=first.comparisons + second.comparisons,
-        problems=first.problems | second.problems,
-        setup=first.setup | second.setup,
-        kinks=first.kinks | second.kinks,
-        noise=first.noise | second.noise,
-        unjudged=first.unjudged | second.unjudged,
-        diagnoses={
-            text: first.diagnoses.get(text, []) + second.diagnoses.get(text, [])
-            for text in first.diagnoses | second.diagnoses
-        },
-        notes=list(dict.fromkeys(first.notes + second.notes)),
-    )
-
-
-@contextmanager
-def float32_is_float32() -> Iterator[None]:
-    """Products of float32 matrices have all of its digits, whatever the environment says."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+def taylor_slopes(candidate: Candidate) -> dict[str, float]:
+    """The slope of the Taylor remainder of each gradient, along a random direction; without those that show none."""
+    references, found = candidate.references, dict[str, float]()
+    for name, g in candidate.gradients.items() if references.inputs64 is not None else ():
+        if g.shape == references.inputs[name].shape and g.numel() and not g.is_complex():
+            generator = torch.Generator().manual_seed(references.seed + 3)
+            direction = torch.randn(g.numel(), generator=generator, dtype=torch.float64)
+            slope = references.differences(name).taylor_slope(candidate.in_float64.get(name, flat(g)), direction)
+            found |= {name: slope} if slope is not None else {}
+    return found

@@ -2,23 +2,27 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bp_torch.verify.inputs import Tensors, copies
+from bp_torch.verify.problem import Tensors, copies
 
+Function = Callable[[Tensors], Tensor]
 EPS = torch.finfo(torch.float64).eps
+CENTRAL_ACCURACY = math.sqrt(EPS)
+"""The relative error of central differences at their best. No gradient has to agree with them more closely."""
 
 
 class Derivative(NamedTuple):
-    """A derivative by central differences, how far off it may be, its step, and whether the step crosses a kink."""
+    """A derivative by central differences."""
 
     value: float
-    uncertainty: float
+    uncertainty: float  # how far off it may be
     step: float
-    kinked: bool
+    kinked: bool  # whether the step crosses a kink
 
 
 def central_difference(function: Callable[[float], float], middle: float, x: float, negligible: float) -> Derivative:
@@ -60,16 +64,9 @@ class Differences:
     ``gradient(inputs)`` is autograd's by that input, (n,), and ``here`` its value: they only help to find kinks.
     """
 
-    def __init__(
-        self,
-        function: Callable[[Tensors], Tensor],
-        gradient: Callable[[Tensors], Tensor],
-        here: Tensor,
-        inputs: Tensors,
-        name: str,
-    ) -> None:
+    def __init__(self, function: Function, inputs: Tensors, name: str, gradient: Function, here: Tensor) -> None:
         """By the input ``name``; the function is called once. Every input is float64 or complex128."""
-        self.function, self.gradient, self.here, self.name = function, gradient, here, name
+        self.function, self.name, self.gradient, self.here = function, name, gradient, here
         self.inputs = inputs | {name: inputs[name].clone(memory_format=torch.contiguous_format)}
         self.entries = real_view(self.inputs[name])
         self.start = self.entries.clone()
@@ -87,39 +84,40 @@ class Differences:
 
     def at_entry(self, i: int, negligible: float) -> Derivative:
         """The derivative by entry ``i``; it may be ``kinked``."""
-        x = float(self.start[i])
-
-        def at(step: float) -> float:
-            self.entries[i] = x + step
-            return self.value()
-
-        derivative = central_difference(at, self.middle, x, negligible)
-        self.entries[i] = x
+        derivative = central_difference(partial(self.moved_entry, i), self.middle, float(self.start[i]), negligible)
         unit = torch.zeros(len(self.start), dtype=torch.float64)
         unit[i] = 1.0
-        return self._looked_at_for_kinks(derivative, unit, negligible)
+        return self._with_cancelling_kinks(derivative, unit, negligible)
 
     def along(self, direction: Tensor, negligible: float) -> Derivative:
         """The derivative along ``direction`` (n,), on the CPU; it may be ``kinked``."""
         there = direction.to(self.start.device)
         derivative = central_difference(lambda step: self.moved(there, step), self.middle, 0.0, negligible)
-        self.entries.copy_(self.start)
-        return self._looked_at_for_kinks(derivative, direction, negligible)
+        return self._with_cancelling_kinks(derivative, direction, negligible)
+
+    def moved_entry(self, i: int, step: float) -> float:
+        """The function a ``step`` along entry ``i`` from its place."""
+        self.entries[i] = self.start[i] + step
+        value = self.value()
+        self.entries[i] = self.start[i]
+        return value
 
     def moved(self, direction: Tensor, step: float) -> float:
-        """The function a ``step`` along ``direction`` from its place; ``entries`` stay there."""
+        """The function a ``step`` along ``direction`` from its place."""
         torch.add(self.start, direction, alpha=step, out=self.entries)
-        return self.value()
+        value = self.value()
+        self.entries.copy_(self.start)
+        return value
 
-    def _looked_at_for_kinks(self, derivative: Derivative, direction: Tensor, negligible: float) -> Derivative:
+    def _with_cancelling_kinks(self, derivative: Derivative, direction: Tensor, negligible: float) -> Derivative:
         """``kinked`` too if it is not autograd's, and autograd's own changes by as much within a step.
 
         The effects of several kinks within one step can cancel in the values, but not in the derivative.
         """
-        here = float(self.here @ direction)
-        off = abs(derivative.value - here)
         if not math.isfinite(derivative.uncertainty):
             return derivative._replace(kinked=True)
+        here = float(self.here @ direction)
+        off = abs(derivative.value - here)
         if not derivative.kinked and off > 10 * negligible + derivative.uncertainty:
             for factor in (1, 0.5, -0.5, -1):
                 moved = copies(self.inputs)
@@ -130,14 +128,20 @@ class Differences:
 
     def one_sided(self, i: int) -> tuple[float, float]:
         """The slopes by entry ``i`` to the left and to the right, from one small step each."""
-        x = float(self.start[i])
-        step = 2.0 ** math.ceil(math.log2(max(1.0, abs(x)))) * EPS**0.5 * 8
-        values = []
-        for signed in (-step, step):
-            self.entries[i] = x + signed
-            values.append((self.value() - self.middle) / signed)
-        self.entries[i] = x
-        return values[0], values[1]
+        step = 2.0 ** math.ceil(math.log2(max(1.0, abs(float(self.start[i]))))) * EPS**0.5 * 8
+        left, right = ((self.moved_entry(i, signed) - self.middle) / signed for signed in (-step, step))
+        return left, right
+
+    def taylor_slope(self, gradient: Tensor, direction: Tensor) -> float | None:
+        """How fast |f(x + hv) − f(x) − h⟨gradient, v⟩| falls with h, along the direction v: 2 if right, else 1.
+
+        This is the oldest test of a gradient. None if what remains is rounding only, as for a linear function.
+        """
+        slope, there = float(gradient @ direction), direction.to(self.start.device)
+        remainders = [abs(self.moved(there, h) - self.middle - h * slope) for h in (1e-2, 1e-3)]
+        if not min(remainders) > 1e-13 * max(abs(self.middle), 1e-300):
+            return None
+        return math.log10(remainders[0] / remainders[1])
 
 
 def real_view(t: Tensor) -> Tensor:

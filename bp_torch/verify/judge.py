@@ -1,283 +1,230 @@
 """From the comparisons to a verdict: which of them decide, what rounding, kinks and a coarse dtype excuse."""
 
 import math
-from collections import defaultdict
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from bp_torch.verify.candidate import Candidate
-from bp_torch.verify.comparison import Comparison, Estimate, compare, norm
-from bp_torch.verify.diagnoses import Hypotheses, WrongGradient, diagnose
-from bp_torch.verify.inputs import Tensors, as_real, flat, wider
-from bp_torch.verify.problem import autograd
-from bp_torch.verify.references import NOISE_FACTOR, References, tolerance_of
-from bp_torch.verify.report import Report
+from bp_torch.verify.diagnose import Hypotheses, WrongGradient, diagnose
+from bp_torch.verify.problem import as_real, autograd, flat, in_float64, norm, not_finite
+from bp_torch.verify.references import EPS32, NOISE_FACTOR, Estimate, tolerance_of
+from bp_torch.verify.report import Comparison, Report
 from bp_torch.verify.rounding import rounding_noise
 
-EPS32, EPS64 = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
-WIDENED = 8 * EPS32
+ALLOWED_IN_FLOAT64 = 8 * EPS32
 """The relative error that is allowed in float64 to a gradient of a coarser dtype: constants may have 7 digits only."""
-KINKS = 100  # entries at most that are looked at for a kink
-NEAR = 4.0
-"""Times autograd's own error, within which a 16-bit gradient that cannot run in float64 is called right at once."""
-SLICE = 8.0  # times what rounding explains, for one slice of many
+AT_MOST_TIMES_AUTOGRADS_ERROR = 4.0
+"""A 16-bit gradient that cannot run in float64, and is this close to it, is right without a further test."""
+SLICE_FACTOR = 8.0  # times what rounding explains, for one slice of many
+MOST_KINKS = 100  # entries that are looked at for a kink
 
 
 class Judge:
     """Compares every gradient with every reference, and finds what to say of it: the ``report``."""
 
     def __init__(
-        self,
-        candidate: Candidate,
-        references: References,
-        coordinates: int,
-        seconds: float,
-        batch_size: int,
-        hypotheses: Hypotheses | None,
+        self, candidate: Candidate, coordinates: int, seconds: float, batch_size: int, hypotheses: Hypotheses | None
     ) -> None:
         """Compare."""
-        self.candidate, self.references, self.hypotheses = candidate, references, hypotheses
-        self.batch_size = batch_size
-        self.report = Report(
-            [],
-            dict(candidate.problems),
-            tolerance=references.tolerance,
-            dtype=str(references.dtype).removeprefix("torch."),
-            setup=dict(candidate.setup),
-        )
-        self.estimates: dict[str, dict[str, Estimate]] = {}
-        for name, given in candidate.gradients.items():
-            self._compare(name, given, coordinates, seconds)
-        self.report.problems.update(candidate.problems)
-        self._name_the_unjudged()
-        self.expected = self._expected() if self.report.wrong else {}
-        for name in (name for name in candidate.gradients if name in self.report.wrong):
+        references = candidate.references
+        self.candidate, self.references, self.say = candidate, references, candidate.say
+        self.batch_size, self.hypotheses = batch_size, hypotheses
+        self.dtype, self.is_coarse = str(references.dtype).removeprefix("torch."), references.eps > 1e-5  # 16 bits
+        self.report = Report([], candidate.findings, tolerance=references.tolerance, dtype=self.dtype)
+        self.estimates = {name: self._compare(name, coordinates, seconds) for name in candidate.gradients}
+        for name in references.inputs:
+            if name not in candidate.gradients:
+                self.say("unjudged", [name], "no gradient of it is given")
+            elif name in references.unused and name not in self.report.wrong:
+                self.say("unjudged", [name], "the function does not use it")
+        wrong = self.report.wrong
+        expected = {name: references.expected(name, found) for name, found in self.estimates.items() if wrong}
+        self.expected = {name: estimate for name, estimate in expected.items() if estimate}
+        for name in (name for name in candidate.gradients if name in wrong):
             self._explain(name)
         self.report.notes.extend([*references.notes, *candidate.notes, *self._contradictions(), *self._noisy()])
 
-    @property
-    def is_coarse(self) -> bool:
-        """Whether the check is in 16 bits."""
-        return bool(torch.finfo(self.references.dtype).eps > 1e-5)
-
     # ---- the comparisons of one gradient ----
 
-    def _compare(self, name: str, given: Tensor, coordinates: int, seconds: float) -> None:
-        references, report = self.references, self.report
+    def _compare(self, name: str, coordinates: int, seconds: float) -> dict[str, Estimate]:
+        references, report, given = self.references, self.report, self.candidate.gradients[name]
+        sure = name in report.problems
+        comparable, ours = self._comparable(name), flat(given)
         if not given.numel() and given.shape == references.inputs[name].shape:
-            self.candidate.comparable(name, references.inputs[name])
-            report.unjudged[name] = "it is empty, and has the right shape"
-            return
-        comparable, ours = self.candidate.comparable(name, references.inputs[name]), flat(given)
+            self.say("unjudged", [name], "it is empty, and has the right shape")
+            return {}
         found = references.estimates(name, ours, coordinates if comparable else 0, seconds)
-        self.estimates[name] = found
         if not comparable:
-            return
-        compared = [references.compare(name, ours, estimate) for estimate in found.values()]
-        wide = self._widened(name)
-        compared = self._outvoted(compared, wide)
+            return found
+        compared = self._outvoted([references.compare(name, ours, estimate) for estimate in found.values()])
         report.comparisons.extend(compared)
         if not any(len(estimate.values) for estimate in found.values()):
-            report.unjudged[name] = "no reference gives any of its entries"
+            self.say("unjudged", [name], "no reference gives any of its entries")
             report.notes.append(f"{name} is not checked: no reference gives any of its entries")
-        if wide and not wide.ok:
-            report.comparisons.append(wide)
+        run_in_float64 = self._compare_in_float64(name)
+        if run_in_float64 and not run_in_float64.ok:
+            report.comparisons.append(run_in_float64)
         elif "float64" in found and references.dtype != torch.float64 and not references.strict:
-            self._judge_precision(name, ours, compared, found["float64"], wide)
+            right = found["float64"]
+            if right.entries is None:
+                self._judge_precision(name, ours, right, compared, run_in_float64 is not None, sure)
+        return found
 
-    def _widened(self, name: str) -> Comparison | None:
+    def _comparable(self, name: str) -> bool:
+        """Whether the gradient has the shape of its input. Notes that, another dtype, and what is not finite."""
+        given, t = self.candidate.gradients[name], self.references.inputs[name]
+        if given.dtype != t.dtype:
+            dtypes = [str(x.dtype).removeprefix("torch.") for x in (given, t)]
+            self.say("problem", [name], f"has the dtype {dtypes[0]}, expected {dtypes[1]}, that of the input")
+        if given.shape != t.shape:
+            self.say("problem", [name], f"has the shape {list(given.shape)}, expected {list(t.shape)}")
+            return False
+        if given.is_complex() and not t.is_complex():
+            return False
+        if not given.isfinite().all():
+            self.say("problem", [name], f"holds {not_finite(given)}")
+        return True
+
+    def _outvoted(self, compared: list[Comparison]) -> list[Comparison]:
+        """Nearer to float64 than autograd's own is right: float64 and central differences outvote the same dtype."""
+        ok = {c.reference: c.ok for c in compared}
+        if self.references.dtype == torch.float64 or not ok.get("float64"):
+            return compared
+        if not ok.get("central", True) or not ok.get("directions", True):
+            return compared
+        return [c if c.reference != "autograd" else replace(c, decides=c.ok) for c in compared]
+
+    def _compare_in_float64(self, name: str) -> Comparison | None:
         """The gradient from float64 inputs against the float64 reference; None if it cannot be had in a wider dtype."""
-        references, eps = self.references, self.candidate.widened_eps
-        reference = references.gradients.get("float64")
-        if name not in self.candidate.widened or reference is None or eps >= torch.finfo(references.dtype).eps:
+        references, eps = self.references, self.candidate.eps_in_float64
+        ours, right = self.candidate.in_float64.get(name), references.gradients.get("float64", {}).get(name)
+        if ours is None or right is None or eps >= references.eps or not right.isfinite().all():
             return None
-        right = reference[name]
-        if not right.isfinite().all():
-            return None
-        allowed = WIDENED if eps < EPS32 else tolerance_of(torch.float32)
+        allowed = ALLOWED_IN_FLOAT64 if eps < EPS32 else tolerance_of(torch.float32)
         estimate = Estimate("widened", right, None, norm(right), allowed, references.underflow)
-        t = references.inputs[name]
-        shape = (*t.shape, 2) if t.is_complex() else tuple(t.shape)
 
         def noise() -> float:
-            dtype = None if eps < EPS32 else torch.float32
-            inputs = {n: wider(t) if dtype is None else t.to(dtype) for n, t in references.inputs.items()}
+            inputs = references.inputs
+            inputs = in_float64(inputs) if eps < EPS32 else {n: t.to(torch.float32) for n, t in inputs.items()}
             squares = rounding_noise(lambda: autograd(references.function, inputs)[1], references.seed)
             return NOISE_FACTOR * math.sqrt(float(squares[name].sum()))
 
-        return compare(name, shape, self.candidate.widened[name], estimate, noise)
+        return references.compare(name, ours, estimate, noise)
 
-    def _outvoted(self, compared: list[Comparison], wide: Comparison | None) -> list[Comparison]:
-        """Nearer to float64 than autograd's own is right: float64 and central differences outvote the same dtype."""
-        by = {c.reference: c for c in compared}
-        float64, dtype = by.get("float64"), self.references.dtype
-        if dtype == torch.float64 or float64 is None or not float64.ok:
-            return compared
-        if not all(by[r].ok for r in ("central", "directions") if r in by):
-            return compared
-        return [c if c.reference != "autograd" else replace(c, decides=c.ok) for c in compared]
+    def _is_wrong_in_float64(self, name: str) -> bool:
+        return any(c.reference == "widened" and c.gradient == name for c in self.report.comparisons)
 
     # ---- sixteen bits ----
 
     def _judge_precision(
-        self, name: str, ours: Tensor, compared: list[Comparison], float64: Estimate, wide: Comparison | None
+        self, name: str, ours: Tensor, right: Estimate, compared: list[Comparison], runs_in_float64: bool, sure: bool
     ) -> None:
-        """How many times autograd's own error, and whether that is told from rounding."""
-        references, report = self.references, self.report
-        if float64.entries is not None:
-            return
-        own = norm(references.gradients["autograd"][name] - float64.values)
-        error = norm(ours - float64.values)
-        if own and math.isfinite(error) and self.is_coarse:
-            report.multiples[name] = error / own
-        by = {c.reference: c for c in compared}
-        ok = all(c.ok for c in compared if c.decides)
-        if wide is not None:
-            if not ok and by["float64"].error_ratio <= 4 and name not in report.problems:
-                report.noise[name] = (
-                    f"is right when run in float64, and further off in {report.dtype} than rounding usually makes it: "
-                    "its products or sums may need a wider dtype"
-                )
-            return
-        if self.is_coarse and ok and self._is_far(name, error, own, float64):
-            report.noise[name] = (
-                f"the error is {error / own if own else math.inf:.2g} times autograd's own in {report.dtype}: too much "
-                "to call it right, too little to call it wrong. The same check in float32 or float64 would tell, or a "
-                "tolerance="
-            )
-        if by["float64"].ok and (text := self._wrong_slice(name, ours, float64)):
-            self.candidate.problems[name].append(text)
+        """How many times autograd's own error, and whether that is told from rounding.
 
-    def _is_far(self, name: str, error: float, own: float, float64: Estimate) -> bool:
+        ``right`` is the whole gradient in float64; what is ``sure`` to be wrong is no noise.
+        """
+        autograds_error = norm(self.references.gradients["autograd"][name] - right.values)
+        error = norm(ours - right.values)
+        times = error / autograds_error if autograds_error else math.inf
+        if autograds_error and math.isfinite(error) and self.is_coarse:
+            self.report.multiples[name] = times
+        ok = all(c.ok for c in compared if c.decides)
+        in_own_dtype = next(c for c in compared if c.reference == "float64")
+        if runs_in_float64:
+            if not ok and in_own_dtype.error_ratio <= 4 and not sure:
+                text = f"is right when run in float64, and further off in {self.dtype} than rounding usually makes it: "
+                self.say("noise", [name], text + "its products or sums may need a wider dtype")
+            return
+        if self.is_coarse and ok and self._is_far(name, error, autograds_error, right):
+            text = (
+                f"the error is {times:.2g} times autograd's own in {self.dtype}: too much to call it right, too little "
+                "to call it wrong. The same check in float32 or float64 would tell, or a tolerance="
+            )
+            self.say("noise", [name], text)
+        if in_own_dtype.ok:
+            self._look_for_a_wrong_slice(name, ours, right)
+
+    def _is_far(self, name: str, error: float, autograds_error: float, right: Estimate) -> bool:
         """Whether the error is several times autograd's own, and larger than what rounding explains.
 
         The result alone, rounded once, is off by a quarter of ε on average: autograd's own error counts as no less.
         """
-        floor = 0.25 * float(torch.finfo(self.references.dtype).eps) * float64.size + float64.uncertainty
-        if error <= NEAR * (own + floor):
+        floor = 0.25 * self.references.eps * right.size + right.uncertainty
+        if error <= AT_MOST_TIMES_AUTOGRADS_ERROR * (autograds_error + floor):
             return False
         return error > math.sqrt(float(self.references.squared_noise(name).sum()))
 
-    def _wrong_slice(self, name: str, ours: Tensor, float64: Estimate) -> str | None:
+    def _look_for_a_wrong_slice(self, name: str, ours: Tensor, expected: Estimate) -> None:
         """A row, a column or the like that is wrong by itself, and too small to show in the whole."""
         references, shape = self.references, self.references.inputs[name].shape
         if len(shape) < 2 or references.inputs[name].is_complex():
-            return None
-        squares, right = (ours - float64.values).square().reshape(shape), float64.values.square().reshape(shape)
-        noise: Tensor | None = None
+            return
+        squares, right = (ours - expected.values).square().reshape(shape), expected.values.square().reshape(shape)
         for d in (d for d in range(len(shape)) if shape[d] >= 4):
             others = [k for k in range(len(shape)) if k != d]
             error, size = squares.sum(others).sqrt(), right.sum(others).sqrt()
             limit = 2 * references.tolerance * size + references.underflow
             if not (error > limit).any():
                 continue
-            if noise is None:
-                noise = references.squared_noise(name).reshape(shape)
-            limit = limit + SLICE * (noise.sum(others) + noise.sum() / shape[d]).sqrt()
-            ratio = error / limit
-            if (at := int(ratio.argmax())) is not None and ratio[at] > 1:
-                return (
+            noise = references.squared_noise(name).reshape(shape)
+            ratio = error / (limit + SLICE_FACTOR * (noise.sum(others) + noise.sum() / shape[d]).sqrt())
+            at = int(ratio.argmax())
+            if ratio[at] > 1:
+                text = (
                     f"is wrong at index {at} of dimension {d}: off by {float(error[at] / size[at]):.0%} there, which "
-                    "is lost in the whole"
                 )
-        return None
-
-    # ---- what is not judged ----
-
-    def _name_the_unjudged(self) -> None:
-        report, references = self.report, self.references
-        for name in references.inputs:
-            if name not in self.candidate.gradients:
-                report.unjudged[name] = "no gradient of it is given"
-            elif name in references.unused and name not in report.wrong:
-                report.unjudged[name] = "the function does not use it"
+                return self.say("problem", [name], text + "is lost in the whole")
 
     # ---- what is wrong ----
 
-    def _expected(self) -> dict[str, Estimate]:
-        pairs = [(name, self.references.expected(name, found)) for name, found in self.estimates.items()]
-        return {name: estimate for name, estimate in pairs if estimate}
-
     def _explain(self, name: str) -> None:
         """Look for a kink, or for a diagnosis."""
-        report = self.report
+        report, known = self.report, name in self.expected
         if name in report.noise or name in report.setup:
             return
         if name not in report.problems and (text := self._only_on_kinks(name)):
-            report.kinks[name] = text
-            return
+            return self.say("kink", [name], text)
         text = self.candidate.diagnoses.get(name)
-        if not text and name in self.expected:
-            text = diagnose(self._wrong_gradient(name), self.hypotheses) or self._low_precision(name)
+        if not text and known:
+            in_float64 = self._is_wrong_in_float64(name)
+            wrong = WrongGradient(name, self.candidate, self.expected, in_float64, self.batch_size)
+            text = diagnose(wrong, self.hypotheses) or self._low_precision(name)
         if text:
-            report.diagnoses.setdefault(text, []).append(name)
-        elif name not in report.problems and name in self.expected:
-            report.where[name] = self._where(name)
+            self.say("diagnosis", [name], text)
+        elif name not in report.problems and known:
+            self.say("where", [name], self._where(name))
+
+    def _low_precision(self, name: str) -> str | None:
+        c = next((c for c in self.report.comparisons if c.gradient == name and not c.ok), None)
+        if c is None or name in self.report.problems or not c.relative_error < tolerance_of(torch.float32):
+            return None
+        right = f"is right to {c.relative_error:.0e}"
+        if self.candidate.eps_in_float64 >= EPS32 and self.references.dtype == torch.float64:
+            return f"{right} only: something in it computes in a coarser dtype than float64"
+        if c.relative_error < EPS32:
+            return f"{right}, as in float32, and not to float64: a constant of few digits?"
+        return None
 
     def _where(self, name: str) -> str:
         """How many entries are off, and the one that is furthest off."""
-        estimate, shape = self.expected[name], as_real(self.references.inputs[name]).shape
+        estimate = self.expected[name]
         if estimate.entries is not None:
             return "differs, and no pattern that is known explains it"
         ours, right = flat(self.candidate.gradients[name]), estimate.values
         off = (ours - right).abs()
-        limit = self.references.tolerance * float(right.abs().max()) + self.references.underflow
-        at = [int(k) for k in torch.unravel_index(off.argmax(), shape)]
-        i = int(off.argmax())
+        limit, i = self.references.tolerance * float(right.abs().max()) + self.references.underflow, int(off.argmax())
         return (
             f"{int((off > limit).sum()):,} of {len(off):,} entries are off, and no pattern that is known explains it; "
-            f"the furthest is at {at}: {float(ours[i]):.6g}, where {float(right[i]):.6g} is right"
+            f"the furthest is at {self._place(name, i)}: {float(ours[i]):.6g}, where {float(right[i]):.6g} is right"
         )
 
-    def _wrong_gradient(self, name: str) -> WrongGradient:
-        """In float64 if the gradient is wrong there too: there is less rounding to hide in."""
-        references, candidate = self.references, self.candidate
-        shape = as_real(references.inputs[name]).shape
-        given, expected, tolerance = as_real(candidate.gradients[name]), self.expected, references.tolerance
-        in_float64 = any(c.reference == "widened" and c.gradient == name for c in self.report.comparisons)
-        if in_float64:
-            given, right = candidate.widened[name].reshape(shape), references.gradients["float64"]
-            expected = {n: Estimate("float64", v, None, norm(v), tolerance) for n, v in right.items()}
-            tolerance = tolerance_of(torch.float64 if candidate.widened_eps < EPS32 else torch.float32)
-        noise, problem = 0.0 if in_float64 else references.noise_allowance(name), references.problem
-        if in_float64 and references.inputs64:
-            arguments = problem.arguments.arguments | references.inputs64
-            problem = replace(problem, arguments=problem.arguments.replaced(arguments))
-        return WrongGradient(
-            name,
-            given,
-            shape,
-            expected,
-            candidate.gradients,
-            self._beside(in_float64),
-            tolerance,
-            noise,
-            problem,
-            self.batch_size,
-        )
+    def _place(self, name: str, i: int) -> list[int]:
+        shape = as_real(self.references.inputs[name]).shape
+        return [int(k) for k in torch.unravel_index(torch.tensor(i), shape)]
 
-    def _beside(self, in_float64: bool) -> Tensors:
-        """The inputs, dy and y, by what they are called."""
-        candidate, several = self.candidate, len(self.candidate.dys) > 1
-        outputs = candidate.widened_outputs if in_float64 else candidate.outputs
-        found = {name: t for name, t in self.references.inputs.items()}
-        if candidate.dys and not self.references.problem.scalar:
-            for kind, tensors in (("dy", candidate.dys), ("y", outputs)):
-                found |= {f"{kind}{i}" if several else kind: t for i, t in enumerate(tensors, 1)}
-        return {name: t.detach().cpu().double() for name, t in found.items() if not t.is_complex()}
-
-    def _low_precision(self, name: str) -> str | None:
-        c = next((c for c in self.report.comparisons if c.gradient == name and not c.ok), None)
-        narrow = self.candidate.widened_eps
-        if c is None or name in self.report.problems or not c.relative_error < tolerance_of(torch.float32):
-            return None
-        if narrow >= EPS32 and self.references.dtype == torch.float64:
-            return f"is right to {c.relative_error:.0e} only: something in it computes in a coarser dtype than float64"
-        if c.relative_error < EPS32:
-            return f"is right to {c.relative_error:.0e}, as in float32, and not to float64: a constant of few digits?"
-        return None
+    # ---- kinks ----
 
     def _only_on_kinks(self, name: str) -> str | None:
         """The one-sided slopes, if every entry that differs lies on a kink and between them."""
@@ -286,40 +233,36 @@ class Judge:
             return None
         if references.inputs[name].is_complex():
             return None
-        in_float64 = any(c.reference == "widened" and c.gradient == name for c in self.report.comparisons)
-        best = references.gradients.get("float64", references.gradients["autograd"])
-        ours = self.candidate.widened[name] if in_float64 else flat(self.candidate.gradients[name])
-        right, tolerance = best[name], WIDENED if in_float64 else references.tolerance
+        right = references.gradients.get("float64", references.gradients["autograd"])[name]
+        ours, tolerance = flat(self.candidate.gradients[name]), references.tolerance
+        if self._is_wrong_in_float64(name):
+            ours, tolerance = self.candidate.in_float64[name], ALLOWED_IN_FLOAT64
         if len(ours) != len(right) or not ours.isfinite().all() or not right.isfinite().all():
             return None
         off = (ours - right).abs()
         order = off.argsort(descending=True)
         left = (off[order] ** 2).flip(0).cumsum(0).flip(0).sqrt()
         differing = order[: int((left > tolerance * norm(right) + references.underflow).sum())].tolist()
-        if not 0 < len(differing) <= KINKS:
+        if not 0 < len(differing) <= MOST_KINKS:
             return None
         try:
-            differences = references.differences(name)
-            found = []
+            differences, slopes = references.differences(name), []
             for i in differing:
                 low, high = sorted(differences.one_sided(i))
-                room = 1e-4 * max(abs(low), abs(high)) + 1e-5 * (high - low)
-                if not high - low > 100 * 1e-6 * max(abs(low), abs(high), 1e-300) or not (
-                    low - room <= float(ours[i]) <= high + room
-                ):
+                size = max(abs(low), abs(high))
+                room = 1e-4 * size + 1e-5 * (high - low)
+                if not high - low > 1e-4 * max(size, 1e-300) or not low - room <= float(ours[i]) <= high + room:
                     return None
-                found.append((i, low + 0.0, high + 0.0))
+                slopes.append((low + 0.0, high + 0.0))
         except Exception:  # a step may leave the region in which the function can be evaluated
             return None
-        i, low, high = found[0]
-        where = [int(k) for k in torch.unravel_index(torch.tensor(i), references.inputs[name].shape)]
+        i, (low, high) = differing[0], slopes[0]
         return (
-            f"differs from autograd at {len(found):,} of its entries, and each lies on a kink, where any slope between "
-            f"the one-sided ones will do: at {where} they are {low:.4g} and {high:.4g}, the gradient has "
-            f"{float(ours[i]):.4g}, autograd {float(right[i]):.4g}. Move the inputs off the kink to judge the rest"
+            f"differs from autograd at {len(differing):,} of its entries, and each lies on a kink, where any slope "
+            f"between the one-sided ones will do: at {self._place(name, i)} they are {low:.4g} and {high:.4g}, the "
+            f"gradient has {float(ours[i]):.4g}, autograd {float(right[i]):.4g}. Move the inputs off the kink to judge "
+            "the rest"
         )
-
-    # ---- notes ----
 
     def _contradictions(self) -> list[str]:
         """If central differences and autograd contradict each other, one of them is wrong whatever the gradient is."""
@@ -328,20 +271,14 @@ class Judge:
             "autograd": "autograd agrees with the gradient, central differences do not: does the function go through "
             "the backward that is checked? Pass a reference=",
         }
-        names: dict[str, list[str]] = defaultdict(list)
-        for c in self.report.comparisons:
-            if c.ok and c.gradient in self.expected and self.expected[c.gradient].reference == "central":
-                names[c.reference].append(c.gradient)
-        return [f"{', '.join(names[reference])}: {text}" for reference, text in texts.items() if names[reference]]
+        doubtful = [name for name, estimate in self.expected.items() if estimate.reference == "central"]
+        agree = [c for c in self.report.comparisons if c.ok and c.gradient in doubtful]
+        names = {reference: ", ".join(c.gradient for c in agree if c.reference == reference) for reference in texts}
+        return [f"{names[reference]}: {text}" for reference, text in texts.items() if names[reference]]
 
     def _noisy(self) -> list[str]:
         """The gradients that agree only because rounding alone moves them far."""
         report, wrong = self.report, self.report.wrong
-        far = [
-            c
-            for c in report.comparisons
-            if c.reference in ("autograd", "float64") and c.relative_error > 100 * report.tolerance
-        ]
-        names = ", ".join(dict.fromkeys(c.gradient for c in far if c.gradient not in wrong))
-        text = "rounding alone moves it as far as this; a check in float64 can tell more"
-        return [f"{names}: {text}"] if names else []
+        far = [c for c in report.comparisons if c.relative_error > 100 * report.tolerance and c.gradient not in wrong]
+        names = ", ".join(dict.fromkeys(c.gradient for c in far if c.reference in ("autograd", "float64")))
+        return [f"{names}: rounding alone moves it as far as this; a check in float64 can tell more"] if names else []

@@ -1,20 +1,26 @@
-"""The references: the gradients of one function at one point by autograd, in two dtypes, and by central differences."""
+"""The references: the gradients of one function at one point by autograd, in two dtypes, and by central differences.
+
+A gradient under test is compared with each. Everything is compared flat (n,), in float64, on the CPU; a complex number
+is two entries.
+"""
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bp_torch.verify.comparison import CENTRAL_ACCURACY, Comparison, Estimate, compare, norm
-from bp_torch.verify.differences import Derivative, Differences
-from bp_torch.verify.inputs import Tensors, copies, flat, wider
-from bp_torch.verify.problem import Problem, autograd
+from bp_torch.verify.differences import CENTRAL_ACCURACY, Derivative, Differences
+from bp_torch.verify.problem import Problem, Tensors, autograd, copies, flat, in_float64, norm
+from bp_torch.verify.report import Comparison
 from bp_torch.verify.rounding import rounding_noise
 
+EPS32 = torch.finfo(torch.float32).eps
 NOISE_FACTOR = 4.0  # how many times further than rounding moves autograd's gradient another one may be off
 DIRECTIONS = 8
 
@@ -24,36 +30,94 @@ def tolerance_of(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).eps ** (2 / 3))
 
 
+class Estimate(NamedTuple):
+    """One gradient as one reference gives it: all of it, some of its entries, or its products with some directions."""
+
+    reference: str
+    values: Tensor  # (k,)
+    entries: Tensor | None  # (k,), the indices of the values; None: of all, or along ``directions``
+    size: float  # the norm that an error is relative to
+    tolerance: float  # the relative error that is allowed
+    uncertainty: float = 0.0  # how far off the estimate itself may be, as a norm
+    skipped: int = 0  # how many entries the reference cannot give
+    directions: Tensor | None = None  # (k, n)
+
+    def select(self, whole: Tensor) -> Tensor:
+        """The entries of ``whole`` (n,) that the estimate holds, (k,), or its products with the directions."""
+        if self.directions is not None:
+            return self.directions @ whole
+        return whole if self.entries is None else whole[self.entries]
+
+
+def compare(
+    name: str, shape: tuple[int, ...], ours: Tensor, estimate: Estimate, noise_allowance: Callable[[], float]
+) -> Comparison:
+    """``ours`` (n,), the gradient called ``name``, against an estimate; ``noise_allowance`` is called if needed."""
+    if not len(estimate.values):
+        return Comparison(name, shape, estimate.reference, 0, 0, 0, 0, False, 0, (), 1, 0, estimate.skipped)
+    ours, theirs, size = estimate.select(ours), estimate.values, estimate.size
+    difference = (ours - theirs).abs()
+    at = int(difference.nan_to_num(math.inf).argmax())
+    entry = at if estimate.entries is None else int(estimate.entries[at])
+    where = () if estimate.directions is not None else np.unravel_index(entry, shape)
+    error, allowed = norm(difference), estimate.tolerance * size + estimate.uncertainty
+    finite = math.isfinite(error)
+    noise = noise_allowance() if finite and error > allowed else 0.0
+    allowed += noise
+    return Comparison(
+        gradient=name,
+        shape=shape,
+        reference=estimate.reference,
+        relative_error=_ratio(error, size) if finite else math.inf,
+        allowed=_ratio(allowed, size),
+        noise_allowance=_ratio(noise, size),
+        error_ratio=error / allowed if finite else math.inf,
+        identical=torch.equal(ours.view(torch.int64), theirs.view(torch.int64)),  # unlike ==, this tells −0 from 0
+        largest=float(difference[at]) if finite else math.inf,
+        where=tuple(int(i) for i in where),
+        cosine=_cosine(ours, theirs) if finite else 0.0,
+        compared=len(theirs),
+        skipped=estimate.skipped,
+    )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.inf if part else 0.0
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    """Of the angle between two vectors, 1 if both are zero."""
+    sizes = norm(a), norm(b)
+    return float((a / sizes[0]) @ (b / sizes[1])) if all(sizes) else float(sizes == (0.0, 0.0))
+
+
 class References:
-    """What is known of the gradients of one function at one point, without the one under test.
+    """The gradients of one function at one point, without the one under test."""
 
-    Attributes:
-        gradients: by reference ("autograd", "float64") and name, flat; without those that are unavailable.
-        inputs64: the inputs in float64; None if the function does not compute in it.
-        tolerance: the relative error that is allowed; if ``strict``, there is no noise allowance beyond it.
-        dtype: the coarsest of the inputs'.
-        unused: the inputs that the function does not use, as far as autograd can see.
-        notes: why a reference is unavailable.
-    """
-
-    def __init__(self, problem: Problem, inputs: Tensors, tolerance: float | None) -> None:
+    def __init__(self, problem: Problem, tolerance: float | None) -> None:
         """Compute the gradients by autograd. Raises as ``check`` does."""
-        self.problem, self.function, self.inputs, self.seed = problem, problem.value, inputs, problem.seed
-        self.notes: list[str] = []
-        self.dtype = max((t.dtype for t in inputs.values()), key=lambda dtype: torch.finfo(dtype).eps)
-        self.strict = tolerance is not None
-        self.tolerance = tolerance_of(self.dtype) if tolerance is None else tolerance
+        self.problem, self.function, self.inputs, self.seed = problem, problem.value, problem.inputs, problem.seed
+        self.notes: list[str] = []  # why a reference is unavailable
+        self.dtype, self.eps = problem.dtype, float(torch.finfo(problem.dtype).eps)  # of the coarsest input
+        self.strict = tolerance is not None  # then there is no noise allowance beyond the tolerance
+        self.tolerance = tolerance_of(self.dtype) if tolerance is None else tolerance  # relative
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance: expected a relative error between 0 and 1, got {self.tolerance}")
-        self.underflow = 64 * torch.finfo(self.dtype).smallest_normal * torch.finfo(self.dtype).eps
-        value, gradients, self.unused = self._in_own_dtype()
+        self.underflow = 64 * torch.finfo(self.dtype).smallest_normal * self.eps
+        value, gradients, self.unused = self._in_own_dtype()  # unused: the inputs that autograd finds no use of
         self._require_reproducible(value)
-        self.gradients = {"autograd": {name: flat(g) for name, g in gradients.items()}}
-        self.inputs64: Tensors | None = {name: wider(t) for name, t in inputs.items()}
-        if torch.finfo(self.dtype).eps == torch.finfo(torch.float64).eps:
+        self.gradients = {"autograd": {name: flat(g) for name, g in gradients.items()}}  # by reference and name
+        self.inputs64: Tensors | None = in_float64(self.inputs)  # None if the function does not compute in float64
+        if self.dtype in (torch.float64, torch.complex128):
             self.gradients["float64"] = self.gradients["autograd"]
         else:
             self._compute_in_float64(self.inputs64)
+        if problem.tensors is None and problem.backward is None and problem.reference is None:
+            self.gradients = {}
+            self.notes.append(
+                "without a reference= autograd would only repeat the gradient under test: central differences alone "
+                "decide"
+            )
 
     def _in_own_dtype(self) -> tuple[Tensor, Tensors, list[str]]:
         try:
@@ -72,13 +136,8 @@ class References:
         again = self._once()
         if (again - value).abs() <= self.tolerance * value.abs() + self.underflow:
             return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            one = self._once()
-            torch.manual_seed(self.seed)
-            other = self._once()
         kind, advice = "keeps something from call to call", "start from the same state in every call"
-        if torch.equal(one, other):
+        if torch.equal(with_seed(self.seed, self._once), with_seed(self.seed, self._once)):
             kind, advice = "draws random numbers", "draw what is random in it (a dropout mask) once, outside"
         raise ValueError(
             f"SETUP: the function {kind}: it returns {value.item():.6g} and then {again.item():.6g} for the same "
@@ -101,13 +160,6 @@ class References:
         else:
             self.gradients["float64"] = {name: flat(g) for name, g in gradients.items()}
 
-    def drop_autograd(self) -> None:
-        """Leave central differences as the only reference."""
-        self.gradients = {}
-        self.notes.append(
-            "without a reference= autograd would only repeat the gradient under test: central differences alone decide"
-        )
-
     # ---- what they give ----
 
     def estimates(self, name: str, ours: Tensor, coordinates: int, seconds: float) -> dict[str, Estimate]:
@@ -116,15 +168,15 @@ class References:
         ``coordinates`` is the number of central differences, as far as ``seconds`` allow; ``ours`` (n,), the gradient
         under test, says of which entries they are worth most.
         """
-        found = {reference: self._by_autograd(reference, name) for reference in self.gradients}
+        by_autograd = {reference: self._by_autograd(reference, name) for reference in self.gradients}
+        found = {reference: estimate for reference, estimate in by_autograd.items() if estimate}
         if coordinates and self.inputs64 is not None:
             best = found.get("float64") or found.get("autograd")
             whole = best.values if best and best.entries is None else ours
             known = flat(self.inputs[name]).isfinite()
             indices = _choose(ours, whole, coordinates, self.seed)
-            size = best.size if best else 0.0
-            found.update(self._by_differences(name, indices[known[indices]], self.inputs64, size, seconds))
-        return {reference: estimate for reference, estimate in found.items() if estimate}
+            found |= self._by_differences(name, indices[known[indices]], best.size if best else 0.0, seconds)
+        return found
 
     def _by_autograd(self, reference: str, name: str) -> Estimate | None:
         """None if it is nowhere finite."""
@@ -144,13 +196,11 @@ class References:
             return flat(autograd(self.function, inputs)[1][name])
 
         here = self.gradients["float64"][name] if self.gradients else gradient(self.inputs64)
-        return Differences(self.function, gradient, here, self.inputs64, name)
+        return Differences(self.function, self.inputs64, name, gradient, here)
 
-    def _by_differences(
-        self, name: str, indices: Tensor, inputs64: Tensors, size: float, seconds: float
-    ) -> dict[str, Estimate]:
+    def _by_differences(self, name: str, indices: Tensor, size: float, seconds: float) -> dict[str, Estimate]:
         """Of the entries ``indices`` (k,), and along random directions if these are not all; {} if there are none."""
-        tolerance, n, start = max(self.tolerance, CENTRAL_ACCURACY), len(flat(inputs64[name])), time.monotonic()
+        tolerance, n, start = max(self.tolerance, CENTRAL_ACCURACY), len(flat(self.inputs[name])), time.monotonic()
         negligible = 0.1 * tolerance * size / math.sqrt(n)
         found = list[Derivative]()
         try:
@@ -167,11 +217,12 @@ class References:
             )
             return {}
         kept = [k for k, derivative in enumerate(found) if not derivative.kinked]
+        values = torch.tensor([found[k].value for k in kept], dtype=torch.float64)
         central = Estimate(
             "central",
-            torch.tensor([found[k].value for k in kept], dtype=torch.float64),
+            values,
             None if len(kept) == n else indices[kept],
-            max(norm(torch.tensor([found[k].value for k in kept])), size * math.sqrt(len(kept) / n)),  # on average
+            max(norm(values.float()), size * math.sqrt(len(kept) / n)),  # on average
             tolerance,
             math.hypot(*(found[k].uncertainty for k in kept)) + self.underflow * math.sqrt(len(kept)),
             len(found) - len(kept),
@@ -190,13 +241,12 @@ class References:
         if not found:
             return None
         values = torch.tensor([d.value for d in found], dtype=torch.float64)
-        length = math.sqrt(len(found))
         uncertainty = 4 * math.hypot(*(d.uncertainty for d in found)) + self.underflow * math.sqrt(n)
-        whole = max(size * length, norm(values))
+        whole = max(size * math.sqrt(len(found)), norm(values))
         return Estimate("directions", values, None, whole, 4 * tolerance, uncertainty, directions=torch.stack(vectors))
 
     def expected(self, name: str, estimates: dict[str, Estimate]) -> Estimate | None:
-        """What the gradient should be: autograd's, or central differences if they contradict autograd."""
+        """The best estimate of a gradient: autograd's, or central differences if they contradict autograd."""
         best, central = estimates.get("float64") or estimates.get("autograd"), estimates.get("central")
         if best and best.skipped:
             return None
@@ -206,11 +256,13 @@ class References:
 
     # ---- whether a gradient agrees ----
 
-    def compare(self, name: str, ours: Tensor, estimate: Estimate) -> Comparison:
+    def compare(
+        self, name: str, ours: Tensor, estimate: Estimate, noise: Callable[[], float] | None = None
+    ) -> Comparison:
         """``ours`` (n,), the gradient called ``name``, against an estimate of it."""
         t = self.inputs[name]
         shape = (*t.shape, 2) if t.is_complex() else tuple(t.shape)
-        return compare(name, shape, ours, estimate, lambda: self.noise_allowance(name, estimate))
+        return compare(name, shape, ours, estimate, noise or (lambda: self.noise_allowance(name, estimate)))
 
     @cached_property
     def noise(self) -> Tensors:
@@ -234,14 +286,12 @@ class References:
             return 0.0
         squares = self.squared_noise(name, apart=estimate is None or estimate.reference != "autograd")
         total = float(squares.sum())
-        if estimate is None:
-            return NOISE_FACTOR * math.sqrt(total)
-        if estimate.directions is not None:
-            return NOISE_FACTOR * math.sqrt(total * len(estimate.values))
-        if estimate.entries is None:
-            return NOISE_FACTOR * math.sqrt(total)
-        share = total * len(estimate.values) / len(squares)
-        return NOISE_FACTOR * math.sqrt(float(squares[estimate.entries].sum()) + share)
+        if estimate is not None and estimate.directions is not None:
+            total *= len(estimate.values)
+        elif estimate is not None and estimate.entries is not None:
+            share = total * len(estimate.values) / len(squares)
+            total = float(squares[estimate.entries].sum()) + share
+        return NOISE_FACTOR * math.sqrt(total)
 
     def same(self, one: Tensor, other: Tensor, name: str) -> bool:
         """Whether two results for the gradient called ``name`` are equal to rounding error."""
@@ -254,6 +304,13 @@ class References:
         error = norm(a - b)
         allowed = self.tolerance * max(norm(a), norm(b)) + self.underflow * math.sqrt(len(a))
         return error <= allowed or error <= allowed + self.noise_allowance(name)
+
+
+def with_seed(seed: int, function: Callable[[], Any]) -> Any:
+    """Call a function after seeding torch, whose random numbers elsewhere are left as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return function()
 
 
 def first_line(error: Exception) -> str:
@@ -271,6 +328,4 @@ def _choose(ours: Tensor, whole: Tensor, n: int, seed: int) -> Tensor:
     nonzero = whole.nonzero().flatten()
     some = nonzero[torch.randint(len(nonzero), (n // 2,), generator=generator)] if len(nonzero) else nonzero
     others = torch.randint(len(ours), (n - 1 - len(some),), generator=generator)
-    chosen = torch.cat([furthest, some, others])
-    first_of: Iterable[int] = dict.fromkeys(chosen.tolist())
-    return torch.tensor(list(first_of))
+    return torch.tensor(list(dict.fromkeys(torch.cat([furthest, some, others]).tolist())))

@@ -1,56 +1,126 @@
-"""What a check found: the verdict, and in words what is wrong; then every comparison."""
+"""The result of a check: the verdict, and in words what is wrong; then every comparison."""
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 from bp_torch.text import count, folded, table, wrapped
-from bp_torch.verify.comparison import CENTRAL_ACCURACY, HEADER, Comparison
+from bp_torch.verify.differences import CENTRAL_ACCURACY
 
+REFERENCES = ("autograd", "float64", "central")
+"""Autograd in the inputs' dtype, autograd in float64, central differences in float64."""
+MORE_REFERENCES = {
+    "directions": "central differences along random directions, so that every entry is heard",
+    "widened": "the same backward, run on float64 inputs, against autograd in float64",
+}
+"""Two that stand in a report where they say something: where a tensor has more entries than there was time for, and
+where the gradient under test is wrong in float64."""
+
+HEADER = ["", "gradient", "reference", "error", "allowed", "largest diff", "at", "cosine"]
 NUMBERS = {HEADER.index(name) for name in ("error", "allowed", "largest diff", "cosine")}
+
+Kind = Literal["setup", "problem", "kink", "noise", "where", "diagnosis", "unjudged"]
+
+
+class Finding(NamedTuple):
+    """Something to say of one gradient."""
+
+    kind: Kind
+    gradient: str
+    words: str
+
+
+def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Each first element once, and the second ones that come with it."""
+    found: dict[str, list[str]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    return found
+
+
+def told(kind: Kind, one: bool = False) -> property:
+    """An attribute of a report: the words of its findings of one kind, by gradient; of several the last, if ``one``."""
+
+    def words(report: "Report") -> dict[str, Any]:
+        found = [(f.gradient, f.words) for f in report.findings if f.kind == kind]
+        return dict(found) if one else grouped(found)
+
+    return property(words)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One gradient compared with one reference."""
+
+    gradient: str
+    shape: tuple[int, ...]
+    reference: str
+    relative_error: float  # ‖gradient − reference‖ / ‖reference‖, over the entries that were compared
+    allowed: float  # the largest relative error with which the gradient counts as right
+    noise_allowance: float  # the part of it that rounding alone causes; 0 if the error is small enough without it
+    error_ratio: float  # error / allowed; above 1 the gradient is wrong
+    identical: bool  # equal bit for bit in every entry
+    largest: float  # the largest absolute difference of one entry
+    where: tuple[int, ...]  # that entry
+    cosine: float  # of the angle between the two, 1 if they point the same way
+    compared: int  # entries
+    skipped: int  # kinks, and entries where the reference is not finite
+    decides: bool = True  # False if better references outvote this one
+
+    @property
+    def ok(self) -> bool:
+        """Whether the gradient agrees with the reference."""
+        return self.error_ratio <= 1
+
+    def row(self) -> list[str]:
+        """The cells below ``HEADER``."""
+        if not self.compared:
+            return ["-", self.gradient, self.reference, "skipped", *"----"]
+        mark = "ok" if self.ok else "WRONG" if self.decides else "far"
+        error = "identical" if self.identical else f"{self.relative_error:.1e}"
+        numbers = [error, f"{self.allowed:.1e}", f"{self.largest:.1e}", str(list(self.where)), f"{self.cosine:.6f}"]
+        return [mark, self.gradient, self.reference, *numbers]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What ``check`` found: print it, or in a test call ``check(...).assert_ok()``. It is true only if all is right.
+    """The result of ``check``: print it, or in a test call ``check(...).assert_ok()``. It is true if all is right."""
 
-    Attributes:
-        comparisons: of every gradient with every reference.
-        problems: by gradient, what is wrong apart from the numbers.
-        diagnoses: what explains a wrong gradient to rounding error, in words, and the gradients that it explains.
-        notes: what else the reader should know, such as a reference that is unavailable.
-        tolerance: the relative error that is allowed.
-        dtype: the coarsest of the inputs', without "torch.".
-        setup: by gradient, what must be mended before it can be judged.
-        kinks: by gradient, the one-sided slopes, if it differs only where the function has a kink.
-        noise: by gradient, why its dtype is too coarse to tell.
-        forward: how the forward differs from the reference; "" if it does not.
-        unjudged: the inputs of which no gradient is judged, and why.
-        multiples: by gradient, its error as a multiple of autograd's own in the same dtype, both against float64.
-        where: by gradient, where it is wrong, if no diagnosis says so.
-        slopes: computes by gradient the slope of the Taylor remainder, 2 if the gradient is right.
-    """
-
-    comparisons: list[Comparison]
-    problems: dict[str, list[str]] = field(default_factory=dict)
-    diagnoses: dict[str, list[str]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    tolerance: float = 0.0
-    dtype: str = ""
-    setup: dict[str, list[str]] = field(default_factory=dict)
-    kinks: dict[str, str] = field(default_factory=dict)
-    noise: dict[str, str] = field(default_factory=dict)
-    forward: str = ""
-    unjudged: dict[str, str] = field(default_factory=dict)
-    multiples: dict[str, float] = field(default_factory=dict)
-    where: dict[str, str] = field(default_factory=dict)
-    slopes: Callable[[], dict[str, float]] = field(default=dict, repr=False, compare=False)
+    comparisons: list[Comparison]  # of every gradient with every reference
+    findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what else to know, such as a reference that is unavailable
+    tolerance: float = 0.0  # the relative error that is allowed
+    dtype: str = ""  # the coarsest of the inputs', without "torch."
+    forward: str = ""  # how the forward differs from the reference; "" if it does not
+    multiples: dict[str, float] = field(default_factory=dict)  # each gradient's error by autograd's own in that dtype
+    slopes: Callable[[], dict[str, float]] = field(default=dict, repr=False, compare=False)  # of the Taylor remainders
 
     def __bool__(self) -> bool:
         """``ok``: so ``assert check(...)`` fails for a wrong gradient."""
         return self.ok
+
+    def __add__(self, other: "Report") -> "Report":
+        """Both in one."""
+        comparisons, findings = self.comparisons + other.comparisons, self.findings + other.findings
+        notes = list(dict.fromkeys(self.notes + other.notes))
+        return replace(self, comparisons=comparisons, findings=findings, notes=notes)
+
+    # The words of each kind of finding, by gradient: a list of them for setup and problems, else one text.
+    setup = told("setup")  # what must be mended before it can be judged
+    problems = told("problem")  # what is wrong apart from the numbers
+    kinks = told("kink", one=True)  # the one-sided slopes, if it differs only where the function has a kink
+    noise = told("noise", one=True)  # why its dtype is too coarse to tell
+    where = told("where", one=True)  # where it is wrong, if no diagnosis says so
+    unjudged = told("unjudged", one=True)  # why no gradient of an input is judged
+
+    @property
+    def diagnoses(self) -> dict[str, list[str]]:
+        """By what explains a wrong gradient to rounding error, in words, the gradients that it explains."""
+        return grouped((f.words, f.gradient) for f in self.findings if f.kind == "diagnosis")
+
+    # ---- the verdict ----
 
     @property
     def gradients(self) -> list[str]:
@@ -60,7 +130,7 @@ class Report:
     @property
     def wrong(self) -> list[str]:
         """The names of the gradients that are not right, the worst first."""
-        ratios: dict[str, float] = {name: math.inf for name in (*self.setup, *self.problems)}
+        ratios = dict.fromkeys([*self.setup, *self.problems], math.inf)
         ratios |= {name: ratios.get(name, 1.0) for name in (*self.kinks, *self.noise)}
         for c in self.comparisons:
             if not c.ok and c.decides:
@@ -72,27 +142,28 @@ class Report:
         """RIGHT; or WRONG; SETUP, if something must be mended first; KINK or NOISE, if that is all that is wrong."""
         if self.forward:
             return "WRONG"
-        certain = [name for name in self.wrong if name not in self.kinks and name not in self.noise]
-        if certain:
-            return "SETUP" if all(name in self.setup for name in certain) else "WRONG"
-        judged = [name for name in self.gradients if name not in self.unjudged]
-        if not judged and any("no reference" in text for text in self.unjudged.values()):
+        if certain := set(self.wrong) - self.kinks.keys() - self.noise.keys():
+            return "SETUP" if certain <= self.setup.keys() else "WRONG"
+        if not self._judged() and any("no reference" in text for text in self.unjudged.values()):
             return "SETUP"
         return "KINK" if self.kinks else "NOISE" if self.noise else "RIGHT"
 
+    def _judged(self) -> list[str]:
+        return [name for name in self.gradients if name not in self.unjudged]
+
     @property
     def ok(self) -> bool:
-        """Whether every gradient is right: it agrees with every reference, and has no other problem."""
+        """Whether every gradient agrees with every reference."""
         return self.verdict == "RIGHT"
 
     @property
     def skipped(self) -> int:
-        """How many central differences were skipped because a step crosses a kink."""
+        """Entries left out of central differences because a step crosses a kink."""
         return sum(c.skipped for c in self.comparisons if c.reference == "central")
 
     @property
     def worst(self) -> float:
-        """The largest relative error, over the comparisons that decide."""
+        """The largest relative error."""
         return max((c.relative_error for c in self.comparisons if c.decides), default=0.0)
 
     def assert_ok(self) -> None:
@@ -105,23 +176,21 @@ class Report:
 
     def __str__(self) -> str:
         """The verdict and what is wrong in words, the table (if something is wrong: only that), how it was compared."""
-        names = self.wrong or [name for name in self.gradients if name not in self.unjudged]
-        notes = [*self._multiples(), *(f"note: {note}" for note in self.notes)]
-        return self._text(names, notes)
+        return self._text(self.wrong or self._judged())
 
     def verbose(self) -> str:
         """The same with every gradient, and the slopes of the Taylor remainders."""
-        slopes = [f"{name} {slope:.2f}" for name, slope in self.slopes().items()]
-        text = "slope of the Taylor remainder (2 if right, as far as rounding lets it show): "
-        notes = [*self._multiples(), *(f"note: {note}" for note in self.notes)]
-        return self._text(self.gradients, [text + ", ".join(slopes) if slopes else "", *notes])
+        slopes = ", ".join(f"{name} {slope:.2f}" for name, slope in self.slopes().items())
+        text = f"slope of the Taylor remainder (2 if right, as far as rounding lets it show): {slopes}"
+        return self._text(self.gradients, text if slopes else "")
 
-    def _text(self, names: Sequence[str], notes: Sequence[str]) -> str:
-        words = [*([f"the forward {self.forward}"] if self.forward else []), *self.problem_lines()]
+    def _text(self, names: Sequence[str], slopes: str = "") -> str:
+        forward = [f"the forward {self.forward}"] if self.forward else []
         how = explanations([c for c in self.comparisons if self._shown(c)], f"{self.tolerance:.1e}")
+        notes = [slopes, *self._multiples(), *(f"note: {note}" for note in self.notes)]
         blocks = [
             wrapped_lines([self.headline()]),
-            wrapped_lines([*words, *self.diagnosis_lines()]),
+            wrapped_lines([*forward, *self.problem_lines(), *self.diagnosis_lines()]),
             self.table(names),
             wrapped_lines([*how, *notes]),
         ]
@@ -130,8 +199,7 @@ class Report:
     def headline(self) -> str:
         """The verdict, and how many gradients it holds for."""
         unjudged = "".join(f", {name} not judged ({why})" for name, why in self.unjudged.items())
-        judged = [name for name in self.gradients if name not in self.unjudged]
-        total = count(len(judged), "gradient")
+        total = count(len(self._judged()), "gradient")
         if self.forward:
             return f"{self.verdict}: the forward is not the reference; {total} compared{unjudged}"
         if not self.wrong:
@@ -140,15 +208,12 @@ class Report:
         return f"{self.verdict}: {len(self.wrong):,} of {total} {what.get(self.verdict, 'cannot be judged')}{unjudged}"
 
     def problem_lines(self) -> list[str]:
-        """What is wrong apart from the numbers, each with the gradients that it holds for."""
-        found: dict[str, list[str]] = {}
-        for name in self.wrong:
-            for text in (*self.setup.get(name, ()), *self.problems.get(name, ())):
-                found.setdefault(text, []).append(name)
-            for texts in (self.kinks, self.noise, self.where):
-                if name in texts:
-                    found.setdefault(texts[name], []).append(name)
-        return [f"{', '.join(names)}: {text}" for text, names in found.items()]
+        """Everything that is wrong apart from the numbers, each with the gradients that it holds for."""
+        kinds: tuple[Kind, ...] = ("setup", "problem", "kink", "noise", "where")
+        order = [(name, kind) for name in self.wrong for kind in kinds]
+        found = [f for place in order for f in self.findings if (f.gradient, f.kind) == place]
+        by_words = grouped((f.words, f.gradient) for f in found)
+        return [f"{', '.join(names)}: {words}" for words, names in by_words.items()]
 
     def diagnosis_lines(self) -> list[str]:
         """Each diagnosis once, with the gradients that it holds for."""
@@ -166,27 +231,22 @@ class Report:
 
     def table(self, gradients: Sequence[str]) -> str:
         """The comparisons of these gradients; "" if there are none. In float64, float64 is not said twice."""
-        rows = [self._row(c) for name in gradients for c in self.comparisons if c.gradient == name and self._shown(c)]
+        uncertain = dict.fromkeys(self.noise, "noise") | dict.fromkeys(self.kinks, "kink")
+        rows = [c.row() for name in gradients for c in self.comparisons if c.gradient == name and self._shown(c)]
+        rows = [[uncertain.get(name, mark) if mark == "WRONG" else mark, name, *rest] for mark, name, *rest in rows]
         return folded(table(HEADER, rows, right=NUMBERS)) if rows else ""
 
-    def _row(self, c: Comparison) -> list[str]:
-        """Marked as what it is where the gradient is not wrong for certain."""
-        mark, *cells = c.row()
-        if mark == "WRONG":
-            mark = "kink" if c.gradient in self.kinks else "noise" if c.gradient in self.noise else mark
-        return [mark, *cells]
-
     def _shown(self, c: Comparison) -> bool:
-        """One that says nothing new is not: float64 in float64, and the widened gradient if all is wrong anyway."""
+        """Hide a row that repeats another: float64 in a check in float64, and widened if another is wrong anyway."""
         if c.reference == "widened":
             return all(other.ok for other in self.comparisons if other.gradient == c.gradient and other is not c)
         return not (c.reference == "float64" and self.dtype == "float64")
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers and words; what is not finite is None, as in JSON."""
-        comparisons = [asdict(c) | {"ok": c.ok} for c in self.comparisons]
-        found = {name: value for name, value in vars(self).items() if name != "slopes"}
-        found |= {"ok": self.ok, "verdict": self.verdict, "wrong": self.wrong, "comparisons": comparisons}
+        keys = "problems diagnoses notes tolerance dtype setup kinks noise forward unjudged multiples where"
+        found = {"comparisons": [asdict(c) | {"ok": c.ok} for c in self.comparisons]}
+        found |= {key: getattr(self, key) for key in [*keys.split(), "ok", "verdict", "wrong"]}
         plain: dict[str, Any] = json.loads(json.dumps(found), parse_constant=lambda name: None)
         return plain
 
@@ -201,20 +261,16 @@ def wrapped_lines(lines: Sequence[str]) -> str:
 
 
 def explanations(comparisons: Sequence[Comparison], tolerance: str) -> list[str]:
-    """What the columns of a table of these comparisons mean, and how they were computed."""
+    """The meaning of the columns of a table of these comparisons, and how they were computed."""
     if not comparisons:
         return []
     noise = ", plus the error that rounding alone causes here" if any(c.noise_allowance for c in comparisons) else ""
     lines = ["error: ‖gradient − reference‖ / ‖reference‖", f"allowed: {tolerance}{noise}"]
     if central := [c for c in comparisons if c.reference == "central"]:
         used, entries = sum(c.compared for c in central), sum(math.prod(c.shape) for c in central)
-        skipped = sum(c.skipped for c in central)
         of = f"{used:,} of {count(entries, 'entry', 'entries')}"
         lines.append(f"central differences: {of}, exact to {CENTRAL_ACCURACY:.1e} at best")
-        if skipped:
+        if skipped := sum(c.skipped for c in central):
             lines.append(f"{skipped:,} skipped: a step crosses a kink")
-    if any(c.reference == "directions" for c in comparisons):
-        lines.append("directions: central differences along random directions, so that every entry is heard")
-    if any(c.reference == "widened" for c in comparisons):
-        lines.append("widened: the same backward, run on float64 inputs, against autograd in float64")
-    return lines
+    seen = {c.reference for c in comparisons}
+    return lines + [f"{reference}: {text}" for reference, text in MORE_REFERENCES.items() if reference in seen]

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from bp_torch.verify.inputs import Tensors, flat
+from bp_torch.verify.problem import Tensors, flat
 
 SAMPLES = 8
 
@@ -71,17 +71,13 @@ def rounding_noise(gradients: Callable[[], Tensors], seed: int) -> Tensors:
     return noise
 
 
-class Widths(TorchFunctionMode):
-    """A context that notes in which dtypes of real or complex numbers operations compute.
-
-    Attributes:
-        eps: the coarsest rounding among them; 0 before the first.
-    """
+class DtypesSeen(TorchFunctionMode):
+    """A context that notes in which dtypes of real or complex numbers operations compute."""
 
     def __init__(self) -> None:
-        """With nothing noted."""
+        """Start with nothing noted."""
         super().__init__()
-        self.eps = 0.0
+        self.eps = 0.0  # the coarsest rounding among them
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func`` and note the dtypes of what it takes and returns."""

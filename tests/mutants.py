@@ -1,0 +1,496 @@
+"""The tests of the tests: each fault below is planted in a copy of the package, and its tests must fail.
+
+    python -m tests.mutants
+    python -m tests.mutants --rooms mathematics sgd --jobs 4
+
+A fault that survives shows that a test is missing. First the same tests must pass on an unchanged copy. It is not part
+of the test suite: it takes a few minutes. Every process starts from one that has loaded torch already.
+"""
+
+import argparse
+import gc
+import importlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import Phase, settings
+
+from tests.harness import die_with_parent
+
+ROOT = Path(__file__).parent.parent
+
+TABLE = r"""
+# mathematics
+backprop.py: test_backprop.py -k every_gradient
+    derivative = cost.derivative(a, y) / examples      =>  derivative = cost.derivative(a, y)
+    derivative = cost.derivative(a, y) / examples      =>  derivative = cost.derivative(a, y) / (examples + 1)
+    derivative if cost.absorbs else derivative * phi_prime  =>  derivative
+    derivative if cost.absorbs else derivative * phi_prime  =>  derivative * phi_prime
+    return input_gradient(delta, W) * phi_prime        =>  return input_gradient(delta, W)
+    return input_gradient(delta, W) * phi_prime        =>  return input_gradient(delta, W) * phi_prime * phi_prime
+    torch.sum(delta, -2, out=out)                      =>  torch.mean(delta, -2, out=out)
+    torch.sum(delta, -2, out=out)                      =>  torch.sum(delta[..., 1:, :], -2, out=out)
+    weight_gradient(delta, a[l], out=dW[l])            =>  weight_gradient(delta, a[l].abs(), out=dW[l])
+    layers[l - 1].phi.derivative(a[l])                 =>  layers[l].phi.derivative(a[l])
+    layers[-1].phi.derivative(a[-1])                   =>  layers[0].phi.derivative(a[-1])
+    layers[l - 1].phi.derivative(a[l])                 =>  layers[l - 1].phi.derivative(a[l]).clamp(max=0.9)
+    deltas.insert(0, delta)                            =>  deltas.append(delta)
+    torch.addmm(b, a, W.mT)                            =>  torch.addmm(b, a, W.mT, beta=0)
+    torch.addmm(b, a, W.mT)                            =>  torch.addmm(b, a, W.mT, alpha=1 + 1e-9)
+backprop.py: test_backprop.py::test_networks_of_every_size_equal_autograd
+    torch.matmul(delta, W)                             =>  torch.matmul(delta, W * (1.001 if len(W) >= 64 else 1))
+    torch.sum(delta, -2, out=out)                      =>  torch.sum(delta[..., :100, :], -2, out=out)
+    torch.matmul(delta, W)                             =>  torch.matmul(delta, W * (1 + 1e-6 * (len(W) >= 1024)))
+    torch.sum(delta, -2, out=out)                      =>  torch.sum(delta[..., :10_000, :], -2, out=out)
+    torch.matmul(delta.mT, a, out=out)                 =>  torch.matmul(delta.mT[..., :256], a[..., :256, :], out=out)
+    torch.matmul(delta.mT, a, out=out)                 =>  torch.matmul(delta.mT, a * (a.shape[-1] <= 300), out=out)
+    return input_gradient(delta, W) * phi_prime        =>  return input_gradient(delta[:200], W) * phi_prime
+backprop.py: test_backprop.py -k random_networks
+    torch.matmul(delta, W)                             =>  torch.matmul(delta, W.mT if W.shape[0] == W.shape[1] else W)
+    layers[l - 1].phi.derivative(a[l])                 =>  layers[l - 1].phi.derivative(a[l]).clamp(min=1e-9)
+backprop.py: test_backprop.py -k several_networks
+    torch.baddbmm(b.unsqueeze(-2), a, W.mT)            =>  torch.baddbmm(b[:1].unsqueeze(-2), a, W.mT)
+    torch.baddbmm(b.unsqueeze(-2), a, W.mT)            =>  torch.baddbmm(b.unsqueeze(-2), a[:1].expand_as(a), W.mT)
+backprop.py: test_backprop.py -k sixteen_bits
+    torch.matmul(delta, W)                             =>  torch.matmul(delta, W * (1.1 if W.itemsize == 2 else 1))
+backprop.py: test_backprop.py -k "shards or written_into_out"
+    checked_examples(examples or y.shape[-2])          =>  checked_examples(y.shape[-2])
+    torch.empty_like(network.parameters) if out is None else out  =>  torch.empty_like(network.parameters)
+backprop.py: test_backprop.py -k per_example
+    backward(network, passed, y, cost, examples=1)     =>  backward(network, passed, y, cost)
+    db[l].copy_(delta)                                 =>  db[l].copy_(delta.mean(-2, keepdim=True))
+    passed.activations[l].unsqueeze(-2), out=dW[l]     =>  passed.activations[l][..., :1, :].unsqueeze(-2), out=dW[l]
+backprop.py: test_backprop.py -k costs_equal
+    value(passed.z, passed.activations[-1], y)         =>  value(passed.activations[-1], passed.activations[-1], y)
+activations.py: test_activations.py
+    torch.addcmul(a, a, a, value=-1)                   =>  torch.addcmul(a, a, a, value=-0.9999)
+    return (a * a).neg_().add_(1)                      =>  return a.abs().neg_().add_(1)
+    Activation(torch.relu, torch.sign)                 =>  Activation(torch.relu, lambda a: (a >= 0).to(a))
+    Activation(torch.relu, torch.sign)                 =>  Activation(torch.relu, torch.ones_like)
+    lambda a: A * S * tanh_derivative(a / A)           =>  lambda a: A * tanh_derivative(a / A)
+    lambda a: A * S * tanh_derivative(a / A)           =>  lambda a: A * S * tanh_derivative(a)
+    A, S = 1.7159, 2 / 3                               =>  A, S = 1.7159, 0.6667
+    lambda z: z, lambda a: a**0                        =>  lambda z: z, lambda a: a
+costs.py: test_costs.py
+    return 2 * (a - y)                                 =>  return a - y
+    return (a - y).square().sum(-1)                    =>  return (a - y).square().mean(-1)
+    return (a - y).square().sum(-1)                    =>  return (a - y).square().sum(-1) / 2
+    torch.logaddexp(z, torch.zeros_like(z))            =>  torch.log(1 + z.exp())
+    return a - y                                       =>  return (a - y) * 1.0001
+    -(y * torch.log_softmax(a, -1)).sum(-1)            =>  -(y * torch.softmax(a, -1).log()).sum(-1)
+    torch.softmax(a, -1) * y.sum(-1, keepdim=True) - y  =>  torch.softmax(a, -1) - y
+costs.py: test_backprop.py -k every_gradient
+    binary_cross_entropy_derivative, absorbs="sigmoid")  =>  binary_cross_entropy_derivative)
+
+# network
+network.py: test_network.py -k initial_values
+    sqrt(gain / W.shape[1])                            =>  sqrt(gain / (W.shape[1] + 1))
+    sqrt(gain / W.shape[1])                            =>  sqrt(gain / W.shape[0])
+    sqrt(gain / W.shape[1])                            =>  sqrt(gain / len(W.T)) * (1 + 1e-6)
+    2.0 if name == "he" else 1.0                       =>  2.0 if name != "lecun" else 1.0
+    if name != "normal":                               =>  if name == "lecun" or name == "he":
+    draw.uniform_(-1, 1, generator=generator)          =>  draw.uniform_(0, 1, generator=generator)
+    b.zero_()                                          =>  b.mul_(0.01)
+    manual_seed(own_seed)                              =>  manual_seed(own_seed % 2**31)
+    range(seed, seed + len(several))                   =>  [seed] * len(several)
+network.py: test_network.py -k "views or copied or part or last_layer"
+    w.unflatten(-1, (n_out, n_in)) for w               =>  w.unflatten(-1, (n_in, n_out)).mT for w
+    if layer == self.depth - 1 else                    =>  if layer == self.depth else
+    return self._with(self.parameters[k])              =>  return self._with(self.parameters[k].clone())
+    dtype or self.dtype, copy=True)                    =>  dtype or self.dtype)
+    != memory for view                                 =>  == 0 for view
+convert.py: test_convert.py
+    linear.bias.data.copy_(b)                          =>  linear.bias.data.zero_()
+    b.copy_(linear.bias.data)                          =>  b.copy_(linear.bias.data[:1])
+    activation=found[0], output_activation=found[-1]   =>  activation=found[-1], output_activation=found[-1]
+    if digest not in (None, checksum(network)):        =>  if digest == "":
+    module.bias is not None and not changed(module)    =>  module.bias is not None
+
+# sgd
+sgd.py: test_sgd.py
+    self.velocity.mul_(self._momentum).add_(gradient)  =>  self.velocity.mul_(self._momentum).add_(gradient, alpha=0.9)
+    velocity.add_(parameters, alpha=self._decay)       =>  velocity.add_(parameters.sign(), alpha=self._decay)
+    if decay_biases:                                   =>  if decays:
+    zip(velocities, network.weights, strict=True)      =>  zip(velocities[1:], network.weights[1:], strict=True)
+    addcmul_(self.direction(gradient), self.rate       =>  addcmul_(gradient, self.rate
+    if self.velocity is None else self.velocity        =>  if self.velocity is None else self.velocity + gradient
+    self.parameters.addcmul_(self.direction(gradient)  =>  self.parameters.view(-1)[:9999].addcmul_(gradient[:9999]
+    self.rate.fill_(learning_rate)                     =>  self.rate.fill_(vars(self).get("_learning_rate", 1))
+    self.rate.copy_(learning_rate.unsqueeze(-1))       =>  self.rate.copy_(learning_rate.flip(0).unsqueeze(-1))
+    self._decay.view(-1, *[1] * (parameters.ndim - 1))  =>  self._decay.mean()
+    if not 0 <= number < 1:                            =>  if not 0 <= number <= 1:
+    torch.promote_types(self.parameters.dtype, torch.float32)  =>  self.parameters.dtype
+
+# data
+data.py: test_data.py -k "order_of or one_hot or labels or subsample or shuffled or batches"
+    default_rng((seed, epoch))                         =>  default_rng(seed)
+    default_rng((seed, epoch))                         =>  default_rng(epoch)
+    default_rng((seed, epoch))                         =>  default_rng(seed + epoch)
+    default_rng((seed, epoch)).permutation(n)          =>  default_rng((seed, epoch)).integers(n, size=n)
+    permutation(len(examples.labels), seed, 0,         =>  permutation(len(examples.labels), seed, 1,
+    permutation(len(examples.labels), seed, 0,         =>  permutation(n, seed, 0,
+    PIXEL_SCALE = 1 / 255                              =>  PIXEL_SCALE = 1 / 256
+    labels[:, None].long(), 1)                         =>  labels[:, None].long(), 0.99)
+    (labels >= classes)                                =>  (labels > classes)
+    // about) | 1                                      =>  // about) | 0
+    tensor[::every] for tensor                         =>  tensor[: len(tensor) // every + 1] for tensor
+    examples.labels.index_select(0, indices)           =>  examples.labels.index_select(0, indices.flip(0))
+data.py: test_data.py -k "other_data_sets or truncated"
+    images = images.transpose(1, 2)                    =>  images = images.flip(1)
+    labels = labels[:, 0]                              =>  labels = labels[:, 1]
+    len(content) != wanted                             =>  len(content) > wanted
+    if _sha256(raw / name) != sums.get(name):          =>  if name not in sums:
+
+# deform
+deform.py: test_deform.py
+    default_rng((seed, epoch, 1))                      =>  default_rng((seed, 1))
+    default_rng((seed, epoch, 1))                      =>  default_rng(epoch)
+    (1 - 0.5 * half)                                   =>  (1 - 0.4 * half)
+    ONE_AND_SEVEN = (1, 7)                             =>  ONE_AND_SEVEN = (1, 4)
+    torch.stack([-sin, cos], -1)                       =>  torch.stack([sin, cos], -1)
+    torch.stack([1 / width, 1 / height], -1)           =>  torch.stack([1 / height, 1 / width], -1)
+    (4 * sigma**2)                                     =>  (2 * sigma**2)
+    (values[:rank].sqrt() / 3**0.25)                   =>  values[:rank].sqrt()
+    basis.to(device) * sqrt(how.alpha)                 =>  basis.to(device) * how.alpha
+    found.round_()                                     =>  found
+    align_corners=True                                 =>  align_corners=False
+    padding_mode="zeros"                               =>  padding_mode="border"
+    CENTRE = (SIDE - 1) / 2                            =>  CENTRE = SIDE / 2
+
+# recorder
+recorder.py: test_recorder.py
+    mine.copy_(given)                                  =>  pass
+    (tensor.shape, tensor.dtype) for tensor in tensors]  =>  (tensor.shape, 0) for tensor in tensors]
+    4 * needed and self._is_free(block)                =>  4 * needed
+    recording.release(result)                          =>  pass
+    graph.replay()                                     =>  pass
+    self._use(written)                                 =>  pass
+    dtype = torch.promote_types(like.dtype, torch.float32)  =>  dtype = like.dtype
+    FACTORS = {"mul", "div"}                           =>  FACTORS = {"mul"}
+    "offset": value.storage_offset()                   =>  "offset": 0
+    self._append_into(result, func, args, kwargs)      =>  self._append_into(result, func, args, {})
+
+# checkpoint
+checkpoint.py: test_checkpoint.py
+    if parts.testzip() or any(                         =>  if any(
+    if state.network != like.network:                  =>  if False:
+    TENSORS = ("parameters", "velocity", "running")    =>  TENSORS = ("parameters", "velocity")
+    TENSORS = ("parameters", "velocity", "running")    =>  TENSORS = ("parameters", "running")
+    for tensor in (state.parameters, state.velocity)   =>  for tensor in (state.parameters,)
+    "step": 0, "reported": 0}                          =>  "reported": 0}
+    count(2)                                           =>  count(1)
+    remove_unfinished_folders(folder.parent)           =>  pass
+    remove_unfinished(folder, (CONFIG                  =>  print(folder, (CONFIG
+
+# training
+training/step.py: test_step.py -k "two_processes_equal_one or running_costs or bf16_computes"
+    self.cost, examples=n, out=self.slope)             =>  self.cost, examples=len(x) or 1, out=self.slope)
+    self.running[1].add_(indices.shape[-1])            =>  self.running[1].add_(self.batch_size)
+    self.working.parameters.copy_(self.network.parameters)  =>  pass
+training/evaluation.py: test_evaluation.py
+    number * size : (number + 1) * size]               =>  number * size : (number + 1) * size - 1]
+    sums[0] += example_costs(                          =>  sums[0] = example_costs(
+    [Score(cost_sum / n, correct / n)                  =>  [Score(cost_sum, correct / n)
+
+# sweep
+sweep/group.py: test_sweep.py -k "fifty_steps and init-2"
+    init=[member.init for member in members]           =>  init=first.init
+    seed=[member.seed for member in members]           =>  seed=first.seed
+    share.seed, epoch, device) + place * apart         =>  share.seed, epoch, device)
+    [orders[member.seed] for member in self.members]   =>  [orders[self.config.seed] for member in self.members]
+sweep/group.py: test_sweep.py -k "fifty_steps and momentum-learning_rate-1"
+    together([member.momentum for member in members])  =>  first.momentum
+sweep/group.py: test_sweep.py -k "deformed_and_held_out and deformed-2"
+    share.seed, self.state.epoch, out=out)             =>  self.config.seed, self.state.epoch, out=out)
+sweep/group.py: test_sweep.py -k "diverged_is_named and True"
+    min(known or step, step) if new                    =>  step if new
+sweep/plan.py: test_sweep.py -k "groups_fit or more_networks"
+    members[i * n // parts : (i + 1) * n // parts]     =>  members[i * n // parts : (i + 1) * n // parts + 1]
+    and needed > (free := free_memory(device))         =>  and needed > 2 * (free := free_memory(device))
+    CACHE // size                                      =>  2 * CACHE // size
+sweep/report.py: test_sweep.py -k "table_and_json or diverged_is_named"
+    "mean": fmean(found)                               =>  "mean": max(found)
+    stdev(found)                                       =>  stdev(found) / 2
+    for result in self.results if not result.diverged]  =>  for result in self.results]
+
+# verify
+verify/references.py: test_verify.py -k "tolerances_are or bad_input"
+    eps ** (2 / 3))                                    =>  eps ** (1 / 2))
+    <= self.tolerance * value.abs() + self.underflow   =>  <= 1e9
+verify/references.py: test_verify.py -k "beyond_the_tolerance or only_rounding_error"
+    NOISE_FACTOR = 4.0                                 =>  NOISE_FACTOR = 1000.0
+    NOISE_FACTOR = 4.0                                 =>  NOISE_FACTOR = 0.0
+verify/comparison.py: test_verify.py -k "beyond_the_tolerance or tiny_and_huge or identical_means"
+    return self.error_ratio <= 1                       =>  return self.error_ratio <= 1.5
+    estimate.tolerance * size + estimate.uncertainty   =>  estimate.tolerance * max(size, 1.0)
+    torch.equal(ours.view(torch.int64), theirs.view(torch.int64))  =>  torch.equal(ours, theirs)
+    if 1e-100 < plain < 1e100 or                       =>  if True or
+verify/rounding.py: test_verify.py -k "beyond_the_tolerance or only_rounding_error"
+    torch.finfo(t.dtype).eps).to(t.dtype)              =>  1000 * torch.finfo(t.dtype).eps).to(t.dtype)
+    torch.finfo(t.dtype).eps).to(t.dtype)              =>  torch.finfo(t.dtype).eps / 1000).to(t.dtype)
+    .nan_to_num(0, 0, 0) / SAMPLES                     =>  .nan_to_num(0, 0, 0) * SAMPLES
+verify/differences.py: test_verify.py -k "kink or tiny_and_huge or random_noise"
+    kinked = before / 8 < uncertainty <= 2 * before    =>  kinked = False
+    kinked = before / 8 < uncertainty <= 2 * before    =>  kinked = True
+    (4 * narrow - wide) / 3                            =>  (4 * narrow - wide) / 3.001
+    here) > off / 4:                                   =>  here) > 1e9 * off:
+verify/judge.py: test_verify_traps.py -k "verdict or sixteen or unwritten_row or small_fault"
+    WIDENED = 8 * EPS32                                =>  WIDENED = 0.1
+    SLICE = 8.0                                        =>  SLICE = 1e6
+    NEAR = 4.0                                         =>  NEAR = 1e6
+    low - room <= float(ours[i]) <= high + room        =>  low - room <= high + room
+    if not high - low > 100 * 1e-6                     =>  if not high - low > -1e300
+verify/judge.py: test_verify.py -k "nearer_to_float64"
+    replace(c, decides=c.ok) for c in compared]        =>  replace(c, decides=True) for c in compared]
+verify/candidate.py: test_verify.py test_verify_traps.py -k "changes_its_inputs or output_gradient or another_dtype"
+    SCALE = -2.0                                       =>  SCALE = 1.0
+    not torch.equal(call.inputs[name], t) and          =>  False and
+    if given.dtype != t.dtype:                         =>  if False:
+verify/report.py: test_verify_traps.py -k "verdict"
+    return self.verdict == "RIGHT"                     =>  return self.verdict != "WRONG"
+
+# distributed
+distributed.py: test_distributed.py -k "shards_make or own_gpu or than_gpus"
+    (self.rank + 1) * n // self.size]                  =>  (self.rank + 1) * (n // self.size)]
+    whole[self.rank * n // self.size :                 =>  whole[max(self.rank * n // self.size - 1, 0) :
+    return f"cuda:{own}"                               =>  return "cuda:0"
+    if own >= gpus:                                    =>  if own > gpus:
+distributed.py: test_distributed.py -k "any_number or values_of_the_first"
+    dist.all_reduce(vector)                            =>  vector.mul_(self.size)
+    dist.broadcast(tensor, src=0)                      =>  pass
+"""
+
+PATIENCE = 200.0
+"""Seconds after which tests that still run are ended: an error, not a fault that was caught. (pytest's own timeout, in
+pyproject.toml, is longer: it would look like a failure.)"""
+
+OPTIONS = ("-x", "-q", "-o", "addopts=", "-p", "no:randomly", "-p", "no:cacheprovider", "--disable-warnings")
+
+OTHER = 99
+"""The exit code of a process that could not become pytest, or tested another package."""
+
+SAID = "said.txt"
+
+LOADED = (
+    "numpy",
+    "safetensors.torch",
+    "tensorboard.backend.event_processing.event_accumulator",
+    "torch.func",
+    "torch.testing",
+    "torchvision.transforms.functional",
+)
+"""What takes long to import, and knows nothing of this package."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault to plant."""
+
+    room: str
+    file: str  # below bp_torch/
+    piece: str  # of the file's source, found in it exactly once
+    fault: str  # what is put in its place
+    tests: str  # the arguments of pytest with which a test must fail, below tests/
+
+    def plant(self, copy: Path) -> None:
+        """Plant it in the copy. Raises ValueError if it cannot be planted."""
+        path = copy / "bp_torch" / self.file
+        source = path.read_text()
+        if source.count(self.piece) != 1:
+            raise ValueError(f"the piece is {source.count(self.piece)} times in {self.file}, wanted once")
+        faulty = source.replace(self.piece, self.fault)
+        try:
+            compile(faulty, path, "exec")
+        except SyntaxError as error:
+            raise ValueError(f"with the fault {self.file} is no Python: {error.msg}") from error
+        path.unlink()  # it is the same file in all copies
+        for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
+            compiled.unlink()
+        path.write_text(faulty)
+
+    def __str__(self) -> str:
+        """The line of the table."""
+        return f"{self.file}: {self.piece}  =>  {self.fault}"
+
+
+def mutants(table: str = TABLE) -> Iterator[Mutant]:
+    """The faults of a table. A line is ``# room``, ``file: tests``, or, indented, ``piece  =>  fault``."""
+    room = file = tests = ""
+    for line in filter(None, map(str.rstrip, table.splitlines())):
+        if line.startswith("# "):
+            room = line[2:]
+        elif line.startswith(" "):
+            piece, arrow, fault = line.partition("  =>  ")
+            assert arrow, f"no fault in the line {line!r}"
+            yield Mutant(room, file, piece.strip(), fault.strip(), tests)
+        else:
+            file, _, tests = line.partition(": ")
+
+
+class Run:
+    """The tests of a fault, or of none, in a process of their own, which works in a copy of the package."""
+
+    def __init__(self, tests: str, base: Path, mutant: Mutant | None = None) -> None:
+        """Start it, without a fault in ``base`` itself. Raises ValueError for a fault that cannot be planted."""
+        self.tests, self.mutant, self.start, self.said = tests, mutant, time.monotonic(), ""
+        self.folder = Path(tempfile.mkdtemp(dir=base.parent))
+        self.copy = shutil.copytree(base, self.folder / "copy", copy_function=os.link) if mutant else base
+        if mutant:
+            mutant.plant(self.copy)
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self._become_pytest()
+            except BaseException:
+                traceback.print_exc()
+            os._exit(OTHER)
+
+    def _become_pytest(self) -> None:
+        """In the new process: exit as pytest does, or with ``OTHER`` if it tested another package than the copy."""
+        os.setpgid(0, 0)
+        die_with_parent()
+        for descriptor, path, flags in (
+            (0, os.devnull, os.O_RDONLY),
+            (1, self.folder / SAID, os.O_WRONLY | os.O_CREAT),
+        ):
+            os.dup2(os.open(path, flags), descriptor)
+        os.dup2(1, 2)
+        os.chdir(self.copy)
+        for name in [name for name in os.environ if name.startswith("PYTEST")]:
+            del os.environ[name]
+        os.environ |= {"PYTHONPATH": str(self.copy), "TMPDIR": str(self.folder)}
+        tempfile.tempdir = None
+        sys.path[:] = [str(self.copy), *(path for path in sys.path if path and Path(path) != ROOT)]
+        for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+            del sys.modules[name]
+        words = [f"tests/{word}" if word.startswith("test_") else word for word in shlex.split(self.tests)]
+        code = pytest.main([*words, *OPTIONS])
+        sys.stdout.flush()
+        tested = Path(sys.modules["bp_torch"].__file__ or "")
+        os._exit(code if tested.is_relative_to(self.copy) else OTHER)
+
+    def exit_code(self) -> int | None:
+        """Of pytest; −9 if it ran out of time, None while it runs."""
+        if late := time.monotonic() - self.start > PATIENCE:
+            os.kill(self.pid, signal.SIGKILL)
+        ended, status = os.waitpid(self.pid, 0 if late else os.WNOHANG)
+        return os.waitstatus_to_exitcode(status) if ended else None
+
+    def close(self) -> None:
+        """End what the tests started, read what they said, and remove the copy."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with suppress(FileNotFoundError):
+            self.said = (self.folder / SAID).read_text(errors="replace")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a fault, or of the tests without one."""
+
+    result: str  # passed, caught, SURVIVED or error
+    seconds: float
+    what: Mutant | str  # the fault, or the tests
+    said: str  # by pytest, or why there is no run
+
+    def __str__(self) -> str:
+        """One line, with the name of the test that failed; of an error, also what pytest said at its end."""
+        found = re.search(r"^FAILED tests/\S*?::(.+?)(?: - .*)?$", self.said, re.MULTILINE)
+        room = f"{self.what.room}  " if isinstance(self.what, Mutant) else "no fault  "
+        line = f"{self.result:8} {self.seconds:5.1f} s  {room}{self.what}" + (f"  ({found[1]})" if found else "")
+        return line + (f"\n{self.said[-3000:]}" if self.result == "error" else "")
+
+
+def judge(run: Run, code: int) -> Verdict:
+    """The verdict on a run that ended: tests that could not run have judged nothing."""
+    result = {0: "SURVIVED", 1: "caught"} if run.mutant else {0: "passed"}
+    seconds = time.monotonic() - run.start
+    said = run.said + (f"\nended after {PATIENCE:.0f} s" if code == -signal.SIGKILL else f"\nexit code {code}")
+    return Verdict(result.get(code, "error"), seconds, run.mutant or run.tests, said)
+
+
+def verdicts(base: Path, tasks: Iterable[Mutant | str], jobs: int) -> Iterator[Verdict]:
+    """On each fault, and on tests without a fault, as they end; ``jobs`` at a time."""
+    waiting, running = list(tasks), list[Run]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                task = waiting.pop(0)
+                try:
+                    running.append(Run(task, base) if isinstance(task, str) else Run(task.tests, base, task))
+                except ValueError as error:
+                    yield Verdict("error", 0, task, str(error))
+            for run in list(running):
+                if (code := run.exit_code()) is not None:
+                    running.remove(run)
+                    run.close()
+                    yield judge(run, code)
+            time.sleep(0.02)
+    finally:
+        for run in running:
+            run.close()
+
+
+def copy_of_the_package(folder: Path) -> Path:
+    """What the tests need, in ``folder``/base."""
+    base, left = folder / "base", shutil.ignore_patterns("__pycache__")
+    for name in ("bp_torch", "tests"):
+        shutil.copytree(ROOT / name, base / name, ignore=left)
+    shutil.copy2(ROOT / "pyproject.toml", base)
+    return base
+
+
+def get_ready() -> None:
+    """Load in this process what all others then have already."""
+    for name in LOADED:
+        importlib.import_module(name)
+    settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate])  # no search for the smallest example
+    settings.load_profile("mutants")
+    gc.freeze()  # pytest collects garbage when it ends: not among all of torch
+
+
+def run(chosen: list[Mutant], jobs: int) -> int:
+    """Plant these faults and print each verdict, then how many were caught. Returns the exit code."""
+    get_ready()
+    with tempfile.TemporaryDirectory() as folder:
+        base = copy_of_the_package(Path(folder))
+        results = Counter[str]()
+        for tasks in (dict.fromkeys(mutant.tests for mutant in chosen), chosen):
+            for verdict in verdicts(base, tasks, jobs):
+                results[verdict.result] += 1
+                print(verdict, flush=True)
+            if results["error"] and tasks is not chosen:
+                print("without a fault these tests must pass")
+                return 1
+    print(f"{results['caught']} of {len(chosen)} caught" + f", {results['error']} errors" * bool(results["error"]))
+    return int(results["caught"] < len(chosen))
+
+
+def main() -> None:
+    """Plant every fault of the chosen rooms; exit code 1 if one survived or could not be judged."""
+    rooms = list(dict.fromkeys(mutant.room for mutant in mutants()))
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__.splitlines()[0])
+    parser.add_argument("--rooms", nargs="+", choices=rooms, default=rooms, help="all by default")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once, by default one a CPU")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # what is running is ended first
+    sys.exit(run([mutant for mutant in mutants() if mutant.room in options.rooms], options.jobs))
+
+
+if __name__ == "__main__":
+    main()
