@@ -182,6 +182,12 @@ recorder.py: test_recorder.py
     FACTORS = {"mul", "div"}                           =>  FACTORS = {"mul"}
     "offset": value.storage_offset()                   =>  "offset": 0
     self._append_into(result, func, args, kwargs)      =>  self._append_into(result, func, args, {})
+recorder.py: test_graphs.py -k "not training_by"
+    FIRST_GRAPHS.append(captured(                      =>  print(captured(
+    weakref.WeakMethod(function) if ismethod(function) else lambda: function  =>  lambda: function
+    enabled = gc.isenabled()                           =>  enabled = True
+    gc.collect()                                       =>  pass
+    gc.disable()                                       =>  pass
 
 # checkpoint
 checkpoint.py: test_checkpoint.py

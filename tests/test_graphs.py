@@ -216,10 +216,8 @@ def test_training_by_graphs_equals_that_on_the_cpu(
 ) -> None:
     fields: dict[str, Any] = {"train_examples": 1050, "epochs": 2} | TRAININGS[name]
     expected = brief_run(tmp_path, data_dir, "here", **fields)
-    found = SimpleNamespace(ok=True, gradients=(), worst=0.0)
-    monkeypatch.setattr(
-        "bp_torch.own_backward.check_step", lambda *_: found
-    )  # the device has no autograd in a training
+    right = SimpleNamespace(ok=True, gradients=(), worst=0.0)  # tensors of the device have no autograd in a training
+    monkeypatch.setattr("bp_torch.own_backward.check_step", lambda *_: right)
     with simulated_gpu() as gpu:
         config = Config(data_dir=data_dir, runs_dir=tmp_path, run_name="there", **fields)
         train(replace(config, epochs=1) if "schedule" not in fields else config)
