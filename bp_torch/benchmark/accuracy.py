@@ -3,10 +3,8 @@
     python -m bp_torch benchmark accuracy                        all targets, five seeds; hours
     python -m bp_torch benchmark accuracy --targets 97 --seeds 1
 
-Imports, data and the evaluation after each epoch are included. Each measurement is a new process, one after another;
-it is ended as soon as the target is reached. Results are added to a JSON file as they come: what is there is not
-measured again, so the command can be stopped and started. ``RECIPES`` has the recipe of each target, the
-same for ours and for autograd.
+Imports, data and the evaluation after each epoch are included. Each measurement is a new process, which is ended as
+soon as the target is reached. What the JSON file has already is not measured again, so the command can be stopped.
 """
 
 import json
@@ -81,10 +79,7 @@ def command(
 
 
 def seconds_until(target: float, command: list[str], threads: int, give_up: float) -> float | None:
-    """Seconds from the start of ``command`` until it prints an accuracy of ``target`` % or more; None if it does not.
-
-    Raises BenchmarkError, with its last line, if it ends with an error.
-    """
+    """Seconds until ``command`` prints an accuracy of ``target`` %, else None. Raises BenchmarkError if it fails."""
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONUNBUFFERED": "1"}
     with tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()

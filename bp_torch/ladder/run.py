@@ -35,10 +35,7 @@ def recipe(config: Config) -> dict[str, Any]:
 
 
 def run_row(row: Row, wanted: Config, seeds: range, file: Path = FILE) -> Measured:
-    """Train what is missing, with the settings of ``wanted``, and add all seeds to the results in ``file``.
-
-    Raises what ``train`` raises, and TrainingError for a folder of another recipe.
-    """
+    """Train what is missing, with the settings of ``wanted``, and add all seeds to the results in ``file``."""
     measured = Measured({}, recipe(wanted))
     train_together(row, wanted, seeds)
     for seed in seeds:

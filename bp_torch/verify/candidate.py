@@ -25,11 +25,8 @@ SCALE = -2.0  # a power of two: it changes no rounding
 
 
 class Candidate:
-    """The ``gradients`` under test, by name, and what calling them shows.
-
-    A gradient function is called, called at other inputs, and again with −2·dy in another layout: the last result must
-    be −2 times the first. Then with a dy that is one number expanded, and with inputs in float64.
-    """
+    """The ``gradients`` under test, by name, and what calling them shows: at these inputs and at others, with −2·dy in
+    another layout, where the result must be −2 times the first, with a dy that is one number expanded, in float64."""
 
     def __init__(self, references: References) -> None:
         """Take the tensors, or make the calls."""

@@ -121,10 +121,7 @@ class Judge:
     def _judge_precision(
         self, name: str, ours: Tensor, right: Estimate, compared: list[Comparison], runs_in_float64: bool, sure: bool
     ) -> None:
-        """How many times autograd's own error, and whether that is told from rounding.
-
-        ``right`` is the whole gradient in float64; what is ``sure`` to be wrong is no noise.
-        """
+        """How many times autograd's own error, told from rounding or not; what is ``sure`` to be wrong is no noise."""
         autograds_error = norm(self.references.gradients["autograd"][name] - right.values)
         error = norm(ours - right.values)
         times = error / autograds_error if autograds_error else math.inf
@@ -147,11 +144,8 @@ class Judge:
             self._look_for_a_wrong_slice(name, ours, right)
 
     def _is_far(self, name: str, error: float, autograds_error: float, right: Estimate) -> bool:
-        """Whether the error is several times autograd's own, and larger than what rounding explains.
-
-        The result alone, rounded once, is off by a quarter of ε on average: autograd's own error counts as no less.
-        """
-        floor = 0.25 * self.references.eps * right.size + right.uncertainty
+        """Whether the error is several times autograd's own, and larger than what rounding explains."""
+        floor = 0.25 * self.references.eps * right.size + right.uncertainty  # of a right result that is rounded once
         if error <= AT_MOST_TIMES_AUTOGRADS_ERROR * (autograds_error + floor):
             return False
         return error > math.sqrt(float(self.references.squared_noise(name).sum()))
@@ -172,10 +166,8 @@ class Judge:
             ratio = error / (limit + SLICE_FACTOR * (noise.sum(others) + noise.sum() / shape[d]).sqrt())
             at = int(ratio.argmax())
             if ratio[at] > 1:
-                text = (
-                    f"is wrong at index {at} of dimension {d}: off by {float(error[at] / size[at]):.0%} there, which "
-                )
-                return self.say("problem", [name], text + "is lost in the whole")
+                text = f"is wrong at index {at} of dimension {d}: off by {float(error[at] / size[at]):.0%} there"
+                return self.say("problem", [name], f"{text}, which is lost in the whole")
 
     # ---- what is wrong ----
 

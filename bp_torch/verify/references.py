@@ -163,11 +163,7 @@ class References:
     # ---- what they give ----
 
     def estimates(self, name: str, ours: Tensor, coordinates: int, seconds: float) -> dict[str, Estimate]:
-        """Of the gradient called ``name`` by each reference that is available.
-
-        ``coordinates`` is the number of central differences, as far as ``seconds`` allow; ``ours`` (n,), the gradient
-        under test, says of which entries they are worth most.
-        """
+        """Of the gradient ``name`` by each reference; ``ours`` says which entries differences are worth most for."""
         by_autograd = {reference: self._by_autograd(reference, name) for reference in self.gradients}
         found = {reference: estimate for reference, estimate in by_autograd.items() if estimate}
         if coordinates and self.inputs64 is not None:
@@ -278,10 +274,7 @@ class References:
         return noise
 
     def noise_allowance(self, name: str, estimate: Estimate | None = None) -> float:
-        """How much larger an error may be than the tolerance: a few times what rounding does to these entries.
-
-        One entry's noise is measured in a few runs only, so an even share of the whole tensor's is added to it.
-        """
+        """How much larger an error may be than the tolerance: a few times what rounding does to these entries."""
         if self.strict or not self.gradients:
             return 0.0
         squares = self.squared_noise(name, apart=estimate is None or estimate.reference != "autograd")
@@ -289,7 +282,7 @@ class References:
         if estimate is not None and estimate.directions is not None:
             total *= len(estimate.values)
         elif estimate is not None and estimate.entries is not None:
-            share = total * len(estimate.values) / len(squares)
+            share = total * len(estimate.values) / len(squares)  # a few runs do not measure one entry's own well
             total = float(squares[estimate.entries].sum()) + share
         return NOISE_FACTOR * math.sqrt(total)
 

@@ -21,10 +21,8 @@ SAMPLES = 8
 
 
 class PerturbLastDigit(TorchDispatchMode):
-    """A context in which the inputs of every operation that rounds are off by up to one unit of rounding, at random.
-
-    So each result has an error such as its own arithmetic makes (Parker 1997, Monte Carlo arithmetic). Operations
-    that only select or move numbers (relu, max, where, index, and their backwards) run unperturbed.
+    """A context in which the inputs of every operation that rounds are off by up to one unit of rounding, at random
+    (Parker 1997, Monte Carlo arithmetic). Those that select or move numbers (relu, max, where, index) run unperturbed.
     """
 
     ROUNDS = re.compile(
