@@ -126,21 +126,6 @@ def unit_rows(dy: Tensor, x: Tensor) -> Tensor:
     the length squared: return (dy - projection) / length**2 | constant along dimension 1; ±"""
 
 
-@layer("centred rows", "x − μ, by rows", lambda x: x - x.mean(-1, keepdim=True), x=X)
-def centred(dy: Tensor, x: Tensor) -> Tensor:
-    return dy - dy.mean(-1, keepdim=True)
-    """a sum for the mean: dy.mean → dy.sum | constant along dimension 1
-    the mean is lost: dy.mean(-1, keepdim=True) → 0 | constant along dimension 1; ±"""
-
-
-@layer("standard deviation", "σ of each column", lambda x: x.std(0), x=(9, 7))
-def deviation(dy: Tensor, x: Tensor) -> Tensor:
-    return dy * (x - x.mean(0)) / (len(x) - 1) / x.std(0)
-    r"""n for n − 1: (len(x) - 1) → len(x) | \(n − 1\) / n
-    σ is lost: / x.std(0) → | factor y is there once too often
-    the mean is not subtracted: (x - x.mean(0)) → x | constant along dimension 0; ±"""
-
-
 @layer("log-sum-exp", "log Σ eˣ, by rows", lambda x: torch.logsumexp(x, -1), x=X)
 def logsumexp(dy: Tensor, x: Tensor) -> Tensor:
     p = torch.softmax(x, -1)

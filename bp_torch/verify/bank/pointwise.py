@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bp_torch.verify.bank.layers import chosen, layer, normal, positive
+from bp_torch.verify.bank.layers import layer, normal, positive
 
 X = (12, 10)
 
@@ -42,13 +42,6 @@ def relu(dy: Tensor, x: Tensor) -> Tensor:
     the mask is lost: return dy | mask is missing; ±"""
 
 
-@layer("leaky relu", "x where x > 0, else 0.1 x", lambda x: functional.leaky_relu(x, 0.1), x=X)
-def leaky_relu(dy: Tensor, x: Tensor) -> Tensor:
-    return torch.where(x > 0, dy, 0.1 * dy)
-    """no leak: 0.1 * dy → 0.0 * dy | is zero in; another leak: 0.1 * dy → 0.01 * dy
-    absolute values: return torch.where(x > 0, dy, 0.1 * dy).abs() | absolute values; ±"""
-
-
 @layer("gelu", "x Φ(x), Φ the normal distribution function", functional.gelu, x=X)
 def gelu(dy: Tensor, x: Tensor) -> Tensor:
     cdf = 0.5 * (1 + torch.erf(x / math.sqrt(2)))  # Φ(x)
@@ -76,25 +69,6 @@ def silu(dy: Tensor, x: Tensor) -> Tensor:
     """1 − s is lost: (1 - s) → s; the second term is lost: return dy * s; ±"""
 
 
-@layer("softplus", "log(1 + eˣ)", functional.softplus, x=X)
-def softplus(dy: Tensor, x: Tensor) -> Tensor:
-    return dy * torch.sigmoid(x)
-    """the sign of x is lost: return dy * torch.sigmoid(-x)
-    linear too early: return torch.where(x > 1, dy, dy * torch.sigmoid(x)); ±"""
-
-
-@layer("elu", "x where x > 0, else eˣ − 1", functional.elu, x=X)
-def elu(dy: Tensor, x: Tensor) -> Tensor:
-    return torch.where(x > 0, dy, dy * torch.exp(x))
-    """exp − 1 in place of exp: torch.exp → torch.expm1; the slope is lost: return dy; ±"""
-
-
-@layer("softsign", "x / (1 + |x|)", functional.softsign, x=X)
-def softsign(dy: Tensor, x: Tensor) -> Tensor:
-    return dy / (1 + x.abs()) ** 2
-    """the square is lost: return dy / (1 + x.abs()); x² in place of |x|: return dy / (1 + x * x); ±"""
-
-
 @layer("mish", "x tanh(log(1 + eˣ))", functional.mish, x=X)
 def mish(dy: Tensor, x: Tensor) -> Tensor:
     t = torch.tanh(functional.softplus(x))
@@ -108,46 +82,6 @@ def exp(dy: Tensor, x: Tensor) -> Tensor:
     return dy * y
     """expm1 in place of exp: y = torch.exp(x) - 1 | 1 · dy is missing
     y is there twice: return dy * y * y | factor y is there once too often; ±"""
-
-
-@layer("log", "log x", torch.log, x=positive(*X))
-def log(dy: Tensor, x: Tensor) -> Tensor:
-    return dy / x
-    """times x in place of divided: return dy * x; an ε that the forward has not: return dy / (x + 1e-3); ±"""
-
-
-@layer("square root", "√x", torch.sqrt, x=positive(*X))
-def square_root(dy: Tensor, x: Tensor) -> Tensor:
-    return dy * 0.5 / torch.sqrt(x)
-    """the half is lost: return dy / torch.sqrt(x) | 2 times what it should be
-    x in place of its root: return dy * 0.5 / x | factor y is missing"""
-
-
-@layer("square", "x²", torch.square, x=X)
-def square(dy: Tensor, x: Tensor) -> Tensor:
-    return dy * 2 * x
-    """the 2 is lost: return dy * x | ½; the absolute value: return dy * 2 * x.abs()
-    x is lost: return dy * 2 | factor x is missing"""
-
-
-@layer("cube", "x³", lambda x: x**3, x=X)
-def cube(dy: Tensor, x: Tensor) -> Tensor:
-    return dy * 3 * x**2
-    r"""the power is too low: return dy * 3 * x | factor x is missing
-    2 in place of 3: return dy * 2 * x**2 | 0.66\d* \(2/3\) times; ±"""
-
-
-@layer("product", "a ⊙ b", torch.mul, a=X, b=X)
-def product(dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return dy * b, dy * a
-    """the factors are swapped: return dy * a, dy * b | is the gradient of
-    a factor is lost: return dy * b, dy | factor a is missing; ± dy * b of a"""
-
-
-@layer("quotient", "a / b", torch.div, a=X, b=positive(*X))
-def quotient(dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return dy / b, -dy * a / (b * b)
-    """the square is lost: (b * b) → b | b; the sign is lost: -dy → dy | sign is wrong"""
 
 
 @layer("power", "xᵖ", torch.pow, x=positive(*X), p=positive(*X))
@@ -193,17 +127,3 @@ def residual(dy: Tensor, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """the skip is lost: dy + → 0 + | 1 · dy is missing; the scale is lost: dx = dy + dy * (1 - t * t)
     a mean over the batch: .sum → .mean | length of dimension 0 of x
     not summed over the batch: return dx, dy * t | not summed over dimension 0"""
-
-
-@layer("decay", "sin x", lambda x: torch.sin(x), x=X)
-def decay(dy: Tensor, x: Tensor) -> Tensor:
-    return dy * torch.cos(x)
-    """a decay in it: return dy * torch.cos(x) + 0.01 * x | 0.01 · x is too much
-    a constant in it: return dy * torch.cos(x) + 0.5 | the same amount"""
-
-
-@layer("dropout, mask given", "x ⊙ m / 0.8", lambda x, m: x * m / 0.8, x=X, m=chosen(0.8, *X))
-def dropout(dy: Tensor, x: Tensor, m: Tensor) -> tuple[Tensor, None]:
-    return dy * m / 0.8, None
-    r"""the scale is lost: / 0.8 → | 0.8 \(4/5\) times; the mask is inverted: * m → * ~m | inverted
-    the mask is lost: dy * m → dy | mask is missing"""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bp_torch.verify.bank.layers import chosen, indices, layer, normal, positive
+from bp_torch.verify.bank.layers import indices, layer, normal, positive
 
 X = (6, 8)
 
@@ -35,13 +35,6 @@ def maximum(dy: Tensor, x: Tensor) -> Tensor:
     """the minimum: argmax → argmin; the mask is lost: return dy[:, None] + 0 * x | mask is missing; ±"""
 
 
-@layer("maximum of two", "max(a, b)", torch.maximum, a=X, b=X)
-def larger(dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    return dy * (a > b), dy * (a < b)
-    """the mask is inverted: a > b → a < b | inverted|gradient of
-    the mask is lost for b: dy * (a < b) → dy | mask is missing"""
-
-
 @layer("max pooling", "max of every two neighbours", lambda x: functional.max_pool1d(x, 2), x=(3, 4, 8))
 def max_pool(dy: Tensor, x: Tensor) -> Tensor:
     pairs = x.reshape(*dy.shape, 2)
@@ -49,26 +42,6 @@ def max_pool(dy: Tensor, x: Tensor) -> Tensor:
     return (dy[..., None] * mask).reshape(x.shape)
     """the other of each pair: * mask → * mask.flip(-1) | inverted|another order
     the mask is lost: return dy.repeat_interleave(2, -1) | mask is missing; ±"""
-
-
-@layer("mean pooling", "mean of every four neighbours", lambda x: functional.avg_pool1d(x, 4), x=(3, 4, 8))
-def mean_pool(dy: Tensor, x: Tensor) -> Tensor:
-    return dy.repeat_interleave(4, -1) / 4
-    """not divided: return dy.repeat_interleave(4, -1) | 4 times what it should be  # mlpack 1923
-    repeated in the wrong order: return dy.repeat(1, 1, 4) / 4 | another order|wrong only at; ±"""
-
-
-@layer("sum over rows", "Σ of each column", lambda x: x.sum(0), x=X)
-def sum_rows(dy: Tensor, x: Tensor) -> Tensor:
-    return dy.expand(x.shape).clone()
-    """a mean: return dy.expand(x.shape) / len(x) | length of dimension 0 of x
-    not expanded: return dy | has the shape; ±"""
-
-
-@layer("mean over columns", "mean of each row", lambda x: x.mean(1), x=X)
-def mean_columns(dy: Tensor, x: Tensor) -> Tensor:
-    return (dy[:, None] / x.shape[1]).expand(x.shape).clone()
-    """not divided: / x.shape[1] → | length of dimension 1 of x; the other length: x.shape[1] → x.shape[0] | times; ±"""
 
 
 @layer("broadcast sum", "sin(x + b), b for each row", lambda x, b: torch.sin(x + b), x=X, b=(6, 1))
@@ -84,24 +57,6 @@ def flip(dy: Tensor, x: Tensor) -> Tensor:
     g = dy * torch.arange(1, 9)
     return g.flip(-1)
     """not flipped back: return g | is flipped; ±"""
-
-
-@layer("roll", "each row, rolled by 3", lambda x: x.roll(3, 1), x=X)
-def roll(dy: Tensor, x: Tensor) -> Tensor:
-    return dy.roll(-3, 1)
-    """rolled the same way: return dy.roll(3, 1) | rolled by 6; ±"""
-
-
-@layer("transpose", "(x ⊙ x)ᵀ", lambda x: (x * x).T, x=(7, 7))
-def transpose(dy: Tensor, x: Tensor) -> Tensor:
-    return 2 * x * dy.T
-    """not transposed back: return 2 * x * dy; ±"""
-
-
-@layer("reshape", "sin x in another shape", lambda x: torch.sin(x).reshape(8, 6), x=X)
-def reshape(dy: Tensor, x: Tensor) -> Tensor:
-    return dy.reshape(x.shape) * torch.cos(x)
-    """transposed, not reshaped: dy.reshape(x.shape) → dy.T; ±"""
 
 
 @layer("concatenation", "[a², b²]", lambda a, b: torch.cat([a, b], 1).square(), a=(5, 4), b=(5, 4))
@@ -164,18 +119,6 @@ def upsample(dy: Tensor, x: Tensor) -> Tensor:
     pairs = dy.reshape(*x.shape, 2)
     return pairs.sum(-1)
     """the first of each pair only: return pairs[..., 0]; a mean: return pairs.sum(-1) / 2 | ½; ±"""
-
-
-@layer("padding", "x² between one column of zeros and two", lambda x: functional.pad(x, (1, 2)) ** 2, x=X)
-def padding(dy: Tensor, x: Tensor) -> Tensor:
-    return 2 * dy[:, 1:9] * x
-    """off by one: 1:9 → 2:10; ±"""
-
-
-@layer("masked fill", "x², and 0 where m", lambda x, m: x.masked_fill(m, 0.0) ** 2, x=X, m=chosen(0.4, *X))
-def masked(dy: Tensor, x: Tensor, m: Tensor) -> tuple[Tensor, None]:
-    return 2 * dy * x * ~m, None
-    """the mask is lost: * ~m → | mask is missing; inverted: ~m → m | inverted"""
 
 
 @layer("tied weights", "tanh(x w) wᵀ", lambda x, w: torch.tanh(x @ w) @ w.T, x=(7, 5), w=normal(5, 4, scale=0.5))

@@ -47,12 +47,6 @@ def bmm(dy: Tensor, a: Tensor, b: Tensor) -> Pair:
     batches rolled: return da, db.roll(1, 0) | rolled by 1; ± db of b"""
 
 
-@layer("outer product", "a bᵀ", torch.outer, a=(7,), b=(5,))
-def outer(dy: Tensor, a: Tensor, b: Tensor) -> Pair:
-    return dy @ b, dy.T @ a
-    """± dy @ b of a; absolute a: return dy @ b, dy.T @ a.abs()"""
-
-
 @layer("bilinear", "xᵀ w z, by rows", lambda x, w, z: ((x @ w) * z).sum(-1), x=(8, 5), w=(5, 5), z=(8, 5))
 def bilinear(dy: Tensor, x: Tensor, w: Tensor, z: Tensor) -> Triple:
     d = dy[:, None]

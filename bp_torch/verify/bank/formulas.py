@@ -1,0 +1,102 @@
+"""Layers whose backward is one expression, as a table.
+
+A line: the name, y as a formula, the forward, the gradients, the inputs; below it the faults, as in layers.py.
+"""
+
+import linecache
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bp_torch.verify.bank.layers import chosen, layer, positive
+
+TABLE = r"""
+leaky relu | x where x > 0, else 0.1 x | functional.leaky_relu(x, 0.1) | torch.where(x > 0, dy, 0.1 * dy) | x=(12, 10)
+    no leak: 0.1 * dy → 0.0 * dy | is zero in; another leak: 0.1 * dy → 0.01 * dy
+    absolute values: return torch.where(x > 0, dy, 0.1 * dy).abs() | absolute values; ±
+softplus | log(1 + eˣ) | functional.softplus(x) | dy * torch.sigmoid(x) | x=(12, 10)
+    the sign of x is lost: return dy * torch.sigmoid(-x)
+    linear too early: return torch.where(x > 1, dy, dy * torch.sigmoid(x)); ±
+elu | x where x > 0, else eˣ − 1 | functional.elu(x) | torch.where(x > 0, dy, dy * torch.exp(x)) | x=(12, 10)
+    exp − 1 in place of exp: torch.exp → torch.expm1; the slope is lost: return dy; ±
+softsign | x / (1 + |x|) | functional.softsign(x) | dy / (1 + x.abs()) ** 2 | x=(12, 10)
+    the square is lost: return dy / (1 + x.abs()); x² in place of |x|: return dy / (1 + x * x); ±
+log | log x | torch.log(x) | dy / x | x=positive(12, 10)
+    times x in place of divided: return dy * x; an ε that the forward has not: return dy / (x + 1e-3); ±
+square root | √x | torch.sqrt(x) | dy * 0.5 / torch.sqrt(x) | x=positive(12, 10)
+    the half is lost: return dy / torch.sqrt(x) | 2 times what it should be
+    x in place of its root: return dy * 0.5 / x | factor y is missing
+square | x² | torch.square(x) | dy * 2 * x | x=(12, 10)
+    the 2 is lost: return dy * x | ½; the absolute value: return dy * 2 * x.abs()
+    x is lost: return dy * 2 | factor x is missing
+cube | x³ | x**3 | dy * 3 * x**2 | x=(12, 10)
+    the power is too low: return dy * 3 * x | factor x is missing
+    2 in place of 3: return dy * 2 * x**2 | 0.66\d* \(2/3\) times; ±
+product | a ⊙ b | torch.mul(a, b) | dy * b, dy * a | a=(12, 10), b=(12, 10)
+    the factors are swapped: return dy * a, dy * b | is the gradient of
+    a factor is lost: return dy * b, dy | factor a is missing; ± dy * b of a
+quotient | a / b | torch.div(a, b) | dy / b, -dy * a / (b * b) | a=(12, 10), b=positive(12, 10)
+    the square is lost: (b * b) → b | b; the sign is lost: -dy → dy | sign is wrong
+decay | sin x | torch.sin(x) | dy * torch.cos(x) | x=(12, 10)
+    a decay in it: return dy * torch.cos(x) + 0.01 * x | 0.01 · x is too much
+    a constant in it: return dy * torch.cos(x) + 0.5 | the same amount
+dropout, mask given | x ⊙ m / 0.8 | x * m / 0.8 | dy * m / 0.8, None | x=(12, 10), m=chosen(0.8, 12, 10)
+    the scale is lost: / 0.8 → | 0.8 \(4/5\) times; the mask is inverted: * m → * ~m | inverted
+    the mask is lost: dy * m → dy | mask is missing
+maximum of two | max(a, b) | torch.maximum(a, b) | dy * (a > b), dy * (a < b) | a=(6, 8), b=(6, 8)
+    the mask is inverted: a > b → a < b | inverted|gradient of
+    the mask is lost for b: dy * (a < b) → dy | mask is missing
+mean pooling | mean of four neighbours | functional.avg_pool1d(x, 4) | dy.repeat_interleave(4, -1) / 4 | x=(3, 4, 8)
+    not divided: return dy.repeat_interleave(4, -1) | 4 times what it should be  # mlpack 1923
+    repeated in the wrong order: return dy.repeat(1, 1, 4) / 4 | another order|wrong only at; ±
+sum over rows | Σ of each column | x.sum(0) | dy.expand(x.shape).clone() | x=(6, 8)
+    a mean: return dy.expand(x.shape) / len(x) | length of dimension 0 of x
+    not expanded: return dy | has the shape; ±
+mean over columns | means of rows | x.mean(1) | (dy[:, None] / x.shape[1]).expand(x.shape).clone() | x=(6, 8)
+    not divided: / x.shape[1] → | length of dimension 1 of x; the other length: x.shape[1] → x.shape[0] | times; ±
+roll | each row, rolled by 3 | x.roll(3, 1) | dy.roll(-3, 1) | x=(6, 8)
+    rolled the same way: return dy.roll(3, 1) | rolled by 6; ±
+transpose | (x ⊙ x)ᵀ | (x * x).T | 2 * x * dy.T | x=(7, 7)
+    not transposed back: return 2 * x * dy; ±
+reshape | sin x in another shape | torch.sin(x).reshape(8, 6) | dy.reshape(x.shape) * torch.cos(x) | x=(6, 8)
+    transposed, not reshaped: dy.reshape(x.shape) → dy.T; ±
+padding | x² between one column of zeros and two | functional.pad(x, (1, 2)) ** 2 | 2 * dy[:, 1:9] * x | x=(6, 8)
+    off by one: 1:9 → 2:10; ±
+masked fill | x², and 0 where m | x.masked_fill(m, 0.0) ** 2 | 2 * dy * x * ~m, None | x=(6, 8), m=chosen(0.4, 6, 8)
+    the mask is lost: * ~m → | mask is missing; inverted: ~m → m | inverted
+outer product | a bᵀ | torch.outer(a, b) | dy @ b, dy.T @ a | a=(7,), b=(5,)
+    ± dy @ b of a; absolute a: return dy @ b, dy.T @ a.abs()
+centred rows | x − μ, by rows | x - x.mean(-1, keepdim=True) | dy - dy.mean(-1, keepdim=True) | x=(12, 10)
+    a sum for the mean: dy.mean → dy.sum | constant along dimension 1
+    the mean is lost: dy.mean(-1, keepdim=True) → 0 | constant along dimension 1; ±
+standard deviation | σ of each column | x.std(0) | dy * (x - x.mean(0)) / (len(x) - 1) / x.std(0) | x=(9, 7)
+    n for n − 1: (len(x) - 1) → len(x) | \(n − 1\) / n
+    σ is lost: / x.std(0) → | factor y is there once too often
+    the mean is not subtracted: (x - x.mean(0)) → x | constant along dimension 0; ±
+sum of squares | Σ x² | x.square().sum().reshape(1) | 2 * x * dy | x=(12, 7)
+    dy is lost: return 2 * x | ignores dy|times
+    a mean over the batch: return 2 * x * dy / len(x) | length of dimension 0 of x
+variance penalty | Σ variance of xⱼ | x.var(0).sum().reshape(1) | dy * 2 * (x - x.mean(0)) / (len(x) - 1) | x=(9, 6)
+    n for n − 1: (len(x) - 1) → len(x) | \(n − 1\) / n
+    not centred: (x - x.mean(0)) → x | constant along dimension 0; ±
+"""
+NAMES = {"torch": torch, "Tensor": Tensor, "functional": functional, "chosen": chosen, "positive": positive}
+
+
+def enter(line: str, faults: str) -> None:
+    """Enter the layer of a line of the table: its backward is written out as one would copy it."""
+    name, about, forward, gradients, inputs = line.split(" | ")
+    file, names = f"<{name}>", dict[str, Any](NAMES)
+    draws = eval(f"dict({inputs})", names)
+    arguments = ", ".join(f"{key}: Tensor" for key in draws)
+    text = f'def backward(dy: Tensor, {arguments}):\n    return {gradients}\n    r"""{faults}"""\n'
+    linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file  # where ``inspect`` finds the source
+    exec(compile(text, file, "exec"), names)
+    layer(name, about, eval(f"lambda {', '.join(draws)}: {forward}", names), **draws)(names["backward"])
+
+
+for line, faults in re.findall(r"^(\S.*)\n((?: .*\n)+)", TABLE, re.MULTILINE):
+    enter(line, faults.strip())
