@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bp_torch.verify.bank.layers import chosen, layer, positive
+from bp_torch.verify.bank.layers import chosen, indices, layer, normal, positive
 
 TABLE = r"""
 leaky relu | x where x > 0, else 0.1 x | functional.leaky_relu(x, 0.1) | torch.where(x > 0, dy, 0.1 * dy) | x=(12, 10)
@@ -82,8 +82,56 @@ sum of squares | Σ x² | x.square().sum().reshape(1) | 2 * x * dy | x=(12, 7)
 variance penalty | Σ variance of xⱼ | x.var(0).sum().reshape(1) | dy * 2 * (x - x.mean(0)) / (len(x) - 1) | x=(9, 6)
     n for n − 1: (len(x) - 1) → len(x) | \(n − 1\) / n
     not centred: (x - x.mean(0)) → x | constant along dimension 0; ±
+relu | max(x, 0) | torch.relu(x) | dy * (x > 0) | x=(12, 10)
+    the mask is inverted: x > 0 → x < 0 | inverted; another threshold: x > 0 → x > 0.5 | is zero in
+    the mask is lost: return dy | mask is missing; ±
+exp | eˣ | torch.exp(x) | dy * torch.exp(x) | x=(12, 10)
+    expm1 in place of exp: torch.exp(x) → (torch.exp(x) - 1) | 1 · dy is missing
+    y is there twice: return dy * torch.exp(x) * torch.exp(x) | factor y is there once too often; ±
+clamp | x, at least −0.8 and at most 1 | x.clamp(-0.8, 1.0) | dy * ((x > -0.8) & (x < 1.0)) | x=(12, 10)
+    one side is lost: (x > -0.8) & → | mask is missing; the mask is inverted: * ( → * ~( | inverted
+    the mask is lost: return dy | mask is missing; ±
+soft cap | 8 tanh(x / 8) | 8 * torch.tanh(x / 8) | dy * (1 - torch.tanh(x / 8) ** 2) | x=normal(8, 10, scale=4)
+    divided by the cap: return dy * ((1 - torch.tanh(x / 8) ** 2) / 8) | 0.125 \(1/8\) times
+    the cap is lost inside: x / 8 → x; ±
+power | xᵖ | torch.pow(x, p) | dy * p * x ** (p - 1), dy * x**p * torch.log(x) | x=positive(12, 10), p=positive(12, 10)
+    the power is not lowered: (p - 1) → p | factor x is there once too often
+    the logarithm is lost: * torch.log(x) →; ± dy * x**p * torch.log(x) of p
+maximum of rows | max of each row | x.amax(-1) | dy[:, None] * functional.one_hot(x.argmax(-1), 8) | x=(6, 8)
+    the minimum: argmax → argmin; the mask is lost: return dy[:, None] + 0 * x | mask is missing; ±
+gather | x[row, i] | x.gather(1, i) | torch.zeros_like(x).scatter_add(1, i, dy), None | x=(6, 8), i=indices(8, 6, 5)
+    repeated indices overwrite: scatter_add → scatter | wrong only at
+    off by one: dy), None → dy).roll(1, 1), None | rolled by 1
+flip | rows in reverse, times 1, 2, … | x.flip(-1) * torch.arange(1, 9) | (dy * torch.arange(1, 9)).flip(-1) | x=(6, 8)
+    not flipped back: .flip(-1) → | is flipped; ±
+cumulative sum | x₁ + … + xₖ in each row | x.cumsum(1) | dy.flip(1).cumsum(1).flip(1) | x=(6, 8)
+    not from the end: return dy.cumsum(1); without itself: 1).flip(1) → 1).flip(1) - dy | 1 · dy is missing; ±
+interpolation | each twice | functional.interpolate(x, scale_factor=2) | dy.reshape(*x.shape, 2).sum(-1) | x=(2, 3, 5)
+    the first of each pair only: .sum(-1) → [..., 0]; a mean: .sum(-1) → .sum(-1) / 2 | ½; ±
+log-sum-exp | log Σ eˣ, by rows | torch.logsumexp(x, -1) | dy[:, None] * torch.softmax(x, -1) | x=(12, 10)
+    not divided by the sum: torch.softmax(x, -1) → torch.exp(x) | constant along dimension 1
+    dy is lost: dy[:, None] * → | constant along dimension 1; ±
+matmul | a b | torch.matmul(a, b) | dy @ b.T, a.T @ dy | a=(5, 7), b=(7, 5)
+    the wrong order, transposed: dy @ b.T → b @ dy | another shape|transposed|has the shape; ± dy @ b.T of a
+    the last row is not written: a.T @ dy → (a.T @ dy)[:-1] | has the shape
+batched matmul | aₖ bₖ for each k | torch.bmm(a, b) | dy @ b.mT, a.mT @ dy | a=(4, 5, 6), b=(4, 6, 3)
+    the first b for all: dy @ b.mT → dy @ b[:1].mT
+    the last batch is not written: a.mT @ dy → torch.cat([(a.mT @ dy)[:-1], 0 * (a.mT @ dy)[-1:]]) | is zero in
+    batches rolled: a.mT @ dy → (a.mT @ dy).roll(1, 0) | rolled by 1; ± a.mT @ dy of b
+triangle | t tᵀ, t the lower triangle of x | x.tril() @ x.tril().T | ((dy + dy.T) @ x.tril()).tril() | x=(6, 6)
+    dy is not made symmetric: (dy + dy.T) → dy; the mask is lost: return (dy + dy.T) @ x.tril() | mask is missing
+silu | x σ(x) | functional.silu(x) | dy * (torch.sigmoid(x) * (1 + x * (1 - torch.sigmoid(x)))) | x=(12, 10)
+    1 − s is lost: (1 - torch.sigmoid(x)) → torch.sigmoid(x); the second term is lost: return dy * torch.sigmoid(x); ±
+embedding | the rows of w at i | w[i] | None, torch.zeros_like(w).index_add(0, i, dy) | i=indices(5, 12), w=(9, 4)
+    repeated indices overwrite: add(0, i, dy) → put((i,), dy) | wrong only at  # TinyTorch, repeated indices
+    a mean over repetitions: dy) → dy) / i.bincount(minlength=9).clamp(1)[:, None] | factor|times|wrong only at
+    ± torch.zeros_like(w).index_add(0, i, dy)
+concatenation | [a², b²] | torch.cat([a, b], 1).square() | 2 * dy[:, :4] * a, 2 * dy[:, 4:] * b | a=(5, 4), b=(5, 4)
+    the first part of dy for both: 4:] → :4]; swapped: return 2 * dy[:, 4:] * b, 2 * dy[:, :4] * a | is the gradient of
+    ± 2 * dy[:, :4] * a of a
 """
-NAMES = {"torch": torch, "Tensor": Tensor, "functional": functional, "chosen": chosen, "positive": positive}
+NAMES = {"torch": torch, "Tensor": Tensor, "functional": functional}
+NAMES |= {draw.__name__: draw for draw in (chosen, indices, normal, positive)}
 
 
 def enter(line: str, faults: str) -> None:

@@ -126,14 +126,6 @@ def unit_rows(dy: Tensor, x: Tensor) -> Tensor:
     the length squared: return (dy - projection) / length**2 | constant along dimension 1; ±"""
 
 
-@layer("log-sum-exp", "log Σ eˣ, by rows", lambda x: torch.logsumexp(x, -1), x=X)
-def logsumexp(dy: Tensor, x: Tensor) -> Tensor:
-    p = torch.softmax(x, -1)
-    return dy[:, None] * p
-    """not divided by the sum: p = torch.exp(x) | constant along dimension 1
-    dy is lost: return p | constant along dimension 1; ±"""
-
-
 @layer("temperature", "softmax(x / t)", lambda x, t: torch.softmax(x / t, -1), x=X, t=normal(1, shift=3.0, scale=0.1))
 def temperature(dy: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     p = torch.softmax(x / t, -1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bp_torch.verify.bank.layers import layer, normal, positive
+from bp_torch.verify.bank.layers import layer, normal
 
 X = (12, 10)
 
@@ -33,15 +33,6 @@ def tanh(dy: Tensor, x: Tensor) -> Tensor:
     the slope is lost: return dy; ±"""
 
 
-@layer("relu", "max(x, 0)", torch.relu, x=X)
-def relu(dy: Tensor, x: Tensor) -> Tensor:
-    mask = x > 0
-    return dy * mask
-    """the mask is inverted: mask = x < 0 | inverted
-    another threshold: mask = x > 0.5 | is zero in
-    the mask is lost: return dy | mask is missing; ±"""
-
-
 @layer("gelu", "x Φ(x), Φ the normal distribution function", functional.gelu, x=X)
 def gelu(dy: Tensor, x: Tensor) -> Tensor:
     cdf = 0.5 * (1 + torch.erf(x / math.sqrt(2)))  # Φ(x)
@@ -62,51 +53,11 @@ def gelu_tanh(dy: Tensor, x: Tensor) -> Tensor:
     the second term is lost: second = 0; ±"""
 
 
-@layer("silu", "x σ(x)", functional.silu, x=X)
-def silu(dy: Tensor, x: Tensor) -> Tensor:
-    s = torch.sigmoid(x)
-    return dy * (s * (1 + x * (1 - s)))
-    """1 − s is lost: (1 - s) → s; the second term is lost: return dy * s; ±"""
-
-
 @layer("mish", "x tanh(log(1 + eˣ))", functional.mish, x=X)
 def mish(dy: Tensor, x: Tensor) -> Tensor:
     t = torch.tanh(functional.softplus(x))
     return dy * (t + x * (1 - t * t) * torch.sigmoid(x))
     """the sigmoid is lost: * torch.sigmoid(x) →; the square is lost: 1 - t * t → 1 - t; ±"""
-
-
-@layer("exp", "eˣ", torch.exp, x=X)
-def exp(dy: Tensor, x: Tensor) -> Tensor:
-    y = torch.exp(x)
-    return dy * y
-    """expm1 in place of exp: y = torch.exp(x) - 1 | 1 · dy is missing
-    y is there twice: return dy * y * y | factor y is there once too often; ±"""
-
-
-@layer("power", "xᵖ", torch.pow, x=positive(*X), p=positive(*X))
-def power(dy: Tensor, x: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
-    dx = dy * p * x ** (p - 1)
-    dp = dy * x**p * torch.log(x)
-    return dx, dp
-    """the power is not lowered: (p - 1) → p | factor x is there once too often
-    the logarithm is lost: dp = dy * x**p; ± dp of p"""
-
-
-@layer("clamp", "x, at least −0.8 and at most 1", lambda x: x.clamp(-0.8, 1.0), x=X)
-def clamp(dy: Tensor, x: Tensor) -> Tensor:
-    inside = (x > -0.8) & (x < 1.0)
-    return dy * inside
-    """one side is lost: inside = x < 1.0 | mask is missing; the mask is inverted: return dy * ~inside | inverted
-    the mask is lost: return dy | mask is missing; ±"""
-
-
-@layer("soft cap", "8 tanh(x / 8)", lambda x: 8 * torch.tanh(x / 8), x=normal(8, 10, scale=4))
-def soft_cap(dy: Tensor, x: Tensor) -> Tensor:
-    slope = 1 - torch.tanh(x / 8) ** 2
-    return dy * slope
-    r"""divided by the cap: return dy * (slope / 8) | 0.125 \(1/8\) times
-    the cap is lost inside: slope = 1 - torch.tanh(x) ** 2; ±"""
 
 
 @layer("swiglu", "silu(g) ⊙ u", lambda g, u: functional.silu(g) * u, g=X, u=X)

@@ -6,33 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bp_torch.verify.bank.layers import indices, layer, normal, positive
+from bp_torch.verify.bank.layers import layer, normal, positive
 
 X = (6, 8)
-
-
-@layer("embedding", "the rows of w at i", lambda i, w: w[i], i=indices(5, 12), w=(9, 4))
-def embedding(dy: Tensor, i: Tensor, w: Tensor) -> tuple[None, Tensor]:
-    dw = torch.zeros_like(w).index_add(0, i, dy)
-    return None, dw
-    """repeated indices overwrite: add(0, i, dy) → put((i,), dy) | wrong only at  # TinyTorch, repeated indices
-    a mean over repetitions: return None, dw / i.bincount(minlength=9).clamp(1)[:, None] | factor|times|wrong only at
-    ± dw"""
-
-
-@layer("gather", "x[row, i]", lambda x, i: x.gather(1, i), x=X, i=indices(8, 6, 5))
-def gather(dy: Tensor, x: Tensor, i: Tensor) -> tuple[Tensor, None]:
-    dx = torch.zeros_like(x).scatter_add(1, i, dy)
-    return dx, None
-    """repeated indices overwrite: scatter_add → scatter | wrong only at
-    off by one: return dx.roll(1, 1), None | rolled by 1"""
-
-
-@layer("maximum of rows", "max of each row", lambda x: x.amax(-1), x=X)
-def maximum(dy: Tensor, x: Tensor) -> Tensor:
-    at = functional.one_hot(x.argmax(-1), x.shape[-1])
-    return dy[:, None] * at
-    """the minimum: argmax → argmin; the mask is lost: return dy[:, None] + 0 * x | mask is missing; ±"""
 
 
 @layer("max pooling", "max of every two neighbours", lambda x: functional.max_pool1d(x, 2), x=(3, 4, 8))
@@ -52,21 +28,6 @@ def broadcast(dy: Tensor, x: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     the first column only: return g, g[:, :1]; not summed: return g, g | not summed over dimension 1"""
 
 
-@layer("flip", "the entries of each row in reverse, times 1, 2, …", lambda x: x.flip(-1) * torch.arange(1, 9), x=X)
-def flip(dy: Tensor, x: Tensor) -> Tensor:
-    g = dy * torch.arange(1, 9)
-    return g.flip(-1)
-    """not flipped back: return g | is flipped; ±"""
-
-
-@layer("concatenation", "[a², b²]", lambda a, b: torch.cat([a, b], 1).square(), a=(5, 4), b=(5, 4))
-def concatenation(dy: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    da = 2 * dy[:, :4] * a
-    db = 2 * dy[:, 4:] * b
-    return da, db
-    """the first part of dy for both: db = 2 * dy[:, :4] * b; swapped: return db, da | is the gradient of; ± da of a"""
-
-
 @layer("slice", "the squares of columns 2 to 5", lambda x: x[:, 2:6] ** 2, x=X)
 def part(dy: Tensor, x: Tensor) -> Tensor:
     dx = torch.zeros_like(x)
@@ -74,13 +35,6 @@ def part(dy: Tensor, x: Tensor) -> Tensor:
     return dx
     """off by one: dx[:, 2:6] = 2 * dy * x[:, 2:6] → dx[:, 1:5] = 2 * dy * x[:, 1:5]
     the rest is not zero: return torch.cat([dx[:, :6], dy[:, 2:]], 1) | should be zero"""
-
-
-@layer("cumulative sum", "x₁ + … + xₖ in each row", lambda x: x.cumsum(1), x=X)
-def cumulative(dy: Tensor, x: Tensor) -> Tensor:
-    dx = dy.flip(1).cumsum(1).flip(1)
-    return dx
-    """not from the end: dx = dy.cumsum(1); without itself: return dx - dy | 1 · dy is missing; ±"""
 
 
 @layer("cumulative product", "x₁ · … · xₖ in each row", lambda x: x.cumprod(1), x=positive(5, 6))
@@ -114,13 +68,6 @@ def rotary(dy: Tensor, x: Tensor) -> Tensor:
     the sign of one half: return torch.cat([dx[:, :4], -dx[:, 4:]], -1) | sign is wrong at indices 4 to 7"""
 
 
-@layer("interpolation", "each entry twice", lambda x: functional.interpolate(x, scale_factor=2), x=(2, 3, 5))
-def upsample(dy: Tensor, x: Tensor) -> Tensor:
-    pairs = dy.reshape(*x.shape, 2)
-    return pairs.sum(-1)
-    """the first of each pair only: return pairs[..., 0]; a mean: return pairs.sum(-1) / 2 | ½; ±"""
-
-
 @layer("tied weights", "tanh(x w) wᵀ", lambda x, w: torch.tanh(x @ w) @ w.T, x=(7, 5), w=normal(5, 4, scale=0.5))
 def tied(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     a = torch.tanh(x @ w)
@@ -129,13 +76,6 @@ def tied(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return dz @ w.T, dw
     """the second use is lost: dw = x.T @ dz  # tied embeddings
     the first use is lost: dw = dy.T @ a"""
-
-
-@layer("triangle", "t tᵀ, t the lower triangle of x", lambda x: x.tril() @ x.tril().T, x=(6, 6))
-def triangle(dy: Tensor, x: Tensor) -> Tensor:
-    g = (dy + dy.T) @ x.tril()
-    return g.tril()
-    """dy is not made symmetric: g = dy @ x.tril(); the mask is lost: return g | mask is missing"""
 
 
 @layer("last row", "sin x of 40 rows", lambda x: torch.sin(x), x=(40, 8))
