@@ -70,20 +70,17 @@ MAKERS: dict[str, Maker] = {
 
 
 def compare_networks(task: Task, networks: int, rounds: int) -> list[dict[str, Any]]:
-    """The seconds for a whole epoch of one network, the ratio to one network alone, and the rest of ``race.Timing``."""
-    tasks: list[tuple[Task, Mapping[str, Maker]]] = [
-        (task, {ALONE: ours, "JAX, jit(scan), one network alone": jax_contender})
-    ]
+    """Time all contenders in turns: the seconds for an epoch of one network, and the ratio to one network alone."""
+    alone: dict[str, Maker] = {ALONE: ours, "JAX, jit(scan), one network alone": jax_contender}
+    tasks: list[tuple[Task, Mapping[str, Maker]]] = [(task, alone)]
     for kind, many in tasks_of_many(task, networks).items():
         tasks.append((many, {f"{name}, {kind}": make for name, make in MAKERS.items()}))
     timings, turns = race(tasks, rounds, turn=inf)
     results = []
-    for each, contenders in tasks:
-        k = len(each.members)
-        for name in contenders:
-            result = {"name": name, "networks": k, "seconds": None, "ratio": None}
-            if name in turns:
-                ratios = [own / k / alone for own, alone in zip(turns[name], turns[ALONE], strict=True)]
-                result |= {"seconds": median(turns[name]) / k, "ratio": median(ratios)}
-            results.append(result | {"difference": timings[name].difference, "note": timings[name].note})
+    for name, k in [(name, len(each.members)) for each, contenders in tasks for name in contenders]:
+        result = {"name": name, "networks": k, "seconds": None, "ratio": None}
+        if name in turns:
+            ratios = [own / k / single for own, single in zip(turns[name], turns[ALONE], strict=True)]
+            result |= {"seconds": median(turns[name]) / k, "ratio": median(ratios)}
+        results.append(result | {"difference": timings[name].difference, "note": timings[name].note})
     return results

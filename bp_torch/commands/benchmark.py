@@ -1,8 +1,7 @@
 """``python -m bp_torch benchmark`` and ``benchmark accuracy``: measure what is asked for, print tables, draw a picture.
 
-On the CPU one thread is the default: on small layers a second one mostly waits, and the comparison would be one of
-scheduling. NumPy's library reads its number of threads only once, when it is loaded, so the command starts itself again
-with that number in the environment.
+On the CPU one thread is the default: on small layers a second one mostly waits. NumPy's library reads its number of
+threads only once, when it is loaded, so the command starts itself again with that number in the environment.
 """
 
 import io

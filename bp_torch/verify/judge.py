@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bp_torch.verify.candidate import Candidate
 from bp_torch.verify.diagnose import Hypotheses, WrongGradient, diagnose
-from bp_torch.verify.problem import as_real, autograd, flat, in_float64, norm, not_finite
+from bp_torch.verify.problem import as_real, flat, in_float64, norm, not_finite
 from bp_torch.verify.references import EPS32, NOISE_FACTOR, Estimate, tolerance_of
 from bp_torch.verify.report import Comparison, Report
 from bp_torch.verify.rounding import rounding_noise
@@ -108,7 +108,7 @@ class Judge:
         def noise() -> float:
             inputs = references.inputs
             inputs = in_float64(inputs) if eps < EPS32 else {n: t.to(torch.float32) for n, t in inputs.items()}
-            squares = rounding_noise(lambda: autograd(references.function, inputs)[1], references.seed)
+            squares = rounding_noise(references.function, inputs, references.seed)
             return NOISE_FACTOR * math.sqrt(float(squares[name].sum()))
 
         return references.compare(name, ours, estimate, noise)
@@ -221,9 +221,8 @@ class Judge:
     def _only_on_kinks(self, name: str) -> str | None:
         """The one-sided slopes, if every entry that differs lies on a kink and between them."""
         estimate, references = self.expected.get(name), self.references
-        if estimate is None or estimate.entries is not None or references.inputs64 is None or not references.gradients:
-            return None
-        if references.inputs[name].is_complex():
+        known = estimate is not None and estimate.entries is None and references.inputs64 is not None
+        if not known or not references.gradients or references.inputs[name].is_complex():
             return None
         right = references.gradients.get("float64", references.gradients["autograd"])[name]
         ours, tolerance = flat(self.candidate.gradients[name]), references.tolerance

@@ -114,10 +114,8 @@ class References:
             self._compute_in_float64(self.inputs64)
         if problem.tensors is None and problem.backward is None and problem.reference is None:
             self.gradients = {}
-            self.notes.append(
-                "without a reference= autograd would only repeat the gradient under test: central differences alone "
-                "decide"
-            )
+            text = "without a reference= autograd would only repeat the gradient under test: central differences alone "
+            self.notes.append(text + "decide")
 
     def _in_own_dtype(self) -> tuple[Tensor, Tensors, list[str]]:
         try:
@@ -125,10 +123,8 @@ class References:
         except (RuntimeError, NotImplementedError) as error:
             if torch.finfo(self.dtype).bits > 16:
                 raise
-            name = str(self.dtype).removeprefix("torch.")
-            raise ValueError(
-                f"torch cannot compute the function in {name} ({first_line(error)}): check it in float32"
-            ) from error
+            place = f"in {str(self.dtype).removeprefix('torch.')} ({first_line(error)})"
+            raise ValueError(f"torch cannot compute the function {place}: check it in float32") from error
 
     def _require_reproducible(self, value: Tensor) -> None:
         if not value.isfinite():
@@ -208,9 +204,8 @@ class References:
                     break
                 found.append(differences.at_entry(i, negligible))
         except Exception as error:  # a step may leave the region in which the function can be evaluated
-            self.notes.append(
-                f"central differences of {name} are unavailable: a step away the function raises {error!r}"
-            )
+            what = f"central differences of {name} are unavailable"
+            self.notes.append(f"{what}: a step away the function raises {error!r}")
             return {}
         kept = [k for k, derivative in enumerate(found) if not derivative.kinked]
         values = torch.tensor([found[k].value for k in kept], dtype=torch.float64)
@@ -227,17 +222,17 @@ class References:
 
     def _along_directions(self, differences: Differences, n: int, size: float, tolerance: float) -> Estimate | None:
         """Products of the gradient with random vectors: the mean square of an error's is its squared norm."""
-        generator, vectors, found = torch.Generator().manual_seed(self.seed + 1), [], []
+        generator, found = torch.Generator().manual_seed(self.seed + 1), list[tuple[Tensor, Derivative]]()
         for _ in range(DIRECTIONS if n < 10**5 else 2):
             v = torch.randn(n, generator=generator, dtype=torch.float64)
             derivative = differences.along(v, 0.1 * tolerance * size)
             if math.isfinite(derivative.uncertainty) and not derivative.kinked:
-                vectors.append(v)
-                found.append(derivative)
+                found.append((v, derivative))
         if not found:
             return None
-        values = torch.tensor([d.value for d in found], dtype=torch.float64)
-        uncertainty = 4 * math.hypot(*(d.uncertainty for d in found)) + self.underflow * math.sqrt(n)
+        vectors, derivatives = zip(*found, strict=True)
+        values = torch.tensor([d.value for d in derivatives], dtype=torch.float64)
+        uncertainty = 4 * math.hypot(*(d.uncertainty for d in derivatives)) + self.underflow * math.sqrt(n)
         whole = max(size * math.sqrt(len(found)), norm(values))
         return Estimate("directions", values, None, whole, 4 * tolerance, uncertainty, directions=torch.stack(vectors))
 
@@ -263,7 +258,7 @@ class References:
     @cached_property
     def noise(self) -> Tensors:
         """How far rounding moves each entry of autograd's gradients, squared. Measured only if an error needs it."""
-        return rounding_noise(lambda: autograd(self.function, self.inputs)[1], self.seed)
+        return rounding_noise(self.function, self.inputs, self.seed)
 
     def squared_noise(self, name: str, apart: bool = True) -> Tensor:
         """(n,): what rounding does to autograd's own gradient, and how far that is from float64 already (``apart``)."""

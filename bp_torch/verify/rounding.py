@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from bp_torch.verify.problem import Tensors, flat
+from bp_torch.verify.problem import Tensors, autograd, flat
 
 SAMPLES = 8
 
@@ -57,13 +57,13 @@ class PerturbLastDigit(TorchDispatchMode):
         return t * (1 + noise * torch.finfo(t.dtype).eps).to(t.dtype)
 
 
-def rounding_noise(gradients: Callable[[], Tensors], seed: int) -> Tensors:
-    """The mean square by which each entry (n,) of autograd's ``gradients`` changes, over some perturbed runs."""
-    exact = {name: flat(g) for name, g in gradients().items()}
+def rounding_noise(function: Callable[[Tensors], Tensor], inputs: Tensors, seed: int) -> Tensors:
+    """The mean square by which each entry (n,) of autograd's gradients changes, over some perturbed runs."""
+    exact = {name: flat(g) for name, g in autograd(function, inputs)[1].items()}
     noise = {name: torch.zeros_like(g) for name, g in exact.items()}
     for sample in range(SAMPLES):
         with PerturbLastDigit(seed + sample):
-            moved = gradients()
+            moved = autograd(function, inputs)[1]
         for name, g in exact.items():
             noise[name] += (flat(moved[name]) - g).square().nan_to_num(0, 0, 0) / SAMPLES
     return noise

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bp_torch.verify.bank.layers import layer, normal, positive
+from bp_torch.verify.bank.layers import layer, normal
 
 X = (12, 10)
 
@@ -104,14 +104,6 @@ def part(dy: Tensor, x: Tensor) -> Tensor:
     return dx
     """off by one: dx[:, 2:6] = 2 * dy * x[:, 2:6] → dx[:, 1:5] = 2 * dy * x[:, 1:5]
     the rest is not zero: return torch.cat([dx[:, :6], dy[:, 2:]], 1) | should be zero"""
-
-
-@layer("cumulative product", "x₁ · … · xₖ in each row", lambda x: x.cumprod(1), x=positive(5, 6))
-def products(dy: Tensor, x: Tensor) -> Tensor:
-    y = x.cumprod(1)
-    g = (dy * y).flip(1).cumsum(1).flip(1)
-    return g / x
-    """x is lost: return g | factor x is there once too often; ±"""
 
 
 @layer("sort", "each row in order, times 1, 2, …", lambda x: x.sort(-1)[0] * torch.arange(1, 9), x=(6, 8))

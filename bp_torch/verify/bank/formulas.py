@@ -129,6 +129,11 @@ embedding | the rows of w at i | w[i] | None, torch.zeros_like(w).index_add(0, i
 concatenation | [a², b²] | torch.cat([a, b], 1).square() | 2 * dy[:, :4] * a, 2 * dy[:, 4:] * b | a=(5, 4), b=(5, 4)
     the first part of dy for both: 4:] → :4]; swapped: return 2 * dy[:, 4:] * b, 2 * dy[:, :4] * a | is the gradient of
     ± 2 * dy[:, :4] * a of a
+log-softmax | x − log Σ eˣ | torch.log_softmax(x, -1) | dy - torch.softmax(x, -1) * dy.sum(1, keepdim=True) | x=(12, 10)
+    the sum of softmax: dy.sum(1, keepdim=True) → (dy * torch.softmax(x, -1)).sum(-1, keepdim=True)
+    dy taken to sum to 1: * dy.sum(1, keepdim=True) → | linear in dy  # many losses fused with it; ±
+cumulative product | x₁ · … · xₖ | x.cumprod(1) | (dy * x.cumprod(1)).flip(1).cumsum(1).flip(1) / x | x=positive(5, 6)
+    x is lost: / x → | factor x is there once too often; ±
 """
 NAMES = {"torch": torch, "Tensor": Tensor, "functional": functional}
 NAMES |= {draw.__name__: draw for draw in (chosen, indices, normal, positive)}

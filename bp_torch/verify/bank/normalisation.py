@@ -99,15 +99,6 @@ def softmax(dy: Tensor, x: Tensor) -> Tensor:
     p is lost: return dy - inner | factor y is missing; ±"""
 
 
-@layer("log-softmax", "x − log Σ eˣ, by rows", lambda x: torch.log_softmax(x, -1), x=X)
-def log_softmax(dy: Tensor, x: Tensor) -> Tensor:
-    p = torch.softmax(x, -1)
-    total = dy.sum(-1, keepdim=True)
-    return dy - p * total
-    """the sum of softmax: total = (dy * p).sum(-1, keepdim=True)
-    dy taken to sum to 1: total = 1 | linear in dy  # many losses fused with it; ±"""
-
-
 @layer("softmax over columns", "eˣ / Σ eˣ, by columns", lambda x: torch.softmax(x, 0), x=(10, 10))
 def column_softmax(dy: Tensor, x: Tensor) -> Tensor:
     p = torch.softmax(x, 0)
