@@ -182,10 +182,8 @@ def first_epochs(contenders: Mapping[str, Maker], task: Task) -> tuple[dict[str,
             end = contender.parameters().clone()
         difference = None if name == FLOOR else distance(contender.parameters(), end, start)
         if difference is not None and not difference <= TOLERANCE:
-            raise BenchmarkError(
-                f"{name!r} does not do the same task: after one epoch its parameters differ from ours by "
-                f"{difference:.1e} of the distance that ours moved; {TOLERANCE:.0e} is allowed"
-            )
+            text = f"differ from ours by {difference:.1e} of the distance that ours moved; {TOLERANCE:.0e} is allowed"
+            raise BenchmarkError(f"{name!r} does not do the same task: after one epoch its parameters {text}")
         timings[name] = Timing(name, first_epoch=seconds, difference=difference)
         running[name] = contender
     return timings, running

@@ -73,9 +73,8 @@ def check_same(folder: Path, saved: Config, wanted: Config) -> None:
     has, wants = recipe(saved) | {"seed": saved.seed}, recipe(wanted) | {"seed": wanted.seed}
     for name in wants:
         if has[name] != wants[name]:
-            raise TrainingError(
-                f"{folder} is a run with {flag(name)} {has[name]}, the row has {wants[name]}: move the folder away"
-            )
+            text = f"{folder} is a run with {flag(name)} {has[name]}, the row has {wants[name]}"
+            raise TrainingError(f"{text}: move the folder away")
 
 
 def read_result(folder: Path) -> dict[str, Any]:

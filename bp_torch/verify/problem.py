@@ -227,10 +227,8 @@ def differentiable(function: Callable[[Tensors], Any], leaves: Tensors) -> Any:
 def require_dependence(outputs: list[Tensor], inputs: Tensors) -> None:
     """Raise ValueError if autograd sees no way from the inputs to the outputs."""
     if not any(y.requires_grad for y in outputs):
-        raise ValueError(
-            f"as far as autograd can see, the function does not depend on {', '.join(inputs)}: "
-            "does it detach them, or leave torch?"
-        )
+        text = f"as far as autograd can see, the function does not depend on {', '.join(inputs)}"
+        raise ValueError(f"{text}: does it detach them, or leave torch?")
 
 
 # ---- what can be checked ----
@@ -261,10 +259,8 @@ def _scalar(value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"the function returns a {type(value).__name__}, expected a scalar tensor")
     if value.numel() != 1 or not value.is_floating_point():
-        raise ValueError(
-            f"the function returns {value.dtype} of shape {tuple(value.shape)}, expected a floating-point scalar: "
-            "return a weighted sum of the outputs, or use check_layer"
-        )
+        text = f"the function returns {value.dtype} of shape {tuple(value.shape)}, expected a floating-point scalar"
+        raise ValueError(f"{text}: return a weighted sum of the outputs, or use check_layer")
     return value
 
 

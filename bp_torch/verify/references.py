@@ -135,10 +135,8 @@ class References:
         kind, advice = "keeps something from call to call", "start from the same state in every call"
         if torch.equal(with_seed(self.seed, self._once), with_seed(self.seed, self._once)):
             kind, advice = "draws random numbers", "draw what is random in it (a dropout mask) once, outside"
-        raise ValueError(
-            f"SETUP: the function {kind}: it returns {value.item():.6g} and then {again.item():.6g} for the same "
-            f"inputs: {advice}"
-        )
+        text = f"it returns {value.item():.6g} and then {again.item():.6g} for the same inputs"
+        raise ValueError(f"SETUP: the function {kind}: {text}: {advice}")
 
     def _once(self) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
