@@ -31,17 +31,13 @@ Mistakes = Iterator[tuple[str, Tensor]]
 
 
 def check_own(network: Network, x: Tensor, y: Tensor, cost: str, **options: Any) -> Report:
-    """``check`` of backprop.py on the batch x (B, n_0), y (B, n_L): the gradients of W^l, b^l, z^l (δ^l) and x.
-
-    ``options`` are tolerance, coordinates and seed of ``check``, and the errors are those of ``check``.
-    """
+    """``check``, with its options, of backprop.py on the batch x (B, n_0), y (B, n_L): by W^l, b^l, z^l (δ^l) and x."""
     inputs: Tensors = {}
     for n in range(network.depth, 0, -1):  # in the order in which backprop computes their gradients
         W, b = network.weights[n - 1], network.biases[n - 1]
         inputs |= {f"δ{n}": W.new_zeros(len(x), len(b)), f"b{n}": b, f"W{n}": W}
     inputs["x"] = x
-    reference = ReferenceNetwork(network, y, cost)
-    own = OwnBackward(network, y, cost)
+    reference, own = ReferenceNetwork(network, y, cost), own_backward(network, y, cost)
     return check(reference, inputs, own, batch_size=len(x), hypotheses=partial(mistakes, reference, inputs), **options)
 
 
@@ -50,9 +46,8 @@ def check_step(
 ) -> Report:
     """The live ``gradient`` (P,) of a training step against autograd, in the same dtype and in float64.
 
-    x (B, n_0) and y (B, n_L) are the mini-batch that the gradient was computed from, and the network's parameters must
-    be those that it was computed with: call this before the step. Nothing is kept or changed. Raises ValueError if
-    parameters or cost are not finite.
+    The mini-batch x (B, n_0), y (B, n_L) and the parameters must be those that it was computed with: call this before
+    the step. Nothing is kept or changed. Raises ValueError if parameters or cost are not finite.
     """
     with torch.inference_mode(False):
         x, y, parameters = x.clone(), y.clone(), by_name(network.weights, network.biases)
@@ -62,10 +57,7 @@ def check_step(
 
 
 def check_parts(network: Network, batches: list[tuple[Tensor, Tensor]], cost: str) -> Report:
-    """Costs and single examples' gradients of the last batch, and a recorded step on each batch (x, y) in turn.
-
-    All against autograd in float64. The recorded batches come again, halved: so each size is replayed for new numbers.
-    """
+    """Costs and single examples' gradients of the last batch, and a recorded step on each batch (x, y), by float64."""
     x, y = batches[-1][0][:MOST_EXAMPLES], batches[-1][1][:MOST_EXAMPLES]
     in_float64 = network.to(dtype=torch.float64)
 
@@ -81,7 +73,7 @@ def check_parts(network: Network, batches: list[tuple[Tensor, Tensor]], cost: st
         against_float64("each example", each, right_each, lambda: one_by_one(network)[1]),
     ]
     step = Recorder(network.device, lambda x, y: backward(network, forward(network, x), y, cost).gradient)
-    for x, y in [*batches, *((x / 2, y) for x, y in batches)]:
+    for x, y in [*batches, *((x / 2, y) for x, y in batches)]:  # each size is recorded, then replayed for new numbers
         right = by_autograd(in_float64, x, y, cost)[1]
         same_dtype = partial(lambda x, y: by_autograd(network, x, y, cost)[1], x, y)
         compared.append(against_float64("recorded", step(x, y), right, same_dtype))
@@ -114,23 +106,20 @@ def by_name(weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensors:
     return {name: t for n, (W, b) in pairs for name, t in ((f"W{n}", W), (f"b{n}", b))}
 
 
-class OwnBackward:
+def own_backward(network: Network, y: Tensor, cost: str) -> Callable[..., Tensors]:
     """backprop.py as a hand-written gradient for ``check``. It writes each gradient into the same vector."""
+    own = network.to()
+    out = torch.zeros_like(own.parameters)
 
-    def __init__(self, network: Network, y: Tensor, cost: str) -> None:
-        """For batches with the targets ``y``."""
-        self.network, self.y, self.cost = network.to(), y, cost
-        self.gradient = torch.zeros_like(self.network.parameters)
-
-    def __call__(self, **t: Tensor) -> Tensors:
-        """Every gradient, under its name."""
-        for name, own in by_name(self.network.weights, self.network.biases).items():
-            own.copy_(t[name])
-        passed = forward(self.network, t["x"])
-        gradient, deltas = backward(self.network, passed, self.y, self.cost, out=self.gradient)
-        found = by_name(*layer_views(gradient.clone(), self.network.sizes))
+    def gradients(**t: Tensor) -> Tensors:
+        for name, parameter in by_name(own.weights, own.biases).items():
+            parameter.copy_(t[name])
+        gradient, deltas = backward(own, forward(own, t["x"]), y, cost, out=out)
+        found = by_name(*layer_views(gradient.clone(), own.sizes))
         found |= {f"δ{n}": delta for n, delta in enumerate(deltas, 1)}
-        return found | {"x": backprop.input_gradient(deltas[0], self.network.weights[0])}
+        return found | {"x": backprop.input_gradient(deltas[0], own.weights[0])}
+
+    return gradients
 
 
 # ---- the reference: a network and its cost in torch's own differentiable operations ----
@@ -144,10 +133,7 @@ REFERENCE_COSTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 class ReferenceNetwork:
-    """The cost of one batch as a function of W1, b1, δ1, …, x.
-
-    The δ are zeros (B, n_l) that are added to the weighted sums z^l: the derivative with respect to them is ∂C/∂z^l.
-    """
+    """The cost of one batch as a function of W1, b1, δ1, …, x. The δ are zeros that are added to z^l, (B, n_l)."""
 
     def __init__(self, network: Network, y: Tensor, cost: str) -> None:
         """Raise ValueError for an activation without a torch module, or a cost that does not fit the network."""
@@ -186,8 +172,7 @@ class ReferenceNetwork:
 def mistakes(reference: ReferenceNetwork, inputs: Tensors, name: str, given: Tensors) -> Mistakes:
     """The gradient ``name`` with one mistake in it, for each mistake, computed from the δ that it was made from.
 
-    The δ are those of the backward under test, among the gradients ``given``: so a mistake is found where it is made,
-    and what is computed from a wrong δ afterwards is recognised as following from it.
+    These are among the gradients ``given``, so what is computed from a wrong δ is recognised as following from it.
     """
     t = {key: value.detach().cpu().double() for key, value in inputs.items()}
     z, a = reference.layers(t)  # z[0] is z^1, a[0] is x, deltas[0] is δ^1
@@ -200,7 +185,10 @@ def mistakes(reference: ReferenceNetwork, inputs: Tensors, name: str, given: Ten
         primes = phi_prime(phi, z[n - 1]), phi_prime(phi, a[n]), phi_prime(phi_behind, z[n])
         return in_hidden_delta(deltas[n], t[f"W{n + 1}"], *primes)
     if name[0] == "b":
-        return in_bias_gradient(deltas[n - 1])
+        mean = "is the mean over the batch, not the sum: 1/B is in δ already (bias_gradient, BP3)"
+        one = "is the δ of one example, not the sum over the batch (bias_gradient, BP3)"
+        delta = deltas[n - 1]
+        return iter([(FOLLOWS, delta.sum(0)), (mean, delta.mean(0)), *((one, example) for example in delta)])
     if name[0] == "W":
         return in_weight_gradient(deltas[n - 1], a[n - 1], a[n], z[n - 2] if n > 1 else None)
     return iter([(FOLLOWS, deltas[0] @ t["W1"])])
@@ -233,14 +221,6 @@ def in_hidden_delta(delta: Tensor, W: Tensor, prime: Tensor, prime_at_a: Tensor,
         yield "W is transposed (input_gradient, BP2)", delta @ W.T * prime
         yield "φ′ is that of the layer behind (hidden_delta, BP2)", back * prime_behind
         yield "the product with W is missing (input_gradient, BP2)", delta * prime
-
-
-def in_bias_gradient(delta: Tensor) -> Mistakes:
-    """BP3."""
-    yield FOLLOWS, delta.sum(0)
-    yield "is the mean over the batch, not the sum: 1/B is in δ already (bias_gradient, BP3)", delta.mean(0)
-    for one in delta:
-        yield "is the δ of one example, not the sum over the batch (bias_gradient, BP3)", one
 
 
 def in_weight_gradient(delta: Tensor, before: Tensor, own: Tensor, z: Tensor | None) -> Mistakes:

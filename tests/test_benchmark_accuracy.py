@@ -9,10 +9,9 @@ from typing import Any, get_args
 import pytest
 
 from bp_torch.benchmark import accuracy
-from bp_torch.benchmark.accuracy import EPOCH_LINE, RECIPES, command, measure, seconds_until, shown, table
+from bp_torch.benchmark.accuracy import EPOCH_LINE, RECIPES, Accuracy, command, measure, seconds_until, shown, table
 from bp_torch.benchmark.race import BenchmarkError
 from bp_torch.cli import parse
-from bp_torch.commands.benchmark import Accuracy
 from bp_torch.training import Config, train
 
 
@@ -52,7 +51,7 @@ def test_recipes_are_commands_of_train_py(tmp_path: Path) -> None:
         config = parse(Config, description="", args=words[2:])
         assert config.schedule == "cosine" and not config.validation
         assert bool(config.deformation) == (target > 98)
-        started = command("ours", target, 3, threads=2, data_dir=Path("data"), runs=tmp_path)
+        started = command("ours", target, 3, Accuracy(), tmp_path)
         assert started[1:4] == ["-m", "bp_torch", "train"] and started[4 : 4 + len(words[2:])] == words[2:]
 
 
@@ -67,11 +66,11 @@ def test_what_is_measured_is_kept_and_not_measured_again(
 
     monkeypatch.setattr(accuracy, "seconds_until", fake)
     options = Accuracy(targets=(97.0, 99.4), seeds=4, out=tmp_path / "times.json", data_dir=data_dir, give_up=7.0)
-    measure(**vars(options))
+    measure(options)
     assert len(asked) == 4 * 3 + 3 * 2, "three seeds and no scikit-learn for the last target"
     found = json.loads(options.out.read_text())
     assert [one["seconds"] for one in found[:3]] == [1.0, None, 3.0]
-    measure(**vars(options))
+    measure(options)
     assert len(asked) == 18
     lines = table(found).splitlines()
     assert lines[2].startswith("| ours, `train.py` | 5.50 ± 3.9 |")

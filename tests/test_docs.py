@@ -15,6 +15,7 @@ import pytest
 
 from bp_torch import backprop
 from bp_torch.activations import ACTIVATIONS
+from bp_torch.benchmark.accuracy import Accuracy
 from bp_torch.cli import parse
 from bp_torch.commands import benchmark, explain, ladder, verify, verify_bench
 from bp_torch.convert import MODULES
@@ -145,7 +146,7 @@ def options_of(command: str, idea: str = "") -> type[Any]:
         "verify": verify.Options,
         "bench": verify_bench.Options,
         "benchmark": benchmark.Options,
-        "accuracy": benchmark.Accuracy,
+        "accuracy": Accuracy,
     }
     return options[command]
 

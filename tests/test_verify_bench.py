@@ -72,8 +72,8 @@ def test_no_false_alarm_and_nearly_every_fault_caught(dtype: str, every: int) ->
     for layer in list(LAYERS.values())[DTYPES.index(dtype) % every :: every]:
         if layer.computes_in(getattr(torch, dtype)):
             add(ours, layer)
-    assert ours.alarms == [] and ours.missed == [] and ours.named_wrong == 0, ours
-    assert ours.named_right >= 0.6 * ours.faults
+    assert ours.alarms == [] and ours.missed == [] and ours.wrongly == 0, ours
+    assert ours.rightly >= 0.6 * ours.faults
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

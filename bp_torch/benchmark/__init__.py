@@ -7,9 +7,8 @@
     python -m bp_torch benchmark accuracy                 seconds until a test accuracy, from the start of a process
 
 Every contender does the same task: the same start, the same batches in the same order, the same cost, plain SGD in
-float32, with the shuffle and the gathering of the batches included. contenders.py and with_jax.py hold them, race.py
-times them, networks.py has those of many networks at once, accuracy.py the time to an accuracy. report.py makes the
-tables, the JSON and the picture. This package may use autograd: autograd is what it compares with.
+float32, with the shuffle and the gathering of the batches included. This package may use autograd: it is what it
+compares with.
 """
 
 from bp_torch.benchmark.contenders import CONTENDERS

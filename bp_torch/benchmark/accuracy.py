@@ -3,10 +3,8 @@
     python -m bp_torch benchmark accuracy                        all targets, five seeds; hours
     python -m bp_torch benchmark accuracy --targets 97 --seeds 1
 
-Imports, data and the evaluation after each epoch are included. Each measurement is a new process, one after another;
-it is ended as soon as the target is reached. Results are added to a JSON file as they come: what is there is not
-measured again, so the command can be stopped and started. ``RECIPES`` has the recipe of each target, the
-same for ours and for autograd.
+Imports, data and the evaluation after each epoch are included. Each measurement is a new process, which is ended as
+soon as the target is reached. What the JSON file has already is not measured again, so the command can be stopped.
 """
 
 import json
@@ -17,10 +15,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -29,6 +27,7 @@ from bp_torch.benchmark.race import THREAD_VARIABLES, BenchmarkError
 from bp_torch.benchmark.report import describe_machine
 from bp_torch.data import load
 from bp_torch.files import replace_file
+from bp_torch.flags import Within, check_bounds
 
 ContenderName = Literal["ours", "autograd", "scikit-learn"]
 
@@ -57,6 +56,33 @@ EPOCH_LINE = re.compile(r"^\s*\d+\s+(?:[\d.]+\s+[\d.]+%\s+[\d.]+\s+|accuracy )([
 """A line of train.py, or of the two scripts, and its accuracy on the test set in %."""
 
 
+@dataclass(frozen=True)
+class Accuracy:
+    """The flags of ``benchmark accuracy``. Raises ValueError for what cannot be measured."""
+
+    targets: tuple[float, ...] = tuple(RECIPES)
+    """Accuracies on the test set in %."""
+    contenders: tuple[ContenderName, ...] = tuple(NAMES)
+    """Who is measured; scikit-learn for 97 and 98 only."""
+    seeds: Annotated[int, Within(least=1)] = 5
+    """Runs of each, with the seeds 0, 1, …; at most three for 99.4."""
+    threads: Annotated[int, Within(least=1)] = 2
+    """CPU threads."""
+    give_up: Annotated[float, Within(above=0)] = 1200.0
+    """Seconds after which a run is ended."""
+    out: Path = Path("time-to-accuracy.json")
+    """File of the results."""
+    data_dir: Path = Path("data")
+    """Folder of the data sets; filled before the first measurement."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_bounds(self)
+        if unknown := [target for target in self.targets if target not in RECIPES]:
+            wanted = ", ".join(f"{target:g}" for target in RECIPES)
+            raise ValueError(f"--targets: wanted some of {wanted}, got {unknown[0]:g}")
+
+
 def shown(contender: ContenderName, target: float) -> str:
     """The command as one would type it, without seed, threads and folders."""
     flags = RECIPES[target]
@@ -68,23 +94,18 @@ def shown(contender: ContenderName, target: float) -> str:
     return f"python train.py {OURS} {flags}" + " --deform both" * ("--sigma" in flags)
 
 
-def command(
-    contender: ContenderName, target: float, seed: int, *, threads: int, data_dir: Path, runs: Path
-) -> list[str]:
+def command(contender: ContenderName, target: float, seed: int, wanted: Accuracy, runs: Path) -> list[str]:
     """The process that is started. Ours is train.py by its other name, which needs no clone."""
     _, file, *flags = shown(contender, target).split()
     start = ["-m", "bp_torch", "train"] if contender == "ours" else [str(HERE / Path(file).name)]
-    places = ["--seed", str(seed), "--data-dir", str(data_dir)]
-    places += [] if contender == "scikit-learn" else ["--threads", str(threads)]
+    places = ["--seed", str(seed), "--data-dir", str(wanted.data_dir)]
+    places += [] if contender == "scikit-learn" else ["--threads", str(wanted.threads)]
     places += ["--runs-dir", str(runs), "--device", "cpu"] if contender == "ours" else []
     return [sys.executable, *start, *flags, *places]
 
 
 def seconds_until(target: float, command: list[str], threads: int, give_up: float) -> float | None:
-    """Seconds from the start of ``command`` until it prints an accuracy of ``target`` % or more; None if it does not.
-
-    Raises BenchmarkError, with its last line, if it ends with an error.
-    """
+    """Seconds until ``command`` prints an accuracy of ``target`` %, else None. Raises BenchmarkError if it fails."""
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONUNBUFFERED": "1"}
     with tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
@@ -121,37 +142,28 @@ def read(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def measure(
-    *,
-    targets: Sequence[float],
-    contenders: Sequence[ContenderName],
-    seeds: int,
-    threads: int,
-    give_up: float,
-    out: Path,
-    data_dir: Path,
-) -> None:
+def measure(wanted: Accuracy) -> None:
     """Make the measurements that ``out`` does not have, in turns: all contenders of a seed, then the next seed."""
-    load("mnist", data_dir)  # unpacked before the first measurement
+    load("mnist", wanted.data_dir)  # unpacked before the first measurement
     machine = describe_machine(torch.device("cpu"))
     tasks = [
         (target, seed, contender)
-        for target in targets
-        for seed in range(min(seeds, 3) if target > 99 else seeds)
-        for contender in contenders
+        for target in wanted.targets
+        for seed in range(min(wanted.seeds, 3) if target > 99 else wanted.seeds)
+        for contender in wanted.contenders
         if contender != "scikit-learn" or target in SKLEARN_TARGETS
     ]
     for target, seed, contender in tasks:
-        same = {"target": target, "seed": seed, "contender": contender, "threads": threads}
-        done = read(out)
+        same = {"target": target, "seed": seed, "contender": contender, "threads": wanted.threads}
+        done = read(wanted.out)
         if any(same.items() <= one.items() for one in done):
             continue
         with tempfile.TemporaryDirectory() as runs:
-            started = command(contender, target, seed, threads=threads, data_dir=data_dir, runs=Path(runs))
-            seconds = seconds_until(target, started, threads, give_up)
-        about = {"command": shown(contender, target), "give_up": give_up}
+            started = command(contender, target, seed, wanted, Path(runs))
+            seconds = seconds_until(target, started, wanted.threads, wanted.give_up)
+        about = {"command": shown(contender, target), "give_up": wanted.give_up}
         about |= {name: machine[name] for name in ("cpu", "torch", "python", "date")}
-        replace_file(out, json.dumps([*done, same | {"seconds": seconds} | about], indent=1).encode())
+        replace_file(wanted.out, json.dumps([*done, same | {"seconds": seconds} | about], indent=1).encode())
         said = "not reached" if seconds is None else f"{seconds:.1f} s"
         print(f"{target:g} %, seed {seed}, {contender}: {said}", flush=True)
 

@@ -171,10 +171,7 @@ def autograd_cuda_graph(task: Task) -> Contender:
 
 
 def numpy_by_hand(task: Task) -> Contender:
-    """A second backward, in NumPy: float32, one flat vector, every result written into a buffer made once.
-
-    For this comparison only; nothing else may use it. Sigmoids and the quadratic cost.
-    """
+    """A second backward, for this comparison only, in NumPy: sigmoids, quadratic cost, buffers that are made once."""
     images, targets = task.examples.x.cpu().numpy(), one_hot(task.examples.labels).cpu().numpy()
     theta = task.network().parameters.cpu().numpy().copy()
     gradient = np.empty_like(theta)
@@ -234,8 +231,7 @@ def floor(task: Task) -> Contender:
 
     For each batch: gather the pixels as bytes, turn them into floats, multiply the large matrices; recorded and
     replayed as ours is. The products of a layer (a Wᵀ forward; δᵀ a and, except for the first layer, δ W backward)
-    count as large if it has at least a tenth of the weights of the largest layer: of 784-16-16-10 those of layer 1, of
-    784-512-512-10 those of layers 1 and 2. Everything else (biases, φ, φ′, the cost, the step) is left out.
+    count as large if it has at least a tenth of the weights of the largest. All else (biases, φ, the step) is left out.
     """
     weights = task.network().weights
     large = [layer for layer, w in enumerate(weights) if 10 * w.numel() >= max(w.numel() for w in weights)]

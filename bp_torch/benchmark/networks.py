@@ -3,8 +3,7 @@
     python -m bp_torch benchmark --networks 16
 
 Two tasks: K learning rates and one seed, so that all networks share their batches; and K seeds, each with a shuffle of
-its own. Ours are the groups that the sweep makes. All are timed in turns: whatever else the machine does slows all of
-them alike, and the ratio to the network alone is the median of the ratios within a turn.
+its own. Ours are the groups that the sweep makes. The ratio is the median of those within a turn.
 """
 
 from collections import deque
@@ -27,10 +26,8 @@ ALONE = "ours, one network alone"
 
 
 def tasks_of_many(task: Task, networks: int) -> dict[str, Task]:
-    """The tasks of a sweep with the sizes and batches of ``task``: K learning rates and one seed; K seeds and one rate.
-
-    The rates are from 0.3 to 3: at 10, rounding alone grows to a third of the way within an epoch.
-    """
+    """The tasks of a sweep with the sizes and batches of ``task``: K rates and one seed; K seeds and one rate."""
+    # from 0.3 to 3: at a rate of 10, rounding alone grows to a third of the way within an epoch
     rates = tuple(round(0.3 * 10 ** (k / max(1, networks - 1)), 4) for k in range(networks))
     sweep = partial(SweepConfig, sizes=task.config.sizes, batch_size=task.batch_size, log=False)
     sweeps = {"one shuffle": sweep(learning_rate=rates), "a shuffle each": sweep(seeds=networks)}
@@ -73,24 +70,17 @@ MAKERS: dict[str, Maker] = {
 
 
 def compare_networks(task: Task, networks: int, rounds: int) -> list[dict[str, Any]]:
-    """Time all contenders in turns, each with all of its networks for a whole epoch. Raises as ``race.compare``.
-
-    The results have these keys: name; networks; seconds, for an epoch of one network; ratio, to one network alone, the
-    median of the ratios of each turn; difference, as in race.TOLERANCE; and note, why a contender cannot run here.
-    """
-    tasks: list[tuple[Task, Mapping[str, Maker]]] = [
-        (task, {ALONE: ours, "JAX, jit(scan), one network alone": jax_contender})
-    ]
+    """Time all contenders in turns: the seconds for an epoch of one network, and the ratio to one network alone."""
+    alone: dict[str, Maker] = {ALONE: ours, "JAX, jit(scan), one network alone": jax_contender}
+    tasks: list[tuple[Task, Mapping[str, Maker]]] = [(task, alone)]
     for kind, many in tasks_of_many(task, networks).items():
         tasks.append((many, {f"{name}, {kind}": make for name, make in MAKERS.items()}))
     timings, turns = race(tasks, rounds, turn=inf)
     results = []
-    for each, contenders in tasks:
-        k = len(each.members)
-        for name in contenders:
-            result = {"name": name, "networks": k, "seconds": None, "ratio": None}
-            if name in turns:
-                ratios = [own / k / alone for own, alone in zip(turns[name], turns[ALONE], strict=True)]
-                result |= {"seconds": median(turns[name]) / k, "ratio": median(ratios)}
-            results.append(result | {"difference": timings[name].difference, "note": timings[name].note})
+    for name, k in [(name, len(each.members)) for each, contenders in tasks for name in contenders]:
+        result = {"name": name, "networks": k, "seconds": None, "ratio": None}
+        if name in turns:
+            ratios = [own / k / single for own, single in zip(turns[name], turns[ALONE], strict=True)]
+            result |= {"seconds": median(turns[name]) / k, "ratio": median(ratios)}
+        results.append(result | {"difference": timings[name].difference, "note": timings[name].note})
     return results

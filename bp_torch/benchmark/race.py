@@ -136,10 +136,7 @@ class Measurement(NamedTuple):
 
 
 def compare(contenders: Mapping[str, Maker], task: Task, rounds: int) -> Measurement:
-    """Run the first epochs, then time every contender ``rounds`` times, each time for one epoch or about a ``TURN``.
-
-    Ours must be the first of the contenders. Raises BenchmarkError for a contender that does not end where ours ends.
-    """
+    """Race the contenders, ours first. Raises BenchmarkError for one that does not end where ours ends."""
     timings, _ = race([(task, contenders)], rounds)
     n, examples = task.network().parameters.numel(), len(task.examples.labels)
     return Measurement(task.config.sizes, task.batch_size, n, examples, list(timings.values()))
@@ -148,10 +145,7 @@ def compare(contenders: Mapping[str, Maker], task: Task, rounds: int) -> Measure
 def race(
     tasks: Sequence[tuple[Task, Mapping[str, Maker]]], rounds: int, turn: float = TURN
 ) -> tuple[dict[str, Timing], dict[str, list[float]]]:
-    """The timing of every contender of every task, and, of those that can run, the seconds of each turn.
-
-    An epoch of more than two ``turn`` seconds is timed on its first part. Raises as ``compare``.
-    """
+    """The timing of every contender of every task, and, of those that can run, the seconds of each turn."""
     timings: dict[str, Timing] = {}
     running: dict[str, Callable[[int], float]] = {}
     for task, contenders in tasks:
@@ -188,10 +182,8 @@ def first_epochs(contenders: Mapping[str, Maker], task: Task) -> tuple[dict[str,
             end = contender.parameters().clone()
         difference = None if name == FLOOR else distance(contender.parameters(), end, start)
         if difference is not None and not difference <= TOLERANCE:
-            raise BenchmarkError(
-                f"{name!r} does not do the same task: after one epoch its parameters differ from ours by "
-                f"{difference:.1e} of the distance that ours moved; {TOLERANCE:.0e} is allowed"
-            )
+            text = f"differ from ours by {difference:.1e} of the distance that ours moved; {TOLERANCE:.0e} is allowed"
+            raise BenchmarkError(f"{name!r} does not do the same task: after one epoch its parameters {text}")
         timings[name] = Timing(name, first_epoch=seconds, difference=difference)
         running[name] = contender
     return timings, running
@@ -203,13 +195,11 @@ def distance(found: Tensor, end: Tensor, start: Tensor) -> float:
 
 
 def fraction_per_turn(contender: Contender, task: Task, first_epoch: float, turn: float) -> float:
-    """How much of an epoch fits into a turn: all of it, or, if it is long, a whole number of batches.
-
-    The first epoch may have been long only because something was compiled, so a few batches are timed again.
-    """
+    """How much of an epoch fits into a turn: all of it, or, if it is long, a whole number of batches."""
     batch = task.batch_size / len(task.examples.labels)
     if first_epoch <= 2 * turn or PROBE * batch >= 1:
         return 1.0
+    # the first epoch may have been long only because something was compiled, so a few batches are timed again
     batches = int(turn / (time_epoch(contender, task, 1, PROBE * batch) * batch))
     fraction = max(batches, PROBE) * batch
     return fraction if fraction < 0.5 else 1.0

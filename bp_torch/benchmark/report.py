@@ -109,9 +109,8 @@ def draw(measurements: list[Measurement], machine: Machine) -> Figure:
     times = [1e3 * r.seconds for m in measurements for r in m.results if r.seconds is not None]
     room = (max(times) / min(times)) ** 0.3  # for the last label, three tenths of what the dots take
     panels[-1].set_xlim(min(times) / 1.5, max(times) * room)
-    panels[-1].set_xlabel(
-        f"milliseconds for an epoch of {measurements[0].examples:,} examples, logarithmic; × is relative to ours"
-    )
+    label = f"milliseconds for an epoch of {measurements[0].examples:,} examples, logarithmic; × is relative to ours"
+    panels[-1].set_xlabel(label)
     versions = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "numpy"))
     threads = count(int(machine["threads"]), "thread")
     about = f"{machine['cpu']}, {threads}, device {machine['device']}, {versions}"

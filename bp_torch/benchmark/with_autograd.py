@@ -15,20 +15,18 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
+DEFORMATIONS = ("rotation", "shear", "scale", "sigma", "alpha")
+
 
 def options() -> argparse.Namespace:
     """The flags, named as those of train.py."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", type=int, nargs="+", required=True)
     parser.add_argument("--learning-rate", type=float, required=True)
-    parser.add_argument("--momentum", type=float, default=0.0)
-    parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data-dir", default="data")
-    for name in ("rotation", "shear", "scale", "sigma", "alpha"):
-        parser.add_argument(f"--{name}", type=float, default=0.0)
+    defaults = {"batch-size": 100, "seed": 0, "threads": 1, "data-dir": "data"}
+    for name, default in (defaults | dict.fromkeys(("momentum", *DEFORMATIONS), 0.0)).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     return parser.parse_args()
 
 

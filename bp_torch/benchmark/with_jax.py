@@ -59,11 +59,8 @@ def epoch_of(task: Task, jax: Any) -> Callable[..., Any]:
 
 
 def jax_contender(task: Task) -> Contender:
-    """The network of the task, or K networks at once.
-
-    Raises UnavailableError without JAX, or on a GPU, where JAX would need an installation of its own.
-    """
-    if task.device.type != "cpu":
+    """The network of the task, or K networks at once. Raises UnavailableError without JAX, or on a GPU."""
+    if task.device.type != "cpu":  # JAX would need an installation of its own
         raise UnavailableError("measured on the CPU only")
     jax = load_jax()
     if (platform := jax.default_backend()) != "cpu":  # JAX_PLATFORMS asks for it

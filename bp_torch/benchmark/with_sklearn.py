@@ -24,10 +24,9 @@ def main() -> None:
     """Train, and print a line for each epoch."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", type=int, nargs="+", required=True)
-    parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--epochs", type=int, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data-dir", type=Path, default=Path("data"))
+    for name, default in {"batch-size": 100, "seed": 0, "data-dir": Path("data")}.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     flags = parser.parse_args()
     (x, labels), test = (read(flags.data_dir / "MNIST" / "raw", name) for name in ("train", "t10k"))
     model = MLPClassifier(flags.sizes[1:-1], batch_size=flags.batch_size, random_state=flags.seed)

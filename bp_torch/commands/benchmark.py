@@ -1,8 +1,7 @@
 """``python -m bp_torch benchmark`` and ``benchmark accuracy``: measure what is asked for, print tables, draw a picture.
 
-On the CPU one thread is the default: on small layers a second one mostly waits, and the comparison would be one of
-scheduling. NumPy's library reads its number of threads only once, when it is loaded, so the command starts itself again
-with that number in the environment.
+On the CPU one thread is the default: on small layers a second one mostly waits. NumPy's library reads its number of
+threads only once, when it is loaded, so the command starts itself again with that number in the environment.
 """
 
 import io
@@ -15,7 +14,7 @@ from typing import Annotated
 
 import torch
 
-from bp_torch.benchmark.accuracy import NAMES, RECIPES, ContenderName, measure, read, table
+from bp_torch.benchmark.accuracy import Accuracy, measure, read, table
 from bp_torch.benchmark.contenders import CONTENDERS, CUDA_CONTENDERS
 from bp_torch.benchmark.networks import compare_networks
 from bp_torch.benchmark.race import THREAD_VARIABLES, TOLERANCE, Task, compare
@@ -91,40 +90,13 @@ class Options:
         ]
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """The flags of ``benchmark accuracy``. Raises ValueError for what cannot be measured."""
-
-    targets: tuple[float, ...] = tuple(RECIPES)
-    """Accuracies on the test set in %."""
-    contenders: tuple[ContenderName, ...] = tuple(NAMES)
-    """Who is measured; scikit-learn for 97 and 98 only."""
-    seeds: Annotated[int, Within(least=1)] = 5
-    """Runs of each, with the seeds 0, 1, …; at most three for 99.4."""
-    threads: Annotated[int, Within(least=1)] = 2
-    """CPU threads."""
-    give_up: Annotated[float, Within(above=0)] = 1200.0
-    """Seconds after which a run is ended."""
-    out: Path = Path("time-to-accuracy.json")
-    """File of the results."""
-    data_dir: Path = Path("data")
-    """Folder of the data sets; filled before the first measurement."""
-
-    def __post_init__(self) -> None:
-        """Check every field."""
-        check_bounds(self)
-        if unknown := [target for target in self.targets if target not in RECIPES]:
-            wanted = ", ".join(f"{target:g}" for target in RECIPES)
-            raise ValueError(f"--targets: wanted some of {wanted}, got {unknown[0]:g}")
-
-
 def main(arguments: list[str]) -> None:
     """``python -m bp_torch benchmark``, and ``python -m bp_torch benchmark accuracy``."""
     if arguments[:1] == ["accuracy"]:
         about = "Seconds from starting a process until its test accuracy reaches a target."
         wanted = parse(Accuracy, prog=f"{COMMAND} accuracy", description=about, args=arguments[1:])
         with one_line_errors():
-            measure(**vars(wanted))
+            measure(wanted)
             print(f"\n{table(read(wanted.out))}")
         return
     about = "Time the hand-written backward beside what you would otherwise write."

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections import defaultdict
 from dataclasses import dataclass
 from itertools import chain, product
 from pathlib import Path
@@ -205,24 +204,18 @@ def summary(cases: list[Case], options: Options) -> str:
 def worst_comparisons(cases: list[Case], options: Options) -> str:
     """Of each combination, or of each gradient of a trained network, the worst; if any is wrong, only wrong ones."""
     pairs = [(case, c) for case in cases for c in case.report.comparisons]
-    alike: dict[tuple[str, str], list[tuple[Case, Comparison]]] = defaultdict(list)
-    for case, c in [(case, c) for case, c in pairs if not c.ok] or pairs:
-        alike[case.group, c.gradient if options.run else case.network.activation].append((case, c))
+    pairs = [(case, c) for case, c in pairs if not c.ok] or pairs
+    keys = [(case.group, c.gradient if options.run else case.network.activation) for case, c in pairs]
+    alike = grouped(zip(keys, pairs, strict=True))
     shown = [max(several, key=lambda pair: pair[1].error_ratio) for several in alike.values()]
     header, *lines = table(COLUMNS, [case.row(c) for case, c in shown], right=NUMBERS).splitlines()
-    groups: dict[str, list[str]] = defaultdict(list)
-    for line, (case, _) in zip(lines, shown, strict=True):
-        groups[case.group].append(line)
+    groups = grouped(zip([case.group for case, _ in shown], lines, strict=True))
     return "\n\n".join([header, *("\n".join([group, *rows]) for group, rows in groups.items())])
 
 
 def diagnosis_lines(cases: list[Case]) -> list[str]:
     """Each problem and diagnosis once, with the gradients and the number of networks that it holds for."""
-    found: dict[str, list[list[str]]] = defaultdict(list)  # by words, the gradients in each network
-    for case in cases:
-        findings = [f for kind in ("diagnosis", "problem") for f in case.report.findings if f.kind == kind]
-        for text, gradients in grouped((f.words, f.gradient) for f in findings).items():
-            found[text].append(gradients)
+    found = grouped(pair for case in cases for pair in case.report.by_words("diagnosis", "problem").items())
     lines = [
         f"{', '.join(sorted(set(chain(*several))))}: {text} ({count(len(several), 'network')})"
         for text, several in sorted(found.items(), key=lambda item: -len(item[1]))

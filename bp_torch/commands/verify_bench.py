@@ -1,7 +1,7 @@
 """``python -m bp_torch verify bench``: what verify and other checkers find of the faults in the bank."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -57,20 +57,20 @@ def main(arguments: list[str]) -> None:
         alarms = false_alarms(options.rights, dtype)
         print(f"{dtype}: {len(alarms)} false alarms over {options.rights} random right backwards", *alarms, sep="\n  ")
     if options.json:
-        options.json.write_text(json.dumps([score.to_dict() for score in scores], indent=2) + "\n")
+        options.json.write_text(json.dumps([asdict(score) for score in scores], indent=2) + "\n")
 
 
 def row(score: Score) -> list[str]:
     """The cells below ``COLUMNS``."""
     caught, alarms = f"{score.caught} of {score.faults}", f"{len(score.alarms)} of {score.layers}"
-    named = [f"{score.named_right} of {score.faults}", str(score.named_wrong)]
+    named = [f"{score.rightly} of {score.faults}", str(score.wrongly)]
     diagnosed = named if score.checker == "verify" else ["", ""]
     return [score.dtype, score.checker, caught, alarms, *diagnosed, f"{score.seconds:.0f}"]
 
 
 def print_details(score: Score, missed: bool) -> None:
     """Print the right layers that verify calls wrong, and if ``missed`` the faults that it misses or names wrongly."""
-    asked = {"missed": score.missed, "named wrongly": score.wrong_names} if missed else {}
+    asked = {"missed": score.missed, "named wrongly": score.misnamed} if missed else {}
     for title, names in ({"false alarms": score.alarms} | asked).items():
         if names:
             print(f"\n{score.dtype}, {title}:", *names, sep="\n  ")

@@ -5,6 +5,5 @@
     python train.py --recipe simard-elastic            the same row as a plain run
     python -m bp_torch ladder docs                     write docs/ladder.md and its picture
 
-rows.py holds the published results and our recipes as data, results.py what was measured, run.py trains, report.py
-makes table and picture.
+rows.toml holds the published results and our recipes, results.json what was measured.
 """

@@ -54,7 +54,6 @@ ROWS = tuple(read_rows(Path(__file__).with_name("rows.toml").read_text(encoding=
 
 def find(name: str) -> Row:
     """The row of this name. Raises ValueError, with the names there are."""
-    for row in ROWS:
-        if row.name == name:
-            return row
+    if found := [row for row in ROWS if row.name == name]:
+        return found[0]
     raise ValueError(f"no row {name!r} in the ladder: choose from {', '.join(row.name for row in ROWS)}")

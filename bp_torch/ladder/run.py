@@ -35,10 +35,7 @@ def recipe(config: Config) -> dict[str, Any]:
 
 
 def run_row(row: Row, wanted: Config, seeds: range, file: Path = FILE) -> Measured:
-    """Train what is missing, with the settings of ``wanted``, and add all seeds to the results in ``file``.
-
-    Raises what ``train`` raises, and TrainingError for a folder of another recipe.
-    """
+    """Train what is missing, with the settings of ``wanted``, and add all seeds to the results in ``file``."""
     measured = Measured({}, recipe(wanted))
     train_together(row, wanted, seeds)
     for seed in seeds:
@@ -76,9 +73,8 @@ def check_same(folder: Path, saved: Config, wanted: Config) -> None:
     has, wants = recipe(saved) | {"seed": saved.seed}, recipe(wanted) | {"seed": wanted.seed}
     for name in wants:
         if has[name] != wants[name]:
-            raise TrainingError(
-                f"{folder} is a run with {flag(name)} {has[name]}, the row has {wants[name]}: move the folder away"
-            )
+            text = f"{folder} is a run with {flag(name)} {has[name]}, the row has {wants[name]}"
+            raise TrainingError(f"{text}: move the folder away")
 
 
 def read_result(folder: Path) -> dict[str, Any]:

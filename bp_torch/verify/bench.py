@@ -10,7 +10,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,16 +19,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bp_torch.verify.bank import LAYERS, Backward, Layer, faulty
+from bp_torch.verify.bank.layers import normal
 from bp_torch.verify.check import check_layer
+from bp_torch.verify.problem import Tensors, autograd, has_gradient
 from bp_torch.verify.report import Report
 
 DTYPES = ("float64", "float32", "bfloat16")
-KEYS = {"named_right": "rightly", "named_wrong": "wrongly", "wrong_names": "misnamed"}  # in JSON
 
 
 @dataclass
 class Score:
-    """The score of one checker on the bank in one dtype."""
+    """The score of one checker on the bank in one dtype, with the names that it has in JSON."""
 
     dtype: str
     checker: str
@@ -36,16 +37,12 @@ class Score:
     layers: int = 0
     caught: int = 0  # of the faults
     noise: int = 0  # of those caught, the verdict is NOISE
-    named_right: int = 0  # of those caught, the diagnosis is the expected one
-    named_wrong: int = 0  # of those caught, the diagnosis is another
+    rightly: int = 0  # of those caught, the diagnosis is the expected one
+    wrongly: int = 0  # of those caught, the diagnosis is another
     seconds: float = 0.0
     alarms: list[str] = field(default_factory=list)  # right layers that do not pass
     missed: list[str] = field(default_factory=list)  # faults that pass
-    wrong_names: list[str] = field(default_factory=list)  # faults with another diagnosis, and that diagnosis
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every field under its name in JSON."""
-        return {KEYS.get(name, name): value for name, value in asdict(self).items()}
+    misnamed: list[str] = field(default_factory=list)  # faults with another diagnosis, and that diagnosis
 
 
 @dataclass
@@ -84,10 +81,10 @@ def add(score: Score, layer: Layer) -> None:
         if found.passes:
             score.missed.append(f"{layer.name}: {fault.name}")
         elif found.words and fault.expected_diagnosis and re.search(fault.expected_diagnosis, found.words):
-            score.named_right += 1
+            score.rightly += 1
         elif found.words:
-            score.named_wrong += 1
-            score.wrong_names.append(f"{layer.name}: {fault.name}: {found.words}")
+            score.wrongly += 1
+            score.misnamed.append(f"{layer.name}: {fault.name}: {found.words}")
     score.seconds += time.process_time() - start
 
 
@@ -131,7 +128,7 @@ def by_gradcheck(layer: Layer, backward: Backward, dtype: torch.dtype, fast: boo
         def backward(ctx: Any, *dys: Any) -> Any:
             return backward(dys[0], *ctx.saved_tensors)
 
-    given = [t.requires_grad_() if is_real(t) else t for t in layer.arguments(dtype).values()]
+    given = [t.requires_grad_() if has_gradient(t) else t for t in layer.arguments(dtype).values()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -140,27 +137,19 @@ def by_gradcheck(layer: Layer, backward: Backward, dtype: torch.dtype, fast: boo
             return Finding(False)
 
 
-def is_real(t: Any) -> bool:
-    """Whether a gradient by it exists."""
-    return isinstance(t, Tensor) and t.is_floating_point()
-
-
 def gradients(layer: Layer, backward: Backward, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
     """The layer's gradients: by hand, by autograd in the same dtype, by autograd in float64."""
-    given = list(layer.arguments(dtype).values())
-    y = layer.forward(*given)
-    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(99), dtype=torch.float64).to(dtype)
-    ours = backward(dy.clone(), *[t.clone() for t in given])
+    arguments = layer.arguments(dtype)
+    dy = normal(*layer.forward(*arguments.values()).shape)(torch.Generator().manual_seed(99), dtype)
+    ours = backward(dy.clone(), *[t.clone() for t in arguments.values()])
 
-    def by_autograd(kind: torch.dtype) -> list[Any]:
-        leaves = [t.to(kind).requires_grad_() if is_real(t) else t for t in given]
-        real = [t for t in leaves if is_real(t)]
-        found = iter(torch.autograd.grad(layer.forward(*leaves), real, dy.to(kind)))
-        return [next(found) if is_real(t) else None for t in leaves]
+    def by_autograd(kind: torch.dtype) -> Tensors:
+        leaves = {name: t.to(kind) for name, t in arguments.items() if has_gradient(t)}
+        return autograd(lambda t: (layer.forward(*(arguments | t).values()) * dy.to(kind)).sum(), leaves)[1]
 
-    several = ours if isinstance(ours, tuple) else (ours,)
-    triples = zip(several, by_autograd(dtype), by_autograd(torch.float64), strict=True)
-    return [(g, a, f) for g, a, f in triples if f is not None and g is not None]
+    own, best = by_autograd(dtype), by_autograd(torch.float64)
+    pairs = zip(arguments, ours if isinstance(ours, tuple) else (ours,), strict=True)
+    return [(g, own[name], best[name]) for name, g in pairs if name in own and g is not None]
 
 
 def by_assert_close(layer: Layer, backward: Backward, dtype: torch.dtype) -> Finding:

@@ -25,11 +25,8 @@ SCALE = -2.0  # a power of two: it changes no rounding
 
 
 class Candidate:
-    """The ``gradients`` under test, by name, and what calling them shows.
-
-    A gradient function is called, called at other inputs, and again with −2·dy in another layout: the last result must
-    be −2 times the first. Then with a dy that is one number expanded, and with inputs in float64.
-    """
+    """The ``gradients`` under test, by name, and what calling them shows: at these inputs and at others, with −2·dy in
+    another layout, where the result must be −2 times the first, with a dy that is one number expanded, in float64."""
 
     def __init__(self, references: References) -> None:
         """Take the tensors, or make the calls."""
@@ -76,11 +73,8 @@ class Candidate:
         backward = self.problem.backward  # the forward of an autograd.Function may write into its inputs openly
         owners = {name: name if name in self.first else next(iter(self.first)) for name in self.inputs}
         for name in call.overwritten:
-            text = (
-                f"the forward overwrites its input {name}, and autograd cannot see it: whoever saved {name} for a "
-                "backward of their own gets a wrong gradient"
-            )
-            self.say("problem", [owners[name]], text)
+            text = f"the forward overwrites its input {name}, and autograd cannot see it: whoever saved {name} for a "
+            self.say("problem", [owners[name]], text + "backward of their own gets a wrong gradient")
         for name, t in self.inputs.items():
             if backward is not None and name not in call.overwritten and not torch.equal(call.inputs[name], t):
                 self.say("problem", [owners[name]], f"the gradient function changes its input {name} in place")
@@ -112,7 +106,8 @@ class Candidate:
 
     def _compare_elsewhere(self, there: Tensors, elsewhere: Tensors) -> None:
         """A cache of the first call's is right at the first call's inputs only."""
-        references, here = self.references, self.references.gradients.get("autograd", {})
+        references, allowed = self.references, 2 * self.references.tolerance
+        here = references.gradients.get("autograd", {})
         names = [
             name
             for name, g in self.first.items()
@@ -123,18 +118,15 @@ class Candidate:
             right = {name: flat(g) for name, g in autograd(references.function, elsewhere)[1].items()}
         except Exception:  # the function may not be defined there
             return
-        sizes, allowed = {name: norm(right[name]) for name in names}, 2 * references.tolerance
         off = {name: norm(flat(there[name]) - right[name]) for name in names}
-        off = {name: error for name, error in off.items() if allowed * sizes[name] < error < math.inf}
-        if off:
-            noise = rounding_noise(lambda: autograd(references.function, elsewhere)[1], references.seed)
+        off = {name: error for name, error in off.items() if allowed * norm(right[name]) < error < math.inf}
+        noise = rounding_noise(references.function, elsewhere, references.seed) if off else {}
         for name, error in off.items():
-            if error > allowed * sizes[name] + 8 * math.sqrt(float(noise[name].sum())):
-                text = (
-                    f"is right at these inputs, and off by {error / sizes[name] if sizes[name] else math.inf:.0%} at "
-                    "others: something is kept from an earlier call, or holds at these inputs only"
-                )
-                self.say("problem", [name], text)
+            size = norm(right[name])
+            if error > allowed * size + 8 * math.sqrt(float(noise[name].sum())):
+                share = f"{error / size if size else math.inf:.0%}"
+                text = f"is right at these inputs, and off by {share} at others: something is kept from an earlier call"
+                self.say("problem", [name], f"{text}, or holds at these inputs only")
 
     def _explain_change(self, changed: list[str], again: Tensors, elsewhere: Tensors) -> None:
         """Why a later result differs from the first: another call shows what it depends on."""
@@ -154,9 +146,8 @@ class Candidate:
         """Why the result for −2·dy in another layout is wrong, if the same dy gives the same result."""
         layout = self._differing(self._again(change=not_contiguous), self.first) if self._has_layout() else []
         if layout:
-            return self.say(
-                "problem", layout, "is wrong for a dy that is not contiguous: it reads memory as if dy were"
-            )
+            text = "is wrong for a dy that is not contiguous: it reads memory as if dy were"
+            return self.say("problem", layout, text)
         same = [name for name in changed if self._same(again[name], self.first[name], name)]
         rest = [name for name in changed if name not in same]
         self.say("problem", same, "ignores dy: it is the same for −2·dy")

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from bp_torch.verify.candidate import Candidate
 from bp_torch.verify.diagnose import Hypotheses
 from bp_torch.verify.judge import Judge
-from bp_torch.verify.problem import Inputs, Problem, copies, flat, named, norm
+from bp_torch.verify.problem import Inputs, Problem, copies, differentiable, flat, named, norm
 from bp_torch.verify.references import References
 from bp_torch.verify.report import Report
-from bp_torch.verify.second import second_order_of
 
 
 def check(
@@ -184,3 +183,27 @@ def taylor_slopes(candidate: Candidate) -> dict[str, float]:
             slope = references.differences(name).taylor_slope(candidate.in_float64.get(name, flat(g)), direction)
             found |= {name: slope} if slope is not None else {}
     return found
+
+
+def second_order_of(problem: Problem) -> Problem:
+    """Σ ∂f/∂x ⊙ v as a function of the inputs x, v random: its gradient needs the second derivatives of f."""
+    if problem.tensors is not None or problem.backward is not None:
+        raise ValueError("second_order: wanted an autograd.Function, whose backward autograd differentiates")
+
+    def derivative(function: Callable[..., Any], *values: Any) -> Any:
+        with torch.enable_grad():
+            leaves = {n: t for n, t in zip(problem.arguments, values, strict=True) if n in problem.inputs}
+            leaves = {n: t if t.requires_grad else t.detach().requires_grad_() for n, t in leaves.items()}
+            y = differentiable(lambda t: problem.outputs(function, t), leaves)
+            dys, generator = problem.output_gradients(y), torch.Generator().manual_seed(problem.seed + 2)
+            found = torch.autograd.grad(y, list(leaves.values()), dys, create_graph=True, allow_unused=True)
+            total = next(iter(leaves.values())).real.sum() * 0
+            for t, g in zip(leaves.values(), found, strict=True):
+                v = torch.randn(t.shape, generator=generator).to(t.device, t.real.dtype)
+                total = total + (g.real * v).sum() if g is not None else total
+            return total
+
+    forward = functools.partial(derivative, problem.forward)
+    reference = functools.partial(derivative, problem.reference) if problem.reference else None
+    arguments = {f"{name} (second order)": value for name, value in problem.arguments.items()}
+    return Problem(arguments, False, forward, reference, seed=problem.seed)

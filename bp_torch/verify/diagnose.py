@@ -26,10 +26,7 @@ LARGE = 10**6  # entries, above which fewer are made
 
 
 class WrongGradient:
-    """A gradient that is wrong, and what it should be; in float64 on the CPU.
-
-    If it is wrong when computed in float64 too, it is taken from there: there is less rounding to hide in.
-    """
+    """A gradient that is wrong, and what it should be; from float64, with less rounding, if it is wrong there too."""
 
     def __init__(
         self, name: str, candidate: Candidate, expected: dict[str, Estimate], in_float64: bool, batch_size: int

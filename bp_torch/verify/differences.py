@@ -59,13 +59,10 @@ def central_difference(function: Callable[[float], float], middle: float, x: flo
 
 
 class Differences:
-    """Central differences of a function by one of its inputs, at one place.
-
-    ``gradient(inputs)`` is autograd's by that input, (n,), and ``here`` its value: they only help to find kinks.
-    """
+    """Central differences of a function by one of its inputs. Autograd's gradient by it only helps to find kinks."""
 
     def __init__(self, function: Function, inputs: Tensors, name: str, gradient: Function, here: Tensor) -> None:
-        """By the input ``name``; the function is called once. Every input is float64 or complex128."""
+        """By the input ``name``, all in float64 or complex128; ``here`` is what ``gradient(inputs)`` is, (n,)."""
         self.function, self.name, self.gradient, self.here = function, name, gradient, here
         self.inputs = inputs | {name: inputs[name].clone(memory_format=torch.contiguous_format)}
         self.entries = real_view(self.inputs[name])
@@ -110,10 +107,8 @@ class Differences:
         return value
 
     def _with_cancelling_kinks(self, derivative: Derivative, direction: Tensor, negligible: float) -> Derivative:
-        """``kinked`` too if it is not autograd's, and autograd's own changes by as much within a step.
-
-        The effects of several kinks within one step can cancel in the values, but not in the derivative.
-        """
+        """``kinked`` too if it is not autograd's, which itself changes by as much within a step: there kinks show that
+        cancel each other in the values."""
         if not math.isfinite(derivative.uncertainty):
             return derivative._replace(kinked=True)
         here = float(self.here @ direction)
@@ -133,10 +128,7 @@ class Differences:
         return left, right
 
     def taylor_slope(self, gradient: Tensor, direction: Tensor) -> float | None:
-        """How fast |f(x + hv) − f(x) − h⟨gradient, v⟩| falls with h, along the direction v: 2 if right, else 1.
-
-        This is the oldest test of a gradient. None if what remains is rounding only, as for a linear function.
-        """
+        """The power of h by which f(x + hv) − f(x) − h⟨gradient, v⟩ falls: 2 if right, else 1; None if rounding."""
         slope, there = float(gradient @ direction), direction.to(self.start.device)
         remainders = [abs(self.moved(there, h) - self.middle - h * slope) for h in (1e-2, 1e-3)]
         if not min(remainders) > 1e-13 * max(abs(self.middle), 1e-300):

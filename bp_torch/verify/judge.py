@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bp_torch.verify.candidate import Candidate
 from bp_torch.verify.diagnose import Hypotheses, WrongGradient, diagnose
-from bp_torch.verify.problem import as_real, autograd, flat, in_float64, norm, not_finite
+from bp_torch.verify.problem import as_real, flat, in_float64, norm, not_finite
 from bp_torch.verify.references import EPS32, NOISE_FACTOR, Estimate, tolerance_of
 from bp_torch.verify.report import Comparison, Report
 from bp_torch.verify.rounding import rounding_noise
@@ -108,7 +108,7 @@ class Judge:
         def noise() -> float:
             inputs = references.inputs
             inputs = in_float64(inputs) if eps < EPS32 else {n: t.to(torch.float32) for n, t in inputs.items()}
-            squares = rounding_noise(lambda: autograd(references.function, inputs)[1], references.seed)
+            squares = rounding_noise(references.function, inputs, references.seed)
             return NOISE_FACTOR * math.sqrt(float(squares[name].sum()))
 
         return references.compare(name, ours, estimate, noise)
@@ -121,10 +121,7 @@ class Judge:
     def _judge_precision(
         self, name: str, ours: Tensor, right: Estimate, compared: list[Comparison], runs_in_float64: bool, sure: bool
     ) -> None:
-        """How many times autograd's own error, and whether that is told from rounding.
-
-        ``right`` is the whole gradient in float64; what is ``sure`` to be wrong is no noise.
-        """
+        """How many times autograd's own error, told from rounding or not; what is ``sure`` to be wrong is no noise."""
         autograds_error = norm(self.references.gradients["autograd"][name] - right.values)
         error = norm(ours - right.values)
         times = error / autograds_error if autograds_error else math.inf
@@ -147,11 +144,8 @@ class Judge:
             self._look_for_a_wrong_slice(name, ours, right)
 
     def _is_far(self, name: str, error: float, autograds_error: float, right: Estimate) -> bool:
-        """Whether the error is several times autograd's own, and larger than what rounding explains.
-
-        The result alone, rounded once, is off by a quarter of ε on average: autograd's own error counts as no less.
-        """
-        floor = 0.25 * self.references.eps * right.size + right.uncertainty
+        """Whether the error is several times autograd's own, and larger than what rounding explains."""
+        floor = 0.25 * self.references.eps * right.size + right.uncertainty  # of a right result that is rounded once
         if error <= AT_MOST_TIMES_AUTOGRADS_ERROR * (autograds_error + floor):
             return False
         return error > math.sqrt(float(self.references.squared_noise(name).sum()))
@@ -172,10 +166,8 @@ class Judge:
             ratio = error / (limit + SLICE_FACTOR * (noise.sum(others) + noise.sum() / shape[d]).sqrt())
             at = int(ratio.argmax())
             if ratio[at] > 1:
-                text = (
-                    f"is wrong at index {at} of dimension {d}: off by {float(error[at] / size[at]):.0%} there, which "
-                )
-                return self.say("problem", [name], text + "is lost in the whole")
+                text = f"is wrong at index {at} of dimension {d}: off by {float(error[at] / size[at]):.0%} there"
+                return self.say("problem", [name], f"{text}, which is lost in the whole")
 
     # ---- what is wrong ----
 
@@ -229,9 +221,8 @@ class Judge:
     def _only_on_kinks(self, name: str) -> str | None:
         """The one-sided slopes, if every entry that differs lies on a kink and between them."""
         estimate, references = self.expected.get(name), self.references
-        if estimate is None or estimate.entries is not None or references.inputs64 is None or not references.gradients:
-            return None
-        if references.inputs[name].is_complex():
+        known = estimate is not None and estimate.entries is None and references.inputs64 is not None
+        if not known or not references.gradients or references.inputs[name].is_complex():
             return None
         right = references.gradients.get("float64", references.gradients["autograd"])[name]
         ours, tolerance = flat(self.candidate.gradients[name]), references.tolerance

@@ -21,7 +21,6 @@ LONGEST = 512  # of a dimension whose slices are compared pair by pair
 
 def entry_patterns(ours: Tensor, right: Tensor, known_tensors: Tensors, tolerance: float) -> Iterator[Pair]:
     """All of them, the most specific first. ``known_tensors`` are the inputs, dy and y, by name."""
-    yield from transposed(ours, right)
     yield from reordered(ours, right)
     yield from mask(ours, right)
     yield from signs(ours, right)
@@ -33,14 +32,10 @@ def entry_patterns(ours: Tensor, right: Tensor, known_tensors: Tensors, toleranc
     yield from factors_per_index(ours, right)
 
 
-def transposed(ours: Tensor, right: Tensor) -> Iterator[Pair]:
-    """A square gradient, transposed."""
+def reordered(ours: Tensor, right: Tensor) -> Iterator[Pair]:
+    """Transposed, or the right slices in another order: flipped, rolled, halves swapped, or any other."""
     if right.ndim >= 2 and right.shape[-1] == right.shape[-2] > 1:
         yield "is transposed", ours, right.mT
-
-
-def reordered(ours: Tensor, right: Tensor) -> Iterator[Pair]:
-    """The right slices in another order: flipped, rolled, halves swapped, or any other."""
     for d in (d for d in range(right.ndim) if 2 <= right.shape[d] <= LONGEST):
         if right.numel() // right.shape[d] * right.shape[d] ** 2 > 10**8:
             continue

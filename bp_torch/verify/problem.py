@@ -48,9 +48,7 @@ class Problem:
     seed: int = 0
     drawn: dict[Any, list[Tensor]] = field(default_factory=dict)  # the dy in float64, by the shapes of the outputs
     inputs: Tensors = field(init=False)  # the arguments that have a gradient
-    dtype: torch.dtype = field(
-        init=False
-    )  # the coarsest of the inputs'; kept, since DtypesSeen sees it being asked for
+    dtype: torch.dtype = field(init=False)  # the coarsest of the inputs'; kept, for DtypesSeen sees it being asked for
 
     def __post_init__(self) -> None:
         """Find the inputs."""
@@ -151,16 +149,11 @@ class Problem:
         outputs = [y for y in outputs if y.requires_grad]
         overwritten = [name for name, t in leaves.items() if not torch.equal(t.detach(), before[name])]
         dys = [change(dy) if change else dy for dy in self.output_gradients(outputs)]
-        found = torch.autograd.grad(outputs, list(leaves.values()), dys, allow_unused=True)
-        pairs = zip(leaves.items(), found, strict=True)
-        gradients = {name: torch.zeros_like(t) if g is None else g for (name, t), g in pairs}
-        return CallResult(self.by_name(gradients), lent, dys, outputs, overwritten)
+        found = torch.autograd.grad(outputs, list(leaves.values()), dys, materialize_grads=True)
+        return CallResult(self.by_name(dict(zip(leaves, found, strict=True))), lent, dys, outputs, overwritten)
 
     def by_name(self, gradients: Any) -> Tensors:
-        """Gradients under the inputs' names, dense, without those that are None.
-
-        There may be one for each argument, or for each that can have one. Raises ValueError if they do not match.
-        """
+        """Gradients by the inputs' names, dense, without those that are None. Raises ValueError if they do not fit."""
         names = list(self.inputs)
         if isinstance(gradients, Mapping):
             if unknown := [str(name) for name in gradients if name not in self.arguments]:
@@ -214,13 +207,11 @@ def autograd(function: Callable[[Tensors], Any], inputs: Tensors) -> tuple[Tenso
     """The value () of ``function``, its gradients by autograd, and the names of the inputs that it does not use."""
     with torch.inference_mode(False), torch.enable_grad():
         leaves = {name: t.requires_grad_() for name, t in copies(inputs).items()}
-        value = _scalar(differentiable(function, leaves))
+        value = _scalar(differentiable(function, leaves)).reshape(())
         require_dependence([value], inputs)
-        found = torch.autograd.grad(value.reshape(()), list(leaves.values()), allow_unused=True)
-    pairs = list(zip(leaves.items(), found, strict=True))
-    gradients = {name: torch.zeros_like(t) if g is None else g.detach() for (name, t), g in pairs}
-    unused = [name for (name, _), g in pairs if g is None]
-    return value.detach().reshape(()), {n: g.to_dense() if g.is_sparse else g for n, g in gradients.items()}, unused
+        found = dict(zip(leaves, torch.autograd.grad(value, list(leaves.values()), allow_unused=True), strict=True))
+    gradients = {n: torch.zeros_like(t) if (g := found[n]) is None else _dense(n, g, t) for n, t in leaves.items()}
+    return value.detach(), gradients, [name for name, g in found.items() if g is None]
 
 
 def differentiable(function: Callable[[Tensors], Any], leaves: Tensors) -> Any:
@@ -236,10 +227,8 @@ def differentiable(function: Callable[[Tensors], Any], leaves: Tensors) -> Any:
 def require_dependence(outputs: list[Tensor], inputs: Tensors) -> None:
     """Raise ValueError if autograd sees no way from the inputs to the outputs."""
     if not any(y.requires_grad for y in outputs):
-        raise ValueError(
-            f"as far as autograd can see, the function does not depend on {', '.join(inputs)}: "
-            "does it detach them, or leave torch?"
-        )
+        text = f"as far as autograd can see, the function does not depend on {', '.join(inputs)}"
+        raise ValueError(f"{text}: does it detach them, or leave torch?")
 
 
 # ---- what can be checked ----
@@ -270,10 +259,8 @@ def _scalar(value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"the function returns a {type(value).__name__}, expected a scalar tensor")
     if value.numel() != 1 or not value.is_floating_point():
-        raise ValueError(
-            f"the function returns {value.dtype} of shape {tuple(value.shape)}, expected a floating-point scalar: "
-            "return a weighted sum of the outputs, or use check_layer"
-        )
+        text = f"the function returns {value.dtype} of shape {tuple(value.shape)}, expected a floating-point scalar"
+        raise ValueError(f"{text}: return a weighted sum of the outputs, or use check_layer")
     return value
 
 
@@ -298,9 +285,8 @@ def copies(tensors: Tensors) -> Tensors:
 def copy_of(t: Tensor, dtype: torch.dtype | None = None, change: Change | None = None) -> Tensor:
     """A copy with the same strides: what is transposed or expanded stays so. ``change`` is made to each entry once."""
     t, dtype = t.detach(), dtype or t.dtype
-    once = t[
-        tuple(slice(0, 1) if stride == 0 and n else slice(None) for stride, n in zip(t.stride(), t.shape, strict=True))
-    ]
+    strides = zip(t.stride(), t.shape, strict=True)
+    once = t[tuple(slice(0, 1) if stride == 0 and n else slice(None) for stride, n in strides)]
     values = change(once) if change else once
     try:
         kept = torch.empty_strided(once.shape, once.stride(), dtype=dtype, device=t.device)

@@ -114,10 +114,8 @@ class References:
             self._compute_in_float64(self.inputs64)
         if problem.tensors is None and problem.backward is None and problem.reference is None:
             self.gradients = {}
-            self.notes.append(
-                "without a reference= autograd would only repeat the gradient under test: central differences alone "
-                "decide"
-            )
+            text = "without a reference= autograd would only repeat the gradient under test: central differences alone "
+            self.notes.append(text + "decide")
 
     def _in_own_dtype(self) -> tuple[Tensor, Tensors, list[str]]:
         try:
@@ -125,10 +123,8 @@ class References:
         except (RuntimeError, NotImplementedError) as error:
             if torch.finfo(self.dtype).bits > 16:
                 raise
-            name = str(self.dtype).removeprefix("torch.")
-            raise ValueError(
-                f"torch cannot compute the function in {name} ({first_line(error)}): check it in float32"
-            ) from error
+            place = f"in {str(self.dtype).removeprefix('torch.')} ({first_line(error)})"
+            raise ValueError(f"torch cannot compute the function {place}: check it in float32") from error
 
     def _require_reproducible(self, value: Tensor) -> None:
         if not value.isfinite():
@@ -139,10 +135,8 @@ class References:
         kind, advice = "keeps something from call to call", "start from the same state in every call"
         if torch.equal(with_seed(self.seed, self._once), with_seed(self.seed, self._once)):
             kind, advice = "draws random numbers", "draw what is random in it (a dropout mask) once, outside"
-        raise ValueError(
-            f"SETUP: the function {kind}: it returns {value.item():.6g} and then {again.item():.6g} for the same "
-            f"inputs: {advice}"
-        )
+        text = f"it returns {value.item():.6g} and then {again.item():.6g} for the same inputs"
+        raise ValueError(f"SETUP: the function {kind}: {text}: {advice}")
 
     def _once(self) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
@@ -163,11 +157,7 @@ class References:
     # ---- what they give ----
 
     def estimates(self, name: str, ours: Tensor, coordinates: int, seconds: float) -> dict[str, Estimate]:
-        """Of the gradient called ``name`` by each reference that is available.
-
-        ``coordinates`` is the number of central differences, as far as ``seconds`` allow; ``ours`` (n,), the gradient
-        under test, says of which entries they are worth most.
-        """
+        """Of the gradient ``name`` by each reference; ``ours`` says which entries differences are worth most for."""
         by_autograd = {reference: self._by_autograd(reference, name) for reference in self.gradients}
         found = {reference: estimate for reference, estimate in by_autograd.items() if estimate}
         if coordinates and self.inputs64 is not None:
@@ -212,9 +202,8 @@ class References:
                     break
                 found.append(differences.at_entry(i, negligible))
         except Exception as error:  # a step may leave the region in which the function can be evaluated
-            self.notes.append(
-                f"central differences of {name} are unavailable: a step away the function raises {error!r}"
-            )
+            what = f"central differences of {name} are unavailable"
+            self.notes.append(f"{what}: a step away the function raises {error!r}")
             return {}
         kept = [k for k, derivative in enumerate(found) if not derivative.kinked]
         values = torch.tensor([found[k].value for k in kept], dtype=torch.float64)
@@ -231,17 +220,17 @@ class References:
 
     def _along_directions(self, differences: Differences, n: int, size: float, tolerance: float) -> Estimate | None:
         """Products of the gradient with random vectors: the mean square of an error's is its squared norm."""
-        generator, vectors, found = torch.Generator().manual_seed(self.seed + 1), [], []
+        generator, found = torch.Generator().manual_seed(self.seed + 1), list[tuple[Tensor, Derivative]]()
         for _ in range(DIRECTIONS if n < 10**5 else 2):
             v = torch.randn(n, generator=generator, dtype=torch.float64)
             derivative = differences.along(v, 0.1 * tolerance * size)
             if math.isfinite(derivative.uncertainty) and not derivative.kinked:
-                vectors.append(v)
-                found.append(derivative)
+                found.append((v, derivative))
         if not found:
             return None
-        values = torch.tensor([d.value for d in found], dtype=torch.float64)
-        uncertainty = 4 * math.hypot(*(d.uncertainty for d in found)) + self.underflow * math.sqrt(n)
+        vectors, derivatives = zip(*found, strict=True)
+        values = torch.tensor([d.value for d in derivatives], dtype=torch.float64)
+        uncertainty = 4 * math.hypot(*(d.uncertainty for d in derivatives)) + self.underflow * math.sqrt(n)
         whole = max(size * math.sqrt(len(found)), norm(values))
         return Estimate("directions", values, None, whole, 4 * tolerance, uncertainty, directions=torch.stack(vectors))
 
@@ -267,7 +256,7 @@ class References:
     @cached_property
     def noise(self) -> Tensors:
         """How far rounding moves each entry of autograd's gradients, squared. Measured only if an error needs it."""
-        return rounding_noise(lambda: autograd(self.function, self.inputs)[1], self.seed)
+        return rounding_noise(self.function, self.inputs, self.seed)
 
     def squared_noise(self, name: str, apart: bool = True) -> Tensor:
         """(n,): what rounding does to autograd's own gradient, and how far that is from float64 already (``apart``)."""
@@ -278,10 +267,7 @@ class References:
         return noise
 
     def noise_allowance(self, name: str, estimate: Estimate | None = None) -> float:
-        """How much larger an error may be than the tolerance: a few times what rounding does to these entries.
-
-        One entry's noise is measured in a few runs only, so an even share of the whole tensor's is added to it.
-        """
+        """How much larger an error may be than the tolerance: a few times what rounding does to these entries."""
         if self.strict or not self.gradients:
             return 0.0
         squares = self.squared_noise(name, apart=estimate is None or estimate.reference != "autograd")
@@ -289,7 +275,7 @@ class References:
         if estimate is not None and estimate.directions is not None:
             total *= len(estimate.values)
         elif estimate is not None and estimate.entries is not None:
-            share = total * len(estimate.values) / len(squares)
+            share = total * len(estimate.values) / len(squares)  # a few runs do not measure one entry's own well
             total = float(squares[estimate.entries].sum()) + share
         return NOISE_FACTOR * math.sqrt(total)
 

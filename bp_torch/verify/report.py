@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from bp_torch.text import count, folded, table, wrapped
 from bp_torch.verify.differences import CENTRAL_ACCURACY
@@ -21,6 +21,8 @@ where the gradient under test is wrong in float64."""
 HEADER = ["", "gradient", "reference", "error", "allowed", "largest diff", "at", "cosine"]
 NUMBERS = {HEADER.index(name) for name in ("error", "allowed", "largest diff", "cosine")}
 
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 Kind = Literal["setup", "problem", "kink", "noise", "where", "diagnosis", "unjudged"]
 
 
@@ -32,9 +34,9 @@ class Finding(NamedTuple):
     words: str
 
 
-def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+def grouped(pairs: Iterable[tuple[Key, Value]]) -> dict[Key, list[Value]]:
     """Each first element once, and the second ones that come with it."""
-    found: dict[str, list[str]] = {}
+    found: dict[Key, list[Value]] = {}
     for key, value in pairs:
         found.setdefault(key, []).append(value)
     return found
@@ -118,7 +120,11 @@ class Report:
     @property
     def diagnoses(self) -> dict[str, list[str]]:
         """By what explains a wrong gradient to rounding error, in words, the gradients that it explains."""
-        return grouped((f.words, f.gradient) for f in self.findings if f.kind == "diagnosis")
+        return self.by_words("diagnosis")
+
+    def by_words(self, *kinds: Kind) -> dict[str, list[str]]:
+        """Every finding of these kinds, and the gradients that it holds for."""
+        return grouped((f.words, f.gradient) for kind in kinds for f in self.findings if f.kind == kind)
 
     # ---- the verdict ----
 

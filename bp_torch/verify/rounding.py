@@ -15,16 +15,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from bp_torch.verify.problem import Tensors, flat
+from bp_torch.verify.problem import Tensors, autograd, flat
 
 SAMPLES = 8
 
 
 class PerturbLastDigit(TorchDispatchMode):
-    """A context in which the inputs of every operation that rounds are off by up to one unit of rounding, at random.
-
-    So each result has an error such as its own arithmetic makes (Parker 1997, Monte Carlo arithmetic). Operations
-    that only select or move numbers (relu, max, where, index, and their backwards) run unperturbed.
+    """A context in which the inputs of every operation that rounds are off by up to one unit of rounding, at random
+    (Parker 1997, Monte Carlo arithmetic). Those that select or move numbers (relu, max, where, index) run unperturbed.
     """
 
     ROUNDS = re.compile(
@@ -59,13 +57,13 @@ class PerturbLastDigit(TorchDispatchMode):
         return t * (1 + noise * torch.finfo(t.dtype).eps).to(t.dtype)
 
 
-def rounding_noise(gradients: Callable[[], Tensors], seed: int) -> Tensors:
-    """The mean square by which each entry (n,) of autograd's ``gradients`` changes, over some perturbed runs."""
-    exact = {name: flat(g) for name, g in gradients().items()}
+def rounding_noise(function: Callable[[Tensors], Tensor], inputs: Tensors, seed: int) -> Tensors:
+    """The mean square by which each entry (n,) of autograd's gradients changes, over some perturbed runs."""
+    exact = {name: flat(g) for name, g in autograd(function, inputs)[1].items()}
     noise = {name: torch.zeros_like(g) for name, g in exact.items()}
     for sample in range(SAMPLES):
         with PerturbLastDigit(seed + sample):
-            moved = gradients()
+            moved = autograd(function, inputs)[1]
         for name, g in exact.items():
             noise[name] += (flat(moved[name]) - g).square().nan_to_num(0, 0, 0) / SAMPLES
     return noise

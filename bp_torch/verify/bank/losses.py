@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
-from bp_torch.verify.bank.layers import indices, layer, normal, positive
+from bp_torch.verify.bank.layers import indices, layer, positive
 
 X, T = (12, 7), indices(7, 12)
 
@@ -28,13 +28,6 @@ def mean_square(dy: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """divided by the batch only: x.numel() → len(x) | length of dimension 1 of x
     not divided: / x.numel() → | number of entries of x; the 2 is lost: dy * 2 → dy | ½
     the sign for y is lost: return dx, dx | sign is wrong"""
-
-
-@layer("sum of squares", "Σ x²", lambda x: x.square().sum().reshape(1), x=X)
-def squares(dy: Tensor, x: Tensor) -> Tensor:
-    return 2 * x * dy
-    """dy is lost: return 2 * x | ignores dy|times
-    a mean over the batch: return 2 * x * dy / len(x) | length of dimension 0 of x"""
 
 
 @layer("absolute error", "mean of |x − y|, by rows", lambda x, y: (x - y).abs().mean(-1), x=X, y=X)
@@ -168,10 +161,3 @@ def weighted(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     return dx, dw
     """the sum of weights taken as fixed: (x - y) → x | the same amount
     n for the sum of weights: dx = w[:, None] * dy / len(w) | times what it should be; ± dw of w"""
-
-
-@layer("variance penalty", "Σ variance of xⱼ", lambda x: x.var(0, unbiased=True).sum().reshape(1), x=normal(9, 6))
-def variance(dy: Tensor, x: Tensor) -> Tensor:
-    return dy * 2 * (x - x.mean(0)) / (len(x) - 1)
-    r"""n for n − 1: (len(x) - 1) → len(x) | \(n − 1\) / n
-    not centred: (x - x.mean(0)) → x | constant along dimension 0; ±"""

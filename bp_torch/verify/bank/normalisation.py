@@ -99,15 +99,6 @@ def softmax(dy: Tensor, x: Tensor) -> Tensor:
     p is lost: return dy - inner | factor y is missing; ±"""
 
 
-@layer("log-softmax", "x − log Σ eˣ, by rows", lambda x: torch.log_softmax(x, -1), x=X)
-def log_softmax(dy: Tensor, x: Tensor) -> Tensor:
-    p = torch.softmax(x, -1)
-    total = dy.sum(-1, keepdim=True)
-    return dy - p * total
-    """the sum of softmax: total = (dy * p).sum(-1, keepdim=True)
-    dy taken to sum to 1: total = 1 | linear in dy  # many losses fused with it; ±"""
-
-
 @layer("softmax over columns", "eˣ / Σ eˣ, by columns", lambda x: torch.softmax(x, 0), x=(10, 10))
 def column_softmax(dy: Tensor, x: Tensor) -> Tensor:
     p = torch.softmax(x, 0)
@@ -124,29 +115,6 @@ def unit_rows(dy: Tensor, x: Tensor) -> Tensor:
     return (dy - projection) / length
     """the projection is lost: projection = 0 | multiple of x
     the length squared: return (dy - projection) / length**2 | constant along dimension 1; ±"""
-
-
-@layer("centred rows", "x − μ, by rows", lambda x: x - x.mean(-1, keepdim=True), x=X)
-def centred(dy: Tensor, x: Tensor) -> Tensor:
-    return dy - dy.mean(-1, keepdim=True)
-    """a sum for the mean: dy.mean → dy.sum | constant along dimension 1
-    the mean is lost: dy.mean(-1, keepdim=True) → 0 | constant along dimension 1; ±"""
-
-
-@layer("standard deviation", "σ of each column", lambda x: x.std(0), x=(9, 7))
-def deviation(dy: Tensor, x: Tensor) -> Tensor:
-    return dy * (x - x.mean(0)) / (len(x) - 1) / x.std(0)
-    r"""n for n − 1: (len(x) - 1) → len(x) | \(n − 1\) / n
-    σ is lost: / x.std(0) → | factor y is there once too often
-    the mean is not subtracted: (x - x.mean(0)) → x | constant along dimension 0; ±"""
-
-
-@layer("log-sum-exp", "log Σ eˣ, by rows", lambda x: torch.logsumexp(x, -1), x=X)
-def logsumexp(dy: Tensor, x: Tensor) -> Tensor:
-    p = torch.softmax(x, -1)
-    return dy[:, None] * p
-    """not divided by the sum: p = torch.exp(x) | constant along dimension 1
-    dy is lost: return p | constant along dimension 1; ±"""
 
 
 @layer("temperature", "softmax(x / t)", lambda x, t: torch.softmax(x / t, -1), x=X, t=normal(1, shift=3.0, scale=0.1))

@@ -30,29 +30,6 @@ def linear(dy: Tensor, x: Tensor, w: Tensor, b: Tensor) -> Triple:
     columns rolled: return dx, dw[:, torch.arange(6) - 1], db | rolled by 1"""
 
 
-@layer("matmul", "a b", torch.matmul, a=(5, 7), b=(7, 5))
-def matmul(dy: Tensor, a: Tensor, b: Tensor) -> Pair:
-    da, db = dy @ b.T, a.T @ dy
-    return da, db
-    """the wrong order, transposed: dy @ b.T → b @ dy | another shape|transposed|has the shape; ± da of a
-    the last row is not written: return da, db[:-1] | has the shape"""
-
-
-@layer("batched matmul", "aₖ bₖ for each k", torch.bmm, a=(4, 5, 6), b=(4, 6, 3))
-def bmm(dy: Tensor, a: Tensor, b: Tensor) -> Pair:
-    da, db = dy @ b.mT, a.mT @ dy
-    return da, db
-    """the first b for all: dy @ b.mT → dy @ b[:1].mT
-    the last batch is not written: return da, torch.cat([db[:-1], 0 * db[-1:]]) | is zero in
-    batches rolled: return da, db.roll(1, 0) | rolled by 1; ± db of b"""
-
-
-@layer("outer product", "a bᵀ", torch.outer, a=(7,), b=(5,))
-def outer(dy: Tensor, a: Tensor, b: Tensor) -> Pair:
-    return dy @ b, dy.T @ a
-    """± dy @ b of a; absolute a: return dy @ b, dy.T @ a.abs()"""
-
-
 @layer("bilinear", "xᵀ w z, by rows", lambda x, w, z: ((x @ w) * z).sum(-1), x=(8, 5), w=(5, 5), z=(8, 5))
 def bilinear(dy: Tensor, x: Tensor, w: Tensor, z: Tensor) -> Triple:
     d = dy[:, None]
