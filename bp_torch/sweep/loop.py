@@ -36,7 +36,7 @@ from bp_torch.training.evaluation import Score
 from bp_torch.training.interruption import Signals, Stopped
 from bp_torch.training.log import RunLog
 from bp_torch.training.loop import early_steps, synchronize
-from bp_torch.training.run import TrainingError, default_run_name, load_data, restore
+from bp_torch.training.run import TrainingError, default_run_name, load_data
 
 GROUPS = "groups"
 PLAN = "groups.json"
@@ -156,8 +156,7 @@ def open_group(run: SweepRun, number: int) -> Group:
     group = new_group(run.plan[number], *run.data, run.group_folder(number))
     set_threads(group.config.threads, group.step.batch_size * group.network.parameters.shape[-1])
     if (group.folder / checkpoint.LAST).exists():
-        restore(group.state, group.folder, group.steps_per_epoch)
-        group.begun -= group.state.seconds
+        group.restore()
     return group
 
 
@@ -253,9 +252,8 @@ def save_member(group: Group, k: int, folder: Path) -> None:
         if member.log:
             log_member(group, k, made, member)
         if not diverged:
-            result = group.result(k)
-            save_network(result.network, made / checkpoint.NETWORK_FILE)
-            replace_file(made / checkpoint.RESULT, result.to_json().encode())
+            save_network(group.final_network()[k], made / checkpoint.NETWORK_FILE)
+            replace_file(made / checkpoint.RESULT, group.result(k).to_json().encode())
 
 
 def log_member(group: Group, k: int, folder: Path, member: Config) -> None:

@@ -34,7 +34,6 @@ SEEDS = 2**32
 LONGEST_NAME = 200
 """Characters of a run's name: file systems allow 255 bytes, and a folder that is being made has a longer name."""
 
-ROLES = get_args(Role)
 FIRST = Flag(first_column=True)
 LOG = Flag("log", only_with=("log", (True,)))
 AFFINE = Flag(only_with=("deform", ("affine", "both")))
@@ -51,7 +50,7 @@ class Config:
     """Activation of the hidden layers."""
     output_activation: ActivationName | None = None
     """Activation of the last layer. None: sigmoid, or identity for the softmax cost, which contains the softmax."""
-    init: Annotated[InitName, Flag(after="cost")] = "lecun"
+    init: InitName = "lecun"
     """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform: from
     −1/√n_in to 1/√n_in. Other biases are zero."""
     cost: Annotated[CostName, Flag(word="", first_column=True)] = "quadratic"
@@ -203,9 +202,8 @@ class Config:
         """How the training images are deformed; None where they are not."""
         if self.deform == "none":
             return None
-        affine = (
-            (self.rotation, self.shear, self.scale, self.shift) if self.deform != "elastic" else (0.0, 0.0, 0.0, 0.0)
-        )
+        affine = (self.rotation, self.shear, self.scale, self.shift)
+        affine = affine if self.deform != "elastic" else (0.0, 0.0, 0.0, 0.0)
         return Deformation(*affine, self.sigma, self.alpha if self.deform != "affine" else 0.0)
 
     @property
@@ -216,8 +214,7 @@ class Config:
     @property
     def outputs(self) -> str:
         """Name of the output activation: the one chosen, or the default of the cost."""
-        own = "identity" if self.cost == "softmax-cross-entropy" else "sigmoid"
-        return self.output_activation or own
+        return self.output_activation or ("identity" if self.cost == "softmax-cross-entropy" else "sigmoid")
 
     def network(self, device: torch.device, members: "Sequence[Config] | None" = None) -> Network:
         """The network with the initial values of this run; or of ``members``, those of the K runs as one network."""
@@ -281,11 +278,9 @@ class Config:
     def hyperparameters(self, examples: int, batch_size: int) -> dict[str, str | float]:
         """The settings that one compares. Keys and types are the same for every run."""
         used = {"output_activation": self.outputs, "batch_size": batch_size, "train_examples": examples}
-        flags = flags_of(type(self))
-        names = [name for name, flag in flags.items() if flag.decides and not flag.only_with]
-        for name in [name for name in names if flags[name].after]:
-            names.remove(name)
-            names.insert(names.index(flags[name].after or "") + 1, name)
+        names = [name for name, flag in flags_of(type(self)).items() if flag.decides and not flag.only_with]
+        names.remove("init")
+        names.insert(names.index("cost") + 1, "init")
         return {name: as_column(used.get(name, getattr(self, name))) for name in names}
 
     @property
@@ -324,7 +319,9 @@ class Config:
     def resumed(self, given: Self) -> Self:
         """``given``, if a run of this config may continue with it. Raises ValueError if it may not."""
         flags = flags_of(type(self))
-        may_change = sorted((n for n in flags if flags[n].may_change), key=lambda n: ROLES.index(flags[n].role))
+        may_change = sorted(
+            (n for n in flags if flags[n].may_change), key=lambda n: get_args(Role).index(flags[n].role)
+        )
         for name in flags:
             was, now = getattr(self, name), getattr(given, name)
             if name not in ("resume", *may_change) and was != now:

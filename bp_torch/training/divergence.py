@@ -1,5 +1,6 @@
 """Two things that stop a run: a cost that is not finite, and a gradient that disagrees with autograd."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -7,7 +8,7 @@ import torch
 from bp_torch.backprop import example_costs
 from bp_torch.checkpoint import LAST
 from bp_torch.network import layer_views
-from bp_torch.training.run import Run, TrainingError, restore
+from bp_torch.training.run import Run, TrainingError
 from bp_torch.training.step import StepResult
 
 if TYPE_CHECKING:  # imported where it is used: a run without --verify-every needs no autograd
@@ -27,7 +28,7 @@ def diverged(run: Run) -> TrainingError:
             print(f"{len(skipped)} histograms contain NaN or infinity and are not logged, such as {skipped[0]}")
         run.log.flush()
     run = run.unrecorded()
-    restore(run.state, run.folder, run.steps_per_epoch)
+    run.restore()
     for result in run.rest_of_epoch():
         if name := first_not_finite(result, run.config.cost):
             where = f"at step {run.state.step} (epoch {run.state.epoch}) {name} overflowed first"
@@ -63,14 +64,13 @@ class WrongGradientError(RuntimeError):
         super().__init__(f"the hand-written gradient of step {step} (epoch {epoch}) disagrees with autograd, see above")
 
 
+@dataclass
 class GradientCheck:
-    """Checks the gradient of every ``--verify-every``-th step against autograd, before the update."""
+    """Checks the gradient of every ``--verify-every``-th step of a run against autograd, before the update."""
 
-    def __init__(self, run: Run) -> None:
-        """For the steps of ``run``."""
-        self.run = run
-        self.checked = 0  # gradients that were right
-        self.worst = 0.0  # their largest relative error
+    run: Run
+    checked: int = 0  # gradients that were right
+    worst: float = 0.0  # their largest relative error
 
     def __call__(self, result: StepResult) -> None:
         """Check the step if its turn has come. Raises WrongGradientError."""

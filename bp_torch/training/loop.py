@@ -243,9 +243,9 @@ def report(run: Run, score: Score | None = None, before_chunk: BeforeChunk = Non
     if run.validation or not score:
         score = evaluate(network, run.test, config.cost, run.world, before_chunk)
     state.seconds = time.perf_counter() - run.begun
-    chosen_by = best_accuracy if run.validation else None
-    precision = config.precision_on(network.device)
-    result = RunResult(network, epoch, score, chosen_by, config.epochs, state.seconds, precision)
+    chosen_by, precision = best_accuracy if run.validation else None, config.precision_on(network.device)
+    held = (epoch, config.epochs, chosen_by, state.seconds, precision, network.device.type)
+    result = RunResult(score.accuracy, score.cost, *held)
     state.reported = config.epochs
     if run.world.is_first:
         replace_file(run.folder / RESULT, result.to_json().encode())
