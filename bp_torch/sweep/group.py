@@ -20,8 +20,7 @@ from bp_torch.training.log import cost_tag, score_values
 from bp_torch.training.run import InTraining, RunResult, split
 from bp_torch.training.step import StepResult
 
-Point = tuple[int, float, str, list[float]]
-"""Of a curve: its step, its time in seconds since 1970, its tag, and a value for each network."""
+Point = tuple[int, float, str, list[float]]  # of a curve: step, seconds since 1970, tag, a value for each network
 
 
 @dataclass
@@ -61,15 +60,11 @@ class SeedExamples(NamedTuple):
 
 @dataclass
 class Group(InTraining):
-    """K networks in training, which differ in seed and in the lists of the sweep.
-
-    Where ``seeds`` do not all train on the whole training set, undeformed, the step reads their examples joined, one
-    after another.
-    """
+    """K networks in training, which differ in seed and in the lists of the sweep."""
 
     state: GroupState
     members: list[Config]
-    seeds: list[SeedExamples]
+    seeds: list[SeedExamples]  # unless all have the whole training set, undeformed, the step reads them joined
     _points: list[tuple[int, float, Tensor]] = field(default_factory=list)  # step, time, costs (K,) on the device
 
     def learning_rate(self) -> float | Tensor:
@@ -162,10 +157,7 @@ class Group(InTraining):
                     state.chosen[k].copy_(self.network.parameters[k])
 
     def choose(self) -> None:
-        """After training: take the networks of the epochs that held-out examples chose, and their scores on the test.
-
-        Without held-out examples, the last networks are those, and they have their scores.
-        """
+        """After training: take the networks of the epochs that held-out examples chose, and their scores on the test."""
         self.state.reported = self.config.epochs
         if self.state.chosen is not None:
             scores = evaluate_each(self.final_network(), self.test, self.config.cost)
@@ -182,8 +174,7 @@ class Group(InTraining):
     def result(self, k: int) -> RunResult:
         """The result of network ``k``, whose part of the time is an even one."""
         state, config, device = self.state, self.config, self.network.device
-        chosen = (state.best_epoch[k], state.best[k]) if config.validation else (config.epochs, None)
-        epoch, accuracy = chosen
+        epoch, accuracy = (state.best_epoch[k], state.best[k]) if config.validation else (config.epochs, None)
         own = (epoch, config.epochs, accuracy, state.seconds / len(self.members))
         return RunResult(state.accuracy[k], state.cost[k], *own, config.precision_on(device), device.type)
 

@@ -39,10 +39,8 @@ from bp_torch.training.loop import early_steps, synchronize
 from bp_torch.training.run import TrainingError, default_run_name, load_data
 
 GROUPS = "groups"
-PLAN = "groups.json"
-"""Which networks are trained at once, by their names: a sweep is resumed with the groups that it began with."""
+PLAN = "groups.json"  # the networks that are trained at once, by name: a sweep is resumed with the groups it began with
 RESULTS = "results.json"
-
 COMMAND = "python -m bp_torch sweep"
 
 
@@ -237,8 +235,7 @@ def epoch_line(group: Group, name: str, rate: float, seconds: float) -> str:
 def save_member(group: Group, k: int, folder: Path) -> None:
     """Make the folder of network ``k`` in that of the sweep, in one step, unless it is there.
 
-    A network that diverged has its first checkpoint and no network: train.py --resume trains it anew, and says which
-    tensor overflowed first.
+    One that diverged has its first checkpoint and no network: train.py --resume says which tensor overflowed first.
     """
     member, diverged = replace(group.members[k], runs_dir=folder), group.state.diverged[k]
     assert member.run_name

@@ -28,13 +28,9 @@ PrecisionName = Literal["full", "tf32", "bf16", "auto"]
 Schedule = Literal["inverse", "exponential", "cosine", "constant"]
 DeformName = Literal["none", "affine", "elastic", "both"]
 
-SEEDS = 2**32
-"""Seeds are below this number."""
+SEEDS = 2**32  # seeds are below this number
+LONGEST_NAME = 200  # bytes of a run's name: file systems allow 255, and a folder that is being made has a longer name
 
-LONGEST_NAME = 200
-"""Characters of a run's name: file systems allow 255 bytes, and a folder that is being made has a longer name."""
-
-FIRST = Flag(first_column=True)
 LOG = Flag("log", only_with=("log", (True,)))
 AFFINE = Flag(only_with=("deform", ("affine", "both")))
 ELASTIC = Flag(only_with=("deform", ("elastic", "both")))
@@ -44,7 +40,7 @@ ELASTIC = Flag(only_with=("deform", ("elastic", "both")))
 class Config:
     """The settings of a run. Raises ValueError for a value out of its range."""
 
-    sizes: Annotated[tuple[int, ...], FIRST] = (784, 16, 16, 10)
+    sizes: Annotated[tuple[int, ...], Flag(first_column=True)] = (784, 16, 16, 10)
     """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between."""
     activation: Annotated[ActivationName, Flag(word="", first_column=True)] = "sigmoid"
     """Activation of the hidden layers."""
@@ -251,10 +247,7 @@ class Config:
         world: World = ALONE,
         record: bool = True,
     ) -> TrainingStep:
-        """The step of this run on mini-batches of ``examples``, of which an epoch has so many (None: all).
-
-        See ``TrainingStep`` for the other arguments.
-        """
+        """The step of this run on mini-batches of ``examples``; an epoch has ``epoch_examples`` of them (None: all)."""
         n = epoch_examples or len(examples.labels)
         return TrainingStep(
             network,

@@ -1,12 +1,13 @@
 """Two things that stop a run: a cost that is not finite, and a gradient that disagrees with autograd."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from bp_torch.backprop import example_costs
 from bp_torch.checkpoint import LAST
+from bp_torch.distributed import ALONE
 from bp_torch.network import layer_views
 from bp_torch.training.run import Run, TrainingError
 from bp_torch.training.step import StepResult
@@ -16,10 +17,7 @@ if TYPE_CHECKING:  # imported where it is used: a run without --verify-every nee
 
 
 def diverged(run: Run) -> TrainingError:
-    """The error of a run whose cost is not finite, with the tensor that overflowed first.
-
-    It is found by training again from the last checkpoint. What can be logged of the last step is logged before.
-    """
+    """The error of a run whose cost is not finite. What overflowed first is found by training from the checkpoint."""
     if not run.world.is_first:
         return TrainingError("the cost is not finite: stopped with the first process, which says where")
     if run.log:
@@ -27,7 +25,8 @@ def diverged(run: Run) -> TrainingError:
         if skipped := run.log.histograms(run.last, run.state.step) if may_log else []:
             print(f"{len(skipped)} histograms contain NaN or infinity and are not logged, such as {skipped[0]}")
         run.log.flush()
-    run = run.unrecorded()
+    step = run.config.training_step(run.network, run.step.optimizer, run.step.examples, record=False)
+    run = replace(run, step=step, world=ALONE, inspect=None)
     run.restore()
     for result in run.rest_of_epoch():
         if name := first_not_finite(result, run.config.cost):

@@ -14,11 +14,8 @@ import torch
 from bp_torch.cli import silence, train_command
 from bp_torch.distributed import ALONE, World
 
-POLL_EVERY = 16
-"""Polls after which several processes ask each other whether one of them is to stop."""
-
-HANGUP = getattr(signal, "SIGHUP", None)
-"""A terminal has closed. Not on Windows."""
+POLL_EVERY = 16  # polls after which several processes ask each other whether one of them is to stop
+HANGUP = getattr(signal, "SIGHUP", None)  # a terminal has closed; not on Windows
 
 
 class Stopped(Exception):  # noqa: N818 (no error)

@@ -21,7 +21,7 @@ from bp_torch.convert import load as load_network
 from bp_torch.data import Examples, load, permutation, subsample
 from bp_torch.deform import deformed
 from bp_torch.device import set_precision, set_threads
-from bp_torch.distributed import ALONE, World
+from bp_torch.distributed import World
 from bp_torch.files import replace_file
 from bp_torch.flags import flags_of
 from bp_torch.network import Network
@@ -116,10 +116,7 @@ class Run(InTraining):
         return on_training, evaluate(self.network, self.evaluated, cost, self.world, before_chunk)
 
     def final(self, last_is_best: bool = False) -> tuple[Network, int]:
-        """The network that did best on the examples held out, and its epoch; without any, the last network.
-
-        Raises CheckpointError if the best checkpoint cannot be read.
-        """
+        """The network that did best on the examples held out (CheckpointError if it is lost) or the last, and its epoch."""
         epoch = self.state.epoch - (self.state.steps == 0)
         if not self.validation or last_is_best or epoch == 0:
             return self.network, epoch
@@ -130,11 +127,6 @@ class Run(InTraining):
             network.parameters.copy_(best.parameters)
         self.world.broadcast([network.parameters])
         return network, epoch
-
-    def unrecorded(self) -> "Run":
-        """This run as a single process, with no step recorded or inspected."""
-        step = self.config.training_step(self.network, self.step.optimizer, self.step.examples, record=False)
-        return dataclasses.replace(self, step=step, world=ALONE, inspect=None)
 
 
 @contextmanager
@@ -150,10 +142,7 @@ def opened(config: Config, device: torch.device, world: World) -> Iterator[Run]:
 
 
 def start_run(config: Config, device: torch.device, world: World) -> Run:
-    """Load the data, make the network and a folder with a first checkpoint; or restore the run to ``resume``.
-
-    Raises TrainingError, DeviceError, DataError or CheckpointError, and then makes no folder.
-    """
+    """The run of ``config``: resumed, or in a new folder, which is made last, so that no error leaves one."""
     if config.verify_every and world.size > 1:
         raise TrainingError("--verify-every checks the gradient of one process: start train.py without torchrun")
     training, test = load_data(config, device)
@@ -225,13 +214,10 @@ def load_data(config: Config, device: torch.device) -> tuple[Examples, Examples]
 
 
 def split(training: Examples, config: Config) -> tuple[Examples, Examples | None]:
-    """The examples to train on, and those held out: the first and the last of the shuffled ones; None for none.
-
-    Epochs count from 1; this is the shuffle of epoch 0. If all are trained on, they stay in the order of the file.
-    """
+    """The examples to train on, and those held out: the first and the last of the shuffled ones; None for none."""
     if config.train_examples is None and not config.validation:
-        return training, None
-    order = permutation(len(training.labels), config.seed, 0, training.x.device)
+        return training, None  # in the order of the file
+    order = permutation(len(training.labels), config.seed, 0, training.x.device)  # epochs count from 1
     rest = len(order) - config.validation
     parts = order[: config.train_examples or rest], order[rest:]
     used, held_out = (Examples(training.x[indices], training.labels[indices]) for indices in parts)
@@ -239,10 +225,7 @@ def split(training: Examples, config: Config) -> tuple[Examples, Examples | None
 
 
 def default_run_name(config: Config) -> str:
-    """Each setting that is not the default, the sizes, month, day and time: lr-0.3_784-16-16-10_0131-120000.
-
-    What is too long for the name of a folder is cut, and has a hash of the whole before the time.
-    """
+    """Each setting that is not the default, the sizes, month, day and time: lr-0.3_784-16-16-10_0131-120000."""
     parts = []
     for each in dataclasses.fields(config):
         value, flag = getattr(config, each.name), flags_of(type(config))[each.name]
@@ -251,8 +234,7 @@ def default_run_name(config: Config) -> str:
             values = map(str, value if isinstance(value, tuple) else [value])
             parts.append("-".join(filter(None, [word, *(value.removesuffix(".0") for value in values)])))
     name, time = "_".join([*parts, "-".join(map(str, config.sizes))]), datetime.now().strftime("_%m%d-%H%M%S")
-    most = LONGEST_NAME - len(time)
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    most, digest = LONGEST_NAME - len(time), hashlib.sha256(name.encode()).hexdigest()[:8]
     return (name if len(name) <= most else f"{name[: most - 9]}-{digest}") + time
 
 
