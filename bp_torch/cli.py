@@ -44,9 +44,8 @@ def parse(
     args: Sequence[str] | None = None,
     default: T | None = None,
 ) -> T:
-    """An instance of the dataclass ``config`` from the command line (``args``, or else ``sys.argv``).
+    """An instance of the dataclass ``config`` from ``args``, or else ``sys.argv``, and from ``default``.
 
-    Flags that are not given come from ``default``, or else from the fields' own defaults.
     What tyro or the dataclass itself (by a ValueError) refuses is reported in one line on stderr, exit 2.
     """
     for stream in (sys.stdout, sys.stderr):

@@ -157,7 +157,7 @@ class Group(InTraining):
                     state.chosen[k].copy_(self.network.parameters[k])
 
     def choose(self) -> None:
-        """After training: take the networks of the epochs that held-out examples chose, and their scores on the test."""
+        """After training: take the networks that held-out examples chose, if there are any, and their test scores."""
         self.state.reported = self.config.epochs
         if self.state.chosen is not None:
             scores = evaluate_each(self.final_network(), self.test, self.config.cost)

@@ -116,7 +116,7 @@ class Run(InTraining):
         return on_training, evaluate(self.network, self.evaluated, cost, self.world, before_chunk)
 
     def final(self, last_is_best: bool = False) -> tuple[Network, int]:
-        """The network that did best on the examples held out (CheckpointError if it is lost) or the last, and its epoch."""
+        """The network that did best on the examples held out (CheckpointError if lost), or else the last; its epoch."""
         epoch = self.state.epoch - (self.state.steps == 0)
         if not self.validation or last_is_best or epoch == 0:
             return self.network, epoch
