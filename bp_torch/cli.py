@@ -87,13 +87,9 @@ def refusal(message: str, config: type[Any], args: Sequence[str]) -> str:
 
 def _one_line(boxed: str) -> str:
     """The sentence inside the box that tyro draws, from its title to its first rule; the flags' help comes below."""
-    parts: list[list[str]] = [[]]
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", boxed).splitlines():
-        if re.search("─{2,}|-{4,}", line):  # the top of the box, with the title, or a rule; in ASCII, of hyphens
-            parts.append([])
-        else:
-            parts[-1].append(line.strip("│ "))
-    return " ".join(filter(None, parts[1])) if len(parts) > 1 else boxed
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    _, *parts = re.split(".*(?:─{2,}|-{4,}).*", plain)  # the top, with the title, and rules; in ASCII, of hyphens
+    return " ".join(re.sub("^[│ ]+|[│ ]+$", "", parts[0], flags=re.MULTILINE).split()) if parts else boxed
 
 
 def fail(message: str, code: int) -> NoReturn:

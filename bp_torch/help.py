@@ -14,11 +14,8 @@ from typing import Any, get_args, get_origin
 from bp_torch.flags import alternatives, types_of
 from bp_torch.text import wrapped
 
-METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
-"""The word for a value of each type."""
-
-WHOLE = "\x1f"
-"""Stands for a space at which no line ends."""
+METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}  # the word for a value of each type
+WHOLE = "\x1f"  # stands for a space at which no line ends
 
 
 def help_text(config: type[Any], prog: str, description: str) -> str:

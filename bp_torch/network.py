@@ -192,13 +192,10 @@ class Network:
         return other
 
     def check_batch(self, name: str, batch: Tensor, width: int, rows: int | None = None) -> None:
-        """Raise ValueError unless ``batch`` is (…, ``rows``, ``width``), in the network's dtype and on its device.
-
-        Also where ``.data`` of the parameters or of a view was assigned, so that they are no longer the same numbers.
-        """
+        """Raise ValueError unless ``batch`` is (…, ``rows``, ``width``), in the network's dtype and on its device."""
         if torch.compiler.is_compiling():
             return  # memory and devices are not known there, and are those of the lines that are compiled
-        memory = self.parameters.untyped_storage()._cdata
+        memory = self.parameters.untyped_storage()._cdata  # another one where ``.data`` was assigned
         if any(view.untyped_storage()._cdata != memory for view in (*self.weights, *self.biases)):
             raise ValueError(f"weights and biases are no longer views into the parameters of {self}: {IN_PLACE}")
         if batch.ndim < 2 or batch.shape[-1] != width or batch.shape[:-2] not in ((), self.leading):

@@ -81,7 +81,7 @@ class SGD:
         return value.to(self.parameters.device, dtype).unsqueeze(-1)
 
     def step(self, gradient: Tensor) -> None:
-        """One step against ``gradient`` (…, P), which stays, in θ's precision or lower. Raises ValueError for others."""
+        """One step against ``gradient`` (…, P), which stays, of θ's precision or lower; else it raises ValueError."""
         dtype = self.parameters.dtype
         fits = gradient.is_floating_point() and torch.promote_types(gradient.dtype, dtype) == dtype
         if gradient.shape != self.parameters.shape or not fits:

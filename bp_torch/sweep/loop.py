@@ -233,10 +233,8 @@ def epoch_line(group: Group, name: str, rate: float, seconds: float) -> str:
 
 
 def save_member(group: Group, k: int, folder: Path) -> None:
-    """Make the folder of network ``k`` in that of the sweep, in one step, unless it is there.
-
-    One that diverged has its first checkpoint and no network: train.py --resume says which tensor overflowed first.
-    """
+    """Make the folder of network ``k`` in that of the sweep, in one step, unless it is there."""
+    # One that diverged has its first checkpoint and no network: train.py --resume says which tensor overflowed first.
     member, diverged = replace(group.members[k], runs_dir=folder), group.state.diverged[k]
     assert member.run_name
     if (own := folder / member.run_name).exists():

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import cos, pi
 from pathlib import Path
@@ -185,13 +186,11 @@ class Config:
             raise ValueError(f"--run-name: wanted at most {LONGEST_NAME} bytes, got {name!r}")
         for field in ("run_name", "runs_dir", "data_dir", "resume"):
             text = str(getattr(self, field))
-            try:
+            with suppress(UnicodeEncodeError):
                 os.fsencode(text)
-                writable = text.isprintable()
-            except UnicodeEncodeError:
-                writable = False
-            if not writable:
-                raise ValueError(f"{flag(field)}: wanted characters that this system can write, got {text!a}")
+                if text.isprintable():
+                    continue
+            raise ValueError(f"{flag(field)}: wanted characters that this system can write, got {text!a}")
 
     @property
     def deformation(self) -> Deformation | None:
@@ -227,14 +226,9 @@ class Config:
 
     def optimizer(self, network: Network, members: "Sequence[Config] | None" = None) -> SGD:
         """The optimizer of this run; or of ``members``, K runs whose parameters are those of ``network``."""
-        several = members or [self]
-        return SGD(
-            network,
-            scalar_or_column([member.learning_rate for member in several]),
-            momentum=scalar_or_column([member.momentum for member in several]),
-            weight_decay=scalar_or_column([member.weight_decay for member in several]),
-            decay_biases=self.decay_biases,
-        )
+        names, several = ("learning_rate", "momentum", "weight_decay"), members or [self]
+        numbers = {name: scalar_or_column([getattr(member, name) for member in several]) for name in names}
+        return SGD(network, **numbers, decay_biases=self.decay_biases)
 
     def training_step(
         self,

@@ -243,15 +243,10 @@ def report(run: Run, score: Score | None = None, before_chunk: BeforeChunk = Non
 
 
 def outputs_for(
-    run: Run,
-    network: Network,
-    examples: Examples,
-    before_chunk: BeforeChunk = None,
-    hidden: bool = False,
-    most: int = 10_000,
+    run: Run, network: Network, examples: Examples, before_chunk: BeforeChunk = None, hidden: bool = False
 ) -> list[Tensor]:
-    """The first ``most`` images, labels, outputs, and if asked for the activations before those; on the CPU."""
-    examples = Examples(examples.x[:most], examples.labels[:most])
+    """The first 10,000 images, labels, outputs, and if asked for the activations before those; on the CPU."""
+    examples = Examples(examples.x[:10_000], examples.labels[:10_000])
     kept = -2 if hidden else -1
     chunks = [done.activations[kept:] for done, _, _ in forward_in_chunks(network, examples, before_chunk=before_chunk)]
     *before, outputs = (torch.cat(parts).float().cpu() for parts in zip(*chunks, strict=True))
