@@ -133,7 +133,7 @@ class Config:
     threads: Annotated[int | None, Flag("machine")] = None
     """CPU threads. None: one for a small network, else torch's default."""
 
-    groups: ClassVar[dict[str, str]] = {
+    groups: ClassVar[dict[str, str]] = {  # of the help: the first field of each, and its name
         "sizes": "the network",
         "cost": "the descent",
         "dataset": "data",
@@ -141,17 +141,14 @@ class Config:
         "log": "logging",
         "device": "the machine",
     }
-    """The groups of the help: the first field of each, and its name."""
 
     def __post_init__(self) -> None:
         """Check every field."""
         check_types(self)
         check_bounds(self)
         if len(self.sizes) < 2 or min(self.sizes) < 1 or (self.sizes[0], self.sizes[-1]) != (PIXELS, CLASSES):
-            raise ValueError(
-                f"--sizes: wanted {PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between, "
-                f"got {' '.join(map(str, self.sizes)) or 'none'}"
-            )
+            wanted = f"{PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between"
+            raise ValueError(f"--sizes: wanted {wanted}, got {' '.join(map(str, self.sizes)) or 'none'}")
         self._check_names()
         check_threads(self.threads)
         if parameter_count(self.sizes) >= 2**40:
@@ -161,14 +158,12 @@ class Config:
         if self.precision != "full" and self.dtype != "float32":
             raise ValueError(f"--precision {self.precision}: wanted --dtype float32, got {self.dtype}")
         if self.precision == "tf32" and self.verify_every:
-            raise ValueError(
-                "--verify-every: wanted --precision full, bf16 or auto, got tf32, in which autograd is no reference"
-            )
+            wanted = "--precision full, bf16 or auto, got tf32, in which autograd is no reference"
+            raise ValueError(f"--verify-every: wanted {wanted}")
         check_effects(self)
         if self.schedule == "exponential" and self.learning_rate_decay >= 1:
-            raise ValueError(
-                f"--learning-rate-decay: wanted less than 1 with --schedule exponential, got {self.learning_rate_decay}"
-            )
+            wanted = f"less than 1 with --schedule exponential, got {self.learning_rate_decay}"
+            raise ValueError(f"--learning-rate-decay: wanted {wanted}")
         self.deformation  # noqa: B018 (raises for a value out of range)
         find_cost(self.cost, self.outputs)
         optimizer = self.optimizer(Network((1, 1), dtype=getattr(torch, self.dtype)))
@@ -305,18 +300,14 @@ class Config:
 
     def resumed(self, given: Self) -> Self:
         """``given``, if a run of this config may continue with it. Raises ValueError if it may not."""
-        flags = flags_of(type(self))
-        may_change = sorted(
-            (n for n in flags if flags[n].may_change), key=lambda n: get_args(Role).index(flags[n].role)
-        )
+        flags, roles = flags_of(type(self)), get_args(Role)
+        may_change = sorted((n for n in flags if flags[n].may_change), key=lambda n: roles.index(flags[n].role))
         for name in flags:
             was, now = getattr(self, name), getattr(given, name)
             if name not in ("resume", *may_change) and was != now:
                 *others, last = map(flag, may_change)
-                raise ValueError(
-                    f"{flag(name)} {now} differs from the run's {was}: "
-                    f"only {', '.join(others)} and {last} may change on resuming"
-                )
+                only = f"only {', '.join(others)} and {last} may change on resuming"
+                raise ValueError(f"{flag(name)} {now} differs from the run's {was}: {only}")
         if self.schedule == "cosine" and given.epochs != self.epochs:
             raise ValueError("--epochs cannot change with --schedule cosine: every learning rate depends on it")
         return given

@@ -34,10 +34,8 @@ def diverged(run: Run) -> TrainingError:
             break
     else:
         where = "in the evaluation after the epoch, while all of its steps were finite"
-    return TrainingError(
-        f"the cost is not finite: {where}; try a smaller --learning-rate or other initial values (--init); "
-        f"the last good checkpoint is {run.folder / LAST}"
-    )
+    way = "try a smaller --learning-rate or other initial values (--init)"
+    return TrainingError(f"the cost is not finite: {where}; {way}; the last good checkpoint is {run.folder / LAST}")
 
 
 def first_not_finite(result: StepResult, cost: str) -> str | None:

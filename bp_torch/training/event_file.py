@@ -1,7 +1,4 @@
-"""How numbers, histograms and pictures are written into an event file, with what TensorBoard says of them.
-
-What is written, and under which tag, is the business of log.py. A histogram is counted on the device.
-"""
+"""How numbers, histograms and pictures are written into an event file, under the tags and descriptions of log.py."""
 
 import io
 import tempfile
@@ -75,11 +72,9 @@ class EventFile:
         """Write a value for a ``plugin`` of TensorBoard; the first of a tag brings the description."""
         if tag not in self._described:
             self._described.add(tag)
-            value["metadata"] = SummaryMetadata(
-                plugin_data=SummaryMetadata.PluginData(plugin_name=plugin),
-                data_class=data_class,  # without it, TensorBoard drops the description
-                summary_description=self._describe(tag),
-            )
+            about = {"plugin_data": SummaryMetadata.PluginData(plugin_name=plugin), "data_class": data_class}
+            # Without the class of the data, TensorBoard drops the description.
+            value["metadata"] = SummaryMetadata(**about, summary_description=self._describe(tag))
         self.summary(Summary(value=[Summary.Value(tag=tag, **value)]), step, taken)
 
 

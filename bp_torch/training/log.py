@@ -36,20 +36,19 @@ if TYPE_CHECKING:  # matplotlib takes a while to load, and training imports this
     from matplotlib.figure import Figure
 
 ACCURACY, COST = "1_accuracy", "2_cost"
-CONFUSION, WEIGHT_MAPS, MOST_WRONG, DEFORMED = (
-    f"3_pictures/{name}" for name in ("confusion", "first_layer", "most_wrong", "deformed")
-)
+CONFUSION, WEIGHT_MAPS = "3_pictures/confusion", "3_pictures/first_layer"
+MOST_WRONG, DEFORMED = "3_pictures/most_wrong", "3_pictures/deformed"
 UPDATES, RMS_DELTA = "4_update_to_weight_log10", "5_rms_delta_log10"
 SATURATED, DEAD = "6_saturated", "6_dead"
-GRADIENT_NORM, LEARNING_RATE, SPEED = (
-    f"7_training/{name}" for name in ("gradient_norm", "learning_rate", "examples_per_second")
-)
+GRADIENT_NORM, LEARNING_RATE = "7_training/gradient_norm", "7_training/learning_rate"
+SPEED = "7_training/examples_per_second"
 AVERAGE_PRECISION = "8_average_precision"
 EXPLAIN = "explain"
 
 DESCRIPTIONS: dict[str, str] = tomllib.loads(Path(__file__).with_name("descriptions.toml").read_text(encoding="utf-8"))
 """What TensorBoard says of each tag, or of each tag before its stroke: what it shows, and what is healthy."""
 
+EMBEDDED = 2000  # the largest number of images in the projector
 MAPS = 36  # the largest number of neurons of the first layer that are shown as pictures
 
 
@@ -177,10 +176,10 @@ class RunLog:
             magnitudes |= layers("9_weight_gradients_log10", dW) | layers("9_bias_gradients_log10", db)
         return self.file.histograms(named, magnitudes, step)
 
-    def deformed(self, examples: Examples, step: int, most: int = 30) -> None:
-        """Log the first training images as they were deformed in this epoch."""
-        names = [str(label) for label in examples.labels[:most].tolist()]
-        self.file.picture(DEFORMED, drawn.captioned(examples.x[:most], names), step)
+    def deformed(self, examples: Examples, step: int) -> None:
+        """Log the first 30 training images as they were deformed in this epoch."""
+        names = list(map(str, examples.labels[:30].tolist()))
+        self.file.picture(DEFORMED, drawn.captioned(examples.x[:30], names), step)
 
     def pictures(self, step: int, images: Tensor, labels: Tensor, outputs: Tensor) -> None:
         """Log W^1 and the mistakes; ``images`` (N, 784) bytes, ``labels`` (N,), ``outputs`` (N, 10) are on the CPU."""
@@ -197,9 +196,7 @@ class RunLog:
             self.scalars(score_values(self.cost_name, {"test": on_test}, step), step)
         self.file.summary(self._end)
 
-    def embedding(
-        self, step: int, images: Tensor, labels: Tensor, outputs: Tensor, hidden: Tensor, *, most: int = 2000
-    ) -> None:
+    def embedding(self, step: int, images: Tensor, labels: Tensor, outputs: Tensor, hidden: Tensor) -> None:
         """Log a PR curve for each digit, and the last hidden layer's activations (N, n) for the projector."""
         for digit in range(outputs.shape[1]):
             positive, scores = labels == digit, outputs[:, digit]
@@ -210,14 +207,10 @@ class RunLog:
             self.scalars({f"{AVERAGE_PRECISION}/digit_{digit}": precision}, step)
         side, said = int(sqrt(images.shape[1])), outputs.argmax(1)
         columns = (labels, said, np.where(labels == said, "right", "wrong"))
-        self.file.writer.add_embedding(
-            hidden[:most],
-            [list(map(str, row)) for row in zip(*(column[:most].tolist() for column in columns), strict=True)],
-            1 - images[:most].view(-1, 1, side, side).float() / 255,
-            global_step=step,
-            tag="last_hidden_layer",
-            metadata_header=["label", "said", "right"],
-        )
+        rows = [list(map(str, row)) for row in zip(*(column[:EMBEDDED].tolist() for column in columns), strict=True)]
+        sprites = 1 - images[:EMBEDDED].view(-1, 1, side, side).float() / 255
+        header = ["label", "said", "right"]
+        self.file.writer.add_embedding(hidden[:EMBEDDED], rows, sprites, step, "last_hidden_layer", header)
 
     def flush(self) -> None:
         """Write everything logged so far to disk."""
@@ -238,13 +231,12 @@ def layout(cost: str) -> dict[str, dict[str, list[Any]]]:
         "saturated activations of every layer": SATURATED,
         "dead ReLUs of every layer": DEAD,
     }
-    return {
-        "what it has learned": {
-            "accuracy": ["Multiline", [f"{ACCURACY}/{subset}" for subset in subsets]],
-            f"{cost} cost": ["Multiline", [cost_tag(cost, subset) for subset in subsets]],
-        },
-        "how it learns": {title: ["Multiline", [f"{tag}/.*"]] for title, tag in every_layer.items()},
+    learned = {
+        "accuracy": ["Multiline", [f"{ACCURACY}/{subset}" for subset in subsets]],
+        f"{cost} cost": ["Multiline", [cost_tag(cost, subset) for subset in subsets]],
     }
+    layerwise = {title: ["Multiline", [f"{tag}/.*"]] for title, tag in every_layer.items()}
+    return {"what it has learned": learned, "how it learns": layerwise}
 
 
 def with_first_columns(experiment: Any, first: Collection[str]) -> Any:

@@ -37,9 +37,8 @@ DEEPEST_PAGE = 6  # layers that fit beside each other on it
 def train(config: Config, store: str = "env://") -> Path:
     """Train as ``config`` says, print a line for each epoch, save the network. Returns the run's folder.
 
-    Started by torchrun, this is one process of several, which meet at ``store``.
-    Raises TrainingError, DeviceError, DataError or CheckpointError if the run cannot start or continue, OSError if it
-    cannot be saved, WrongGradientError, and Stopped, with a checkpoint saved, on SIGINT, SIGTERM or SIGHUP.
+    Started by torchrun, this is one process of several, which meet at ``store``. Raises a UserError if the run cannot
+    start or continue, OSError if it cannot be saved, WrongGradientError, and Stopped on SIGINT, SIGTERM or SIGHUP.
     """
     device = choose_device(local_device(config.device))
     with joined(device, store) as world, opened(config, device, world) as run:

@@ -65,10 +65,8 @@ class InTraining:
         state, path, per_epoch = self.state, self.folder / LAST, self.steps_per_epoch
         found = type(state).load(path, like=state)
         if found.steps > per_epoch or found.step != (found.epoch - 1) * per_epoch + found.steps:
-            raise CheckpointError(
-                f"{path} is of another run: step {found.steps} of epoch {found.epoch} is not its step {found.step} "
-                f"with {per_epoch} steps in an epoch"
-            )
+            place = f"step {found.steps} of epoch {found.epoch} is not its step {found.step}"
+            raise CheckpointError(f"{path} is of another run: {place} with {per_epoch} steps in an epoch")
         state.copy_from(found)
         self.begun -= state.seconds
 
@@ -189,10 +187,9 @@ class RunResult(NamedTuple):
 
     def sentence(self, held_out: int) -> str:
         """The result in words, of a run with so many examples held out."""
-        return (
-            f"test accuracy {self.test_accuracy:.2%}, cost {self.test_cost:.4f}, by the network of epoch {self.epoch}, "
-            f"the best of {self.epochs} on {held_out:,} held-out examples"
-        ).replace("%", " %")
+        found = f"test accuracy {100 * self.test_accuracy:.2f} %, cost {self.test_cost:.4f}"
+        best = f"the best of {self.epochs} on {held_out:,} held-out examples"
+        return f"{found}, by the network of epoch {self.epoch}, {best}"
 
     def to_json(self) -> str:
         """The text of result.json."""
@@ -260,6 +257,5 @@ def open_run(folder: Path, device: torch.device | str = "cpu") -> tuple[Config, 
     try:
         return config, load_network(folder / NETWORK_FILE, device)
     except (OSError, ValueError) as error:
-        raise TrainingError(
-            f"no trained network in {folder} ({error}); finish it with: {train_command()} --resume {folder}"
-        ) from error
+        way = f"finish it with: {train_command()} --resume {folder}"
+        raise TrainingError(f"no trained network in {folder} ({error}); {way}") from error
