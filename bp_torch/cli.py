@@ -48,10 +48,11 @@ def parse(
 
     What tyro or the dataclass itself (by a ValueError) refuses is reported in one line on stderr, exit 2.
     """
+    given = sys.argv[1:] if args is None else args
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show √ or δ shows ? instead
             stream.reconfigure(errors="replace")
-    if {"-h", "--help"} & set(sys.argv[1:] if args is None else args):
+    if {"-h", "--help"} & set(given):
         print(help_text(config, prog or Path(sys.argv[0]).name, description))
         sys.exit()
     import tyro  # here: start and the help must come first
@@ -66,7 +67,7 @@ def parse(
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        fail(refusal(_one_line(errors.getvalue()), config, sys.argv[1:] if args is None else args), 2)
+        fail(refusal(_one_line(errors.getvalue()), config, given), 2)
 
 
 def refusal(message: str, config: type[Any], args: Sequence[str]) -> str:
@@ -110,13 +111,10 @@ def silence(descriptor: int) -> None:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn UserError, OSError and too little memory into one line and an exit code, and Ctrl-C into exit 130.
-
-    If the reader of stdout is gone (``| head``), exit with 141, silently.
-    """
+    """Turn UserError, OSError and too little memory into one line and an exit code, and Ctrl-C into exit 130."""
     try:
         yield
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of stdout is gone (``| head``): exit 141, silently
         silence(1)
         sys.exit(128 + signal.SIGPIPE)
     except (UserError, OSError) as error:

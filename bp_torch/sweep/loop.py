@@ -229,11 +229,8 @@ def epoch_line(group: Group, name: str, rate: float, seconds: float) -> str:
     return f"{name:>7}   {state.epoch:5}   {best:>{width}} {middle}   {wrong:8}   {rate:10,.0f}   {seconds:7.2f}"
 
 
-# ---- the folder of one network: that of a run, with its config, checkpoint, network, and event file ----
-
-
 def save_member(group: Group, k: int, folder: Path) -> None:
-    """Make the folder of network ``k`` in that of the sweep, in one step, unless it is there."""
+    """Make the folder of network ``k``, one of a run, in that of the sweep, in one step, unless it is there."""
     # One that diverged has its first checkpoint and no network: train.py --resume says which tensor overflowed first.
     member, diverged = replace(group.members[k], runs_dir=folder), group.state.diverged[k]
     assert member.run_name
@@ -264,9 +261,6 @@ def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
                 log.scalars({tag: values[k]}, step, taken)
         if not state.diverged[k]:
             log.end(Score(state.cost[k], state.accuracy[k]), state.step)
-
-
-# ---- what was found ----
 
 
 def finish(run: SweepRun) -> None:

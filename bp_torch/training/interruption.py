@@ -30,10 +30,7 @@ class Stopped(UserError):  # noqa: N818 (no error)
 
 
 class Signals:
-    """While entered, the first SIGINT, SIGTERM or SIGHUP is noted in ``received``.
-
-    A second SIGINT or SIGTERM has its usual effect; SIGHUP, which shells and terminals send several times, has none.
-    """
+    """While entered, the first SIGINT, SIGTERM or SIGHUP is noted in ``received``; a second, but SIGHUP, acts as usual."""
 
     received = 0
 
@@ -61,7 +58,7 @@ class Signals:
         self.received = number
         self.__exit__()
         if HANGUP in self._before:
-            signal.signal(HANGUP, signal.SIG_IGN)
+            signal.signal(HANGUP, signal.SIG_IGN)  # shells and terminals send it several times
         if number == HANGUP:  # what would be written to the closed terminal goes nowhere: writing to it is an error
             for descriptor in (1, 2):
                 if stat.S_ISCHR(os.fstat(descriptor).st_mode):

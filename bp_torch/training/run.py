@@ -38,7 +38,7 @@ class TrainingError(UserError):
 
 @dataclass
 class InTraining:
-    """What is trained, one network or K at once, and its folder."""
+    """A network in training, or K at once, and its folder."""
 
     config: Config  # of K networks, that of the first
     folder: Path

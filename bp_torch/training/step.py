@@ -54,10 +54,7 @@ class TrainingStep:
         record: bool = True,
         compiled: bool = False,
     ) -> None:
-        """``precision`` is the dtype of both passes (None: the network's). Without ``record`` no step is recorded.
-
-        A ``compiled`` step goes through torch.compile first, and is recorded on a GPU only.
-        """
+        """``precision`` is the dtype of both passes (None: the network's). ``compiled``: by torch.compile first."""
         self.network = network  # whose parameters descend
         # what the batch goes through: the network, or a copy in a lower precision that is made in each step
         self.working = network if precision in (None, network.dtype) else network.to(dtype=precision)
@@ -73,7 +70,7 @@ class TrainingStep:
         lines: list[Any] = [self.step, self.gradient, self.update]
         if compiled:
             lines = list(map(compiled_lines, lines))
-        if record and not (compiled and network.device.type == "cpu"):
+        if record and not (compiled and network.device.type == "cpu"):  # a compiled step is recorded on a GPU only
             lines = [Recorder(network.device, function) for function in lines]
         self._whole, self._gradient, self._update = lines
 
