@@ -30,7 +30,7 @@ class Stopped(UserError):  # noqa: N818 (no error)
 
 
 class Signals:
-    """While entered, the first SIGINT, SIGTERM or SIGHUP is noted in ``received``; a second, but SIGHUP, acts as usual."""
+    """While entered, notes the first SIGINT, SIGTERM or SIGHUP in ``received``; a second, but SIGHUP, acts as usual."""
 
     received = 0
 
