@@ -30,8 +30,7 @@ BEST = "best.pt"
 NETWORK_FILE = "network.safetensors"
 RESULT = "result.json"
 
-LOCK = ".lock"
-"""In a run's folder, held while it trains; in the folder of all runs, held while a new one is made."""
+LOCK = ".lock"  # in a run's folder, held while it trains; in the folder of all runs, held while a new one is made
 
 Count = Annotated[int, Within(least=0)]
 
@@ -121,9 +120,7 @@ def _kind(value: object) -> str:
 def make_folder(folder: Path, config: str, state: State | None, *, numbered: bool = False) -> Path:
     """Make a run's folder with its config.json and a first checkpoint, in one step: after a kill it can be resumed.
 
-    A sweep's folder has no ``state`` of its own.
-    With ``numbered``, a name that exists gets the next number: NAME_2. Returns the folder.
-    Raises CheckpointError if it exists or cannot be made.
+    A sweep's has no ``state``. With ``numbered``, a name that exists gets the next number: NAME_2. Returns the folder.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -133,17 +130,15 @@ def make_folder(folder: Path, config: str, state: State | None, *, numbered: boo
                 others = (folder.with_name(f"{folder.name}_{number}") for number in count(2))
                 folder = next(free for free in chain([folder], others) if not free.exists())
             if folder.exists():
-                raise CheckpointError(
-                    f"{folder} exists already: choose another --run-name, or continue it with --resume {folder}"
-                )
+                way = f"choose another --run-name, or continue it with --resume {folder}"
+                raise CheckpointError(f"{folder} exists already: {way}")
             with made_whole(folder) as made:
                 replace_file(made / CONFIG, config.encode())
                 if state:
                     state.save(made / LAST)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot make the run's folder {folder}: {error}; choose another --run-name or --runs-dir"
-        ) from error
+        way = "choose another --run-name or --runs-dir"
+        raise CheckpointError(f"cannot make the run's folder {folder}: {error}; {way}") from error
     return folder
 
 
@@ -167,10 +162,7 @@ def remove_unfinished_folders(runs: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a run's ``folder`` for this process alone, and remove what killed ones left in it.
-
-    Raises CheckpointError, which names the holder, if another process has locked it.
-    """
+    """Lock a run's ``folder``, and remove what killed processes left in it. CheckpointError names another holder."""
     try:
         lock = FileLock(folder / LOCK).acquire(timeout=0)
     except Timeout as error:

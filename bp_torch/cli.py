@@ -44,15 +44,15 @@ def parse(
     args: Sequence[str] | None = None,
     default: T | None = None,
 ) -> T:
-    """An instance of the dataclass ``config`` from the command line (``args``, or else ``sys.argv``).
+    """An instance of the dataclass ``config`` from ``args``, or else ``sys.argv``, and from ``default``.
 
-    Flags that are not given come from ``default``, or else from the fields' own defaults.
     What tyro or the dataclass itself (by a ValueError) refuses is reported in one line on stderr, exit 2.
     """
+    given = sys.argv[1:] if args is None else args
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show √ or δ shows ? instead
             stream.reconfigure(errors="replace")
-    if {"-h", "--help"} & set(sys.argv[1:] if args is None else args):
+    if {"-h", "--help"} & set(given):
         print(help_text(config, prog or Path(sys.argv[0]).name, description))
         sys.exit()
     import tyro  # here: start and the help must come first
@@ -67,7 +67,7 @@ def parse(
     except SystemExit as stop:
         if stop.code in (None, 0):
             raise
-        fail(refusal(_one_line(errors.getvalue()), config, sys.argv[1:] if args is None else args), 2)
+        fail(refusal(_one_line(errors.getvalue()), config, given), 2)
 
 
 def refusal(message: str, config: type[Any], args: Sequence[str]) -> str:
@@ -88,13 +88,9 @@ def refusal(message: str, config: type[Any], args: Sequence[str]) -> str:
 
 def _one_line(boxed: str) -> str:
     """The sentence inside the box that tyro draws, from its title to its first rule; the flags' help comes below."""
-    parts: list[list[str]] = [[]]
-    for line in re.sub(r"\x1b\[[0-9;]*m", "", boxed).splitlines():
-        if re.search("─{2,}|-{4,}", line):  # the top of the box, with the title, or a rule; in ASCII, of hyphens
-            parts.append([])
-        else:
-            parts[-1].append(line.strip("│ "))
-    return " ".join(filter(None, parts[1])) if len(parts) > 1 else boxed
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", boxed)
+    _, *parts = re.split(".*(?:─{2,}|-{4,}).*", plain)  # the top, with the title, and rules; in ASCII, of hyphens
+    return " ".join(re.sub("^[│ ]+|[│ ]+$", "", parts[0], flags=re.MULTILINE).split()) if parts else boxed
 
 
 def fail(message: str, code: int) -> NoReturn:
@@ -115,13 +111,10 @@ def silence(descriptor: int) -> None:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn UserError, OSError and too little memory into one line and an exit code, and Ctrl-C into exit 130.
-
-    If the reader of stdout is gone (``| head``), exit with 141, silently.
-    """
+    """Turn UserError, OSError and too little memory into one line and an exit code, and Ctrl-C into exit 130."""
     try:
         yield
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of stdout is gone (``| head``): exit 141, silently
         silence(1)
         sys.exit(128 + signal.SIGPIPE)
     except (UserError, OSError) as error:

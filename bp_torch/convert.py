@@ -16,11 +16,9 @@ from bp_torch.activations import ACTIVATIONS
 from bp_torch.files import replace_file
 from bp_torch.network import Network, checked_sizes
 
-METADATA = "network"
-"""The key in a file's metadata under which sizes and activations are, as JSON."""
-
+METADATA = "network"  # the key in a file's metadata under which sizes and activations are, as JSON
+# By their names in the file.
 DTYPE_NAMES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-"""By their names in the file."""
 
 
 class ScaledTanh(nn.Tanh):
@@ -41,10 +39,7 @@ MODULES: dict[str, type[nn.Module]] = {
 
 
 def to_sequential(network: Network) -> nn.Sequential:
-    """The same network as ``nn.Linear``s and activation modules, with its own copy of the parameters.
-
-    An identity adds no module: the last ``nn.Linear`` then gives the outputs.
-    """
+    """The same network as ``nn.Linear``s and activation modules (none for identity), with a copy of the parameters."""
     modules: list[nn.Module] = []
     for layer, (W, b, _) in enumerate(network.layers):
         n_out, n_in = W.shape
@@ -66,8 +61,7 @@ def from_sequential(model: nn.Sequential) -> Network:
     if type(model) is not nn.Sequential or changed(model):
         raise ValueError(f"wanted a plain nn.Sequential, got {type(model).__name__}{changed(model)}")
     names = {module: name for name, module in MODULES.items()}
-    linears: list[nn.Linear] = []
-    found: list[str] = []  # the activation behind each linear
+    linears, found = list[nn.Linear](), list[str]()  # found: the activation behind each linear
     for position, module in enumerate(model):
         if type(module) is nn.Linear and module.bias is not None and not changed(module):
             if module in linears:
@@ -112,12 +106,8 @@ def save(network: Network, path: Path | str) -> None:
     The checksum, ``sha256``, is that of θ, which is what the tensors are in this order. Equal networks give equal
     files, byte for byte. Raises OSError if it cannot be written; the old file, if there was one, is then unchanged.
     """
-    about = {
-        "sizes": network.sizes,
-        "activation": network.activation,
-        "output_activation": network.output_activation,
-        "sha256": checksum(network),
-    }
+    names = ("sizes", "activation", "output_activation")
+    about = {name: getattr(network, name) for name in names} | {"sha256": checksum(network)}
     # One entry: the library writes several in an order that changes from run to run.
     replace_file(Path(path), safetensors.torch.save(named_tensors(network), {METADATA: json.dumps(about)}))
 
@@ -133,11 +123,7 @@ def checksum(network: Network) -> str:
 
 
 def load(path: Path | str, device: torch.device | str = "cpu") -> Network:
-    """Read what ``save`` wrote.
-
-    Raises FileNotFoundError, or ValueError naming the file and what is wrong in it. A file without a checksum, of an
-    older version, is read unchecked.
-    """
+    """Read what ``save`` wrote. Raises FileNotFoundError, or ValueError naming the file and what is wrong in it."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
@@ -157,7 +143,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Network:
         raise ValueError(f"{path} holds no network: {error} is missing") from error
     except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} holds no network: {error}") from error
-    if digest not in (None, checksum(network)):
+    if digest not in (None, checksum(network)):  # None: a file of an older version
         raise ValueError(f"{path} is damaged: its numbers do not have the checksum that it states")
     return network
 
@@ -169,6 +155,5 @@ def check_shapes(sizes: tuple[int, ...], found: Mapping[str, Sequence[int]]) -> 
         wanted |= {f"W{n}": [n_out, n_in], f"b{n}": [n_out]}
     for name in wanted | dict(found):
         if list(found.get(name, ())) != wanted.get(name):
-            raise ValueError(
-                f"{name} is {found.get(name, 'missing')}, the sizes say {wanted.get(name, 'that there is none')}"
-            )
+            says = wanted.get(name, "that there is none")
+            raise ValueError(f"{name} is {found.get(name, 'missing')}, the sizes say {says}")

@@ -26,11 +26,9 @@ from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defin
 
 from bp_torch.cli import UserError
 
-PATIENCE = timedelta(seconds=45)
-"""How long a process waits for the others before it treats them as dead."""
-
-BEAT, GRACE = 1.0, 15.0
-"""Seconds between two signs of life, and between a signal and an exit without the main thread, if that hangs."""
+PATIENCE = timedelta(seconds=45)  # how long a process waits for the others before it treats them as dead
+BEAT = 1.0  # seconds between two signs of life
+GRACE = 15.0  # seconds between a signal and an exit without the main thread, if that hangs
 
 
 class DistributedError(UserError):
@@ -79,15 +77,12 @@ class World:
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether ``flag`` is true in any process. Raises DistributedError if one is gone."""
-        if self.size == 1:
-            return flag
         raised = torch.tensor(float(flag), device=device)
         self.all_reduce(raised)
         return bool(raised.item())
 
 
-ALONE = World()
-"""The world of a single process."""
+ALONE = World()  # a single process
 
 
 @contextmanager
@@ -104,7 +99,6 @@ def lost_process_reported() -> Iterator[None]:
 def local_device(name: str) -> str:
     """The device that ``name`` (a flag's value) means for this process: of several, each takes its own GPU.
 
-    torchrun shows each process all GPUs of its machine, srun --gpus-per-task=1 only its own.
     Raises DistributedError if there are fewer GPUs than processes, or if all would use one numbered GPU.
     """
     on_gpu = name.startswith("cuda") or (name == "auto" and torch.cuda.is_available())
@@ -114,12 +108,10 @@ def local_device(name: str) -> str:
         raise DistributedError(f"--device {name} would be shared by all processes: wanted --device cuda")
     gpus, own = torch.cuda.device_count(), _number("LOCAL_RANK", os.environ.get("SLURM_LOCALID"))
     if gpus == 1 and "CUDA_VISIBLE_DEVICES" in os.environ:
-        own = 0
+        own = 0  # srun --gpus-per-task=1 shows each process only its own, torchrun all of the machine
     if own >= gpus:
-        raise DistributedError(
-            f"this is process {own}, counted from 0, of this machine, but {gpus} GPUs are visible: "
-            "start one process per GPU, or choose --device cpu"
-        )
+        found = f"this is process {own}, counted from 0, of this machine, but {gpus} GPUs are visible"
+        raise DistributedError(f"{found}: start one process per GPU, or choose --device cpu")
     return f"cuda:{own}"
 
 
@@ -136,8 +128,7 @@ def _number(variable: str, default: int | str | None = None) -> int:
 def joined(device: torch.device, store: str = "env://") -> Iterator[World]:
     """Join the processes that torchrun started, for the time of the context; without torchrun, a world of one process.
 
-    ``store`` is the URL at which the processes meet (``torch.distributed.init_process_group``).
-    Raises DistributedError if the others do not come.
+    They meet at the URL ``store``. Raises DistributedError if the others do not come.
     """
     size = _number("WORLD_SIZE", 1)
     if size == 1:
@@ -151,14 +142,8 @@ def joined(device: torch.device, store: str = "env://") -> Iterator[World]:
             torch.cuda.set_device(device)
         try:
             met, _, _ = next(iter(rendezvous(store, rank, size, timeout=PATIENCE)))
-            dist.init_process_group(
-                "nccl" if on_gpu else "gloo",
-                store=met,
-                rank=rank,
-                world_size=size,
-                timeout=PATIENCE,
-                device_id=device if on_gpu else None,
-            )
+            backend, own = ("nccl", device) if on_gpu else ("gloo", None)
+            dist.init_process_group(backend, store=met, rank=rank, world_size=size, timeout=PATIENCE, device_id=own)
         except ValueError as error:
             raise DistributedError(f"cannot meet the other processes: {error}") from error
     with Watch(met.clone(), rank, size):
@@ -181,8 +166,7 @@ class Watch:
     ) -> None:
         """For process ``rank`` of ``size``. ``patience`` and ``grace`` are in seconds."""
         self.store = PrefixStore("watch", store)
-        self.rank, self.size = rank, size
-        self.patience, self.grace = patience, grace
+        self.rank, self.size, self.patience, self.grace = rank, size, patience, grace
         self._signals, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         self._thread = threading.Thread(target=self._run, daemon=True)

@@ -6,6 +6,7 @@ epochs: Annotated[int, Within(least=0), Flag(may_change=True)] = 20
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
+from operator import ge, gt, le, lt
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -21,7 +22,6 @@ class Flag:
     role: Role = "recipe"  # the recipe and the seed decide which network comes out; place: where things are
     word: str | None = None  # before its value in the name of a run; None: the flag's own, of recipe and seed
     first_column: bool = False  # whether HParams shows it at once
-    after: str | None = None  # the column of HParams that it follows; None: that of the flag before
     may_change: bool = False  # on resuming
     only_with: tuple[str, tuple[Any, ...]] | None = None  # another flag, and its values with which this has an effect
 
@@ -42,13 +42,8 @@ class Within:
 
     def has(self, number: float) -> bool:
         """Whether the flag takes ``number``. It takes no NaN and no ∞."""
-        return (
-            (self.least is None or number >= self.least)
-            and (self.most is None or number <= self.most)
-            and (self.above is None or number > self.above)
-            and (self.below is None or number < self.below)
-            and abs(number) < float("inf")
-        )
+        bounds = ((ge, self.least), (le, self.most), (gt, self.above), (lt, self.below), (lt, float("inf")))
+        return number > -float("inf") and all(bound is None or holds(number, bound) for holds, bound in bounds)
 
     def __str__(self) -> str:
         """The bounds in words: 0 or more, 1 to 100, above 0 and below 1."""

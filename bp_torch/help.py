@@ -14,11 +14,8 @@ from typing import Any, get_args, get_origin
 from bp_torch.flags import alternatives, types_of
 from bp_torch.text import wrapped
 
-METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
-"""The word for a value of each type."""
-
-WHOLE = "\x1f"
-"""Stands for a space at which no line ends."""
+METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}  # the word for a value of each type
+WHOLE = "\x1f"  # stands for a space at which no line ends
 
 
 def help_text(config: type[Any], prog: str, description: str) -> str:
@@ -26,9 +23,8 @@ def help_text(config: type[Any], prog: str, description: str) -> str:
     hints, told = types_of(config), docstrings(config)
     blocks = [f"usage: {prog} [OPTIONS]", wrapped(description)]
     for name, members in grouped(config).items():
-        blocks.append(
-            "\n".join([f"{name}:", *(entry(field, hints[field.name], told[field.name]) for field in members)])
-        )
+        entries = [entry(field, hints[field.name], told[field.name]) for field in members]
+        blocks.append("\n".join([f"{name}:", *entries]))
     blocks.append("other:\n" + _lines("--help, -h", "Show this help."))
     return "\n\n".join(blocks)
 
@@ -36,18 +32,14 @@ def help_text(config: type[Any], prog: str, description: str) -> str:
 def grouped(config: type[Any]) -> "dict[str, list[Field[Any]]]":
     """The fields by group. A class's own come before those of its base classes; without a name they are "options"."""
     found: dict[str, list[Field[Any]]] = {}
+    owners = {name: owner for owner in config.__mro__ for name in vars(owner).get("__annotations__", {})}
     for owner in config.__mro__:
         name, names = "options", vars(owner).get("groups", {})
         for field in fields(config):
-            if _owner(config, field.name) is owner:
+            if owners[field.name] is owner:
                 name = names.get(field.name, name)
                 found.setdefault(name, []).append(field)
     return found
-
-
-def _owner(config: type[Any], name: str) -> type[Any]:
-    """The class that brought the field in."""
-    return [each for each in config.__mro__ if name in vars(each).get("__annotations__", {})][-1]
 
 
 def entry(field: "Field[Any]", hint: Any, says: str) -> str:

@@ -55,10 +55,7 @@ def layer_views(vector: Tensor, sizes: tuple[int, ...]) -> tuple[Views, Views]:
 
 
 class Network:
-    """A fully connected network, or K of them, as raw tensors.
-
-    No attribute can be assigned: what changes are the numbers in ``parameters``, in place.
-    """
+    """A fully connected network, or K of them, as raw tensors. Only the numbers in ``parameters`` can be changed."""
 
     sizes: tuple[int, ...]  # neurons per layer, (n_0, …, n_L), inputs first
     activation: str  # name of φ in the hidden layers
@@ -102,8 +99,8 @@ class Network:
             raise ValueError(f"networks: wanted a whole number from 1, or None, got {networks!r}")
         leading = () if networks is None else (networks,)
         parameters = torch.empty(*leading, parameter_count(sizes), dtype=dtype, device=device)
-        names = {"activation": activation, "output_activation": output_activation}
-        self.__setstate__({"sizes": sizes, "parameters": parameters} | names)
+        state = {"sizes": sizes, "activation": activation, "output_activation": output_activation}
+        self.__setstate__(state | {"parameters": parameters})
         self.initialise(init, seed)
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
@@ -143,10 +140,7 @@ class Network:
         return self.parameters.device
 
     def __getitem__(self, k: int | slice) -> "Network":
-        """Network number ``k`` of several, or those of a slice: a view, which shares their memory.
-
-        Raises TypeError for a single network, and IndexError for a ``k`` that is not there.
-        """
+        """Network ``k`` of several, or a slice: a view. Raises TypeError for a single network, and IndexError."""
         if not self.leading:
             raise TypeError(f"{self} is one network: only one of networks=K has a part [k]")
         return self._with(self.parameters[k])
@@ -198,13 +192,10 @@ class Network:
         return other
 
     def check_batch(self, name: str, batch: Tensor, width: int, rows: int | None = None) -> None:
-        """Raise ValueError unless ``batch`` is (…, ``rows``, ``width``), in the network's dtype and on its device.
-
-        Also where ``.data`` of the parameters or of a view was assigned, so that they are no longer the same numbers.
-        """
+        """Raise ValueError unless ``batch`` is (…, ``rows``, ``width``), in the network's dtype and on its device."""
         if torch.compiler.is_compiling():
             return  # memory and devices are not known there, and are those of the lines that are compiled
-        memory = self.parameters.untyped_storage()._cdata
+        memory = self.parameters.untyped_storage()._cdata  # another one where ``.data`` was assigned
         if any(view.untyped_storage()._cdata != memory for view in (*self.weights, *self.biases)):
             raise ValueError(f"weights and biases are no longer views into the parameters of {self}: {IN_PLACE}")
         if batch.ndim < 2 or batch.shape[-1] != width or batch.shape[:-2] not in ((), self.leading):

@@ -36,9 +36,7 @@ class SGD:
             if number != 0:
                 check_positive("weight decay", number, network.dtype, "zero or a positive number")
         self.rate = self.parameters.new_empty((*network.leading, 1) if isinstance(learning_rate, Tensor) else ())
-        self.learning_rate = learning_rate
-        self.momentum = momentum
-        self.weight_decay = weight_decay
+        self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
         self.velocity = None
         self._decaying: list[tuple[Tensor, Tensor]] = []  # parts of v and of θ
         self._momentum, self._decay = self._column(momentum), self._column(weight_decay)
@@ -83,10 +81,7 @@ class SGD:
         return value.to(self.parameters.device, dtype).unsqueeze(-1)
 
     def step(self, gradient: Tensor) -> None:
-        """One step against ``gradient`` (…, P), which is not changed and may have a lower precision than θ.
-
-        Raises ValueError for a gradient of another shape or of a dtype that does not fit.
-        """
+        """One step against ``gradient`` (…, P), which stays, of θ's precision or lower; else it raises ValueError."""
         dtype = self.parameters.dtype
         fits = gradient.is_floating_point() and torch.promote_types(gradient.dtype, dtype) == dtype
         if gradient.shape != self.parameters.shape or not fits:

@@ -39,7 +39,7 @@ def trained(config: SweepConfig, mnist: tuple[Examples, Examples]) -> Group:
             pass
         group.record(*group.evaluate())
         group.reset_diverged()
-        group.end_epoch()
+        group.state.end_epoch()
     group.choose()
     return group
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from bp_torch.cli import one_line_errors
 
-COMMANDS = {
+COMMANDS = {  # each command, a module of this package, and what it does
     "train": "train a network on handwritten digits (the same as python train.py)",
     "sweep": "train networks of many settings and seeds at once, and compare them",
     "ladder": "published results of plain networks, and ours by the same recipes",
@@ -20,7 +20,6 @@ COMMANDS = {
     "explain": "show every idea of backpropagation on a trained network",
     "benchmark": "time training against the usual ways to do it",
 }
-"""Each command, a module of this package, and what it does."""
 
 
 def start(command: str, arguments: list[str] | None) -> None:

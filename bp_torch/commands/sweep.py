@@ -7,7 +7,6 @@ from bp_torch.distributed import local_device
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.sweep.loop import COMMAND, sweep
 from bp_torch.sweep.plan import groups
-from bp_torch.training.interruption import Stopped
 from bp_torch.training.run import read_config_as
 
 DESCRIPTION = "Train networks of many settings and seeds at once, and compare them."
@@ -24,7 +23,4 @@ def main(arguments: list[str]) -> None:
             groups(config, choose_device(local_device(config.device)))
         except ValueError as error:
             fail(str(error), 2)
-        try:
-            sweep(config)
-        except Stopped as stopped:
-            fail(str(stopped), stopped.code)
+        sweep(config)

@@ -6,7 +6,6 @@ from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.ladder.rows import Row, find
 from bp_torch.training.config import AnyConfig, Config
 from bp_torch.training.divergence import WrongGradientError
-from bp_torch.training.interruption import Stopped
 from bp_torch.training.loop import train
 from bp_torch.training.run import read_config
 
@@ -23,8 +22,6 @@ def main(arguments: list[str] | None) -> None:
             config = resumed(read_config(config.resume), arguments)
         try:
             train(config)
-        except Stopped as stopped:
-            fail(str(stopped), stopped.code)
         except WrongGradientError as wrong:
             print(wrong.report)
             fail(str(wrong), 1)

@@ -75,7 +75,7 @@ def train_on(config: Config, training: Examples, test: Examples, count: int, see
             while group.state.epoch <= own.epochs:
                 for _ in group.rest_of_epoch():
                     bar.update()
-                group.end_epoch()
+                group.state.end_epoch()
         for network, member in zip(group.network, part, strict=True):
             some = first_shuffled(training, count, member.seed)
             on_training, on_test = (evaluate(network, examples, own.cost) for examples in (some, test))

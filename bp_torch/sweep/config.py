@@ -9,11 +9,8 @@ from bp_torch.flags import Flag, Within, check_bounds, check_types, flag
 from bp_torch.network import InitName
 from bp_torch.training.config import SEEDS, Config
 
-MOST = 10_000
-"""Networks in a sweep: each has a folder."""
-
-Setting = tuple[Any, ...]
-"""A value for each of ``LISTS``."""
+MOST = 10_000  # networks in a sweep: each has a folder
+Setting = tuple[Any, ...]  # a value for each of LISTS
 
 
 @dataclass(frozen=True)

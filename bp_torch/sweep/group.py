@@ -4,9 +4,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from math import ceil
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,11 +17,10 @@ from bp_torch.network import Network
 from bp_torch.training.config import Config, scalar_or_column
 from bp_torch.training.evaluation import BeforeChunk, Score, evaluate_each
 from bp_torch.training.log import cost_tag, score_values
-from bp_torch.training.run import RunResult, split
-from bp_torch.training.step import StepResult, TrainingStep
+from bp_torch.training.run import InTraining, RunResult, split
+from bp_torch.training.step import StepResult
 
-Point = tuple[int, float, str, list[float]]
-"""Of a curve: its step, its time in seconds since 1970, its tag, and a value for each network."""
+Point = tuple[int, float, str, list[float]]  # of a curve: step, seconds since 1970, tag, a value for each network
 
 
 @dataclass
@@ -37,7 +35,8 @@ class GroupState(State):
     diverged: list[int] = field(default_factory=list)  # the step at which the cost was found not to be finite; or 0
     points: list[Point] = field(default_factory=list)  # the curves of all networks so far
 
-    EACH: ClassVar[tuple[str, ...]] = ("accuracy", "cost", "best", "best_epoch", "diverged")
+    EACH: ClassVar[dict[str, Any]] = {"accuracy": 0.0, "cost": 0.0, "best": -1.0, "best_epoch": 0, "diverged": 0}
+    """The lists with a value for each network, and what that is before the first step."""
 
     def __post_init__(self) -> None:
         """Raise ValueError for a list that has not one value for each network."""
@@ -60,39 +59,13 @@ class SeedExamples(NamedTuple):
 
 
 @dataclass
-class Group:
-    """K networks in training, which differ in seed and in the lists of the sweep.
+class Group(InTraining):
+    """K networks in training, which differ in seed and in the lists of the sweep."""
 
-    Where ``seeds`` do not all train on the whole training set, undeformed, the step reads their examples joined, one
-    after another.
-    """
-
-    config: Config  # of the first
-    members: list[Config]
-    seeds: list[SeedExamples]
-    training: Examples
-    test: Examples
-    step: TrainingStep
     state: GroupState
-    folder: Path
-    begun: float = field(default_factory=time.perf_counter)  # when it would have begun without a break
-    _order: dict[int, Tensor] = field(default_factory=dict)
+    members: list[Config]
+    seeds: list[SeedExamples]  # unless all have the whole training set, undeformed, the step reads them joined
     _points: list[tuple[int, float, Tensor]] = field(default_factory=list)  # step, time, costs (K,) on the device
-
-    @property
-    def network(self) -> Network:
-        """The networks that are trained."""
-        return self.step.network
-
-    @property
-    def examples(self) -> int:
-        """Training examples of an epoch."""
-        return len(self.seeds[0].used.labels)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Mini-batches in an epoch, the short one included."""
-        return ceil(self.examples / self.step.batch_size)
 
     def learning_rate(self) -> float | Tensor:
         """The learning rate of each network in the state's epoch."""
@@ -120,10 +93,6 @@ class Group:
             state.count_step()
             yield result
         self.order(state.epoch + 1)  # drawn while a GPU still works on the steps above
-
-    def end_epoch(self) -> None:
-        """Let the next step be the first of the next epoch."""
-        self.state.end_epoch()
 
     def take_point(self) -> None:
         """Take a point of the curves at the end of each interval of steps, unless --no-log is given."""
@@ -188,10 +157,7 @@ class Group:
                     state.chosen[k].copy_(self.network.parameters[k])
 
     def choose(self) -> None:
-        """After training: take the networks of the epochs that held-out examples chose, and their scores on the test.
-
-        Without held-out examples, the last networks are those, and they have their scores.
-        """
+        """After training: take the networks that held-out examples chose, if there are any, and their test scores."""
         self.state.reported = self.config.epochs
         if self.state.chosen is not None:
             scores = evaluate_each(self.final_network(), self.test, self.config.cost)
@@ -207,16 +173,10 @@ class Group:
 
     def result(self, k: int) -> RunResult:
         """The result of network ``k``, whose part of the time is an even one."""
-        state, config = self.state, self.config
-        return RunResult(
-            self.final_network()[k],
-            state.best_epoch[k] if config.validation else config.epochs,
-            Score(state.cost[k], state.accuracy[k]),
-            state.best[k] if config.validation else None,
-            config.epochs,
-            state.seconds / len(self.members),
-            config.precision_on(self.network.device),
-        )
+        state, config, device = self.state, self.config, self.network.device
+        epoch, accuracy = (state.best_epoch[k], state.best[k]) if config.validation else (config.epochs, None)
+        own = (epoch, config.epochs, accuracy, state.seconds / len(self.members))
+        return RunResult(state.accuracy[k], state.cost[k], *own, config.precision_on(device), device.type)
 
     def member_state(self, k: int) -> State:
         """The state of network ``k`` as a run of its own; of one that diverged, its first state."""
@@ -250,18 +210,9 @@ def new_group(members: list[Config], training: Examples, test: Examples, folder:
     network = first.network(training.x.device, members)
     optimizer = first.optimizer(network, members)
     running = torch.zeros(2, k, dtype=torch.float64, device=network.device)
-    state = GroupState(
-        network.parameters,
-        optimizer.velocity,
-        running,
-        network=f"{k} of {first.network_name}",
-        accuracy=[0.0] * k,
-        cost=[0.0] * k,
-        best=[-1.0] * k,
-        best_epoch=[0] * k,
-        chosen=network.parameters.clone() if first.validation else None,
-        diverged=[0] * k,
-    )
+    each: dict[str, Any] = {name: [value] * k for name, value in GroupState.EACH.items()}
+    chosen, name = network.parameters.clone() if first.validation else None, f"{k} of {first.network_name}"
+    state = GroupState(network.parameters, optimizer.velocity, running, network=name, chosen=chosen, **each)
     n, counted = len(seeds[0].used.labels), running if first.log else None
     step = first.training_step(network, optimizer, examples, epoch_examples=n, running=counted)
-    return Group(first, members, seeds, training, test, step, state, folder)
+    return Group(first, folder, training, test, n, step, state, members, seeds)

@@ -36,13 +36,11 @@ from bp_torch.training.evaluation import Score
 from bp_torch.training.interruption import Signals, Stopped
 from bp_torch.training.log import RunLog
 from bp_torch.training.loop import early_steps, synchronize
-from bp_torch.training.run import TrainingError, default_run_name, load_data, restore
+from bp_torch.training.run import TrainingError, default_run_name, load_data
 
 GROUPS = "groups"
-PLAN = "groups.json"
-"""Which networks are trained at once, by their names: a sweep is resumed with the groups that it began with."""
+PLAN = "groups.json"  # the networks that are trained at once, by name: a sweep is resumed with the groups it began with
 RESULTS = "results.json"
-
 COMMAND = "python -m bp_torch sweep"
 
 
@@ -156,8 +154,7 @@ def open_group(run: SweepRun, number: int) -> Group:
     group = new_group(run.plan[number], *run.data, run.group_folder(number))
     set_threads(group.config.threads, group.step.batch_size * group.network.parameters.shape[-1])
     if (group.folder / checkpoint.LAST).exists():
-        restore(group.state, group.folder, group.steps_per_epoch)
-        group.begun -= group.state.seconds
+        group.restore()
     return group
 
 
@@ -232,15 +229,9 @@ def epoch_line(group: Group, name: str, rate: float, seconds: float) -> str:
     return f"{name:>7}   {state.epoch:5}   {best:>{width}} {middle}   {wrong:8}   {rate:10,.0f}   {seconds:7.2f}"
 
 
-# ---- the folder of one network: that of a run, with its config, checkpoint, network, and event file ----
-
-
 def save_member(group: Group, k: int, folder: Path) -> None:
-    """Make the folder of network ``k`` in that of the sweep, in one step, unless it is there.
-
-    A network that diverged has its first checkpoint and no network: train.py --resume trains it anew, and says which
-    tensor overflowed first.
-    """
+    """Make the folder of network ``k``, one of a run, in that of the sweep, in one step, unless it is there."""
+    # One that diverged has its first checkpoint and no network: train.py --resume says which tensor overflowed first.
     member, diverged = replace(group.members[k], runs_dir=folder), group.state.diverged[k]
     assert member.run_name
     if (own := folder / member.run_name).exists():
@@ -253,9 +244,8 @@ def save_member(group: Group, k: int, folder: Path) -> None:
         if member.log:
             log_member(group, k, made, member)
         if not diverged:
-            result = group.result(k)
-            save_network(result.network, made / checkpoint.NETWORK_FILE)
-            replace_file(made / checkpoint.RESULT, result.to_json().encode())
+            save_network(group.final_network()[k], made / checkpoint.NETWORK_FILE)
+            replace_file(made / checkpoint.RESULT, group.result(k).to_json().encode())
 
 
 def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
@@ -271,9 +261,6 @@ def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
                 log.scalars({tag: values[k]}, step, taken)
         if not state.diverged[k]:
             log.end(Score(state.cost[k], state.accuracy[k]), state.step)
-
-
-# ---- what was found ----
 
 
 def finish(run: SweepRun) -> None:

@@ -26,28 +26,17 @@ from bp_torch.network import parameter_count
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.training.config import Config
 
-CACHE = 2**22
-"""Bytes that a group on a CPU works on."""
-
+CACHE = 2**22  # bytes that a group on a CPU works on
 ENOUGH = 3
 """Settings from which on networks of one seed make a group of their own: three that share a batch take less time each
 than eight with a batch each."""
-
-MANY = 128
-"""The most networks of a group on a GPU."""
-
-FULL_BATCH = 60_000
-"""Examples that --batch-size full is taken to have, before the data are read."""
-
-COPIES = 4
-"""A group needs about so many times the memory of what it works on: other results of a step, the state, its copies."""
+MANY = 128  # the most networks of a group on a GPU
+FULL_BATCH = 60_000  # examples that --batch-size full is taken to have, before the data are read
+COPIES = 4  # times the memory of what a group works on, that it needs: other results of a step, the state, its copies
 
 
 def groups(config: SweepConfig, device: torch.device) -> list[list[Config]]:
-    """The networks of a sweep, those that are trained at once together.
-
-    Raises ValueError for more networks --at-once than there is memory for.
-    """
+    """The networks of a sweep, those that are trained at once together. Raises ValueError if memory has no room."""
     members, settings = config.members(), len(config.settings)
     one_seed = config.seeds == 1 or (config.at_once is None and device.type == "cpu" and settings >= ENOUGH)
     at_once = config.at_once or quickest(members[0], device, separate_batches=not one_seed)

@@ -18,12 +18,9 @@ from bp_torch.training.config import Config
 
 JSON = "sweep.json"
 PICTURE = "accuracy.png"
-
+# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's, which people with any kind of colour vision can tell apart."""
-
-JsonRow = dict[str, Any]
-"""A row of sweep.json, about a network or a setting."""
+JsonRow = dict[str, Any]  # a row of sweep.json, about a network or a setting
 
 
 def network_rows(members: list[Config], scores: Mapping[str, list[Any]]) -> list[JsonRow]:
@@ -71,18 +68,8 @@ def table(config: SweepConfig, networks: list[JsonRow]) -> str:
     return "\n".join([text.table(header, lines), about, *wrong])
 
 
-def as_json(config: SweepConfig, networks: list[JsonRow]) -> str:
-    """Everything that the table and the picture show, to be read by a program."""
-    settings = setting_rows(config, networks)
-    report = {"seeds": config.seeds, "epochs": config.epochs, "settings": settings, "networks": networks}
-    return json.dumps(report, indent=2) + "\n"
-
-
 def draw(config: SweepConfig, networks: list[JsonRow]) -> Figure:
-    """Accuracy by the learning rate, or else by the first list of numbers with several values.
-
-    Each network is a dot, the means are a line; every combination of the other lists has a colour.
-    """
+    """Accuracy by the learning rate or another list: a dot for each network, a line and a colour for other lists."""
     varied = [name for name in LISTS if len(getattr(config, name)) > 1]
     along = next((name for name in varied if name != "init"), LISTS[0])
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -118,8 +105,10 @@ def draw(config: SweepConfig, networks: list[JsonRow]) -> Figure:
 
 
 def save(config: SweepConfig, networks: list[JsonRow], folder: Path) -> None:
-    """Write sweep.json and the picture into the sweep's ``folder``."""
-    replace_file(folder / JSON, as_json(config, networks).encode())
+    """Write sweep.json, all that the table and the picture show, and the picture into the sweep's ``folder``."""
+    rows = {"settings": setting_rows(config, networks), "networks": networks}
+    content = json.dumps({"seeds": config.seeds, "epochs": config.epochs} | rows, indent=2) + "\n"
+    replace_file(folder / JSON, content.encode())
     png = io.BytesIO()
     draw(config, networks).savefig(png, dpi=150)
     replace_file(folder / PICTURE, png.getvalue())

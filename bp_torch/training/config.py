@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import cos, pi
 from pathlib import Path
@@ -28,14 +29,9 @@ PrecisionName = Literal["full", "tf32", "bf16", "auto"]
 Schedule = Literal["inverse", "exponential", "cosine", "constant"]
 DeformName = Literal["none", "affine", "elastic", "both"]
 
-SEEDS = 2**32
-"""Seeds are below this number."""
+SEEDS = 2**32  # seeds are below this number
+LONGEST_NAME = 200  # bytes of a run's name: file systems allow 255, and a folder that is being made has a longer name
 
-LONGEST_NAME = 200
-"""Characters of a run's name: file systems allow 255 bytes, and a folder that is being made has a longer name."""
-
-ROLES = get_args(Role)
-FIRST = Flag(first_column=True)
 LOG = Flag("log", only_with=("log", (True,)))
 AFFINE = Flag(only_with=("deform", ("affine", "both")))
 ELASTIC = Flag(only_with=("deform", ("elastic", "both")))
@@ -45,13 +41,13 @@ ELASTIC = Flag(only_with=("deform", ("elastic", "both")))
 class Config:
     """The settings of a run. Raises ValueError for a value out of its range."""
 
-    sizes: Annotated[tuple[int, ...], FIRST] = (784, 16, 16, 10)
+    sizes: Annotated[tuple[int, ...], Flag(first_column=True)] = (784, 16, 16, 10)
     """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between."""
     activation: Annotated[ActivationName, Flag(word="", first_column=True)] = "sigmoid"
     """Activation of the hidden layers."""
     output_activation: ActivationName | None = None
     """Activation of the last layer. None: sigmoid, or identity for the softmax cost, which contains the softmax."""
-    init: Annotated[InitName, Flag(after="cost")] = "lecun"
+    init: InitName = "lecun"
     """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform: from
     −1/√n_in to 1/√n_in. Other biases are zero."""
     cost: Annotated[CostName, Flag(word="", first_column=True)] = "quadratic"
@@ -137,7 +133,7 @@ class Config:
     threads: Annotated[int | None, Flag("machine")] = None
     """CPU threads. None: one for a small network, else torch's default."""
 
-    groups: ClassVar[dict[str, str]] = {
+    groups: ClassVar[dict[str, str]] = {  # of the help: the first field of each, and its name
         "sizes": "the network",
         "cost": "the descent",
         "dataset": "data",
@@ -145,17 +141,14 @@ class Config:
         "log": "logging",
         "device": "the machine",
     }
-    """The groups of the help: the first field of each, and its name."""
 
     def __post_init__(self) -> None:
         """Check every field."""
         check_types(self)
         check_bounds(self)
         if len(self.sizes) < 2 or min(self.sizes) < 1 or (self.sizes[0], self.sizes[-1]) != (PIXELS, CLASSES):
-            raise ValueError(
-                f"--sizes: wanted {PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between, "
-                f"got {' '.join(map(str, self.sizes)) or 'none'}"
-            )
+            wanted = f"{PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between"
+            raise ValueError(f"--sizes: wanted {wanted}, got {' '.join(map(str, self.sizes)) or 'none'}")
         self._check_names()
         check_threads(self.threads)
         if parameter_count(self.sizes) >= 2**40:
@@ -165,14 +158,12 @@ class Config:
         if self.precision != "full" and self.dtype != "float32":
             raise ValueError(f"--precision {self.precision}: wanted --dtype float32, got {self.dtype}")
         if self.precision == "tf32" and self.verify_every:
-            raise ValueError(
-                "--verify-every: wanted --precision full, bf16 or auto, got tf32, in which autograd is no reference"
-            )
+            wanted = "--precision full, bf16 or auto, got tf32, in which autograd is no reference"
+            raise ValueError(f"--verify-every: wanted {wanted}")
         check_effects(self)
         if self.schedule == "exponential" and self.learning_rate_decay >= 1:
-            raise ValueError(
-                f"--learning-rate-decay: wanted less than 1 with --schedule exponential, got {self.learning_rate_decay}"
-            )
+            wanted = f"less than 1 with --schedule exponential, got {self.learning_rate_decay}"
+            raise ValueError(f"--learning-rate-decay: wanted {wanted}")
         self.deformation  # noqa: B018 (raises for a value out of range)
         find_cost(self.cost, self.outputs)
         optimizer = self.optimizer(Network((1, 1), dtype=getattr(torch, self.dtype)))
@@ -190,22 +181,19 @@ class Config:
             raise ValueError(f"--run-name: wanted at most {LONGEST_NAME} bytes, got {name!r}")
         for field in ("run_name", "runs_dir", "data_dir", "resume"):
             text = str(getattr(self, field))
-            try:
+            with suppress(UnicodeEncodeError):
                 os.fsencode(text)
-                writable = text.isprintable()
-            except UnicodeEncodeError:
-                writable = False
-            if not writable:
-                raise ValueError(f"{flag(field)}: wanted characters that this system can write, got {text!a}")
+                if text.isprintable():
+                    continue
+            raise ValueError(f"{flag(field)}: wanted characters that this system can write, got {text!a}")
 
     @property
     def deformation(self) -> Deformation | None:
         """How the training images are deformed; None where they are not."""
         if self.deform == "none":
             return None
-        affine = (
-            (self.rotation, self.shear, self.scale, self.shift) if self.deform != "elastic" else (0.0, 0.0, 0.0, 0.0)
-        )
+        affine = (self.rotation, self.shear, self.scale, self.shift)
+        affine = affine if self.deform != "elastic" else (0.0, 0.0, 0.0, 0.0)
         return Deformation(*affine, self.sigma, self.alpha if self.deform != "affine" else 0.0)
 
     @property
@@ -216,8 +204,7 @@ class Config:
     @property
     def outputs(self) -> str:
         """Name of the output activation: the one chosen, or the default of the cost."""
-        own = "identity" if self.cost == "softmax-cross-entropy" else "sigmoid"
-        return self.output_activation or own
+        return self.output_activation or ("identity" if self.cost == "softmax-cross-entropy" else "sigmoid")
 
     def network(self, device: torch.device, members: "Sequence[Config] | None" = None) -> Network:
         """The network with the initial values of this run; or of ``members``, those of the K runs as one network."""
@@ -234,14 +221,9 @@ class Config:
 
     def optimizer(self, network: Network, members: "Sequence[Config] | None" = None) -> SGD:
         """The optimizer of this run; or of ``members``, K runs whose parameters are those of ``network``."""
-        several = members or [self]
-        return SGD(
-            network,
-            scalar_or_column([member.learning_rate for member in several]),
-            momentum=scalar_or_column([member.momentum for member in several]),
-            weight_decay=scalar_or_column([member.weight_decay for member in several]),
-            decay_biases=self.decay_biases,
-        )
+        names, several = ("learning_rate", "momentum", "weight_decay"), members or [self]
+        numbers = {name: scalar_or_column([getattr(member, name) for member in several]) for name in names}
+        return SGD(network, **numbers, decay_biases=self.decay_biases)
 
     def training_step(
         self,
@@ -254,10 +236,7 @@ class Config:
         world: World = ALONE,
         record: bool = True,
     ) -> TrainingStep:
-        """The step of this run on mini-batches of ``examples``, of which an epoch has so many (None: all).
-
-        See ``TrainingStep`` for the other arguments.
-        """
+        """The step of this run on mini-batches of ``examples``; an epoch has ``epoch_examples`` of them (None: all)."""
         n = epoch_examples or len(examples.labels)
         return TrainingStep(
             network,
@@ -281,11 +260,9 @@ class Config:
     def hyperparameters(self, examples: int, batch_size: int) -> dict[str, str | float]:
         """The settings that one compares. Keys and types are the same for every run."""
         used = {"output_activation": self.outputs, "batch_size": batch_size, "train_examples": examples}
-        flags = flags_of(type(self))
-        names = [name for name, flag in flags.items() if flag.decides and not flag.only_with]
-        for name in [name for name in names if flags[name].after]:
-            names.remove(name)
-            names.insert(names.index(flags[name].after or "") + 1, name)
+        names = [name for name, flag in flags_of(type(self)).items() if flag.decides and not flag.only_with]
+        names.remove("init")
+        names.insert(names.index("cost") + 1, "init")
         return {name: as_column(used.get(name, getattr(self, name))) for name in names}
 
     @property
@@ -323,16 +300,14 @@ class Config:
 
     def resumed(self, given: Self) -> Self:
         """``given``, if a run of this config may continue with it. Raises ValueError if it may not."""
-        flags = flags_of(type(self))
-        may_change = sorted((n for n in flags if flags[n].may_change), key=lambda n: ROLES.index(flags[n].role))
+        flags, roles = flags_of(type(self)), get_args(Role)
+        may_change = sorted((n for n in flags if flags[n].may_change), key=lambda n: roles.index(flags[n].role))
         for name in flags:
             was, now = getattr(self, name), getattr(given, name)
             if name not in ("resume", *may_change) and was != now:
                 *others, last = map(flag, may_change)
-                raise ValueError(
-                    f"{flag(name)} {now} differs from the run's {was}: "
-                    f"only {', '.join(others)} and {last} may change on resuming"
-                )
+                only = f"only {', '.join(others)} and {last} may change on resuming"
+                raise ValueError(f"{flag(name)} {now} differs from the run's {was}: {only}")
         if self.schedule == "cosine" and given.epochs != self.epochs:
             raise ValueError("--epochs cannot change with --schedule cosine: every learning rate depends on it")
         return given

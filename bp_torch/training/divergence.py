@@ -1,13 +1,15 @@
 """Two things that stop a run: a cost that is not finite, and a gradient that disagrees with autograd."""
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from bp_torch.backprop import example_costs
 from bp_torch.checkpoint import LAST
+from bp_torch.distributed import ALONE
 from bp_torch.network import layer_views
-from bp_torch.training.run import Run, TrainingError, restore
+from bp_torch.training.run import Run, TrainingError
 from bp_torch.training.step import StepResult
 
 if TYPE_CHECKING:  # imported where it is used: a run without --verify-every needs no autograd
@@ -15,10 +17,7 @@ if TYPE_CHECKING:  # imported where it is used: a run without --verify-every nee
 
 
 def diverged(run: Run) -> TrainingError:
-    """The error of a run whose cost is not finite, with the tensor that overflowed first.
-
-    It is found by training again from the last checkpoint. What can be logged of the last step is logged before.
-    """
+    """The error of a run whose cost is not finite. What overflowed first is found by training from the checkpoint."""
     if not run.world.is_first:
         return TrainingError("the cost is not finite: stopped with the first process, which says where")
     if run.log:
@@ -26,18 +25,17 @@ def diverged(run: Run) -> TrainingError:
         if skipped := run.log.histograms(run.last, run.state.step) if may_log else []:
             print(f"{len(skipped)} histograms contain NaN or infinity and are not logged, such as {skipped[0]}")
         run.log.flush()
-    run = run.unrecorded()
-    restore(run.state, run.folder, run.steps_per_epoch)
+    step = run.config.training_step(run.network, run.step.optimizer, run.step.examples, record=False)
+    run = replace(run, step=step, world=ALONE, inspect=None)
+    run.restore()
     for result in run.rest_of_epoch():
         if name := first_not_finite(result, run.config.cost):
             where = f"at step {run.state.step} (epoch {run.state.epoch}) {name} overflowed first"
             break
     else:
         where = "in the evaluation after the epoch, while all of its steps were finite"
-    return TrainingError(
-        f"the cost is not finite: {where}; try a smaller --learning-rate or other initial values (--init); "
-        f"the last good checkpoint is {run.folder / LAST}"
-    )
+    way = "try a smaller --learning-rate or other initial values (--init)"
+    return TrainingError(f"the cost is not finite: {where}; {way}; the last good checkpoint is {run.folder / LAST}")
 
 
 def first_not_finite(result: StepResult, cost: str) -> str | None:
@@ -63,14 +61,13 @@ class WrongGradientError(RuntimeError):
         super().__init__(f"the hand-written gradient of step {step} (epoch {epoch}) disagrees with autograd, see above")
 
 
+@dataclass
 class GradientCheck:
-    """Checks the gradient of every ``--verify-every``-th step against autograd, before the update."""
+    """Checks the gradient of every ``--verify-every``-th step of a run against autograd, before the update."""
 
-    def __init__(self, run: Run) -> None:
-        """For the steps of ``run``."""
-        self.run = run
-        self.checked = 0  # gradients that were right
-        self.worst = 0.0  # their largest relative error
+    run: Run
+    checked: int = 0  # gradients that were right
+    worst: float = 0.0  # their largest relative error
 
     def __call__(self, result: StepResult) -> None:
         """Check the step if its turn has come. Raises WrongGradientError."""

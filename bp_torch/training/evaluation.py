@@ -50,8 +50,7 @@ def evaluate(
     network: Network, examples: Examples, cost: str, world: World = ALONE, before_chunk: BeforeChunk = None
 ) -> Score:
     """Cost and accuracy over all ``examples``; each process computes its shard."""
-    (score,) = evaluate_each(network, examples, cost, world, before_chunk)
-    return score
+    return evaluate_each(network, examples, cost, world, before_chunk)[0]
 
 
 @torch.inference_mode()

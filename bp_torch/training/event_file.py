@@ -1,7 +1,4 @@
-"""How numbers, histograms and pictures are written into an event file, with what TensorBoard says of them.
-
-What is written, and under which tag, is the business of log.py. A histogram is counted on the device.
-"""
+"""How numbers, histograms and pictures are written into an event file, under the tags and descriptions of log.py."""
 
 import io
 import tempfile
@@ -65,26 +62,20 @@ class EventFile:
             self._write("histograms", summary_pb2.DATA_CLASS_TENSOR, tag, step, histo=written)
         return [tag for tag, numbers in found.items() if numbers[-1] and tag not in finite]
 
-    def summary(self, summary: Any, step: int | None = None) -> None:
+    def summary(self, summary: Any, step: int | None = None, taken: float | None = None) -> None:
         """Write a summary as it is."""
-        self.writer._get_file_writer().add_summary(summary, step)
+        self.writer._get_file_writer().add_summary(summary, step, taken)
 
     def _write(
         self, plugin: str, data_class: int, tag: str, step: int, taken: float | None = None, **value: Any
     ) -> None:
-        """Write a value for a ``plugin`` of TensorBoard; the first of a tag brings the description.
-
-        TensorBoard keeps the description only where the class of the data is given too.
-        """
+        """Write a value for a ``plugin`` of TensorBoard; the first of a tag brings the description."""
         if tag not in self._described:
             self._described.add(tag)
-            value["metadata"] = SummaryMetadata(
-                plugin_data=SummaryMetadata.PluginData(plugin_name=plugin),
-                data_class=data_class,
-                summary_description=self._describe(tag),
-            )
-        summary = Summary(value=[Summary.Value(tag=tag, **value)])
-        self.writer._get_file_writer().add_summary(summary, step, taken)
+            about = {"plugin_data": SummaryMetadata.PluginData(plugin_name=plugin), "data_class": data_class}
+            # Without the class of the data, TensorBoard drops the description.
+            value["metadata"] = SummaryMetadata(**about, summary_description=self._describe(tag))
+        self.summary(Summary(value=[Summary.Value(tag=tag, **value)]), step, taken)
 
 
 def read(rows: list[Tensor]) -> list[list[float]]:
@@ -93,10 +84,8 @@ def read(rows: list[Tensor]) -> list[list[float]]:
 
 
 def sums_of(values: Tensor, logarithms: bool) -> Tensor:
-    """Smallest, largest, sum, sum of squares and number of the values; without log 0 = −∞ where they are logarithms.
-
-    They are masked, not selected: to select means to wait for a GPU.
-    """
+    """Smallest, largest, sum, sum of squares and number of the values; without log 0 = −∞ where they are logarithms."""
+    # Masked, not selected: to select means to wait for a GPU.
     kept = values != -torch.inf if logarithms else torch.ones_like(values, dtype=torch.bool)
     numbers = torch.where(kept, values, 0)
     least = torch.where(kept, values, torch.inf).min()

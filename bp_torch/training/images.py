@@ -20,9 +20,7 @@ if TYPE_CHECKING:  # matplotlib takes a while to load, and training imports this
 
 Picture = npt.NDArray[np.uint8]
 
-WIDTH = 350
-"""Of a card, in pixels."""
-
+WIDTH = 350  # of a card, in pixels
 FONT = 12
 INK, PAPER = (27, 36, 48), (255, 255, 255)
 POSITIVE, NEGATIVE = np.array([11, 98, 168]), np.array([212, 87, 11])

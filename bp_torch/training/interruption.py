@@ -11,34 +11,26 @@ from typing import Self
 
 import torch
 
-from bp_torch.cli import silence, train_command
+from bp_torch.cli import UserError, silence, train_command
 from bp_torch.distributed import ALONE, World
 
-POLL_EVERY = 16
-"""Polls after which several processes ask each other whether one of them is to stop."""
-
-HANGUP = getattr(signal, "SIGHUP", None)
-"""A terminal has closed. Not on Windows."""
+POLL_EVERY = 16  # polls after which several processes ask each other whether one of them is to stop
+HANGUP = getattr(signal, "SIGHUP", None)  # a terminal has closed; not on Windows
 
 
-class Stopped(Exception):  # noqa: N818 (no error)
+class Stopped(UserError):  # noqa: N818 (no error)
     """The run was asked to stop, and its checkpoint is saved. ``code`` is the exit code, 128 + the signal's number."""
 
     def __init__(self, received: int, folder: Path, command: str = "") -> None:
         """By the signal ``received``, 0: by that of another process; ``command`` continues, by default train.py."""
         self.received = received or signal.SIGTERM
-        self.code = 128 + self.received
-        super().__init__(
-            f"stopped by {signal.Signals(self.received).name}, all is saved; continue with: "
-            f"{command or train_command()} --resume {folder}"
-        )
+        self.code = self.exit_code = 128 + self.received
+        way = f"continue with: {command or train_command()} --resume {folder}"
+        super().__init__(f"stopped by {signal.Signals(self.received).name}, all is saved; {way}")
 
 
 class Signals:
-    """While entered, the first SIGINT, SIGTERM or SIGHUP is noted in ``received``.
-
-    A second SIGINT or SIGTERM has its usual effect; SIGHUP, which shells and terminals send several times, has none.
-    """
+    """While entered, notes the first SIGINT, SIGTERM or SIGHUP in ``received``; a second, but SIGHUP, acts as usual."""
 
     received = 0
 
@@ -66,7 +58,7 @@ class Signals:
         self.received = number
         self.__exit__()
         if HANGUP in self._before:
-            signal.signal(HANGUP, signal.SIG_IGN)
+            signal.signal(HANGUP, signal.SIG_IGN)  # shells and terminals send it several times
         if number == HANGUP:  # what would be written to the closed terminal goes nowhere: writing to it is an error
             for descriptor in (1, 2):
                 if stat.S_ISCHR(os.fstat(descriptor).st_mode):

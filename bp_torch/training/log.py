@@ -26,40 +26,30 @@ from bp_torch.data import Examples
 from bp_torch.flags import flags_of
 from bp_torch.network import Network, layer_views
 from bp_torch.sgd import SGD
+from bp_torch.training import images as drawn
 from bp_torch.training.config import Config
+from bp_torch.training.evaluation import Score
 from bp_torch.training.event_file import EventFile
-from bp_torch.training.images import (
-    captioned,
-    confusion_matrix,
-    confusion_picture,
-    figure_picture,
-    most_wrong,
-    weight_maps,
-)
+from bp_torch.training.step import StepResult
 
 if TYPE_CHECKING:  # matplotlib takes a while to load, and training imports this module
     from matplotlib.figure import Figure
 
-    from bp_torch.training.evaluation import Score
-    from bp_torch.training.step import StepResult
-
 ACCURACY, COST = "1_accuracy", "2_cost"
-CONFUSION, WEIGHT_MAPS, MOST_WRONG, DEFORMED = (
-    f"3_pictures/{name}" for name in ("confusion", "first_layer", "most_wrong", "deformed")
-)
+CONFUSION, WEIGHT_MAPS = "3_pictures/confusion", "3_pictures/first_layer"
+MOST_WRONG, DEFORMED = "3_pictures/most_wrong", "3_pictures/deformed"
 UPDATES, RMS_DELTA = "4_update_to_weight_log10", "5_rms_delta_log10"
 SATURATED, DEAD = "6_saturated", "6_dead"
-GRADIENT_NORM, LEARNING_RATE, SPEED = (
-    f"7_training/{name}" for name in ("gradient_norm", "learning_rate", "examples_per_second")
-)
+GRADIENT_NORM, LEARNING_RATE = "7_training/gradient_norm", "7_training/learning_rate"
+SPEED = "7_training/examples_per_second"
 AVERAGE_PRECISION = "8_average_precision"
 EXPLAIN = "explain"
 
 DESCRIPTIONS: dict[str, str] = tomllib.loads(Path(__file__).with_name("descriptions.toml").read_text(encoding="utf-8"))
 """What TensorBoard says of each tag, or of each tag before its stroke: what it shows, and what is healthy."""
 
-MAPS = 36
-"""The largest number of neurons of the first layer that are shown as pictures."""
+EMBEDDED = 2000  # the largest number of images in the projector
+MAPS = 36  # the largest number of neurons of the first layer that are shown as pictures
 
 
 def described(tag: str) -> str:
@@ -73,7 +63,7 @@ def cost_tag(cost: str, subset: str) -> str:
     return f"{COST}_{cost}/{subset}"
 
 
-def score_values(cost: str, scores: "Mapping[str, Score]", step: int) -> dict[str, float]:
+def score_values(cost: str, scores: Mapping[str, Score], step: int) -> dict[str, float]:
     """``scores``, such as {"train": …, "test": …}, by their tags. The cost of training is that of the steps."""
     values = {f"{ACCURACY}/{subset}": score.accuracy for subset, score in scores.items()}
     shown = {subset: score for subset, score in scores.items() if subset != "train" or step == 0}
@@ -90,10 +80,6 @@ def log10(value: Tensor) -> Tensor:
     return value.double().clamp_min(1e-30).log10()
 
 
-Point = tuple[int, float, float, list[str], Tensor]
-"""Of the curves: step, time, η, tags, and their values on the device."""
-
-
 class RunLog:
     """The event file of one run, in the run's own folder. ``cost`` is that of the last point that was written."""
 
@@ -102,22 +88,17 @@ class RunLog:
     def __init__(
         self, folder: Path, network: Network, every: int, state: State, cost_name: str, evaluated_on: str = "test"
     ) -> None:
-        """Open it at the step of ``state``: what an earlier process logged beyond that step is purged.
-
-        Before the first step, that is everything. ``evaluated_on``: test, or validation.
-        """
+        """Open it at the step of ``state``: what an earlier process logged beyond that step, or step 0, is purged."""
         # In the first file too: TensorBoard takes the first purge that it reads for the start of the run.
         self.file = EventFile(folder, described, purge_step=state.step + 1 if state.step else 0)
         self.network, self.every, self.cost_name, self.evaluated_on = network, every, cost_name, evaluated_on
         self.running = state.running  # each step adds to it; it is saved and restored with the state
         self.at_once = network.device.type == "cpu"  # reading a number from a GPU means waiting for it
-        self._points: list[Point] = []
+        # of the curves: step, time, η, tags, and their values on the device
+        self._points: list[tuple[int, float, float, list[str], Tensor]] = []
 
     def begin(self, config: Config, hyperparameters: Mapping[str, str | float], varied: Collection[str] = ()) -> None:
-        """Log the layout of the curves, the row in HParams, and as text the command, config, versions and machine.
-
-        ``varied``: hyperparameters that HParams shows at once too, beside the first columns.
-        """
+        """Log the layout of the curves, the row in HParams, which shows ``varied`` columns at once too, and texts."""
         self.file.writer.add_custom_scalars(layout(self.cost_name))
         experiment, start, self._end = hparams(dict(hyperparameters), {f"{ACCURACY}/test": 0.0})
         first = {name for name, flag in flags_of(type(config)).items() if flag.first_column}
@@ -134,11 +115,8 @@ class RunLog:
         for name, text in texts.items():
             self.file.writer.add_text(f"run/{name}", f"```\n{text}\n```")
 
-    def step(self, step: int, result: "StepResult", optimizer: SGD) -> bool:
-        """At the end of an interval, take a point of the curves. Returns False if a cost was not finite.
-
-        Unless ``at_once``, points stay on the device until ``write_points``.
-        """
+    def step(self, step: int, result: StepResult, optimizer: SGD) -> bool:
+        """Take a point at the end of an interval, and if ``at_once`` write it. Returns whether its cost is finite."""
         if step % self.every:
             return True
         gradient, (rate,) = result.backward.gradient, optimizer.each(optimizer.learning_rate)
@@ -152,7 +130,7 @@ class RunLog:
         self.running.zero_()
         return not self.at_once or self.write_points()
 
-    def _flow(self, result: "StepResult") -> dict[str, Tensor]:
+    def _flow(self, result: StepResult) -> dict[str, Tensor]:
         """How δ comes through each layer: its root mean square, and the fraction that is saturated or dead."""
         if not result.x.numel():  # the shard of this process is empty
             return {}
@@ -177,7 +155,7 @@ class RunLog:
         self._points.clear()
         return finite
 
-    def scores(self, on_training: "Score", score: "Score", step: int, speed: float | None = None) -> None:
+    def scores(self, on_training: Score, score: Score, step: int, speed: float | None = None) -> None:
         """Log the scores at a step, and after an epoch its examples per second."""
         values = score_values(self.cost_name, {"train": on_training, self.evaluated_on: score}, step)
         self.scalars(values | ({} if speed is None else {SPEED: speed}), step)
@@ -187,11 +165,8 @@ class RunLog:
         for tag, value in values.items():
             self.file.scalar(tag, value, step, taken)
 
-    def histograms(self, result: "StepResult | None", step: int) -> list[str]:
-        """Weights, biases, and after a step activations, and log₁₀|·| of δ and of the gradients, of every layer.
-
-        Returns the tags of those with NaN or ∞.
-        """
+    def histograms(self, result: StepResult | None, step: int) -> list[str]:
+        """Log those of every layer, and after a step of its results too. Returns the tags of those with NaN or ∞."""
         named = layers("9_weights", self.network.weights) | layers("9_biases", self.network.biases)
         magnitudes: dict[str, Tensor] = {}
         if result:
@@ -201,31 +176,27 @@ class RunLog:
             magnitudes |= layers("9_weight_gradients_log10", dW) | layers("9_bias_gradients_log10", db)
         return self.file.histograms(named, magnitudes, step)
 
-    def deformed(self, examples: Examples, step: int, most: int = 30) -> None:
-        """Log the first training images as they were deformed in this epoch."""
-        names = [str(label) for label in examples.labels[:most].tolist()]
-        self.file.picture(DEFORMED, captioned(examples.x[:most], names), step)
+    def deformed(self, examples: Examples, step: int) -> None:
+        """Log the first 30 training images as they were deformed in this epoch."""
+        names = list(map(str, examples.labels[:30].tolist()))
+        self.file.picture(DEFORMED, drawn.captioned(examples.x[:30], names), step)
 
     def pictures(self, step: int, images: Tensor, labels: Tensor, outputs: Tensor) -> None:
-        """Log the first layer, the confusion matrix and the worst mistakes.
-
-        ``images`` (N, 784) bytes, ``labels`` (N,) and ``outputs`` (N, 10) are of what is evaluated, on the CPU.
-        """
-        said, wrong = outputs.argmax(1), most_wrong(labels, outputs)
+        """Log W^1 and the mistakes; ``images`` (N, 784) bytes, ``labels`` (N,), ``outputs`` (N, 10) are on the CPU."""
+        said, wrong = outputs.argmax(1), drawn.most_wrong(labels, outputs)
         captions = [f"{t}, said {s}" for t, s in zip(labels[wrong].tolist(), said[wrong].tolist(), strict=True)]
-        self.file.picture(CONFUSION, confusion_picture(confusion_matrix(labels, said, outputs.shape[1])), step)
-        self.file.picture(WEIGHT_MAPS, weight_maps(self.network.weights[0][:MAPS]), step)
-        self.file.picture(MOST_WRONG, captioned(images[wrong], captions), step)
+        matrix = drawn.confusion_matrix(labels, said, outputs.shape[1])
+        self.file.picture(CONFUSION, drawn.confusion_picture(matrix), step)
+        self.file.picture(WEIGHT_MAPS, drawn.weight_maps(self.network.weights[0][:MAPS]), step)
+        self.file.picture(MOST_WRONG, drawn.captioned(images[wrong], captions), step)
 
-    def end(self, on_test: "Score", step: int) -> None:
+    def end(self, on_test: Score, step: int) -> None:
         """Log that the run is done, and its score on the test set where that was not evaluated before."""
         if self.evaluated_on != "test":
             self.scalars(score_values(self.cost_name, {"test": on_test}, step), step)
         self.file.summary(self._end)
 
-    def embedding(
-        self, step: int, images: Tensor, labels: Tensor, outputs: Tensor, hidden: Tensor, *, most: int = 2000
-    ) -> None:
+    def embedding(self, step: int, images: Tensor, labels: Tensor, outputs: Tensor, hidden: Tensor) -> None:
         """Log a PR curve for each digit, and the last hidden layer's activations (N, n) for the projector."""
         for digit in range(outputs.shape[1]):
             positive, scores = labels == digit, outputs[:, digit]
@@ -236,14 +207,10 @@ class RunLog:
             self.scalars({f"{AVERAGE_PRECISION}/digit_{digit}": precision}, step)
         side, said = int(sqrt(images.shape[1])), outputs.argmax(1)
         columns = (labels, said, np.where(labels == said, "right", "wrong"))
-        self.file.writer.add_embedding(
-            hidden[:most],
-            [list(map(str, row)) for row in zip(*(column[:most].tolist() for column in columns), strict=True)],
-            1 - images[:most].view(-1, 1, side, side).float() / 255,
-            global_step=step,
-            tag="last_hidden_layer",
-            metadata_header=["label", "said", "right"],
-        )
+        rows = [list(map(str, row)) for row in zip(*(column[:EMBEDDED].tolist() for column in columns), strict=True)]
+        sprites = 1 - images[:EMBEDDED].view(-1, 1, side, side).float() / 255
+        header = ["label", "said", "right"]
+        self.file.writer.add_embedding(hidden[:EMBEDDED], rows, sprites, step, "last_hidden_layer", header)
 
     def flush(self) -> None:
         """Write everything logged so far to disk."""
@@ -264,13 +231,12 @@ def layout(cost: str) -> dict[str, dict[str, list[Any]]]:
         "saturated activations of every layer": SATURATED,
         "dead ReLUs of every layer": DEAD,
     }
-    return {
-        "what it has learned": {
-            "accuracy": ["Multiline", [f"{ACCURACY}/{subset}" for subset in subsets]],
-            f"{cost} cost": ["Multiline", [cost_tag(cost, subset) for subset in subsets]],
-        },
-        "how it learns": {title: ["Multiline", [f"{tag}/.*"]] for title, tag in every_layer.items()},
+    learned = {
+        "accuracy": ["Multiline", [f"{ACCURACY}/{subset}" for subset in subsets]],
+        f"{cost} cost": ["Multiline", [cost_tag(cost, subset) for subset in subsets]],
     }
+    layerwise = {title: ["Multiline", [f"{tag}/.*"]] for title, tag in every_layer.items()}
+    return {"what it has learned": learned, "how it learns": layerwise}
 
 
 def with_first_columns(experiment: Any, first: Collection[str]) -> Any:
@@ -295,5 +261,5 @@ def add_figures(folder: Path, figures: "Mapping[str, Figure]") -> None:
     """Add the figures of ``explain``, ``{idea: figure}``, to a run, in an event file of their own."""
     file = EventFile(folder, described)
     for idea, figure in figures.items():
-        file.picture(f"{EXPLAIN}/{idea}", figure_picture(figure), 0)
+        file.picture(f"{EXPLAIN}/{idea}", drawn.figure_picture(figure), 0)
     file.writer.close()

@@ -5,8 +5,8 @@ it. A step is in step.py, the equations are in backprop.py.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -29,20 +29,16 @@ from bp_torch.training.interruption import Stopped
 from bp_torch.training.log import RunLog
 from bp_torch.training.run import Run, RunResult, TrainingError, opened
 
-LARGEST_PAGE = (784, 128, 64, 10)
-"""The network with the most parameters that ``explain page`` takes: its file is then below 1.5 MB."""
-
-DEEPEST_PAGE = 6
-"""Layers that fit beside each other on it."""
+LARGEST_PAGE = (784, 128, 64, 10)  # has the most parameters that ``explain page`` takes: its file is below 1.5 MB
+DEEPEST_PAGE = 6  # layers that fit beside each other on it
 
 
 @torch.inference_mode()
 def train(config: Config, store: str = "env://") -> Path:
     """Train as ``config`` says, print a line for each epoch, save the network. Returns the run's folder.
 
-    Started by torchrun, this is one process of several, which meet at ``store``.
-    Raises TrainingError, DeviceError, DataError or CheckpointError if the run cannot start or continue, OSError if it
-    cannot be saved, WrongGradientError, and Stopped, with a checkpoint saved, on SIGINT, SIGTERM or SIGHUP.
+    Started by torchrun, this is one process of several, which meet at ``store``. Raises a UserError if the run cannot
+    start or continue, OSError if it cannot be saved, WrongGradientError, and Stopped on SIGINT, SIGTERM or SIGHUP.
     """
     device = choose_device(local_device(config.device))
     with joined(device, store) as world, opened(config, device, world) as run:
@@ -50,7 +46,10 @@ def train(config: Config, store: str = "env://") -> Path:
             print(introduction(run))
         if config.verify_every:
             run.inspect = GradientCheck(run)
-        with log_opened(run), run.signals:
+        if config.log and world.is_first:
+            every = min(config.log_every, run.steps_per_epoch)  # a short epoch has a point too
+            run.log = RunLog(run.folder, run.network, every, run.state, config.cost, config.evaluated_on)
+        with closing(run.log) if run.log else nullcontext(), run.signals:
             if run.log:
                 run.log.begin(config, config.hyperparameters(len(run.training.labels), run.step.batch_size))
             train_epochs(run)
@@ -164,20 +163,6 @@ def introduction(run: Run) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def log_opened(run: Run) -> Iterator[None]:
-    """Give the run its log, in the first process, unless --no-log is given, and close it at the end."""
-    config = run.config
-    if config.log and run.world.is_first:
-        every = min(config.log_every, run.steps_per_epoch)  # a short epoch has a point too
-        run.log = RunLog(run.folder, run.network, every, run.state, config.cost, config.evaluated_on)
-    try:
-        yield
-    finally:
-        if run.log:
-            run.log.close()
-
-
 def early_steps(per_epoch: int) -> set[int]:
     """The steps of the first epoch, which has so many, after which the network is evaluated too."""
     return {per_epoch >> halvings for halvings in (1, 2, 4, 6)} - {0}
@@ -232,10 +217,7 @@ def save_checkpoint(run: Run, also: Sequence[str] = ()) -> None:
 
 
 def report(run: Run, score: Score | None = None, before_chunk: BeforeChunk = None) -> None:
-    """Save and log the result of the run, whose last network has this ``score`` on what is evaluated, if it is known.
-
-    The network that the examples held out chose is evaluated on the test set.
-    """
+    """Save and log the result of the run, whose last network has this ``score`` on what is evaluated; None: unknown."""
     config, state, log = run.config, run.state, run.log
     last_is_best = score is not None and score.is_better(state.best_accuracy, later=config.validation > 0)
     best_accuracy = max(state.best_accuracy, score.accuracy) if score else state.best_accuracy
@@ -243,9 +225,9 @@ def report(run: Run, score: Score | None = None, before_chunk: BeforeChunk = Non
     if run.validation or not score:
         score = evaluate(network, run.test, config.cost, run.world, before_chunk)
     state.seconds = time.perf_counter() - run.begun
-    chosen_by = best_accuracy if run.validation else None
-    precision = config.precision_on(network.device)
-    result = RunResult(network, epoch, score, chosen_by, config.epochs, state.seconds, precision)
+    chosen_by, precision = best_accuracy if run.validation else None, config.precision_on(network.device)
+    held = (epoch, config.epochs, chosen_by, state.seconds, precision, network.device.type)
+    result = RunResult(score.accuracy, score.cost, *held)
     state.reported = config.epochs
     if run.world.is_first:
         replace_file(run.folder / RESULT, result.to_json().encode())
@@ -260,15 +242,10 @@ def report(run: Run, score: Score | None = None, before_chunk: BeforeChunk = Non
 
 
 def outputs_for(
-    run: Run,
-    network: Network,
-    examples: Examples,
-    before_chunk: BeforeChunk = None,
-    hidden: bool = False,
-    most: int = 10_000,
+    run: Run, network: Network, examples: Examples, before_chunk: BeforeChunk = None, hidden: bool = False
 ) -> list[Tensor]:
-    """The first ``most`` images, labels, outputs, and if asked for the activations before those; on the CPU."""
-    examples = Examples(examples.x[:most], examples.labels[:most])
+    """The first 10,000 images, labels, outputs, and if asked for the activations before those; on the CPU."""
+    examples = Examples(examples.x[:10_000], examples.labels[:10_000])
     kept = -2 if hidden else -1
     chunks = [done.activations[kept:] for done, _, _ in forward_in_chunks(network, examples, before_chunk=before_chunk)]
     *before, outputs = (torch.cat(parts).float().cpu() for parts in zip(*chunks, strict=True))

@@ -21,7 +21,7 @@ from bp_torch.convert import load as load_network
 from bp_torch.data import Examples, load, permutation, subsample
 from bp_torch.deform import deformed
 from bp_torch.device import set_precision, set_threads
-from bp_torch.distributed import ALONE, World
+from bp_torch.distributed import World
 from bp_torch.files import replace_file
 from bp_torch.flags import flags_of
 from bp_torch.network import Network
@@ -37,44 +37,60 @@ class TrainingError(UserError):
 
 
 @dataclass
-class Run:
-    """A run in memory, and its folder."""
+class InTraining:
+    """A network in training, or K at once, and its folder."""
 
-    config: Config
+    config: Config  # of K networks, that of the first
     folder: Path
     training: Examples  # as they came: the images that the step reads may be deformed
-    validation: Examples | None  # held out
     test: Examples
+    examples: int  # training examples of an epoch
     step: TrainingStep
     state: State  # holds the tensors that training changes, so it is always current
+    begun: float = field(default_factory=time.perf_counter, kw_only=True)  # when it would have, without a break
+    _order: dict[int, Tensor] = field(default_factory=dict, kw_only=True)
+
+    @property
+    def network(self) -> Network:
+        """The network that is trained, or those."""
+        return self.step.network
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Mini-batches in an epoch, the short one included."""
+        return ceil(self.examples / self.step.batch_size)
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint in the folder. Raises CheckpointError if that is of another run."""
+        state, path, per_epoch = self.state, self.folder / LAST, self.steps_per_epoch
+        found = type(state).load(path, like=state)
+        if found.steps > per_epoch or found.step != (found.epoch - 1) * per_epoch + found.steps:
+            place = f"step {found.steps} of epoch {found.epoch} is not its step {found.step}"
+            raise CheckpointError(f"{path} is of another run: {place} with {per_epoch} steps in an epoch")
+        state.copy_from(found)
+        self.begun -= state.seconds
+
+
+@dataclass
+class Run(InTraining):
+    """A run in memory, and its folder."""
+
+    validation: Examples | None  # held out
     world: World
     signals: Signals
     log: RunLog | None = None  # in the first process, while it trains
     inspect: Inspect | None = None  # is called with each step before its update
     last: StepResult | None = None  # of the last step
-    begun: float = field(default_factory=time.perf_counter)  # when it would have begun without a break
-    _order: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def network(self) -> Network:
-        """The network that is trained."""
-        return self.step.network
 
     @property
     def evaluated(self) -> Examples:
         """The examples that are evaluated after each epoch: those held out, or without any the test set."""
         return self.validation or self.test
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Mini-batches in an epoch, the short one included."""
-        return ceil(len(self.training.labels) / self.step.batch_size)
-
     def order(self, epoch: int) -> Tensor:
         """The shuffled indices (n,) of the training examples of ``epoch``, which are drawn once."""
         if epoch not in self._order:
-            device = self.network.device
-            self._order = {epoch: permutation(len(self.training.labels), self.config.seed, epoch, device)}
+            self._order = {epoch: permutation(self.examples, self.config.seed, epoch, self.network.device)}
         return self._order[epoch]
 
     def begin_epoch(self) -> Tensor:
@@ -98,10 +114,7 @@ class Run:
         return on_training, evaluate(self.network, self.evaluated, cost, self.world, before_chunk)
 
     def final(self, last_is_best: bool = False) -> tuple[Network, int]:
-        """The network that did best on the examples held out, and its epoch; without any, the last network.
-
-        Raises CheckpointError if the best checkpoint cannot be read.
-        """
+        """The network that did best on the examples held out (CheckpointError if lost), or else the last; its epoch."""
         epoch = self.state.epoch - (self.state.steps == 0)
         if not self.validation or last_is_best or epoch == 0:
             return self.network, epoch
@@ -112,22 +125,6 @@ class Run:
             network.parameters.copy_(best.parameters)
         self.world.broadcast([network.parameters])
         return network, epoch
-
-    def unrecorded(self) -> "Run":
-        """This run as a single process, with no step recorded or inspected."""
-        step = self.config.training_step(self.network, self.step.optimizer, self.step.examples, record=False)
-        return dataclasses.replace(self, step=step, world=ALONE, inspect=None)
-
-
-def restore(state: State, folder: Path, steps_per_epoch: int) -> None:
-    """Set ``state`` to the last checkpoint in ``folder``. Raises CheckpointError if that is of another run."""
-    found = type(state).load(path := folder / LAST, like=state)
-    if found.steps > steps_per_epoch or found.step != (found.epoch - 1) * steps_per_epoch + found.steps:
-        raise CheckpointError(
-            f"{path} is of another run: step {found.steps} of epoch {found.epoch} is not its step {found.step} "
-            f"with {steps_per_epoch} steps in an epoch"
-        )
-    state.copy_from(found)
 
 
 @contextmanager
@@ -143,10 +140,7 @@ def opened(config: Config, device: torch.device, world: World) -> Iterator[Run]:
 
 
 def start_run(config: Config, device: torch.device, world: World) -> Run:
-    """Load the data, make the network and a folder with a first checkpoint; or restore the run to ``resume``.
-
-    Raises TrainingError, DeviceError, DataError or CheckpointError, and then makes no folder.
-    """
+    """The run of ``config``: resumed, or in a new folder, which is made last, so that no error leaves one."""
     if config.verify_every and world.size > 1:
         raise TrainingError("--verify-every checks the gradient of one process: start train.py without torchrun")
     training, test = load_data(config, device)
@@ -163,10 +157,10 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     set_precision(config.precision, device)
     set_threads(config.threads, step.batch_size * len(network.parameters))
     folder = config.resume or config.runs_dir / (config.run_name or default_run_name(config))
-    run = Run(config, folder, training, validation, test, step, state, world, Signals(world, device))
+    n, signals = len(training.labels), Signals(world, device)
+    run = Run(config, folder, training, test, n, step, state, validation, world, signals)
     if config.resume:
-        restore(state, folder, run.steps_per_epoch)
-        run.begun -= state.seconds
+        run.restore()
         begun = state.epoch - (state.steps == 0)
         if config.epochs < begun:
             raise TrainingError(f"--epochs {config.epochs}: epoch {begun} of {folder} is done or begun already")
@@ -180,38 +174,27 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
 
 
 class RunResult(NamedTuple):
-    """The result of a run."""
+    """The result of a run, as result.json has it."""
 
-    network: Network  # that it ends with
-    epoch: int  # of this network
-    on_test: Score
-    validation_accuracy: float | None  # on the examples held out
+    test_accuracy: float
+    test_cost: float
+    epoch: int  # of the network that it ends with
     epochs: int  # of the run
+    validation_accuracy: float | None  # on the examples held out
     seconds: float
     precision: str  # of the passes
+    device: str
 
     def sentence(self, held_out: int) -> str:
         """The result in words, of a run with so many examples held out."""
-        return (
-            f"test accuracy {self.on_test.accuracy:.2%}, cost {self.on_test.cost:.4f}, by the network of epoch "
-            f"{self.epoch}, the best of {self.epochs} on {held_out:,} held-out examples"
-        ).replace("%", " %")
+        found = f"test accuracy {100 * self.test_accuracy:.2f} %, cost {self.test_cost:.4f}"
+        best = f"the best of {self.epochs} on {held_out:,} held-out examples"
+        return f"{found}, by the network of epoch {self.epoch}, {best}"
 
     def to_json(self) -> str:
         """The text of result.json."""
-        values = {
-            "test_accuracy": self.on_test.accuracy,
-            "test_cost": self.on_test.cost,
-            "epoch": self.epoch,
-            "epochs": self.epochs,
-            "validation_accuracy": self.validation_accuracy,
-            "seconds": round(self.seconds, 2),
-            "precision": self.precision,
-            "device": self.network.device.type,
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
-        return json.dumps(values, indent=2) + "\n"
+        values = self._asdict() | {"seconds": round(self.seconds, 2)}
+        return json.dumps(values | {"threads": torch.get_num_threads(), "torch": torch.__version__}, indent=2) + "\n"
 
 
 def load_data(config: Config, device: torch.device) -> tuple[Examples, Examples]:
@@ -219,37 +202,27 @@ def load_data(config: Config, device: torch.device) -> tuple[Examples, Examples]
     training, test = load(config.dataset, config.data_dir, device)
     wanted, n = config.train_examples or 1, len(training.labels)
     if wanted + config.validation > n:
-        if config.validation:
-            what = f"--train-examples {wanted:,} and --validation" if config.train_examples else "--validation"
-            most = n - wanted
-            raise TrainingError(
-                f"{what}: {config.dataset} has {n:,}, wanted at most {most:,}, got {config.validation:,}"
-            )
-        raise TrainingError(f"--train-examples: {config.dataset} has {n:,}, got {wanted:,}")
+        if not config.validation:
+            raise TrainingError(f"--train-examples: {config.dataset} has {n:,}, got {wanted:,}")
+        what = f"--train-examples {wanted:,} and --validation" if config.train_examples else "--validation"
+        most = f"wanted at most {n - wanted:,}, got {config.validation:,}"
+        raise TrainingError(f"{what}: {config.dataset} has {n:,}, {most}")
     return training, test
 
 
 def split(training: Examples, config: Config) -> tuple[Examples, Examples | None]:
-    """The examples to train on, and those held out: the first and the last of the shuffled ones; None for none.
-
-    Epochs count from 1; this is the shuffle of epoch 0. If all are trained on, they stay in the order of the file.
-    """
+    """The examples to train on, and those held out: the first and the last of the shuffled ones; None for none."""
     if config.train_examples is None and not config.validation:
-        return training, None
-    order = permutation(len(training.labels), config.seed, 0, training.x.device)
+        return training, None  # in the order of the file
+    order = permutation(len(training.labels), config.seed, 0, training.x.device)  # epochs count from 1
     rest = len(order) - config.validation
-    used, held_out = (
-        Examples(training.x[indices], training.labels[indices])
-        for indices in (order[: config.train_examples or rest], order[rest:])
-    )
+    parts = order[: config.train_examples or rest], order[rest:]
+    used, held_out = (Examples(training.x[indices], training.labels[indices]) for indices in parts)
     return used, held_out if config.validation else None
 
 
 def default_run_name(config: Config) -> str:
-    """Each setting that is not the default, the sizes, month, day and time: lr-0.3_784-16-16-10_0131-120000.
-
-    What is too long for the name of a folder is cut, and has a hash of the whole before the time.
-    """
+    """Each setting that is not the default, the sizes, month, day and time: lr-0.3_784-16-16-10_0131-120000."""
     parts = []
     for each in dataclasses.fields(config):
         value, flag = getattr(config, each.name), flags_of(type(config))[each.name]
@@ -258,8 +231,7 @@ def default_run_name(config: Config) -> str:
             values = map(str, value if isinstance(value, tuple) else [value])
             parts.append("-".join(filter(None, [word, *(value.removesuffix(".0") for value in values)])))
     name, time = "_".join([*parts, "-".join(map(str, config.sizes))]), datetime.now().strftime("_%m%d-%H%M%S")
-    most = LONGEST_NAME - len(time)
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    most, digest = LONGEST_NAME - len(time), hashlib.sha256(name.encode()).hexdigest()[:8]
     return (name if len(name) <= most else f"{name[: most - 9]}-{digest}") + time
 
 
@@ -285,6 +257,5 @@ def open_run(folder: Path, device: torch.device | str = "cpu") -> tuple[Config, 
     try:
         return config, load_network(folder / NETWORK_FILE, device)
     except (OSError, ValueError) as error:
-        raise TrainingError(
-            f"no trained network in {folder} ({error}); finish it with: {train_command()} --resume {folder}"
-        ) from error
+        way = f"finish it with: {train_command()} --resume {folder}"
+        raise TrainingError(f"no trained network in {folder} ({error}); {way}") from error

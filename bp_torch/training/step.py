@@ -31,8 +31,7 @@ class StepResult(NamedTuple):
     backward: Backward
 
 
-Inspect = Callable[[StepResult], None]
-"""Is called with the result of each backward pass before the update."""
+Inspect = Callable[[StepResult], None]  # is called with the result of each backward pass before the update
 
 
 class TrainingStep:
@@ -55,10 +54,7 @@ class TrainingStep:
         record: bool = True,
         compiled: bool = False,
     ) -> None:
-        """``precision`` is the dtype of both passes (None: the network's). Without ``record`` no step is recorded.
-
-        A ``compiled`` step goes through torch.compile first, and is recorded on a GPU only.
-        """
+        """``precision`` is the dtype of both passes (None: the network's). ``compiled``: by torch.compile first."""
         self.network = network  # whose parameters descend
         # what the batch goes through: the network, or a copy in a lower precision that is made in each step
         self.working = network if precision in (None, network.dtype) else network.to(dtype=precision)
@@ -74,16 +70,15 @@ class TrainingStep:
         lines: list[Any] = [self.step, self.gradient, self.update]
         if compiled:
             lines = list(map(compiled_lines, lines))
-        if record and not (compiled and network.device.type == "cpu"):
+        if record and not (compiled and network.device.type == "cpu"):  # a compiled step is recorded on a GPU only
             lines = [Recorder(network.device, function) for function in lines]
         self._whole, self._gradient, self._update = lines
 
     def run(self, order: Tensor, inspect: Inspect | None = None) -> Iterator[StepResult]:
-        """Make a step for each mini-batch of ``order``, indices (n,) of examples, and yield its result after each.
+        """Make a step for each mini-batch of ``order``, indices (n,) of examples, (K, n) if K networks have their own.
 
-        The networks of K may each have an order of its own: (K, n).
-        ``inspect`` is called between gradient and update. Nothing here waits for a GPU, unless ``inspect`` does. All
-        calls are made in ``torch.inference_mode``, or none is.
+        Yields the result after each. Nothing here waits for a GPU, unless ``inspect`` does. All calls are made in
+        ``torch.inference_mode``, or none is.
         """
         for start in range(0, order.shape[-1], self.batch_size):
             indices = order[..., start : start + self.batch_size]
@@ -107,7 +102,7 @@ class TrainingStep:
         """Forward and backward for this process's shard of the mini-batch; ∇C and C are written into ``reduced``."""
         if self.working is not self.network:
             self.working.parameters.copy_(self.network.parameters)
-        n, shard = indices.shape[-1], indices if self.world.size == 1 else self.world.shard(indices)
+        n, shard = indices.shape[-1], self.world.shard(indices)
         x, y = batch(self.examples, shard.reshape(-1), self.working.dtype)
         x, y = (tensor.view(*shard.shape, tensor.shape[-1]) for tensor in (x, y))
         forward_pass = forward(self.working, x)
