@@ -193,10 +193,11 @@ recorder.py: test_graphs.py -k "not training_by"
 checkpoint.py: test_checkpoint.py
     if parts.testzip() or any(                         =>  if any(
     if state.network != like.network:                  =>  if False:
-    TENSORS = ("parameters", "velocity", "running")    =>  TENSORS = ("parameters", "velocity")
-    TENSORS = ("parameters", "velocity", "running")    =>  TENSORS = ("parameters", "running")
+    check_bounds(state)                                =>  pass
+    check_types(state)                                 =>  pass
+    if found != wanted:                                =>  if False:
     for tensor in (state.parameters, state.velocity)   =>  for tensor in (state.parameters,)
-    "step": 0, "reported": 0}                          =>  "reported": 0}
+    Count = Annotated[int, Within(least=0)]            =>  Count = int
     count(2)                                           =>  count(1)
     remove_unfinished_folders(folder.parent)           =>  pass
     remove_unfinished(folder, (CONFIG                  =>  print(folder, (CONFIG
@@ -212,15 +213,16 @@ training/evaluation.py: test_evaluation.py
     [Score(cost_sum / n, correct / n)                  =>  [Score(cost_sum, correct / n)
 
 # sweep
+training/config.py: test_sweep.py -k "fifty_steps and init-2"
+    init=[member.init for member in members] if        =>  init=self.init if
+    seed=[member.seed for member in members] if        =>  seed=self.seed if
+training/config.py: test_sweep.py -k "fifty_steps and momentum-learning_rate-1"
+    [getattr(member, name) for member in several]      =>  [getattr(self, name) for member in several]
 sweep/group.py: test_sweep.py -k "fifty_steps and init-2"
-    init=[member.init for member in members]           =>  init=first.init
-    seed=[member.seed for member in members]           =>  seed=first.seed
-    share.seed, epoch, device) + place * apart         =>  share.seed, epoch, device)
+    own.seed, epoch, device) + place * offset          =>  own.seed, epoch, device)
     [orders[member.seed] for member in self.members]   =>  [orders[self.config.seed] for member in self.members]
-sweep/group.py: test_sweep.py -k "fifty_steps and momentum-learning_rate-1"
-    together([member.momentum for member in members])  =>  first.momentum
-sweep/group.py: test_sweep.py -k "deformed_and_held_out and deformed-2"
-    share.seed, self.state.epoch, out=out)             =>  self.config.seed, self.state.epoch, out=out)
+sweep/group.py: test_sweep.py --long -k "deformed_and_held_out and deformed-2"
+    how, own.seed, state.epoch, out=out)               =>  how, self.config.seed, state.epoch, out=out)
 sweep/group.py: test_sweep.py -k "diverged_is_named and True"
     min(known or step, step) if new                    =>  step if new
 sweep/plan.py: test_sweep.py -k "groups_fit or more_networks"
@@ -230,7 +232,7 @@ sweep/plan.py: test_sweep.py -k "groups_fit or more_networks"
 sweep/report.py: test_sweep.py -k "table_and_json or diverged_is_named"
     "mean": fmean(found)                               =>  "mean": max(found)
     stdev(found)                                       =>  stdev(found) / 2
-    for result in self.results if not result.diverged]  =>  for result in self.results]
+    == setting and not row["diverged_at_step"]]        =>  == setting]
 
 # verify
 verify/references.py: test_verify.py -k "tolerances_are or bad_input"
@@ -239,10 +241,12 @@ verify/references.py: test_verify.py -k "tolerances_are or bad_input"
 verify/references.py: test_verify.py -k "beyond_the_tolerance or only_rounding_error"
     NOISE_FACTOR = 4.0                                 =>  NOISE_FACTOR = 1000.0
     NOISE_FACTOR = 4.0                                 =>  NOISE_FACTOR = 0.0
-verify/comparison.py: test_verify.py -k "beyond_the_tolerance or tiny_and_huge or identical_means"
+verify/report.py: test_verify.py -k "beyond_the_tolerance or tiny_and_huge or identical_means"
     return self.error_ratio <= 1                       =>  return self.error_ratio <= 1.5
+verify/references.py: test_verify.py -k "beyond_the_tolerance or tiny_and_huge or identical_means"
     estimate.tolerance * size + estimate.uncertainty   =>  estimate.tolerance * max(size, 1.0)
     torch.equal(ours.view(torch.int64), theirs.view(torch.int64))  =>  torch.equal(ours, theirs)
+verify/problem.py: test_verify.py -k "beyond_the_tolerance or tiny_and_huge or identical_means"
     if 1e-100 < plain < 1e100 or                       =>  if True or
 verify/rounding.py: test_verify.py -k "beyond_the_tolerance or only_rounding_error"
     torch.finfo(t.dtype).eps).to(t.dtype)              =>  1000 * torch.finfo(t.dtype).eps).to(t.dtype)
@@ -254,16 +258,17 @@ verify/differences.py: test_verify.py -k "kink or tiny_and_huge or random_noise"
     (4 * narrow - wide) / 3                            =>  (4 * narrow - wide) / 3.001
     here) > off / 4:                                   =>  here) > 1e9 * off:
 verify/judge.py: test_verify_traps.py -k "verdict or sixteen or unwritten_row or small_fault"
-    WIDENED = 8 * EPS32                                =>  WIDENED = 0.1
-    SLICE = 8.0                                        =>  SLICE = 1e6
-    NEAR = 4.0                                         =>  NEAR = 1e6
+    ALLOWED_IN_FLOAT64 = 8 * EPS32                     =>  ALLOWED_IN_FLOAT64 = 0.1
+    SLICE_FACTOR = 8.0                                 =>  SLICE_FACTOR = 1e6
+    AT_MOST_TIMES_AUTOGRADS_ERROR = 4.0                =>  AT_MOST_TIMES_AUTOGRADS_ERROR = 1e6
     low - room <= float(ours[i]) <= high + room        =>  low - room <= high + room
-    if not high - low > 100 * 1e-6                     =>  if not high - low > -1e300
+    if not high - low > 1e-4 * max(size, 1e-300)       =>  if not high - low > -1e300
 verify/judge.py: test_verify.py -k "nearer_to_float64"
     replace(c, decides=c.ok) for c in compared]        =>  replace(c, decides=True) for c in compared]
 verify/candidate.py: test_verify.py test_verify_traps.py -k "changes_its_inputs or output_gradient or another_dtype"
     SCALE = -2.0                                       =>  SCALE = 1.0
-    not torch.equal(call.inputs[name], t) and          =>  False and
+    and not torch.equal(call.inputs[name], t)          =>  and False
+verify/judge.py: test_verify.py test_verify_traps.py -k "another_dtype"
     if given.dtype != t.dtype:                         =>  if False:
 verify/report.py: test_verify_traps.py -k "verdict"
     return self.verdict == "RIGHT"                     =>  return self.verdict != "WRONG"
