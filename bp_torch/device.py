@@ -1,7 +1,7 @@
 """The device, the precision of its matrix products, and the number of CPU threads."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -79,11 +79,9 @@ def full_precision() -> Iterator[None]:
     torch has two kinds of switches: an older one, which cannot be read once the newer ones say something else.
     """
     switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    newer = [switch.fp32_precision for switch in switches]
-    try:
+    newer, older = [switch.fp32_precision for switch in switches], "highest"
+    with suppress(RuntimeError):
         older = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        older = "highest"  # the newer ones count
     torch.set_float32_matmul_precision("highest")  # sets both kinds
     try:
         yield

@@ -1,7 +1,8 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -9,7 +10,17 @@ import torch
 
 from bp_torch import __main__ as package
 from bp_torch.benchmark.race import THREAD_VARIABLES
-from bp_torch.device import DeviceError, choose_device, cpu_hint, has_bfloat16, set_precision, set_threads
+from bp_torch.device import (
+    DeviceError,
+    choose_device,
+    cpu_hint,
+    full_precision,
+    has_bfloat16,
+    set_precision,
+    set_threads,
+)
+from bp_torch.verify.check import full_precision as full_precision_of_verify
+from tests.harness import FORK
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "toaster"])
@@ -77,47 +88,44 @@ def test_tf32_without_a_gpu_is_an_error() -> None:
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-SWITCHES = """
-import torch
-from bp_torch.device import choose_device, full_precision
-def shown():
-    try:
+SETTINGS = [
+    "",
+    *(f"torch.set_float32_matmul_precision({name!r})" for name in ("medium", "high", "highest")),
+    "torch.backends.cuda.matmul.allow_tf32 = True",
+    "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "torch.backends.cuda.matmul.fp32_precision = 'ieee'",
+    "torch.set_float32_matmul_precision('high'); torch.backends.cuda.matmul.fp32_precision = 'ieee'",
+    "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+    "torch.backends.fp32_precision = 'tf32'",
+]
+
+
+def switches() -> tuple[str, str, str]:
+    """The older switch of the precision of float32 products, and the newer ones."""
+    older = "unreadable"
+    with suppress(RuntimeError):
         older = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        older = "unreadable"
-    return older, torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
-{}
-before = shown()
-with full_precision():
-    assert shown() == ("highest", "ieee", "ieee"), shown()
-assert shown() == before, (shown(), before)
-try:
-    with full_precision():
-        raise KeyError
-except KeyError:
-    assert shown() == before, (shown(), before)
-choose_device("cpu")
-assert shown() == ("highest", "ieee", "ieee"), shown()
-"""
+    newer = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    return older, newer[0].fp32_precision, newer[1].fp32_precision
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        "",
-        *(f"torch.set_float32_matmul_precision({name!r})" for name in ("medium", "high", "highest")),
-        "torch.backends.cuda.matmul.allow_tf32 = True",
-        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
-        "torch.backends.cuda.matmul.fp32_precision = 'ieee'",
-        "torch.set_float32_matmul_precision('high'); torch.backends.cuda.matmul.fp32_precision = 'ieee'",
-        "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
-        "torch.backends.fp32_precision = 'tf32'",
-    ],
-)
-def test_full_precision_is_within_its_lines_only(setting: str) -> None:
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", SWITCHES.format(setting)], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("full", [full_precision, full_precision_of_verify], ids=["device", "verify"])
+def test_full_precision_is_within_its_lines_only(full: Callable[[], Any], setting: str) -> None:
+    def look() -> None:
+        exec(setting, {"torch": torch})
+        before = switches()
+        with suppress(KeyError), full():
+            assert switches() == ("highest", "ieee", "ieee")
+            raise KeyError
+        assert switches() == before
+        choose_device("cpu")
+        assert switches() == ("highest", "ieee", "ieee")
+
+    child = FORK.Process(target=look)  # a process of its own: some of these settings cannot be taken back
+    child.start()
+    child.join()
+    assert child.exitcode == 0
 
 
 @pytest.mark.parametrize(

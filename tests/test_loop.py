@@ -228,6 +228,16 @@ def test_run_ends_with_the_commands_that_can_show_it(
         assert capsys.readouterr().out.splitlines()[-1] == end
 
 
+@pytest.mark.parametrize(("device", "said"), [("auto", True), ("cpu", False)])
+def test_auto_says_when_a_cpu_would_be_as_fast(
+    device: str, said: bool, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("bp_torch.training.loop.cpu_hint", lambda device, multiplications: f"{multiplications:,} only")
+    train(Config(epochs=0, log=False, device=device, data_dir=data_dir, runs_dir=tmp_path))
+    assert ("\n1,300,200 only\n" in capsys.readouterr().out) == said
+
+
 def test_the_loop_is_one_short_function() -> None:
     lines = inspect.getsource(loop.train_epochs)
     assert len(lines.splitlines()) <= 80

@@ -483,6 +483,7 @@ def test_more_networks_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) 
         ("--seeds 10001", "wanted at most 10,000 networks, got 10,001"),
         ("--seed 4294967295 --seeds 2", "--seeds: wanted seeds below 4,294,967,296, got 4294967296"),
         ("--verify-every 5", "--verify-every is for one network"),
+        ("--compile --seeds 2", "--compile is for one network at a time: give --at-once 1"),
         ("--save some", "--save"),
         ("--seeds 9999 --at-once 9999 --sizes 784 100000 10", "--at-once 9999: 9,999 networks need about"),
     ],

@@ -53,6 +53,8 @@ class SweepConfig(Config):
         networks = prod(len(getattr(self, name)) for name in LISTS) * self.seeds
         if networks > MOST:
             raise ValueError(f"wanted at most {MOST:,} networks, got {networks:,}: fewer values or fewer --seeds")
+        if self.compile and networks > 1 and self.at_once != 1:
+            raise ValueError("--compile is for one network at a time: give --at-once 1")
         if self.seed + self.seeds > SEEDS:
             raise ValueError(f"--seeds: wanted seeds below {SEEDS:,}, got {self.seed + self.seeds - 1}")
         for setting in self.settings:

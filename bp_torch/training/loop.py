@@ -18,7 +18,7 @@ from tqdm import tqdm
 from bp_torch.checkpoint import BEST, LAST, NETWORK_FILE, RESULT
 from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
-from bp_torch.device import choose_device, has_bfloat16
+from bp_torch.device import choose_device, cpu_hint, has_bfloat16
 from bp_torch.distributed import joined, local_device
 from bp_torch.files import replace_file
 from bp_torch.network import Network, parameter_count
@@ -153,6 +153,8 @@ def introduction(run: Run) -> str:
     ]
     if precision == "bf16" and not has_bfloat16(network.device):
         lines.append("bf16 is slow here: this device has no instructions for it; try --precision auto")
+    if config.device == "auto" and (hint := cpu_hint(network.device, run.step.batch_size * len(network.parameters))):
+        lines.append(hint)
     if config.resume and state.epoch <= config.epochs:
         lines.append(f"continuing {run.folder} at epoch {state.epoch}, step {state.steps} of {run.steps_per_epoch}")
     elif config.resume:

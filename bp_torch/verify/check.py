@@ -1,7 +1,8 @@
 """The entry points: any hand-written gradient, layer or module compared with the references."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -132,9 +133,7 @@ def check_problem(
     hypotheses: Hypotheses | None = None,
 ) -> Report:
     """Judge the gradient of a problem; the options are those of ``check``."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")  # products have all digits of float32, whatever the environment says
-    try:
+    with full_precision():
         references = References(problem, tolerance)
         candidate = Candidate(references)
         if not candidate.gradients:
@@ -143,9 +142,26 @@ def check_problem(
             raise ValueError(f"there is no reference to compare the gradient with: {'; '.join(references.notes)}")
         report = Judge(candidate, coordinates, seconds, batch_size or 0, hypotheses).report
         report = replace(report, forward=wrong_forward(candidate), slopes=functools.partial(taylor_slopes, candidate))
-    finally:
-        torch.set_float32_matmul_precision(before)
     return report + check_problem(second_order_of(problem), tolerance, coordinates, seconds) if second_order else report
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products of float32 matrices have all of its digits inside, whatever is set outside, and there again afterwards.
+
+    torch has two kinds of switches: an older one, which cannot be read once the newer ones say something else.
+    """
+    switches = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    newer, older = [switch.fp32_precision for switch in switches], "highest"
+    with suppress(RuntimeError):
+        older = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # sets both kinds
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(older)
+        for switch, precision in zip(switches, newer, strict=True):
+            switch.fp32_precision = precision
 
 
 def wrong_forward(candidate: Candidate) -> str:
