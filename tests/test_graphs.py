@@ -210,7 +210,10 @@ TRAININGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", TRAININGS)
+SHORT = ("momentum", "bf16", "in two recordings")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in SHORT else pytest.mark.long) for n in TRAININGS])
 def test_training_by_graphs_equals_that_on_the_cpu(
     name: str, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,7 +109,9 @@ def test_run_that_diverges_elsewhere_names_the_tensor(config: Config, elsewhere:
 
 
 @pytest.mark.parametrize("narrow", [False, pytest.param(True, marks=pytest.mark.long)])
-@pytest.mark.parametrize("name", explain.IDEAS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long if idea.passes else ()) for n, idea in explain.IDEAS.items()]
+)
 def test_every_idea_is_explained_elsewhere(name: str, narrow: bool, run: Path, elsewhere: Device) -> None:
     options = explain.load_idea(name).Options(**QUICK.get(name, {}))
     idea = explain.compute(name, open_subject(CommonOptions(run=run, device="cuda")), options)

@@ -102,7 +102,7 @@ class TrainingStep:
         """Forward and backward for this process's shard of the mini-batch; ∇C and C are written into ``reduced``."""
         if self.working is not self.network:
             self.working.parameters.copy_(self.network.parameters)
-        n, shard = indices.shape[-1], self.world.shard(indices)
+        n, shard = indices.shape[-1], indices if self.world.size == 1 else self.world.shard(indices)
         x, y = batch(self.examples, shard.reshape(-1), self.working.dtype)
         x, y = (tensor.view(*shard.shape, tensor.shape[-1]) for tensor in (x, y))
         forward_pass = forward(self.working, x)
