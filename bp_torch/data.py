@@ -45,7 +45,7 @@ class Family(NamedTuple):
     """Where torchvision keeps one data set: ``<directory>/<folder>/raw/<files>``, unpacked from ``archives``."""
 
     name: str
-    options: dict[str, Any]
+    options: dict[str, str]
     files: tuple[str, ...]
     archives: tuple[str, ...]
 
@@ -61,25 +61,19 @@ class Family(NamedTuple):
         return getattr(datasets, self.name)
 
 
-def _idx_files(training: str, test: str, labels: str = "labels-idx1-ubyte") -> tuple[str, ...]:
-    return tuple(f"{part}-{kind}" for part in (training, test) for kind in ("images-idx3-ubyte", labels))
-
-
-_MNIST_FILES = _idx_files("train", "t10k")
-
-
-def _family(name: str, files: tuple[str, ...] = _MNIST_FILES, archives: tuple[str, ...] = (), **options: Any) -> Family:
-    return Family(name, options, files, archives or tuple(f"{file}.gz" for file in files))
+def _family(
+    name: str, parts: str = "train t10k", labels: str = "labels-idx1-ubyte", archive: str = "", **options: str
+) -> Family:
+    files = tuple(f"{part}-{kind}" for part in parts.split() for kind in ("images-idx3-ubyte", labels))
+    return Family(name, options, files, (archive,) if archive else tuple(f"{file}.gz" for file in files))
 
 
 FAMILIES: dict[str, Family] = {
     "mnist": _family("MNIST"),
     "fashion-mnist": _family("FashionMNIST"),
     "kmnist": _family("KMNIST"),
-    "qmnist": _family("QMNIST", _idx_files("qmnist-train", "qmnist-test", "labels-idx2-int")),
-    "emnist-digits": _family(
-        "EMNIST", _idx_files("emnist-digits-train", "emnist-digits-test"), ("gzip.zip",), split="digits"
-    ),
+    "qmnist": _family("QMNIST", "qmnist-train qmnist-test", labels="labels-idx2-int"),
+    "emnist-digits": _family("EMNIST", "emnist-digits-train emnist-digits-test", archive="gzip.zip", split="digits"),
 }
 
 MNIST_SHA256 = {
@@ -121,7 +115,7 @@ def _complete(dataset: str, raw: Path) -> bool:
 
 def _unpack_mnist(raw: Path) -> None:
     """Unpack the missing files. Those that are there already are not touched, and are checked like the rest."""
-    for name in _MNIST_FILES:
+    for name in FAMILIES["mnist"].files:
         if not (raw / name).is_file():
             packed = resources.files("bp_torch").joinpath("mnist", f"{name}.xz")
             replace_file(raw / name, lzma.decompress(packed.read_bytes()))
@@ -142,29 +136,26 @@ def _download(family: Family, directory: Path) -> None:
             f"torchvision could not download {family.name} ({reason[0].strip()}): "
             f"put {', '.join(family.archives)} into {raw}, as published, and start again"
         ) from error
-    sums = []
     for name in family.files:
         _check_idx(raw / name)
-        sums.append(f"{_sha256(raw / name)}  {name}\n")
-    replace_file(raw / CHECKSUMS, "".join(sums).encode())
+    sums = "".join(f"{_sha256(raw / name)}  {name}\n" for name in family.files)
+    replace_file(raw / CHECKSUMS, sums.encode())
 
 
 def _verify(dataset: str, raw: Path) -> None:
     """Raise DataError if a file is not what it was when it was published, or unpacked."""
-    sums = MNIST_SHA256
-    again = "from the package" if dataset == "mnist" else f"from {' and '.join(FAMILIES[dataset].archives)}"
+    sums, again = MNIST_SHA256, "from the package"
     if dataset != "mnist":
         lines = (raw / CHECKSUMS).read_text().splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-        again += f", together with {CHECKSUMS}"
+        again = f"from {' and '.join(FAMILIES[dataset].archives)}, together with {CHECKSUMS}"
     for name in FAMILIES[dataset].files:
         if _sha256(raw / name) != sums.get(name):
             raise DataError(f"{raw / name} is truncated or altered: delete it and it is unpacked again {again}")
     processed = raw.parent / "processed"
     if any(processed.glob("*.pt")):
-        raise DataError(
-            f"{processed} holds .pt files, which torchvision would read unchecked in place of {raw}: delete it"
-        )
+        files = f"{processed} holds .pt files"
+        raise DataError(f"{files}, which torchvision would read unchecked in place of {raw}: delete it")
 
 
 def _sha256(path: Path) -> str:

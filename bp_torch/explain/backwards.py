@@ -16,9 +16,8 @@ from torch import Tensor
 
 from bp_torch.backprop import Forward, backward, forward, input_gradient
 from bp_torch.explain import style
-from bp_torch.explain.drawing import hide_ticks, network_drawer, signed_bars
+from bp_torch.explain.drawing import colourbar, diverging, map_grid, network_drawer, outline, pixel_map, signed_bars
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import colourbar, diverging, map_grid, outline, pixel_map
 from bp_torch.explain.subject import ExampleOptions, Subject
 from bp_torch.network import Network
 from bp_torch.text import column_table, number, unit
@@ -136,13 +135,10 @@ class Backwards(Idea):
         drawn = diverging(rows, values, values.nan_to_num().abs().max().item(), aspect="auto")
         frame = (-0.5, neurons + high - 0.5), before, high
         rows.add_patch(Rectangle(*frame, fill=False, edgecolor=style.INK, linewidth=1.2, clip_on=False))
-        hide_ticks(rows)
         rows.spines[:].set_visible(False)
         rows.set_yticks([neurons + 1.5 * high - 0.5], ["sum"], weight="bold")
         rows.tick_params(length=0)
-        if before <= 20:
-            rows.set_xticks(range(0, before, 3))
-        rows.set_xlabel(f"neuron of layer {step.layer - 1}")
+        rows.set(xlabel=f"neuron of layer {step.layer - 1}", xticks=range(0, before, 3) if before <= 20 else [])
         bars.set(yticks=[tick for tick in bars.get_yticks() if 0 <= tick < neurons], ylim=rows.get_ylim())
         colourbar(drawn, rows, "wanted change")
 
@@ -157,8 +153,7 @@ class Backwards(Idea):
 
     def draw_sum(self, step: Step, part: SubFigure) -> None:
         """The wishes of all neurons of layer 1 together for the pixels."""
-        axes = part.subplots()
-        drawn = pixel_map(axes, step.total)
+        drawn = pixel_map(axes := part.subplots(), step.total)
         outline(axes, self.example.x)
         axes.set_anchor("N")
         colourbar(drawn, axes, "wanted change of the pixel")

@@ -20,8 +20,8 @@ from bp_torch.backprop import backward, forward
 from bp_torch.data import batch, permutation
 from bp_torch.explain import style
 from bp_torch.explain.descent import angle, mean, spread
+from bp_torch.explain.drawing import colourbar, mosaic, pixel_map
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import colourbar, mosaic, pixel_map
 from bp_torch.explain.subject import COUNT, CommonOptions, Subject, UsageError, full_gradient
 from bp_torch.flags import Within
 from bp_torch.network import layer_views
@@ -107,14 +107,12 @@ class Batches(Idea):
 
     def draw_wish(self, axes: Axes, wish: Tensor) -> None:
         """A map of ``wish`` (P,) for the weights of the one neuron."""
-        limit = max(self.weights(each).abs().max().item() for each in (*self.wishes, self.whole))
-        drawn = pixel_map(axes, self.weights(wish), limit)
+        weights, *all_weights = (
+            layer_views(each, self.sizes)[0][0][self.neuron] for each in (wish, *self.wishes, self.whole)
+        )
+        drawn = pixel_map(axes, weights, max(each.abs().max().item() for each in all_weights))
         if wish is self.whole:
             colourbar(drawn, axes, "−∂C/∂w")
-
-    def weights(self, wish: Tensor) -> Tensor:
-        """The entries of ``wish`` (P,) for the weights from the pixels to the one neuron, (784,)."""
-        return layer_views(wish, self.sizes)[0][0][self.neuron]
 
     def draw_batch(self, i: int, narrow: bool, part: SubFigure) -> None:
         """One batch as a mosaic, and its wish."""

@@ -17,9 +17,8 @@ from torch import Tensor
 from bp_torch.backprop import Forward, example_costs, forward
 from bp_torch.costs import find_cost
 from bp_torch.explain import style
-from bp_torch.explain.drawing import array, label_end, network_drawer, output_dots
+from bp_torch.explain.drawing import array, label_end, network_drawer, output_dots, percent_histogram
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import percent_histogram
 from bp_torch.explain.subject import ExampleOptions, Subject, all_costs
 from bp_torch.text import Column, column_table, number
 

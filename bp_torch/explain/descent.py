@@ -24,9 +24,8 @@ from torch import Tensor
 from bp_torch.backprop import backward, forward
 from bp_torch.data import Examples, batch, first_shuffled
 from bp_torch.explain import style
-from bp_torch.explain.drawing import array
+from bp_torch.explain.drawing import array, decimal_ticks
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import decimal_ticks
 from bp_torch.explain.subject import SEED, CommonOptions, Subject, UsageError, batch_size_of, full_gradient, train_steps
 from bp_torch.explain.surface import Plane, Surface, contours, cost_at, plane_of_steps, plane_through, surface_on
 from bp_torch.flags import Within
@@ -73,7 +72,6 @@ class Path(NamedTuple):
     points: Tensor  # θ, (S, P)
     seconds: list[float]  # spent on steps so far
     costs: list[float]  # of ``MEASURED`` training examples
-    seen: list[float]  # examples that were asked so far
 
 
 class CloseUp(NamedTuple):
@@ -89,22 +87,18 @@ class CloseUp(NamedTuple):
 def walk(
     name: str, config: Config, network: Network, examples: Examples, steps: int, kept: Container[int]
 ) -> tuple[list[int], list[float], Tensor]:
-    """Train ``network`` (which changes) for so many ``steps`` at one learning rate.
+    """Train ``network`` (which changes) at one learning rate.
 
-    Returns the start and those steps that are to be ``kept``: their numbers, the seconds spent on steps so far, and
-    θ (S, P).
+    Returns the start and those steps that are to be ``kept``: their numbers, the seconds spent so far, and θ (S, P).
     """
-    epochs = -(-steps * batch_size_of(config, examples) // len(examples.labels)) + 1
-    config = replace(config, learning_rate_decay=0.0, epochs=epochs)
+    config = replace(config, schedule="constant")
     snapshots, spent, start = [(0, 0.0, network.parameters.clone())], 0.0, time.perf_counter()
-    for step in train_steps(config, network, examples, name):
+    for step in train_steps(config, network, examples, name, steps):
         if network.device.type == "cuda":
             torch.cuda.synchronize(network.device)
         spent += time.perf_counter() - start
         if step in kept:
             snapshots.append((step, spent, network.parameters.clone()))
-        if step == steps:
-            break
         start = time.perf_counter()
     done, seconds, points = zip(*snapshots, strict=True)
     return list(done), list(seconds), torch.stack(points).float()
@@ -116,8 +110,7 @@ def follow_path(name: str, config: Config, network: Network, examples: Examples,
     done, seconds, path = walk(name, config, network, examples, steps, kept)
     measured = first_shuffled(examples, MEASURED, config.seed)
     costs = [cost_at(network, theta, measured, config.cost) for theta in path]
-    size = batch_size_of(config, examples)
-    return Path(name, size, config.learning_rate, done, path, seconds, costs, [float(step * size) for step in done])
+    return Path(name, batch_size_of(config, examples), config.learning_rate, done, path, seconds, costs)
 
 
 def close_up(config: Config, network: Network, examples: Examples, steps: int, grid: int) -> CloseUp:
@@ -151,16 +144,13 @@ def spread(angles: Collection[list[float]]) -> list[Column]:
 
 def angles_by_size(network: Network, examples: Examples, cost: str, seed: int) -> dict[int, list[float]]:
     """Between the gradients of random mini-batches and the true one, by batch size."""
-    true, n = full_gradient(network, examples, cost), len(examples.labels)
+    true, n, angles = full_gradient(network, examples, cost), len(examples.labels), dict[int, list[float]]()
     generator = torch.Generator().manual_seed(seed)
-
-    def draw(size: int) -> float:
-        indices = torch.randint(n, (size,), generator=generator).to(examples.labels.device)
-        x, y = batch(examples, indices, network.dtype)
-        return angle(backward(network, forward(network, x), y, cost).gradient, true)
-
-    repeats = {1: 30, 10: 30, 100: 30, 1_000: 30, 10_000: 10}
-    return {size: [draw(size) for _ in range(n_draws)] for size, n_draws in repeats.items() if size < n}
+    for size in (size for size in (1, 10, 100, 1_000, 10_000) if size < n):
+        drawn = [torch.randint(n, (size,), generator=generator) for _ in range(10 if size == 10_000 else 30)]
+        batches = (batch(examples, indices.to(examples.labels.device), network.dtype) for indices in drawn)
+        angles[size] = [angle(backward(network, forward(network, x), y, cost).gradient, true) for x, y in batches]
+    return angles
 
 
 class Descent(Idea):
@@ -168,8 +158,7 @@ class Descent(Idea):
 
     def __init__(self, subject: Subject, options: Options) -> None:
         """Compute three paths from the run's start, and the surface below them."""
-        config, training, self.caption = subject.config, subject.training, subject.caption
-        self.measured = MEASURED
+        config, training, self.caption, self.measured = subject.config, subject.training, subject.caption, MEASURED
         start = config.network(subject.network.device)
         mini, single = options.mini_batch, options.single_learning_rate or config.learning_rate / 10
         try:
@@ -200,11 +189,11 @@ class Descent(Idea):
         where, by_size = list(self.angles.items())[-1]
         size = min(by_size, key=lambda size: abs(size - mini.batch_size))
         off = f"{where} {size:,} examples point {mean(by_size[size]):.0f}° off the true gradient"
-        careful, took = f"{full.steps[-1]:,} careful steps", number(full.seconds[-1], 2)
+        careful = f"{full.steps[-1]:,} careful steps"
         if when is None:
             return f"{careful} lower the cost to {number(min(full.costs))}, further than {mini.name}; {off}"
-        start = f"{mini.name.capitalize()} reach in {number(when, 2)} s what {careful} reach in {took} s"
-        return f"{start}, although {off}"
+        name, took = mini.name.capitalize(), number(full.seconds[-1], 2)
+        return f"{name} reach in {number(when, 2)} s what {careful} reach in {took} s, although {off}"
 
     def table(self) -> str:
         """The three paths, the angles by batch size, and the steps from close."""
@@ -214,7 +203,7 @@ class Descent(Idea):
             ("learning rate", "g", [path.learning_rate for path in self.paths]),
             ("seconds", ".2f", [path.seconds[-1] for path in self.paths]),
             ("ms a step", ".3f", [1000 * path.seconds[-1] / path.steps[-1] for path in self.paths]),
-            ("examples seen", ",.0f", [path.seen[-1] for path in self.paths]),
+            ("examples seen", ",", [path.steps[-1] * path.batch_size for path in self.paths]),
             ("first cost", ".4f", [path.costs[0] for path in self.paths]),
             ("last cost", ".4f", [path.costs[-1] for path in self.paths]),
         )
@@ -244,7 +233,8 @@ class Descent(Idea):
             Panel("The three ways down, from above", self.draw_surface, 1.15, 4.4),
             Panel(f"From close: the next {steps} steps of both", self.draw_close, 1, 4.2),
         ]
-        seconds, seen = [path.seconds for path in self.paths], [path.seen for path in self.paths]
+        seconds = [path.seconds for path in self.paths]
+        seen = [[float(step * path.batch_size) for step in path.steps] for path in self.paths]
         costs = [
             Panel("Cost against time", partial(self.draw_costs, seconds, "seconds")),
             Panel("Cost against examples seen", partial(self.draw_costs, seen, "examples")),
@@ -258,8 +248,7 @@ class Descent(Idea):
         contours(axes, self.surface, digits=2)
         for i, (path, colour) in enumerate(zip(self.paths, COLOURS, strict=True)):
             points = array(self.plane.project(path.points))
-            (line,) = axes.plot(*points.T, "o-", color=colour, linewidth=1.8, markersize=2.6)
-            line.set(zorder=5 - i, path_effects=OUTLINE)
+            axes.plot(*points.T, "o-", color=colour, zorder=5 - i, linewidth=1.8, markersize=2.6, path_effects=OUTLINE)
             axes.plot(*points[-1], "o", color=colour, markersize=9, markeredgecolor="white", zorder=6)
             left = points[-1][0] > np.mean(axes.get_xlim())
             name = f"{path.steps[-1]:,} steps:\n{path.name}"
@@ -277,8 +266,7 @@ class Descent(Idea):
             (close.careful, COLOURS[0], "all examples", close.seconds[0], 5, -22),
         ):
             flat = array(close.plane.project(points))
-            (line,) = axes.plot(*flat.T, "o-", color=colour, linewidth=1.3, markersize=3.2)
-            line.set(zorder=order, path_effects=OUTLINE)
+            axes.plot(*flat.T, "o-", color=colour, zorder=order, linewidth=1.3, markersize=3.2, path_effects=OUTLINE)
             side = "right" if flat[-1][0] > np.mean(axes.get_xlim()) else "left"
             label(axes, tuple(flat[-1]), f"{name}, {number(seconds, 2)} s", colour, xytext=(0, up), ha=side)
         axes.plot(*flat[0], "*", color=style.INK, markersize=15, markeredgecolor="white", zorder=7)
@@ -287,17 +275,16 @@ class Descent(Idea):
     def draw_costs(self, across: list[list[float]], unit: str, part: SubFigure) -> None:
         """The cost of each path against what it took so far, with the curve's name where it is half the way down."""
         axes = part.subplots()
-        for path, xs, colour in zip(self.paths, across, COLOURS, strict=True):
-            axes.plot(xs[1:], path.costs[1:], color=colour, linewidth=1.8)
-        axes.set(xscale="log", ylabel="cost", ylim=(0, 1.12 * max(max(path.costs) for path in self.paths)))
-        decimal_ticks(axes.xaxis)
-        axes.grid()
         for place, (path, xs, colour) in enumerate(zip(self.paths, across, COLOURS, strict=True)):
+            axes.plot(xs[1:], path.costs[1:], color=colour, linewidth=1.8)
             middle = (path.costs[0] + min(path.costs)) / (2.6, 2.0, 1.5)[place]
             i = next(i for i, cost in enumerate(path.costs) if i and cost <= max(middle, min(path.costs)))
             offset = (0, -14) if place == 0 else (6, 4)
             label(axes, (xs[i], path.costs[i]), path.name.removesuffix(" examples"), colour, xytext=offset, ha="left")
-        axes.set_xlabel(unit)
+        highest = max(max(path.costs) for path in self.paths)
+        axes.set(xscale="log", xlabel=unit, ylabel="cost", ylim=(0, 1.12 * highest))
+        decimal_ticks(axes.xaxis)
+        axes.grid()
 
     def draw_angles(self, part: SubFigure) -> None:
         """Every measured angle by batch size."""
@@ -316,8 +303,7 @@ class Descent(Idea):
         whole = axes.get_yaxis_transform()
         axes.text(0.99, 92, "90°: a random direction", transform=whole, va="bottom", ha="right", size=9)
         axes.set(xscale="log", xlabel="examples in the mini-batch", ylabel="degrees", yticks=range(0, 121, 30))
-        axes.set_ylim(bottom=-4)
-        axes.set_xlim(right=3.2 * sizes[-1])
+        axes.set(xlim=(None, 3.2 * sizes[-1]), ylim=(-4, None))
         axes.grid(axis="y")
         decimal_ticks(axes.xaxis)
 

@@ -19,9 +19,8 @@ from torch import Tensor
 from bp_torch.backprop import forward
 from bp_torch.data import Examples
 from bp_torch.explain import style
-from bp_torch.explain.drawing import MOST, array, network_drawer
+from bp_torch.explain.drawing import MOST, array, colourbar, diverging, map_grid, network_drawer
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import colourbar, diverging, map_grid
 from bp_torch.explain.subject import CommonOptions, Subject, UsageError, all_costs, full_gradient
 from bp_torch.flags import Within
 from bp_torch.network import Network, layer_views, parameter_count
@@ -50,30 +49,30 @@ class Wiggle(NamedTuple):
     change: float  # half the difference of ``up`` and ``down``: h ∂C/∂θ_i, with an error of the order h³
 
 
-def parameter_name(sizes: tuple[int, ...], index: int) -> str:
-    """The parameter at ``index`` of θ in words: "weight from pixel (14, 9) to neuron 3 of layer 1".
+def parameter_name(sizes: tuple[int, ...], index: int, short: bool = False) -> str:
+    """The parameter at ``index`` of θ: "weight from pixel (14, 9) to neuron 3 of layer 1", or "W1: (14, 9) → 3".
 
-    Pixels are (row, column), and neurons count from 0, layers from 1, the last layer being the outputs. Raises
-    ValueError for an index that no parameter has.
+    Pixels are (row, column), and neurons count from 0, layers from 1. Raises ValueError where there is no parameter.
     """
     if not 0 <= index < parameter_count(sizes):
         raise ValueError(f"no parameter {index} among {parameter_count(sizes):,}")
-    layer, size = 1, parameter_count(sizes[:2])
-    while index >= size:
+    layer = 1
+    while index >= (size := parameter_count(sizes[layer - 1 : layer + 1])):
         index, layer = index - size, layer + 1
-        size = parameter_count(sizes[layer - 1 : layer + 1])
     n_in, n_out = sizes[layer - 1 : layer + 1]
-    if index >= n_in * n_out:
-        return f"bias of neuron {index - n_in * n_out} of layer {layer}"
+    if (j := index - n_in * n_out) >= 0:
+        return f"b{layer}: {j}" if short else f"bias of neuron {j} of layer {layer}"
     j, k = divmod(index, n_in)
-    source = f"pixel ({k // 28}, {k % 28})" if layer == 1 and n_in == 784 else f"neuron {k} of layer {layer - 1}"
+    pixel = f"({k // 28}, {k % 28})" if layer == 1 and n_in == 784 else ""
+    if short:
+        return f"W{layer}: {pixel or k} → {j}"
+    source = f"pixel {pixel}" if pixel else f"neuron {k} of layer {layer - 1}"
     return f"weight from {source} to neuron {j} of layer {layer}"
 
 
 def sensitivity_order(gradient: Tensor) -> Tensor:
     """The indices of the components that are not zero, the largest first."""
-    order = gradient.abs().sort(descending=True, stable=True).indices
-    return order[: int((gradient != 0).sum())]
+    return gradient.abs().sort(descending=True, stable=True).indices[: int(gradient.count_nonzero())]
 
 
 def wiggle(
@@ -118,10 +117,9 @@ class Gradient(Idea):
         self.gradient = full_gradient(network, training, cost)  # (P,)
         self.order = sensitivity_order(self.gradient)
         self.pair = find_pair(self.gradient, self.sizes, options.ratio)  # the more sensitive one first
-        whole, half = (
-            list(wiggle(network, training, cost, self.gradient, list(self.pair), h)) for h in (self.step, self.step / 2)
-        )
-        self.wiggles = [list(both) for both in zip(whole, half, strict=True)]  # of each of the pair
+        steps = (self.step, self.step / 2)
+        wiggles = (wiggle(network, training, cost, self.gradient, list(self.pair), h) for h in steps)
+        self.wiggles = list(zip(*wiggles, strict=True))  # of each of the pair
         first, second = (abs(self.gradient[i].item()) for i in self.pair)
         self.ratio = first / second  # so many times as sensitive is the cost to the first of the pair
         first, second = (abs(wiggles[0].change) for wiggles in self.wiggles)
@@ -151,17 +149,12 @@ class Gradient(Idea):
             ("off by", ".1e", [abs(w.change / w.predicted - 1) for w in moved]),
         )
         shown = [*self.order[:12].tolist(), int(self.order[len(self.order) // 2])]
-        *names, middle = (parameter_name(self.sizes, i) for i in shown)
-        *values, value = (self.gradient[i].item() for i in shown)
-        largest = values[0]
+        names, values = [parameter_name(self.sizes, i) for i in shown], self.gradient[shown]
+        less = (values[0] / values).abs()
         sensitive = column_table(
-            ("the most sensitive, and the one in the middle", "", [*names, "…", middle]),
-            ("∂C/∂θ", "+.4e", [*values, "", value]),
-            (
-                "times less than the first",
-                ",.3g",
-                [*(abs(largest / each) for each in values), "", abs(largest / value)],
-            ),
+            ("the most sensitive, and the one in the middle", "", [*names[:-1], "…", names[-1]]),
+            ("∂C/∂θ", "+.4e", [*values[:-1], "", values[-1]]),
+            ("times less than the first", ",.3g", [*less[:-1], "", less[-1]]),
         )
         return (
             f"∇C {self.counts}. {self.caption}.\n\n{wiggles}\n\nThe first is {times(self.ratio)} the second; by the "
@@ -180,15 +173,10 @@ class Gradient(Idea):
         ]
         neurons, lines = self.sizes[1], -(-min(MOST, self.sizes[1]) // columns)
         few = "" if neurons <= MOST else f", the {MOST} of {neurons} with the largest gradient"
-        first = Panel(
-            f"Layer 1: weights from all pixels to each neuron{few}",
-            partial(self.draw_first_layer, columns),
-            narrow_height=0.6 + 0.95 * lines,
-        )
-        later = [
-            Panel(f"Layer {l}: weights, and biases at the right", partial(self.draw_later_layer, l))
-            for l in range(2, depth + 1)
-        ]
+        draw = partial(self.draw_first_layer, columns)
+        first = Panel(f"Layer 1: weights from all pixels to each neuron{few}", draw, 1, 0.6 + 0.95 * lines)
+        title, layers = "weights, and biases at the right", range(2, depth + 1)
+        later = [Panel(f"Layer {l}: {title}", partial(self.draw_later_layer, l)) for l in layers]
         return [(3.8, pair), (0.5 + 1.45 * lines, [first]), *([(3.4, later)] if later else [])]
 
     def draw_among(self, part: SubFigure) -> None:

@@ -16,9 +16,8 @@ from torch import Tensor
 from bp_torch.backprop import Backward, Forward, backward, forward, input_gradient
 from bp_torch.costs import COSTS
 from bp_torch.explain import style
-from bp_torch.explain.drawing import array, hide_ticks, network_drawer, signed_bars
+from bp_torch.explain.drawing import array, colourbar, diverging, hide_ticks, network_drawer, signed_bars
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import colourbar, diverging
 from bp_torch.explain.nudges import output_nudges
 from bp_torch.explain.subject import ExampleOptions, Subject, UsageError
 from bp_torch.network import layer_views
@@ -131,10 +130,9 @@ class Hebbian(Idea):
             Panel(f"Layer {self.layer}: its wishes, and nudges of its weights", network, 5, 3.1),
             Panel(f"{source}, and the nudges", self.draw_factors, 6, 4.4),
         ]
-        loosely, exactly = (partial(self.draw_scatter, exact) for exact in (False, True))
         scatters = [
-            Panel("Loosely: activation × wanted increase", loosely, 1, 3.4),
-            Panel("Exactly: activation × wanted increase × φ′", exactly, 1.1, 3.4),
+            Panel("Loosely: activation × wanted increase", partial(self.draw_scatter, False), 1, 3.4),
+            Panel("Exactly: activation × wanted increase × φ′", partial(self.draw_scatter, True), 1.1, 3.4),
         ]
         return [(4.2, where), (4.0, scatters)]
 

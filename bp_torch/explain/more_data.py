@@ -19,8 +19,8 @@ from tqdm import tqdm
 from bp_torch.data import PIXEL_SCALE, Examples, first_shuffled
 from bp_torch.deform import Deformation
 from bp_torch.explain import style
+from bp_torch.explain.drawing import decimal_ticks, mosaic
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import decimal_ticks, mosaic
 from bp_torch.explain.subject import COUNT, CommonOptions, Subject
 from bp_torch.sweep import new_group
 from bp_torch.sweep.plan import even_parts, quickest
@@ -137,13 +137,12 @@ class Data(Idea):
 
     def rows(self, narrow: bool) -> list[Row]:
         """Accuracy and cost by the number of examples, and the fewest examples themselves."""
-        curves = [
-            Panel("Right answers", partial(self.draw_curves, "accuracy"), 1, 3.4),
-            Panel("Cost", partial(self.draw_curves, "cost"), 1, 3.4),
-        ]
-        shown = min(100, len(self.images))
-        fewest = f"These {shown} examples are all that the first network ever sees"
-        return [(4.6, curves), (2.4, [Panel(fewest, partial(self.draw_fewest, 10 if narrow else 25), 1, 4.2)])]
+        quantities = {"Right answers": "accuracy", "Cost": "cost"}
+        curves = [Panel(title, partial(self.draw_curves, name), 1, 3.4) for title, name in quantities.items()]
+        shown, columns = self.images[:100], 10 if narrow else 25
+        title = f"These {len(shown)} examples are all that the first network ever sees"
+        fewest = Panel(title, lambda part: mosaic(part.subplots(), shown, columns), 1, 4.2)
+        return [(4.6, curves), (2.4, [fewest])]
 
     def draw_curves(self, quantity: str, part: SubFigure) -> None:
         """The quantity on the training and the test images, by the number of examples."""
@@ -166,7 +165,3 @@ class Data(Idea):
         if quantity == "cost":
             axes.set_ylim(bottom=0)
             axes.legend()
-
-    def draw_fewest(self, columns: int, part: SubFigure) -> None:
-        """The examples of the first networks, in so many ``columns``."""
-        mosaic(part.subplots(), self.images[:100], columns)

@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from bp_torch.data import Examples
 from bp_torch.explain import style
-from bp_torch.explain.drawing import array
-from bp_torch.explain.maps import colourbar
+from bp_torch.explain.drawing import array, colourbar
 from bp_torch.network import Network
 from bp_torch.training import evaluate
 
