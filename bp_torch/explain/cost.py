@@ -17,7 +17,7 @@ from torch import Tensor
 from bp_torch.backprop import Forward, example_costs, forward
 from bp_torch.costs import find_cost
 from bp_torch.explain import style
-from bp_torch.explain.drawing import array, label_end, network_drawer, output_dots, percent_histogram
+from bp_torch.explain.drawing import array, draw_network, label_end, output_dots, percent_histogram
 from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.subject import ExampleOptions, Subject, all_costs
 from bp_torch.text import Column, column_table, number
@@ -89,7 +89,7 @@ class Cost(Idea):
         for name, costs in self.networks.items():
             title, n = name.capitalize(), len(costs.everyone)
             average = number(costs.everyone.mean().item(), 2)
-            network = network_drawer(costs.passed, ring=self.example.label)
+            network = partial(draw_network, passed=costs.passed, ring=self.example.label)
             networks.append(Panel(f"{title}: the {self.example.label} in the network", network, 1, 3.1))
             bars.append(Panel(f"{title}: what each output adds", partial(self.draw_bars, costs), 1, 4.0))
             draw = partial(self.draw_everyone, costs)

@@ -71,26 +71,20 @@ class Path(NamedTuple):
     steps: list[int]  # made so far
     points: Tensor  # θ, (S, P)
     seconds: list[float]  # spent on steps so far
-    costs: list[float]  # of ``MEASURED`` training examples
+    costs: list[float]  # of ``MEASURED`` training examples; none where only the points are of interest
 
 
 class CloseUp(NamedTuple):
     """Consecutive steps from one point near the floor."""
 
-    careful: Tensor  # θ of the man who asks all examples, (steps + 1, P)
-    drunk: Tensor  # θ of the other
-    seconds: tuple[float, float]  # of each
+    careful: Path  # of the man who asks all examples
+    drunk: Path  # of the other
     plane: Plane
     surface: Surface
 
 
-def walk(
-    name: str, config: Config, network: Network, examples: Examples, steps: int, kept: Container[int]
-) -> tuple[list[int], list[float], Tensor]:
-    """Train ``network`` (which changes) at one learning rate.
-
-    Returns the start and those steps that are to be ``kept``: their numbers, the seconds spent so far, and θ (S, P).
-    """
+def walk(name: str, config: Config, network: Network, examples: Examples, steps: int, kept: Container[int]) -> Path:
+    """Train ``network`` (which changes) at one learning rate: the start, and those steps that are to be ``kept``."""
     config = replace(config, schedule="constant")
     snapshots, spent, start = [(0, 0.0, network.parameters.clone())], 0.0, time.perf_counter()
     for step in train_steps(config, network, examples, name, steps):
@@ -101,27 +95,26 @@ def walk(
             snapshots.append((step, spent, network.parameters.clone()))
         start = time.perf_counter()
     done, seconds, points = zip(*snapshots, strict=True)
-    return list(done), list(seconds), torch.stack(points).float()
+    size, rate, theta = batch_size_of(config, examples), config.learning_rate, torch.stack(points).float()
+    return Path(name, size, rate, list(done), theta, list(seconds), [])
 
 
 def follow_path(name: str, config: Config, network: Network, examples: Examples, steps: int) -> Path:
     """The path of ``network`` (which changes); more snapshots are of the beginning than of the end."""
     kept = {round(steps * (i / SNAPSHOTS) ** 2) for i in range(SNAPSHOTS + 1)}
-    done, seconds, path = walk(name, config, network, examples, steps, kept)
-    measured = first_shuffled(examples, MEASURED, config.seed)
-    costs = [cost_at(network, theta, measured, config.cost) for theta in path]
-    return Path(name, batch_size_of(config, examples), config.learning_rate, done, path, seconds, costs)
+    path, measured = walk(name, config, network, examples, steps, kept), first_shuffled(examples, MEASURED, config.seed)
+    return path._replace(costs=[cost_at(network, theta, measured, config.cost) for theta in path.points])
 
 
 def close_up(config: Config, network: Network, examples: Examples, steps: int, grid: int) -> CloseUp:
     """So many steps of both men from where ``network`` is, every one kept."""
-    every, careful = range(steps + 1), replace(config, batch_size="full")
-    _, slow, surest = walk("from close", careful, network.to(), examples, steps, every)
-    _, quick, drunk = walk("from close", config, network.to(), examples, steps, every)
-    plane = plane_of_steps(surest, drunk)
-    measured = first_shuffled(examples, MEASURED, config.seed)
-    surface = surface_on(plane, network, measured, config.cost, torch.cat([surest, drunk]), grid)
-    return CloseUp(surest, drunk, (slow[-1], quick[-1]), plane, surface)
+    careful, drunk = (
+        walk("from close", each, network.to(), examples, steps, range(steps + 1))
+        for each in (replace(config, batch_size="full"), config)
+    )
+    plane, measured = plane_of_steps(careful.points, drunk.points), first_shuffled(examples, MEASURED, config.seed)
+    surface = surface_on(plane, network, measured, config.cost, torch.cat([careful.points, drunk.points]), grid)
+    return CloseUp(careful, drunk, plane, surface)
 
 
 def angle(a: Tensor, b: Tensor) -> float:
@@ -213,12 +206,13 @@ class Descent(Idea):
             ("batch size", ",", [size for _, size, _ in found]),
             *spread([each for _, _, each in found]),
         )
-        steps, walks = len(self.close.drunk) - 1, (self.close.careful, self.close.drunk)
+        walks = (self.close.careful, self.close.drunk)
+        steps, ways = walks[0].steps[-1], [way.points for way in walks]
         close = column_table(
             ("steps", "", [f"{steps} careful", f"{steps} staggering"]),
-            ("ms a step", ".3f", [1000 * seconds / steps for seconds in self.close.seconds]),
-            ("length of the way", ".3f", [points.diff(dim=0).norm(dim=1).sum() for points in walks]),
-            ("from start to end", ".3f", [(points[-1] - points[0]).norm() for points in walks]),
+            ("ms a step", ".3f", [1000 * way.seconds[-1] / steps for way in walks]),
+            ("length of the way", ".3f", [points.diff(dim=0).norm(dim=1).sum() for points in ways]),
+            ("from start to end", ".3f", [(points[-1] - points[0]).norm() for points in ways]),
         )
         return (
             f"Three ways down from one start. {self.caption}.\n\n{paths}\n\n{angles}\n\n"
@@ -228,10 +222,9 @@ class Descent(Idea):
 
     def rows(self, narrow: bool) -> list[Row]:
         """The paths over the surface, and a few steps from close; the cost against time and examples; the angles."""
-        steps = len(self.close.drunk) - 1
         ways = [
             Panel("The three ways down, from above", self.draw_surface, 1.15, 4.4),
-            Panel(f"From close: the next {steps} steps of both", self.draw_close, 1, 4.2),
+            Panel(f"From close: the next {self.close.drunk.steps[-1]} steps of both", self.draw_close, 1, 4.2),
         ]
         seconds = [path.seconds for path in self.paths]
         seen = [[float(step * path.batch_size) for step in path.steps] for path in self.paths]
@@ -261,14 +254,14 @@ class Descent(Idea):
         """The steps of both men, one by one."""
         axes, close = part.subplots(), self.close
         contours(axes, close.surface, digits=3)
-        for points, colour, name, seconds, order, up in (
-            (close.drunk, COLOURS[1], "mini-batches", close.seconds[1], 4, 10),
-            (close.careful, COLOURS[0], "all examples", close.seconds[0], 5, -22),
+        for path, colour, name, order, up in (
+            (close.drunk, COLOURS[1], "mini-batches", 4, 10),
+            (close.careful, COLOURS[0], "all examples", 5, -22),
         ):
-            flat = array(close.plane.project(points))
+            flat = array(close.plane.project(path.points))
             axes.plot(*flat.T, "o-", color=colour, zorder=order, linewidth=1.3, markersize=3.2, path_effects=OUTLINE)
             side = "right" if flat[-1][0] > np.mean(axes.get_xlim()) else "left"
-            label(axes, tuple(flat[-1]), f"{name}, {number(seconds, 2)} s", colour, xytext=(0, up), ha=side)
+            label(axes, tuple(flat[-1]), f"{name}, {number(path.seconds[-1], 2)} s", colour, xytext=(0, up), ha=side)
         axes.plot(*flat[0], "*", color=style.INK, markersize=15, markeredgecolor="white", zorder=7)
         axes.set(xlabel="the careful way", ylabel="where the quick steps differ most")
 

@@ -17,7 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import to_rgb
-from matplotlib.figure import SubFigure
+from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from torch import Tensor
@@ -31,15 +31,10 @@ IMAGE = (0.0, 0.18, 0.3, 0.64)  # where the image is: left, bottom, width and he
 FIRST, LAST = 0.42, 0.84  # where the first and the last layer stand
 
 
-def network_drawer(passed: Forward, **options: Any) -> Callable[[SubFigure], None]:
-    """The function that draws a network into a part of a picture; ``options`` are those of ``draw_network``."""
-    return lambda part: draw_network(part.subplots(), passed, **options)
-
-
 def draw_network(
-    axes: Axes,
-    passed: Forward,
+    part: Figure | SubFigure,
     *,
+    passed: Forward,
     layer: int = 0,
     values: Tensor | None = None,
     neuron: int | None = None,
@@ -53,6 +48,7 @@ def draw_network(
     ``neuron`` only those into it, which has a ring; with ``edges`` only these, as (to, from). ``ring`` is an output
     that has a ring as well. ``wishes`` (n_l,) of some layers are triangles.
     """
+    axes = part.subplots()
     network, depth, activations = passed.network, passed.network.depth, [a[0] for a in passed.activations]
     marked = {layer: [j for j, _ in edges] + ([] if neuron is None else [neuron]), layer - 1: [k for _, k in edges]}
     shown = {l: shown_neurons(activations[l], marked.get(l, [])) for l in range(1, depth + 1)}

@@ -19,7 +19,7 @@ from torch import Tensor
 from bp_torch.backprop import forward
 from bp_torch.data import Examples
 from bp_torch.explain import style
-from bp_torch.explain.drawing import MOST, array, colourbar, diverging, map_grid, network_drawer
+from bp_torch.explain.drawing import MOST, array, colourbar, diverging, draw_network, map_grid
 from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.subject import CommonOptions, Subject, UsageError, all_costs, full_gradient
 from bp_torch.flags import Within
@@ -165,7 +165,7 @@ class Gradient(Idea):
         """The two weights in the network, among all of their layer, and wiggled; then the whole vector as a map."""
         depth, columns = len(self.sizes) - 1, 4 if narrow else 8
         values = layer_views(-self.gradient, self.sizes)[0][-1]
-        network = network_drawer(self.passed, layer=depth, values=values, edges=self.edges)
+        network = partial(draw_network, passed=self.passed, layer=depth, values=values, edges=self.edges)
         pair = [
             Panel(f"Two weights of layer {depth}", network, 4.4, 3.2),
             Panel(f"How sensitive the cost is to each weight of layer {depth}", self.draw_among, 3.2, 3.2),

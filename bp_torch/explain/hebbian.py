@@ -16,7 +16,7 @@ from torch import Tensor
 from bp_torch.backprop import Backward, Forward, backward, forward, input_gradient
 from bp_torch.costs import COSTS
 from bp_torch.explain import style
-from bp_torch.explain.drawing import array, colourbar, diverging, hide_ticks, network_drawer, signed_bars
+from bp_torch.explain.drawing import array, colourbar, diverging, draw_network, hide_ticks, signed_bars
 from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.nudges import output_nudges
 from bp_torch.explain.subject import ExampleOptions, Subject, UsageError
@@ -125,7 +125,7 @@ class Hebbian(Idea):
         """The network with the nudges as edges; the nudges between their factors; the scatters without φ′ and with."""
         source = "Brightness of the pixels" if self.layer == 1 else "The activations before"
         wishes = {self.layer: self.wanted}
-        network = network_drawer(self.passed, layer=self.layer, values=self.nudges, wishes=wishes)
+        network = partial(draw_network, passed=self.passed, layer=self.layer, values=self.nudges, wishes=wishes)
         where = [
             Panel(f"Layer {self.layer}: its wishes, and nudges of its weights", network, 5, 3.1),
             Panel(f"{source}, and the nudges", self.draw_factors, 6, 4.4),

@@ -31,18 +31,9 @@ class Idea:
     """The base of every idea. A subclass computes in ``__init__``, with the functions of backprop.py."""
 
     caption: str  # which network this is
-
-    def finding(self) -> str:
-        """The result in one sentence, without its full stop."""
-        raise NotImplementedError
-
-    def table(self) -> str:
-        """The numbers, as one or more tables."""
-        raise NotImplementedError
-
-    def rows(self, narrow: bool) -> list[Row]:
-        """The panels of the picture."""
-        raise NotImplementedError
+    finding: Callable[[], str]  # the result in one sentence, without its full stop
+    table: Callable[[], str]  # the numbers, as one or more tables
+    rows: Callable[[bool], list[Row]]  # the panels of the picture, a ``narrow`` one or not
 
     @style.styled
     def figure(self, narrow: bool = False) -> Figure:

@@ -45,13 +45,6 @@ class Options(CommonOptions):
     """Seed of the directions."""
 
 
-class Progress(NamedTuple):
-    """Cost and ‖∇C‖ over all training examples after an epoch."""
-
-    cost: float
-    gradient_norm: float
-
-
 class Line(NamedTuple):
     """The cost along a line through the network's θ."""
 
@@ -63,15 +56,12 @@ class Line(NamedTuple):
     decrease: float  # how far the cost falls from the network to the lowest point of the line
 
 
-def repeat_run(config: Config, network: Network, training: Examples, epochs: int) -> list[Progress]:
-    """Train ``network`` (which changes) as the run's first ``epochs`` did; its progress, from the start on."""
+def repeat_run(config: Config, network: Network, training: Examples, epochs: int) -> list[tuple[float, float]]:
+    """Train ``network`` (which changes) as the run's first ``epochs`` did: C and ‖∇C‖ at the start, and after each."""
     steps_per_epoch = ceil(len(training.labels) / batch_size_of(config, training))
     steps = train_steps(replace(config, epochs=epochs), network, training, "repeating the run")
     return [
-        Progress(
-            evaluate(network, training, config.cost).cost,
-            full_gradient(network, training, config.cost).norm().item(),
-        )
+        (evaluate(network, training, config.cost).cost, full_gradient(network, training, config.cost).norm().item())
         for step in chain([0], steps)
         if step % steps_per_epoch == 0
     ]
@@ -108,7 +98,7 @@ class Minimum(Idea):
         default = min(config.epochs, 40) if subject.trained else 0
         epochs = default if options.epochs is None else min(options.epochs, config.epochs)
         repeated = config.network(subject.network.device)
-        self.history = repeat_run(config, repeated, training, epochs)  # the start, and each epoch
+        self.costs, self.norms = zip(*repeat_run(config, repeated, training, epochs), strict=True)  # start, each epoch
         difference = (repeated.parameters - subject.network.parameters).abs().max().item()
         self.difference = difference if subject.trained and epochs == config.epochs else None  # if all was repeated
 
@@ -129,7 +119,7 @@ class Minimum(Idea):
         along, *random = self.lines
         down = sum(line.curvature < 0 for line in random)
         fraction = along.decrease / along.middle
-        start = f", from {number(self.history[0].gradient_norm, 2)} at the start" if self.history[1:] else ""
+        start = f", from {number(self.norms[0], 2)} at the start" if self.norms[1:] else ""
         unsettled = down or along.curvature < 0 or fraction > SETTLED
         return (
             f"‖∇C‖ is {number(self.gradient_norm, 2)}{start}. The cost curves "
@@ -140,8 +130,8 @@ class Minimum(Idea):
 
     def table(self) -> str:
         """The run by epochs, and the cost around its end by directions."""
-        costs, norms = zip(*self.history, strict=True)
-        history = column_table(("epoch", "d", range(len(costs))), ("cost", ".5f", costs), ("‖∇C‖", ".5f", norms))
+        epochs = ("epoch", "d", range(len(self.costs)))
+        history = column_table(epochs, ("cost", ".5f", self.costs), ("‖∇C‖", ".5f", self.norms))
         lines = column_table(
             ("direction", "", [line.name for line in self.lines]),
             ("slope, d·∇C", "+.4e", [line.slope for line in self.lines]),
@@ -157,10 +147,9 @@ class Minimum(Idea):
 
     def rows(self, narrow: bool) -> list[Row]:
         """Cost and gradient along the run; the cost along lines through its end, and how these curve."""
-        costs, norms = zip(*self.history, strict=True)
         run = [
-            Panel("The cost along the run", partial(self.draw_run, costs, "cost")),
-            Panel("The length of the gradient along the run", partial(self.draw_run, norms, "‖∇C‖")),
+            Panel("The cost along the run", partial(self.draw_run, self.costs, "cost")),
+            Panel("The length of the gradient along the run", partial(self.draw_run, self.norms, "‖∇C‖")),
         ]
         end = [
             Panel("The cost along lines through the network", self.draw_lines),
