@@ -25,9 +25,7 @@ DatasetName = Literal["mnist", "fashion-mnist", "kmnist", "qmnist", "emnist-digi
 
 PIXELS = 28 * 28
 CLASSES = 10
-
-PIXEL_SCALE = 1 / 255
-"""Takes a pixel byte, 0..255, to an input of the network, 0..1."""
+PIXEL_SCALE = 1 / 255  # takes a pixel byte, 0..255, to an input of the network, 0..1
 
 
 class DataError(UserError):
@@ -76,23 +74,17 @@ FAMILIES: dict[str, Family] = {
     "emnist-digits": _family("EMNIST", "emnist-digits-train emnist-digits-test", archive="gzip.zip", split="digits"),
 }
 
-MNIST_SHA256 = {
+MNIST_SHA256 = {  # of the four files of MNIST as published, unpacked
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-"""Of the four files of MNIST as published, unpacked."""
-
-CHECKSUMS = "SHA256SUMS"
-"""Beside the other families' files: their sums, as ``sha256sum -c`` reads them, written when first unpacked."""
+CHECKSUMS = "SHA256SUMS"  # beside the other families' files: their sums, for ``sha256sum -c``, from when first unpacked
 
 
 def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> tuple[Examples, Examples]:
-    """The training and the test set of ``dataset``, unpacked or downloaded into ``directory`` on first use.
-
-    Raises DataError if a file is missing, truncated or altered; the message names it and says what to do.
-    """
+    """The training and the test set, put into ``directory`` on first use. Raises DataError for files that are bad."""
     family = FAMILIES[dataset]
     raw = family.raw(directory)
     if not _complete(dataset, raw):
@@ -187,10 +179,7 @@ def _read(family: Family, directory: Path, *, train: bool, device: torch.device 
 
 
 def one_hot(labels: Tensor, classes: int = CLASSES, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The targets y (B, classes) of ``labels`` (B,): 1 for the digit that it is, 0 for all others.
-
-    Raises ValueError for labels that are not whole numbers from 0 to classes − 1.
-    """
+    """The targets y (B, classes) of ``labels`` (B,): 1 for the class, else 0. Raises ValueError for another label."""
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels are a (B,) tensor of integers, not {tuple(labels.shape)} of {labels.dtype}")
     wrong = labels[(labels < 0) | (labels >= classes)]

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # a command's help and its errors need no torch
     from torch import Tensor
 
-MOST_COLUMNS = 100
-"""Longer lines are hard to read, however wide the terminal is."""
+MOST_COLUMNS = 100  # longer lines are hard to read, however wide the terminal is
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -103,9 +102,6 @@ def _cell(value: Any, form: str) -> str:
     return number if isinstance(number, str) else format(number, form)
 
 
-INDENT = "    "
-
-
 def fitted(text: str) -> str:
     """A text at the terminal's width: prose is wrapped, and tables that are too wide become several, or are folded."""
     return "\n\n".join(_fitted(block, columns()) for block in text.split("\n\n"))
@@ -129,13 +125,12 @@ def folded(table: str, width: int | None = None) -> str:
 
     Lines without columns, such as headings between the rows, stay as they are.
     """
-    width = columns() if width is None else width
     lines = table.splitlines()
-    place = _fold(lines, width)
+    place = _fold(lines, columns() if width is None else width)
     if not place:
         return table
     spaces = min(len(line) - len(line[place:].lstrip()) for line in lines if _gap(line, place))
-    parts = ([line[:place].rstrip(), INDENT + line[spaces:]] if _gap(line, place) else [line] for line in lines)
+    parts = ([line[:place].rstrip(), "    " + line[spaces:]] if _gap(line, place) else [line] for line in lines)
     return "\n".join(line for part in parts for line in part)
 
 

@@ -114,7 +114,7 @@ class Average(Idea):
         self.images, y = batch(training, shown, network.dtype)  # (M, 784)
         self.labels = y.argmax(1).tolist()
         self.parameters = select_rows(self.direct, self.sizes)  # the indices of those in the table
-        self.values = -per_example_gradients(network, self.images, y, cost).T[self.parameters].cpu()  # (parameters, M)
+        self.values = -per_example_gradients(network, self.images, y, cost).cpu().T[self.parameters]  # (parameters, M)
         self.made = averages(network, training, cost, first) | {n: self.direct}  # of so many examples, each (P,)
 
     def left(self, count: int) -> float:
@@ -205,10 +205,8 @@ class Average(Idea):
                 ink = "white" if strength > 0.5 else style.INK
                 written = f"{value:+.2f}".replace("-", "−") if abs(value) >= 0.005 else "0.00" if value else "0"
                 place.text(0, row, written, ha="center", va="center", size=9, color=ink)
-        names = [
-            parameter_name(self.sizes, i, short) + power.replace(" ", "\n" if short else " ")
-            for i, power in zip(self.parameters, powers, strict=True)
-        ]
+        names = [parameter_name(self.sizes, i, short) + p for i, p in zip(self.parameters, powers, strict=True)]
+        names = [name.replace(" (×", "\n(×") if short else name for name in names]
         axes[0].set_yticks(range(len(names)), names)
         axes[0].tick_params(axis="y", length=0)
 

@@ -67,8 +67,7 @@ class Backwards(Idea):
         """How many requests of the outputs are outvoted."""
         first = self.ways["untrained"][0]
         opposed = (first.rows.sign() != first.total.sign()) & (first.rows != 0)
-        requests = int((first.rows != 0).sum())
-        neurons, before = first.rows.shape
+        (neurons, before), requests = first.rows.shape, int(first.rows.count_nonzero())
         outvoted = int(opposed.sum()) / requests if requests else 0.0
         return (
             f"Untrained, {neurons} outputs each ask something of {before} activations before them: {outvoted:.0%} of "

@@ -97,9 +97,9 @@ class Batches(Idea):
 
     def rows(self, narrow: bool) -> list[Row]:
         """A few batches, each above its wish for one neuron's weights; all examples; the angles of all batches."""
+        off, shown = self.angles["untrained"], range(len(self.images))
         batches = [
-            Panel(f"Batch {i + 1}: {off:.0f}° off", partial(self.draw_batch, i, narrow), 1, 2.4)
-            for i, off in enumerate(self.angles["untrained"][: len(self.images)])
+            Panel(f"Batch {i + 1}: {off[i]:.0f}° off", partial(self.draw_batch, i, narrow), 1, 2.4) for i in shown
         ]
         whole = Panel(f"All {self.examples:,}: −∇C", partial(self.draw_whole, narrow), 1.2)
         angles = Panel(f"How far off all {self.many:,} mini-batches point", self.draw_angles)
@@ -107,10 +107,9 @@ class Batches(Idea):
 
     def draw_wish(self, axes: Axes, wish: Tensor) -> None:
         """A map of ``wish`` (P,) for the weights of the one neuron."""
-        weights, *all_weights = (
-            layer_views(each, self.sizes)[0][0][self.neuron] for each in (wish, *self.wishes, self.whole)
-        )
-        drawn = pixel_map(axes, weights, max(each.abs().max().item() for each in all_weights))
+        every = (layer_views(each, self.sizes)[0][0][self.neuron] for each in (wish, *self.wishes, self.whole))
+        weights, *others = every
+        drawn = pixel_map(axes, weights, max(each.abs().max().item() for each in others))
         if wish is self.whole:
             colourbar(drawn, axes, "−∂C/∂w")
 

@@ -113,8 +113,7 @@ class Cost(Idea):
         bars.set(xlabel=self.kind, xlim=(0, 1.35 * most))
         bars.locator_params(axis="x", nbins=4)
         for axes, names in ((dots, [*range(n)]), (bars, [*range(n), "sum"])):
-            axes.set(ylim=(n + 0.9, -0.6))
-            axes.set_yticks(places[: len(names)], [str(name) for name in names])
+            axes.set(ylim=(n + 0.9, -0.6), yticks=places[: len(names)], yticklabels=names)
 
     def draw_everyone(self, costs: Costs, part: SubFigure) -> None:
         """How the costs of all examples are spread, and their average."""

@@ -243,9 +243,9 @@ class Descent(Idea):
             points = array(self.plane.project(path.points))
             axes.plot(*points.T, "o-", color=colour, zorder=5 - i, linewidth=1.8, markersize=2.6, path_effects=OUTLINE)
             axes.plot(*points[-1], "o", color=colour, markersize=9, markeredgecolor="white", zorder=6)
-            left = points[-1][0] > np.mean(axes.get_xlim())
+            side, offset = ("right", -8) if points[-1][0] > np.mean(axes.get_xlim()) else ("left", 8)
             name = f"{path.steps[-1]:,} steps:\n{path.name}"
-            label(axes, tuple(points[-1]), name, colour, xytext=(-8 if left else 8, 6), ha="right" if left else "left")
+            label(axes, tuple(points[-1]), name, colour, xytext=(offset, 6), ha=side)
         axes.plot(*points[0], "*", color=style.INK, markersize=17, markeredgecolor="white", zorder=7)
         label(axes, tuple(points[0]), "start", style.INK, xytext=(0, -20))
         axes.set(xlabel="first principal direction of the paths", ylabel="second principal direction")

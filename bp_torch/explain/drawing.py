@@ -135,10 +135,9 @@ def _neurons(axes: Axes, a: Tensor, x: float, places: dict[int, float], wishes: 
 
 
 def signed_bars(axes: Axes, values: Tensor, names: Sequence[object] | None = None, limit: float = 0.0) -> None:
-    """A horizontal bar for each of ``values`` (n,), the first on top, blue above zero and orange below.
+    """A horizontal bar for each of ``values`` (n,), blue above zero and orange below, with zero in the middle.
 
-    Zero is in the middle; the axis ends at ``limit``, or a little beyond the longest bar. Without ``names`` the bars
-    are numbered, where there is room.
+    The axis ends at ``limit``, or a little beyond the longest bar. Without ``names`` up to 20 bars are numbered.
     """
     rows = range(len(values))
     limit = limit or 1.15 * values.abs().max().item() or 1.0

@@ -93,10 +93,7 @@ def wiggle(
 
 
 def find_pair(gradient: Tensor, sizes: tuple[int, ...], ratio: float) -> tuple[int, int]:
-    """The most sensitive weight of the last layer, and the one nearest to being ``ratio`` times less so, as indices.
-
-    Raises UsageError where fewer than two of its weights have a gradient.
-    """
+    """The indices of the last layer's most sensitive weight, and of the one that is about ``ratio`` times less so."""
     last = layer_views(torch.arange(len(gradient), device=gradient.device), sizes)[0][-1].flatten()
     components = gradient.index_select(0, last).abs()
     order = sensitivity_order(components)
@@ -149,7 +146,7 @@ class Gradient(Idea):
             ("off by", ".1e", [abs(w.change / w.predicted - 1) for w in moved]),
         )
         shown = [*self.order[:12].tolist(), int(self.order[len(self.order) // 2])]
-        names, values = [parameter_name(self.sizes, i) for i in shown], self.gradient[shown]
+        names, values = [parameter_name(self.sizes, i) for i in shown], self.gradient.cpu()[shown]
         less = (values[0] / values).abs()
         sensitive = column_table(
             ("the most sensitive, and the one in the middle", "", [*names[:-1], "…", names[-1]]),
@@ -201,11 +198,10 @@ class Gradient(Idea):
             for moved, w in zip((h, h / 2), wiggles, strict=True):
                 axes.plot([-moved, moved], [w.down, w.up], "o", color=colour, markersize=6)
         axes.plot([], [], "o", color=style.SOFT, label="measured")
-        axes.set(xlabel="the weight is moved by", ylabel="the cost changes by")
         axes.grid()
         reach = max(abs(end) for wiggles in self.wiggles for w in wiggles for end in (w.up, w.down))
-        axes.set_ylim(-1.2 * reach, 2.6 * reach)  # with room for the legend
-        axes.legend(loc="upper left")
+        axes.set(xlabel="the weight is moved by", ylabel="the cost changes by", ylim=(-1.2 * reach, 2.6 * reach))
+        axes.legend(loc="upper left")  # above the lines
 
     def draw_first_layer(self, columns: int, part: SubFigure) -> None:
         """The weights from all pixels to each neuron of layer 1, as images."""

@@ -151,9 +151,7 @@ class Hebbian(Idea):
         drawn = diverging(axes["nudges"], self.nudges, self.nudges.abs().max().item(), aspect="auto")
         hide_ticks(axes["nudges"])
         source = "pixel, row after row" if self.layer == 1 else f"neuron of layer {self.layer - 1}"
-        axes["nudges"].set_xlabel(f"from {source}")
-        if before <= 32:
-            axes["nudges"].set_xticks(range(0, before, 3))
+        axes["nudges"].set(xlabel=f"from {source}", xticks=range(0, before, 3) if before <= 32 else [])
         axes["phi_prime"].barh(range(neurons), array(self.phi_prime), color=style.SOFT, height=0.68)
         axes["phi_prime"].set(ylim=(neurons - 0.5, -0.5), yticks=[], xlabel="φ′")
         peak = self.phi_prime.max().item()

@@ -95,8 +95,8 @@ class Minimum(Idea):
         config, training = subject.config, subject.training
         self.caption, self.measured = subject.caption, MEASURED
         self.random_lines = count(options.directions, "random line")
-        default = min(config.epochs, 40) if subject.trained else 0
-        epochs = default if options.epochs is None else min(options.epochs, config.epochs)
+        default = 40 if subject.trained else 0
+        epochs = min(config.epochs, default if options.epochs is None else options.epochs)
         repeated = config.network(subject.network.device)
         self.costs, self.norms = zip(*repeat_run(config, repeated, training, epochs), strict=True)  # start, each epoch
         difference = (repeated.parameters - subject.network.parameters).abs().max().item()

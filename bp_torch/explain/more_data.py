@@ -10,7 +10,7 @@ see their images deformed anew each time they come (deform.py): data made from t
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import fmean as mean
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from matplotlib.figure import SubFigure
@@ -85,8 +85,7 @@ def train_on(config: Config, training: Examples, test: Examples, count: int, see
 
 def deforming(config: Config, kind: DeformName) -> Config:
     """``config`` with this kind of deformation, by the default bounds."""
-    bounds: dict[str, Any] = asdict(Deformation())
-    return replace(config, deform=kind, **bounds)
+    return replace(config, deform=kind, **asdict(Deformation()))
 
 
 class Data(Idea):
@@ -103,8 +102,8 @@ class Data(Idea):
         for examples in tqdm(self.counts, desc="numbers of examples", leave=False, disable=None):
             for kind in ("none", "both") if examples in DEFORMED else ("none",):
                 self.networks += train_on(deforming(config, kind), training, subject.test, examples, self.seeds)
-        fewest = first_shuffled(training, self.counts[0], config.seed)
-        self.images = fewest.x.double() * PIXEL_SCALE  # the examples of the first networks, (n, 784)
+        fewest = first_shuffled(training, self.counts[0], config.seed).x
+        self.images = fewest.double() * PIXEL_SCALE  # the examples of the first networks, (n, 784)
 
     def values(self, examples: int, scored: str, quantity: str, deformed: bool = False) -> list[float]:
         """``quantity`` ("cost" or "accuracy") on the ``scored`` ("training" or "test") set, a value for each seed."""

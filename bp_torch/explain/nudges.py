@@ -119,8 +119,7 @@ class Nudges(Idea):
         outputs = [
             Panel(f"{name.capitalize()}: {said}", partial(self.draw_outputs, name), 1, 3.8) for name in self.nudges
         ]
-        few = "" if n == shown else f": the {shown} largest of {n}"
-        high = 1.0 + 0.24 * shown
+        few, high = "" if n == shown else f": the {shown} largest of {n}", 1.0 + 0.24 * shown
         names = [f"from {k}  (a = {number(a, 2)})" for k, a in enumerate(self.ways.a.tolist())]
         weights = partial(draw_largest, self.ways.weights, names, "−∂C/∂W, in proportion to a")
         names = [f"of {k}  (W = {number(w, 2)})" for k, w in enumerate(self.ways.w.tolist())]

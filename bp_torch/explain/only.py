@@ -51,11 +51,6 @@ def train_on_digit(
     return torch.stack(predictions), batch_size_of(config, alone)
 
 
-def table_steps(steps: int) -> list[int]:
-    """Step 0, then about doubling, to the last."""
-    return [0, *(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if step < steps), steps]
-
-
 def figure_steps(fraction: Tensor, predictions: Tensor) -> list[int]:
     """Step 0, where ``fraction`` (steps + 1,) has made quarters of its rise, the last; of the same rows the first."""
     rise = fraction - fraction[0]
@@ -73,10 +68,8 @@ class Only(Idea):
         self.caption, self.digit, training, test = subject.caption, options.digit, subject.training, subject.test
         if not (training.labels == self.digit).any():
             raise UsageError(f"--digit: there is no training example of a {self.digit}")
-        predictions, self.batch_size = train_on_digit(
-            subject.network.to(), subject.config, training, test, self.digit, options.steps
-        )
-        digits = range(CLASSES)
+        network, config, digits = subject.network.to(), subject.config, range(CLASSES)
+        predictions, self.batch_size = train_on_digit(network, config, training, test, self.digit, options.steps)
         self.fractions = torch.stack([(predictions == j).double().mean(1) for j in digits], 1).cpu()  # (steps + 1, 10)
         self.accuracy = (predictions == test.labels).double().mean(1).cpu()  # (steps + 1,)
         firsts = torch.stack([(test.labels == j).int().argmax() for j in digits])
@@ -94,7 +87,8 @@ class Only(Idea):
 
     def table(self) -> str:
         """How the test images are classified, after some of the steps."""
-        steps = table_steps(len(self.accuracy) - 1)
+        last = len(self.accuracy) - 1
+        steps = [0, *(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if n < last), last]
         shown = column_table(
             ("step", ",", steps),
             (f"called {self.digit}", ".2%", self.fractions[steps, self.digit]),

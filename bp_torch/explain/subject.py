@@ -39,9 +39,6 @@ class UsageError(UserError):
     exit_code = 2
 
 
-# ---- the flags that all ideas share ----
-
-
 @dataclass(frozen=True)
 class NetworkOptions:
     """The flags that choose a network and its data."""
@@ -95,9 +92,6 @@ class ExampleOptions(CommonOptions):
         super().__post_init__()
         if self.loudest and self.index is not None:
             raise ValueError("--index and --loudest exclude each other")
-
-
-# ---- the network and its data ----
 
 
 class Example(NamedTuple):
@@ -163,12 +157,9 @@ def newest_run(runs: Path) -> Path:
     return networks[-1].parent
 
 
-# ---- one example ----
-
-
 def example_at(examples: Examples, position: int) -> Example:
     """One of the ``examples``."""
-    x, y = batch(examples, torch.tensor([position], device=examples.labels.device), torch.float64)
+    x, y = batch(examples, torch.arange(position, position + 1, device=examples.labels.device), torch.float64)
     label = int(examples.labels[position])
     name = f"{'an' if label == 8 else 'a'} {label} (training example {position:,})"
     return Example(x, y, label, position, name)
@@ -203,9 +194,7 @@ def plainest(subject: Subject, candidates: Tensor) -> int:
     """Which of the ``candidates`` is nearest to their mean, of those that a trained network classifies right."""
     x, y = batch(subject.training, candidates, subject.network.dtype)
     right = forward(subject.network, x).activations[-1].argmax(1) == y.argmax(1)
-    if not subject.trained or not right.any():
-        right = torch.ones_like(right)
-    places = right.nonzero()[:, 0]
+    places = (right if subject.trained and right.any() else torch.ones_like(right)).nonzero()[:, 0]
     x = x.to(torch.float32)
     return int(places[nearest_to(x.mean(0), x.index_select(0, places), 1)])
 
@@ -220,9 +209,6 @@ def largest_output_delta(subject: Subject, candidates: Tensor) -> int:
     network = subject.network
     x, y = batch(subject.training, candidates, network.dtype)
     return int(backward(network, forward(network, x), y, subject.config.cost).deltas[-1].norm(dim=1).argmax())
-
-
-# ---- all examples ----
 
 
 def chunks(examples: Examples, dtype: torch.dtype, size: int = CHUNK) -> Iterator[tuple[Tensor, Tensor]]:
@@ -242,9 +228,6 @@ def full_gradient(network: Network, examples: Examples, cost: str, chunk: int = 
 def all_costs(network: Network, examples: Examples, cost: str) -> Tensor:
     """C_k of every example, (N,)."""
     return torch.cat([example_costs(forward(network, x), y, cost) for x, y in chunks(examples, network.dtype)])
-
-
-# ---- training, as a run does it ----
 
 
 def batch_size_of(config: Config, examples: Examples) -> int:
