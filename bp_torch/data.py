@@ -25,9 +25,7 @@ DatasetName = Literal["mnist", "fashion-mnist", "kmnist", "qmnist", "emnist-digi
 
 PIXELS = 28 * 28
 CLASSES = 10
-
-PIXEL_SCALE = 1 / 255
-"""Takes a pixel byte, 0..255, to an input of the network, 0..1."""
+PIXEL_SCALE = 1 / 255  # takes a pixel byte, 0..255, to an input of the network, 0..1
 
 
 class DataError(UserError):
@@ -45,7 +43,7 @@ class Family(NamedTuple):
     """Where torchvision keeps one data set: ``<directory>/<folder>/raw/<files>``, unpacked from ``archives``."""
 
     name: str
-    options: dict[str, Any]
+    options: dict[str, str]
     files: tuple[str, ...]
     archives: tuple[str, ...]
 
@@ -61,44 +59,32 @@ class Family(NamedTuple):
         return getattr(datasets, self.name)
 
 
-def _idx_files(training: str, test: str, labels: str = "labels-idx1-ubyte") -> tuple[str, ...]:
-    return tuple(f"{part}-{kind}" for part in (training, test) for kind in ("images-idx3-ubyte", labels))
-
-
-_MNIST_FILES = _idx_files("train", "t10k")
-
-
-def _family(name: str, files: tuple[str, ...] = _MNIST_FILES, archives: tuple[str, ...] = (), **options: Any) -> Family:
-    return Family(name, options, files, archives or tuple(f"{file}.gz" for file in files))
+def _family(
+    name: str, parts: str = "train t10k", labels: str = "labels-idx1-ubyte", archive: str = "", **options: str
+) -> Family:
+    files = tuple(f"{part}-{kind}" for part in parts.split() for kind in ("images-idx3-ubyte", labels))
+    return Family(name, options, files, (archive,) if archive else tuple(f"{file}.gz" for file in files))
 
 
 FAMILIES: dict[str, Family] = {
     "mnist": _family("MNIST"),
     "fashion-mnist": _family("FashionMNIST"),
     "kmnist": _family("KMNIST"),
-    "qmnist": _family("QMNIST", _idx_files("qmnist-train", "qmnist-test", "labels-idx2-int")),
-    "emnist-digits": _family(
-        "EMNIST", _idx_files("emnist-digits-train", "emnist-digits-test"), ("gzip.zip",), split="digits"
-    ),
+    "qmnist": _family("QMNIST", "qmnist-train qmnist-test", labels="labels-idx2-int"),
+    "emnist-digits": _family("EMNIST", "emnist-digits-train emnist-digits-test", archive="gzip.zip", split="digits"),
 }
 
-MNIST_SHA256 = {
+MNIST_SHA256 = {  # of the four files of MNIST as published, unpacked
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-"""Of the four files of MNIST as published, unpacked."""
-
-CHECKSUMS = "SHA256SUMS"
-"""Beside the other families' files: their sums, as ``sha256sum -c`` reads them, written when first unpacked."""
+CHECKSUMS = "SHA256SUMS"  # beside the other families' files: their sums, for ``sha256sum -c``, from when first unpacked
 
 
 def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> tuple[Examples, Examples]:
-    """The training and the test set of ``dataset``, unpacked or downloaded into ``directory`` on first use.
-
-    Raises DataError if a file is missing, truncated or altered; the message names it and says what to do.
-    """
+    """The training and the test set, put into ``directory`` on first use. Raises DataError for files that are bad."""
     family = FAMILIES[dataset]
     raw = family.raw(directory)
     if not _complete(dataset, raw):
@@ -121,7 +107,7 @@ def _complete(dataset: str, raw: Path) -> bool:
 
 def _unpack_mnist(raw: Path) -> None:
     """Unpack the missing files. Those that are there already are not touched, and are checked like the rest."""
-    for name in _MNIST_FILES:
+    for name in FAMILIES["mnist"].files:
         if not (raw / name).is_file():
             packed = resources.files("bp_torch").joinpath("mnist", f"{name}.xz")
             replace_file(raw / name, lzma.decompress(packed.read_bytes()))
@@ -142,29 +128,26 @@ def _download(family: Family, directory: Path) -> None:
             f"torchvision could not download {family.name} ({reason[0].strip()}): "
             f"put {', '.join(family.archives)} into {raw}, as published, and start again"
         ) from error
-    sums = []
     for name in family.files:
         _check_idx(raw / name)
-        sums.append(f"{_sha256(raw / name)}  {name}\n")
-    replace_file(raw / CHECKSUMS, "".join(sums).encode())
+    sums = "".join(f"{_sha256(raw / name)}  {name}\n" for name in family.files)
+    replace_file(raw / CHECKSUMS, sums.encode())
 
 
 def _verify(dataset: str, raw: Path) -> None:
     """Raise DataError if a file is not what it was when it was published, or unpacked."""
-    sums = MNIST_SHA256
-    again = "from the package" if dataset == "mnist" else f"from {' and '.join(FAMILIES[dataset].archives)}"
+    sums, again = MNIST_SHA256, "from the package"
     if dataset != "mnist":
         lines = (raw / CHECKSUMS).read_text().splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-        again += f", together with {CHECKSUMS}"
+        again = f"from {' and '.join(FAMILIES[dataset].archives)}, together with {CHECKSUMS}"
     for name in FAMILIES[dataset].files:
         if _sha256(raw / name) != sums.get(name):
             raise DataError(f"{raw / name} is truncated or altered: delete it and it is unpacked again {again}")
     processed = raw.parent / "processed"
     if any(processed.glob("*.pt")):
-        raise DataError(
-            f"{processed} holds .pt files, which torchvision would read unchecked in place of {raw}: delete it"
-        )
+        files = f"{processed} holds .pt files"
+        raise DataError(f"{files}, which torchvision would read unchecked in place of {raw}: delete it")
 
 
 def _sha256(path: Path) -> str:
@@ -196,10 +179,7 @@ def _read(family: Family, directory: Path, *, train: bool, device: torch.device 
 
 
 def one_hot(labels: Tensor, classes: int = CLASSES, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The targets y (B, classes) of ``labels`` (B,): 1 for the digit that it is, 0 for all others.
-
-    Raises ValueError for labels that are not whole numbers from 0 to classes − 1.
-    """
+    """The targets y (B, classes) of ``labels`` (B,): 1 for the class, else 0. Raises ValueError for another label."""
     if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"labels are a (B,) tensor of integers, not {tuple(labels.shape)} of {labels.dtype}")
     wrong = labels[(labels < 0) | (labels >= classes)]

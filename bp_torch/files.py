@@ -3,8 +3,7 @@
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,8 +20,10 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
             if isinstance(content, bytes):
                 file.write(content)
             else:
-                with os_errors_first():
+                try:
                     content(file)
+                except RuntimeError as error:  # torch.save reports a full disk by a long one of its own
+                    raise next((cause for cause in causes(error) if isinstance(cause, OSError)), error) from None
             file.flush()
             os.fsync(file.fileno())
         Path(beside).chmod(0o666 & ~_umask())  # mkstemp is for secrets: 0600
@@ -30,15 +31,6 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def os_errors_first() -> Iterator[None]:
-    """Raise the OSError that a RuntimeError came from: torch.save reports a full disk by a long one of its own."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise next((cause for cause in causes(error) if isinstance(cause, OSError)), error) from None
 
 
 def causes(error: BaseException) -> list[BaseException]:

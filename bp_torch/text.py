@@ -9,18 +9,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # a command's help and its errors need no torch
     from torch import Tensor
 
-MOST_COLUMNS = 100
-"""Longer lines are hard to read, however wide the terminal is."""
+MOST_COLUMNS = 100  # longer lines are hard to read, however wide the terminal is
 
 
 def number(value: float, digits: int = 3) -> str:
     """A value with so many significant digits: 0.0312, 1,234, −4.1·10⁻⁷."""
-    if not isfinite(value):
-        return str(value)
-    size = abs(value)
-    if size == 0:
-        return "0"
-    size = float(f"{size:.{digits - 1}e}")  # 0.999 is 1.0 in two digits, not 1.00
+    if not isfinite(value) or value == 0:
+        return str(value or 0)
+    size = float(f"{abs(value):.{digits - 1}e}")  # 0.999 is 1.0 in two digits, not 1.00
     if 1e-3 <= size < 1e6:
         decimals = max(0, digits - 1 - floor(log10(size)))
         return f"{value:,.{decimals}f}".replace("-", "−")
@@ -47,10 +43,9 @@ def superscript(power: int) -> str:
 
 def times(ratio: float) -> str:
     """A ratio in words: 3.2 times, 32 times, 4.1 million times."""
-    for size, word in ((1e12, " trillion"), (1e9, " billion"), (1e6, " million")):
-        if ratio >= size:
-            return f"{number(ratio / size, 2)}{word} times"
-    return f"{number(ratio, 2)} times"
+    words = {1e12: " trillion", 1e9: " billion", 1e6: " million", 1: ""}
+    size = next((size for size in words if ratio >= size), 1)
+    return f"{number(ratio / size, 2)}{words[size]} times"
 
 
 def count(n: int, one: str, many: str | None = None) -> str:
@@ -65,14 +60,8 @@ def columns() -> int:
 
 def wrapped(line: str, first: str = "", then: str | None = None) -> str:
     """A line in as many as it needs. ``first`` is before the first, ``then`` before the others; words stay whole."""
-    return textwrap.fill(
-        line,
-        columns(),
-        initial_indent=first,
-        subsequent_indent=first if then is None else then,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    then = first if then is None else then
+    return textwrap.TextWrapper(columns(), first, then, break_long_words=False, break_on_hyphens=False).fill(line)
 
 
 def named(entries: Mapping[str, str]) -> str:
@@ -94,14 +83,8 @@ def table(
         rules = ["--:" if aligned else ":--" for aligned in to_the_right]
         return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rules, *rows))
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if aligned else cell.ljust(width)
-            for cell, width, aligned in zip(cells, widths, to_the_right, strict=True)
-        )
-        for cells in (header, *rows)
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    forms = [f"{'>' if aligned else '<'}{width}" for width, aligned in zip(widths, to_the_right, strict=True)]
+    return "\n".join("  ".join(map(format, cells, forms)).rstrip() for cells in (header, *rows))
 
 
 Column = tuple[str, str, Iterable[Any]]  # a header, the format of the values, such as "+.4e", and the values
@@ -110,17 +93,13 @@ Column = tuple[str, str, Iterable[Any]]  # a header, the format of the values, s
 def column_table(*columns: Column) -> str:
     """A table by its columns. The values are numbers, tensors of one number, and text, which stays as it is."""
     headers, forms, values = zip(*columns, strict=True)
-    rows = zip(*values, strict=True)
-    return table(headers, [list(map(_cell, row, forms)) for row in rows])
+    return table(headers, [list(map(_cell, row, forms)) for row in zip(*values, strict=True)])
 
 
 def _cell(value: Any, form: str) -> str:
     """A value of a table in its format."""
     number = value.item() if hasattr(value, "item") else value
     return number if isinstance(number, str) else format(number, form)
-
-
-INDENT = "    "
 
 
 def fitted(text: str) -> str:
@@ -146,13 +125,12 @@ def folded(table: str, width: int | None = None) -> str:
 
     Lines without columns, such as headings between the rows, stay as they are.
     """
-    width = columns() if width is None else width
     lines = table.splitlines()
-    place = _fold(lines, width)
+    place = _fold(lines, columns() if width is None else width)
     if not place:
         return table
     spaces = min(len(line) - len(line[place:].lstrip()) for line in lines if _gap(line, place))
-    parts = ([line[:place].rstrip(), INDENT + line[spaces:]] if _gap(line, place) else [line] for line in lines)
+    parts = ([line[:place].rstrip(), "    " + line[spaces:]] if _gap(line, place) else [line] for line in lines)
     return "\n".join(line for part in parts for line in part)
 
 

@@ -14,9 +14,9 @@ from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.commands import explain
 from bp_torch.data import Examples, batch
 from bp_torch.explain import IDEAS, About, style
+from bp_torch.explain.drawing import diverging
 from bp_torch.explain.idea import new_figure
 from bp_torch.explain.index import Section, html
-from bp_torch.explain.maps import diverging
 from bp_torch.explain.subject import (
     ExampleOptions,
     Subject,

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bp_torch.explain import average
+from bp_torch.explain.gradient import parameter_name
 from bp_torch.explain.subject import Subject, full_gradient
 from bp_torch.network import layer_views
 
@@ -49,6 +50,6 @@ def test_short_names_say_the_same_as_the_long_ones() -> None:
     sizes = (784, 16, 16, 10)
     numbered = torch.arange(13_002)
     weights, biases = layer_views(numbered, sizes)
-    assert average.short_name(sizes, int(weights[0][3, 14 * 28 + 9])) == "W1: (14, 9) → 3"
-    assert average.short_name(sizes, int(weights[2][8, 5])) == "W3: 5 → 8"
-    assert average.short_name(sizes, int(biases[1][7])) == "b2: 7"
+    assert parameter_name(sizes, int(weights[0][3, 14 * 28 + 9]), short=True) == "W1: (14, 9) → 3"
+    assert parameter_name(sizes, int(weights[2][8, 5]), short=True) == "W3: 5 → 8"
+    assert parameter_name(sizes, int(biases[1][7]), short=True) == "b2: 7"

@@ -24,9 +24,9 @@ def test_rows_sum_to_minus_the_gradient_before_training_and_after(subject: Subje
     options = backwards.Options(digit=2)
     result = backwards.Backwards(with_example(subject, options), options)
     assert list(result.ways) == ["untrained", "trained"]
-    for way in result.ways.values():
-        expected = activation_gradients(way.passed, result.example.y, "quadratic")
-        for step in way.steps:
+    for name, steps in result.ways.items():
+        expected = activation_gradients(result.passed[name], result.example.y, "quadratic")
+        for step in steps:
             torch.testing.assert_close(step.rows.sum(0), -expected[step.layer - 1], rtol=1e-12, atol=1e-15)
             assert step.error < 1e-14
 

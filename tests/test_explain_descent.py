@@ -31,8 +31,9 @@ def test_path_ends_where_training_ends(subject: Subject) -> None:
 
 def test_every_step_from_close_is_a_step_of_training(subject: Subject) -> None:
     config = dataclasses.replace(subject.config, learning_rate_decay=0.0, epochs=1)
-    done, _, points = descent.walk("", config, subject.network.to(), subject.training, 3, range(4))
-    assert done == [0, 1, 2, 3]
+    path = descent.walk("", config, subject.network.to(), subject.training, 3, range(4))
+    points = path.points
+    assert path.steps == [0, 1, 2, 3]
     network = subject.network.to()
     for expected, step in zip(points[1:], train_steps(config, network, subject.training, ""), strict=False):
         assert torch.equal(expected, network.parameters) and step <= 3

@@ -20,9 +20,10 @@ def passed() -> Forward:
     return forward(some_network(KINDS[0]), some_example().x)
 
 
-@pytest.fixture
-def axes() -> Axes:
-    return Figure().subplots()
+def drawn(passed: Forward, **options: Any) -> Axes:
+    figure = Figure()
+    drawing.draw_network(figure, passed=passed, **options)
+    return figure.axes[0]
 
 
 def test_most_active_neurons_are_drawn_and_those_that_are_needed() -> None:
@@ -32,8 +33,8 @@ def test_most_active_neurons_are_drawn_and_those_that_are_needed() -> None:
     assert drawing.shown_neurons(-a[:5], []) == [0, 1, 2, 3, 4]
 
 
-def test_edges_are_blue_where_positive_and_orange_where_negative(passed: Forward, axes: Axes) -> None:
-    drawing.draw_network(axes, passed, layer=3)
+def test_edges_are_blue_where_positive_and_orange_where_negative(passed: Forward) -> None:
+    axes = drawn(passed, layer=3)
     before, last = (each for each in axes.collections if isinstance(each, LineCollection))
     for collection, weights in ((before, passed.network.weights[1]), (last, passed.network.weights[2])):
         colours: Any = collection.get_edgecolor()
@@ -46,16 +47,16 @@ def test_edges_are_blue_where_positive_and_orange_where_negative(passed: Forward
     assert set(thin) == {0.7}  # where we are not, all edges are thin
 
 
-def test_only_the_edges_that_are_named_stand_out(passed: Forward, axes: Axes) -> None:
-    drawing.draw_network(axes, passed, layer=3, edges=[(4, 2), (7, 0)])
+def test_only_the_edges_that_are_named_stand_out(passed: Forward) -> None:
+    axes = drawn(passed, layer=3, edges=[(4, 2), (7, 0)])
     last = [each for each in axes.collections if isinstance(each, LineCollection)][-1]
     widths: Any = last.get_linewidth()
     assert [divmod(i, 5) for i, width in enumerate(widths) if width > 1] == [(4, 2), (7, 0)]
 
 
-def test_wish_is_a_blue_triangle_up_or_an_orange_one_down_in_proportion(passed: Forward, axes: Axes) -> None:
+def test_wish_is_a_blue_triangle_up_or_an_orange_one_down_in_proportion(passed: Forward) -> None:
     wishes = torch.tensor([1.0, -2, 0.5, 0, 0, 0, 0, 0, 0, 0])
-    drawing.draw_network(axes, passed, wishes={3: wishes})
+    axes = drawn(passed, wishes={3: wishes})
     triangles = [each for each in axes.collections if isinstance(each, PathCollection)][-10:]
     colours: list[Any] = [each.get_facecolor() for each in triangles[:3]]
     assert [to_hex(each[0]) for each in colours] == [style.RAISE, style.LOWER, style.RAISE]
@@ -65,9 +66,9 @@ def test_wish_is_a_blue_triangle_up_or_an_orange_one_down_in_proportion(passed: 
 
 def test_number_of_neurons_that_are_drawn_is_below_the_lowest() -> None:
     figure = Figure(figsize=(4, 3), dpi=100)
-    axes = figure.subplots()
     sizes = (784, 30, 10)
-    drawing.draw_network(axes, forward(Network(sizes), some_example().x.to(torch.float32)))
+    drawing.draw_network(figure, passed=forward(Network(sizes), some_example().x.to(torch.float32)))
+    (axes,) = (each for each in figure.axes if each.texts)
     figure.draw_without_rendering()
     (label,) = (each for each in axes.texts if each.get_text() == "16 of 30")
     lowest = axes.transData.transform((0, 1.0))[1]

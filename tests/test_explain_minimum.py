@@ -13,8 +13,8 @@ from bp_torch.network import Network, layer_views
 def test_repeated_run_ends_at_the_same_network(subject: Subject) -> None:
     result = minimum.Minimum(subject, minimum.Options(directions=1))
     assert result.difference == 0
-    assert [progress.epoch for progress in result.history] == list(range(16))
-    assert result.history[-1].gradient_norm == pytest.approx(result.gradient_norm, rel=1e-3)
+    assert len(result.costs) == 16  # the start, and 15 epochs
+    assert result.norms[-1] == pytest.approx(result.gradient_norm, rel=1e-3)
     assert result.lines[0].slope == pytest.approx(-result.gradient_norm, rel=1e-9) and result.lines[0].decrease > 0
 
 

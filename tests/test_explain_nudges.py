@@ -13,13 +13,13 @@ from tests.explain_subject import KINDS, activation_gradients, forward_and_backw
 def test_nudges_are_proportional_to_the_distance_from_the_targets(subject: Subject) -> None:
     options = nudges.Options(digit=7)
     result = nudges.Nudges(with_example(subject, options), options)
-    assert list(result.networks) == ["untrained", "trained"]
-    for wanted, network in zip(result.networks.values(), subject.before_and_after.values(), strict=True):
-        distance = result.example.y[0] - wanted.outputs
-        torch.testing.assert_close(wanted.nudges, 2 * distance, rtol=1e-14, atol=0)
-        assert wanted.nudges[7] > 0 and (wanted.nudges[[j for j in range(10) if j != 7]] < 0).all()
-        torch.testing.assert_close(wanted.outputs, forward(network, result.example.x).activations[-1][0])
-    assert result.untrained.nudges.abs().min() > 0.1  # an untrained network is wrong in every output
+    assert list(result.nudges) == ["untrained", "trained"]
+    for name, network in subject.before_and_after.items():
+        outputs, found = result.outputs[name], result.nudges[name]
+        torch.testing.assert_close(found, 2 * (result.example.y[0] - outputs), rtol=1e-14, atol=0)
+        assert found[7] > 0 and (found[[j for j in range(10) if j != 7]] < 0).all()
+        torch.testing.assert_close(outputs, forward(network, result.example.x).activations[-1][0])
+    assert result.nudges["untrained"].abs().min() > 0.1  # an untrained network is wrong in every output
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,6 +10,7 @@ import importlib
 import time
 import webbrowser
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,7 @@ def main(arguments: list[str]) -> None:
     about = IDEAS[name].words if name in IDEAS else f"Write {PAGE}." if name == "page" else f"Show {EVERY_IDEA}."
     options = parse(kind, prog=f"python -m bp_torch explain {name}", description=about, args=rest)
     with one_line_errors():
-        if name == "all":
-            show_all(options)
-        elif name == "page":
-            show_page(options)
-        else:
-            show(name, options)
+        {"all": show_all, "page": show_page}.get(name, partial(show, name))(options)
 
 
 def load_idea(name: str) -> Any:
@@ -135,10 +131,8 @@ def forecast(subject: Subject) -> str:
     full_gradient(subject.exact, subject.training, subject.config.cost)
     a_pass = time.perf_counter() - start
     long = {name: about.passes * a_pass for name, about in IDEAS.items() if about.passes}
-    quick, by_name = (
-        QUICK * a_pass,
-        ", ".join(f"{name} {long[name]:.0f}" for name in sorted(long, key=long.__getitem__)),
-    )
+    quick = QUICK * a_pass
+    by_name = ", ".join(f"{name} {long[name]:.0f}" for name in sorted(long, key=long.__getitem__))
     return f"This takes about {quick + sum(long.values()):.0f} s: {quick:.0f} for what is quick, then {by_name}"
 
 

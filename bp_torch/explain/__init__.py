@@ -23,11 +23,10 @@ def content_of(file: str) -> str:
     return resources.files(__name__).joinpath(file).read_text(encoding="utf-8")
 
 
-def about(told: dict[str, Any]) -> About:
+def about(words: str, note: str, made_by: list[str], **others: Any) -> About:
     """One entry of ideas.toml."""
-    lines = {name: " ".join(told[name].split()) for name in ("words", "note")}
-    return About(**{**told, **lines, "made_by": tuple(told["made_by"])})
+    return About(words=" ".join(words.split()), note=" ".join(note.split()), made_by=tuple(made_by), **others)
 
 
-IDEAS = {name: about(told) for name, told in tomllib.loads(content_of("ideas.toml")).items()}
+IDEAS = {name: about(**told) for name, told in tomllib.loads(content_of("ideas.toml")).items()}
 """Every idea by its name, in the order of the lesson."""

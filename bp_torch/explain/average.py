@@ -5,10 +5,10 @@
 The negative gradients of single examples come from ``backprop.per_example_gradients``, ∇C from one ``backward``.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from math import ceil
 from typing import Annotated, Any, NamedTuple
 
@@ -22,13 +22,12 @@ from tqdm import tqdm
 from bp_torch.backprop import per_example_gradients
 from bp_torch.data import Examples, batch
 from bp_torch.explain import style
-from bp_torch.explain.drawing import digit, hide_ticks
+from bp_torch.explain.drawing import decimal_ticks, digit, diverging, hide_ticks, map_grid, percent_histogram
 from bp_torch.explain.gradient import parameter_name
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import decimal_ticks, diverging, map_grid, percent_histogram
 from bp_torch.explain.subject import CommonOptions, Subject, UsageError, chunks, full_gradient
 from bp_torch.flags import Within
-from bp_torch.network import Network, layer_views
+from bp_torch.network import Network, layer_views, parameter_count
 from bp_torch.text import Column, column_table, number, times, unit
 
 MADE_OF = (1, 10, 100, 1_000)  # after so many examples the average is shown, and after all
@@ -73,13 +72,14 @@ def statistics(parts: Iterable[Tensor]) -> Statistics:
     mean = total / n
     deviation = (squares / n - mean**2).clamp_min(0).sqrt()
     agreement = (nonzero + signs * mean.sign()) / (2 * nonzero)
-    return Statistics(mean, deviation, agreement, 1 - n * mean.norm().item() / norms if norms else 0.0)
+    cancelled = 1 - n * mean.norm().item() / norms if norms else 0.0
+    return Statistics(mean.cpu(), deviation.cpu(), agreement.cpu(), cancelled)
 
 
 def select_rows(gradient: Tensor, sizes: tuple[int, ...]) -> list[int]:
     """Of each of the first four layers the weights at ranks 0, n/10 and n/2 by size of gradient, and the first bias."""
     rows = []
-    for w, b in list(zip(*layer_views(torch.arange(len(gradient), device=gradient.device), sizes), strict=True))[:4]:
+    for w, b in list(zip(*layer_views(torch.arange(len(gradient)), sizes), strict=True))[:4]:
         ordered = w.flatten()[gradient[w.flatten()].abs().sort(descending=True, stable=True).indices]
         rows += [int(ordered[rank]) for rank in (0, len(ordered) // 10, len(ordered) // 2)]
         rows.append(int(b[gradient[b].abs().argmax()]))
@@ -88,19 +88,9 @@ def select_rows(gradient: Tensor, sizes: tuple[int, ...]) -> list[int]:
 
 def averages(network: Network, examples: Examples, cost: str, first: int) -> dict[int, Tensor]:
     """The average wish (P,) of 1, 10, … examples, by their number: from the ``first`` on, and around the end."""
-    n = len(examples.labels)
-    places = (first + torch.arange(n, device=examples.labels.device)) % n
-    made = {}
-    for count in (count for count in MADE_OF if count < n):
-        some = Examples(*(tensor.index_select(0, places[:count]) for tensor in examples))
-        made[count] = -full_gradient(network, some, cost)
-    return made
-
-
-def short_name(sizes: tuple[int, ...], index: int) -> str:
-    """The parameter as in "W1: (14, 9) → 3" or "b1: 3": its layer, where from, where to."""
-    kind, *numbers = re.findall(r"^weight|^bias|\(\d+, \d+\)|\d+", parameter_name(sizes, index))
-    return f"W{numbers[-1]}: {numbers[0]} → {numbers[-2]}" if kind == "weight" else f"b{numbers[-1]}: {numbers[0]}"
+    turned = Examples(*(tensor.roll(-first, 0) for tensor in examples))
+    some = {count: Examples(*(tensor[:count] for tensor in turned)) for count in MADE_OF if count < len(turned.labels)}
+    return {count: -full_gradient(network, each, cost).cpu() for count, each in some.items()}
 
 
 class Average(Idea):
@@ -114,7 +104,7 @@ class Average(Idea):
         first, columns = options.first, options.columns
         if first + columns > n:
             raise UsageError(f"--first: wanted 0 to {n - columns:,} for {columns} columns, got {first}")
-        self.direct = -full_gradient(network, training, cost, chunk=n)  # −∇C by one backward pass, (P,)
+        self.direct = -full_gradient(network, training, cost, chunk=n).cpu()  # −∇C by one backward pass, (P,)
         chunk = max(1, KEPT // len(self.direct))
         parts = negative_gradients(network, training, cost, chunk)
         self.statistics = statistics(tqdm(parts, desc="all examples", total=ceil(n / chunk), leave=False, disable=None))
@@ -124,12 +114,7 @@ class Average(Idea):
         self.images, y = batch(training, shown, network.dtype)  # (M, 784)
         self.labels = y.argmax(1).tolist()
         self.parameters = select_rows(self.direct, self.sizes)  # the indices of those in the table
-        wishes = -per_example_gradients(network, self.images, y, cost)
-        rows = torch.tensor(self.parameters).to(y.device)
-        self.values = wishes.index_select(1, rows).T.cpu()  # (parameters, M)
-        self.mean, self.deviation, self.agreement, self.negative = (  # of the same parameters
-            each.index_select(0, rows).cpu() for each in (*self.statistics[:3], self.direct)
-        )
+        self.values = -per_example_gradients(network, self.images, y, cost).cpu().T[self.parameters]  # (parameters, M)
         self.made = averages(network, training, cost, first) | {n: self.direct}  # of so many examples, each (P,)
 
     def left(self, count: int) -> float:
@@ -148,7 +133,8 @@ class Average(Idea):
 
     def table(self) -> str:
         """Parameters as rows, examples as columns, the average over all and −∇C; then the average as it is made."""
-        units, powers = zip(*map(unit, torch.cat([self.values, self.deviation[:, None]], 1)), strict=True)
+        mean, deviation, agreement = (each[self.parameters] for each in self.statistics[:3])
+        units, powers = zip(*map(unit, torch.cat([self.values, deviation[:, None]], 1)), strict=True)
         scale = torch.tensor(units, dtype=torch.float64)
         names = [parameter_name(self.sizes, i) + power for i, power in zip(self.parameters, powers, strict=True)]
         wishes: list[Column] = [
@@ -159,10 +145,10 @@ class Average(Idea):
             ("−∂C_k/∂θ", "", names),
             *wishes,
             ("", "", ["…"] * len(names)),
-            ("average", "+.5f", self.mean / scale),
-            ("−∇C", "+.5f", self.negative / scale),
-            ("agree", ".0%", self.agreement),
-            ("std dev", ".3f", self.deviation / scale),
+            ("average", "+.5f", mean / scale),
+            ("−∇C", "+.5f", self.direct[self.parameters] / scale),
+            ("agree", ".0%", agreement),
+            ("std dev", ".3f", deviation / scale),
         )
         made = column_table(
             ("average of", ",", self.made),
@@ -177,8 +163,8 @@ class Average(Idea):
 
     def rows(self, narrow: bool) -> list[Row]:
         """The average as it is made; the table under the examples' images; how much the examples disagree."""
-        first = layer_views(self.made[1], self.sizes)[0][0]
-        j, shown = int(first.norm(dim=1).argmax()), min(3 if narrow else 10, len(self.labels))
+        j = int(layer_views(self.made[1], self.sizes)[0][0].norm(dim=1).argmax())
+        shown = min(3 if narrow else 10, len(self.labels))
         made = f"The average as it is made: what the images want of the pixels' weights to neuron {j}"
         table = f"What each of {shown} images wants, and the average over all {self.examples:,}"
         high = 1.4 + 0.42 * len(self.parameters)
@@ -208,7 +194,7 @@ class Average(Idea):
             digit(place, pixels)
         images[-1].text(0.5, 0, "average", ha="center", weight="bold", size=9)
         images[-1].set_axis_off()
-        values = torch.cat([self.values[:, :shown], self.mean[:, None]], 1)
+        values = torch.cat([self.values[:, :shown], self.statistics.mean[self.parameters, None]], 1)
         units, powers = zip(*map(unit, values), strict=True)
         scaled = values / torch.tensor(units, dtype=torch.float64)[:, None]
         full = scaled / scaled.abs().amax(1, keepdim=True).clamp_min(1e-300)  # the largest of a row has the full colour
@@ -219,9 +205,9 @@ class Average(Idea):
                 ink = "white" if strength > 0.5 else style.INK
                 written = f"{value:+.2f}".replace("-", "−") if abs(value) >= 0.005 else "0.00" if value else "0"
                 place.text(0, row, written, ha="center", va="center", size=9, color=ink)
-        named, gap = (short_name, "\n(×") if short else (parameter_name, " (×")
-        names = [named(self.sizes, i) + power for i, power in zip(self.parameters, powers, strict=True)]
-        axes[0].set_yticks(range(len(names)), [name.replace(" (×", gap) for name in names])
+        names = [parameter_name(self.sizes, i, short) + p for i, p in zip(self.parameters, powers, strict=True)]
+        names = [name.replace(" (×", "\n(×") if short else name for name in names]
+        axes[0].set_yticks(range(len(names)), names)
         axes[0].tick_params(axis="y", length=0)
 
     def draw_agreement(self, part: SubFigure) -> None:
@@ -244,8 +230,7 @@ class Average(Idea):
 
 def draw_layers(axes: Axes, values: Tensor, bins: "np.ndarray[Any, Any]", sizes: tuple[int, ...]) -> None:
     """A line for each layer: how many of its parameters have which of the ``values`` (P,)."""
-    for layer, parts in enumerate(zip(*layer_views(values, sizes), strict=True)):
-        found, colour = torch.cat([part.flatten() for part in parts]), style.LINES[layer % len(style.LINES)]
-        look = {"histtype": "step", "color": colour, "linewidth": 1.8, "label": f"layer {layer + 1}"}
-        percent_histogram(axes, found[found.isfinite()], bins, **look)
+    for layer, found in enumerate(values.split([parameter_count(pair) for pair in pairwise(sizes)])):
+        look = {"color": style.LINES[layer % len(style.LINES)], "label": f"layer {layer + 1}"}
+        percent_histogram(axes, found[found.isfinite()], bins, histtype="step", linewidth=1.8, **look)
     axes.set_ylabel("% of the layer's parameters")

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from bp_torch.backprop import Forward, backward, forward, input_gradient
 from bp_torch.explain import style
-from bp_torch.explain.drawing import hide_ticks, network_drawer, signed_bars
+from bp_torch.explain.drawing import colourbar, diverging, draw_network, map_grid, outline, pixel_map, signed_bars
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import colourbar, diverging, map_grid, outline, pixel_map
 from bp_torch.explain.subject import ExampleOptions, Subject
 from bp_torch.network import Network
 from bp_torch.text import column_table, number, unit
@@ -39,13 +38,6 @@ class Step(NamedTuple):
     error: float  # the largest difference between the sum of the rows and −∂C/∂a
 
 
-class Way(NamedTuple):
-    """The way back through one network: its forward pass, and the steps from the outputs to the pixels."""
-
-    passed: Forward
-    steps: list[Step]
-
-
 def steps_back(network: Network, deltas: list[Tensor]) -> list[Step]:
     """Every step back of one example, the outputs' first, from its [δ^1, …, δ^L], each (1, n_l)."""
     steps = []
@@ -61,18 +53,21 @@ class Backwards(Idea):
 
     def __init__(self, subject: Subject, options: Options) -> None:
         """Compute the ways back."""
-        self.caption, self.example, self.ways = subject.caption, subject.example, dict[str, Way]()
+        self.caption, self.example = subject.caption, subject.example
+        self.passed, self.ways = (
+            dict[str, Forward](),
+            dict[str, list[Step]](),
+        )  # the steps from the outputs to the pixels
         for name, network in subject.before_and_after.items():
-            passed = forward(network, self.example.x)
+            self.passed[name] = passed = forward(network, self.example.x)
             back = backward(network, passed, self.example.y, subject.config.cost)
-            self.ways[name] = Way(passed, steps_back(network, back.deltas))
+            self.ways[name] = steps_back(network, back.deltas)
 
     def finding(self) -> str:
         """How many requests of the outputs are outvoted."""
-        first = self.ways["untrained"].steps[0]
+        first = self.ways["untrained"][0]
         opposed = (first.rows.sign() != first.total.sign()) & (first.rows != 0)
-        requests = int((first.rows != 0).sum())
-        neurons, before = first.rows.shape
+        (neurons, before), requests = first.rows.shape, int(first.rows.count_nonzero())
         outvoted = int(opposed.sum()) / requests if requests else 0.0
         return (
             f"Untrained, {neurons} outputs each ask something of {before} activations before them: {outvoted:.0%} of "
@@ -82,7 +77,7 @@ class Backwards(Idea):
     def table(self) -> str:
         """The requests of each layer to the one before it: row by row and in sum, or the length of each row."""
         parts = [f"What {self.example.name} wants, from the outputs back. {self.caption}."]
-        for network, step in ((name, step) for name, way in self.ways.items() for step in way.steps):
+        for network, step in ((name, step) for name, steps in self.ways.items() for step in steps):
             neurons, before = step.rows.shape
             numbers = torch.cat([step.rows, step.rows.sum(0, keepdim=True), step.total[None]])
             headers, what = [str(k) for k in range(before)], ""
@@ -105,44 +100,38 @@ class Backwards(Idea):
     def rows(self, narrow: bool) -> list[Row]:
         """The networks with all wishes; for each layer its table of wishes, as colours; for the pixels as images."""
         networks, tables, sums = [], [], []
-        for name, way in self.ways.items():
+        for name, steps in self.ways.items():
             title, asks = name.capitalize(), f"{name.capitalize()}: what each asks of layer"
-            wishes, last = {step.layer: step.wishes for step in way.steps}, way.steps[0]
-            draw = network_drawer(way.passed, layer=last.layer, values=last.rows, wishes=wishes)
+            wishes, last = {step.layer: step.wishes for step in steps}, steps[0]
+            draw = partial(draw_network, passed=self.passed[name], layer=last.layer, values=last.rows, wishes=wishes)
             networks.append(Panel(f"{title}: all wishes, and what the outputs ask", draw, 1, 3.1))
-            asked = [
-                Panel(f"{asks} {step.layer - 1}", partial(self.draw_wishes, way, step), 1, 4.0)
-                for step in way.steps[:-1]
-            ]
+            asked = [Panel(f"{asks} {step.layer - 1}", partial(self.draw_wishes, step), 1, 4.0) for step in steps[:-1]]
             tables += [(3.4, asked)] if asked else []
-            sums.append(Panel(f"{title}: the sum", partial(self.draw_sum, way.steps[-1]), 3.2, 3.6))
-        neurons, columns = len(way.steps[-1].rows), 2 if narrow else 4
+            sums.append(Panel(f"{title}: the sum", partial(self.draw_sum, steps[-1]), 3.2, 3.6))
+        neurons, columns = len(steps[-1].rows), 2 if narrow else 4
         few = "" if neurons <= SHOWN else f"{SHOWN} largest "
-        maps = partial(self.draw_maps, way.steps[-1], columns)
+        maps = partial(self.draw_maps, steps[-1], columns)
         pixels = Panel(f"{title}: the {few}wishes of layer 1 at the pixels", maps, 5, 1.6 * SHOWN / columns)
         return [(2.7, networks), *tables, (3.2, [pixels, *sums])]
 
-    def draw_wishes(self, way: Way, step: Step, part: SubFigure) -> None:
+    def draw_wishes(self, step: Step, part: SubFigure) -> None:
         """The neurons' own wishes as bars, their rows as colours, and below these the sum in a frame."""
         neurons, before = step.rows.shape
         high = max(1, round(neurons / 10))  # the sum, in rows of the table
         bars, rows = part.subplots(1, 2, width_ratios=(1.1, 3))
         signed_bars(bars, step.wishes)
         most = number(step.wishes.abs().max().item(), 2)
-        whose = "output" if step is way.steps[0] else f"neuron of layer {step.layer}"
+        whose = "output" if step.layer == len(self.ways["untrained"]) else f"neuron of layer {step.layer}"
         bars.set(xlabel=f"own wish, −δ\n(±{most})", ylabel=whose, xticks=[])
         gap = torch.full((high, before), torch.nan, dtype=step.rows.dtype)
         values = torch.cat([step.rows.cpu(), gap, step.total.cpu().expand(high, before)])
         drawn = diverging(rows, values, values.nan_to_num().abs().max().item(), aspect="auto")
         frame = (-0.5, neurons + high - 0.5), before, high
         rows.add_patch(Rectangle(*frame, fill=False, edgecolor=style.INK, linewidth=1.2, clip_on=False))
-        hide_ticks(rows)
         rows.spines[:].set_visible(False)
         rows.set_yticks([neurons + 1.5 * high - 0.5], ["sum"], weight="bold")
         rows.tick_params(length=0)
-        if before <= 20:
-            rows.set_xticks(range(0, before, 3))
-        rows.set_xlabel(f"neuron of layer {step.layer - 1}")
+        rows.set(xlabel=f"neuron of layer {step.layer - 1}", xticks=range(0, before, 3) if before <= 20 else [])
         bars.set(yticks=[tick for tick in bars.get_yticks() if 0 <= tick < neurons], ylim=rows.get_ylim())
         colourbar(drawn, rows, "wanted change")
 
@@ -157,8 +146,7 @@ class Backwards(Idea):
 
     def draw_sum(self, step: Step, part: SubFigure) -> None:
         """The wishes of all neurons of layer 1 together for the pixels."""
-        axes = part.subplots()
-        drawn = pixel_map(axes, step.total)
+        drawn = pixel_map(axes := part.subplots(), step.total)
         outline(axes, self.example.x)
         axes.set_anchor("N")
         colourbar(drawn, axes, "wanted change of the pixel")

@@ -20,8 +20,8 @@ from bp_torch.backprop import backward, forward
 from bp_torch.data import batch, permutation
 from bp_torch.explain import style
 from bp_torch.explain.descent import angle, mean, spread
+from bp_torch.explain.drawing import colourbar, mosaic, pixel_map
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import colourbar, mosaic, pixel_map
 from bp_torch.explain.subject import COUNT, CommonOptions, Subject, UsageError, full_gradient
 from bp_torch.flags import Within
 from bp_torch.network import layer_views
@@ -97,9 +97,9 @@ class Batches(Idea):
 
     def rows(self, narrow: bool) -> list[Row]:
         """A few batches, each above its wish for one neuron's weights; all examples; the angles of all batches."""
+        off, shown = self.angles["untrained"], range(len(self.images))
         batches = [
-            Panel(f"Batch {i + 1}: {off:.0f}° off", partial(self.draw_batch, i, narrow), 1, 2.4)
-            for i, off in enumerate(self.angles["untrained"][: len(self.images)])
+            Panel(f"Batch {i + 1}: {off[i]:.0f}° off", partial(self.draw_batch, i, narrow), 1, 2.4) for i in shown
         ]
         whole = Panel(f"All {self.examples:,}: −∇C", partial(self.draw_whole, narrow), 1.2)
         angles = Panel(f"How far off all {self.many:,} mini-batches point", self.draw_angles)
@@ -107,14 +107,11 @@ class Batches(Idea):
 
     def draw_wish(self, axes: Axes, wish: Tensor) -> None:
         """A map of ``wish`` (P,) for the weights of the one neuron."""
-        limit = max(self.weights(each).abs().max().item() for each in (*self.wishes, self.whole))
-        drawn = pixel_map(axes, self.weights(wish), limit)
+        every = (layer_views(each, self.sizes)[0][0][self.neuron] for each in (wish, *self.wishes, self.whole))
+        weights, *others = every
+        drawn = pixel_map(axes, weights, max(each.abs().max().item() for each in others))
         if wish is self.whole:
             colourbar(drawn, axes, "−∂C/∂w")
-
-    def weights(self, wish: Tensor) -> Tensor:
-        """The entries of ``wish`` (P,) for the weights from the pixels to the one neuron, (784,)."""
-        return layer_views(wish, self.sizes)[0][0][self.neuron]
 
     def draw_batch(self, i: int, narrow: bool, part: SubFigure) -> None:
         """One batch as a mosaic, and its wish."""

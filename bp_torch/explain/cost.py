@@ -17,9 +17,8 @@ from torch import Tensor
 from bp_torch.backprop import Forward, example_costs, forward
 from bp_torch.costs import find_cost
 from bp_torch.explain import style
-from bp_torch.explain.drawing import array, label_end, network_drawer, output_dots
+from bp_torch.explain.drawing import array, draw_network, label_end, output_dots, percent_histogram
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import percent_histogram
 from bp_torch.explain.subject import ExampleOptions, Subject, all_costs
 from bp_torch.text import Column, column_table, number
 
@@ -90,7 +89,7 @@ class Cost(Idea):
         for name, costs in self.networks.items():
             title, n = name.capitalize(), len(costs.everyone)
             average = number(costs.everyone.mean().item(), 2)
-            network = network_drawer(costs.passed, ring=self.example.label)
+            network = partial(draw_network, passed=costs.passed, ring=self.example.label)
             networks.append(Panel(f"{title}: the {self.example.label} in the network", network, 1, 3.1))
             bars.append(Panel(f"{title}: what each output adds", partial(self.draw_bars, costs), 1, 4.0))
             draw = partial(self.draw_everyone, costs)
@@ -114,8 +113,7 @@ class Cost(Idea):
         bars.set(xlabel=self.kind, xlim=(0, 1.35 * most))
         bars.locator_params(axis="x", nbins=4)
         for axes, names in ((dots, [*range(n)]), (bars, [*range(n), "sum"])):
-            axes.set(ylim=(n + 0.9, -0.6))
-            axes.set_yticks(places[: len(names)], [str(name) for name in names])
+            axes.set(ylim=(n + 0.9, -0.6), yticks=places[: len(names)], yticklabels=names)
 
     def draw_everyone(self, costs: Costs, part: SubFigure) -> None:
         """How the costs of all examples are spread, and their average."""

@@ -24,9 +24,8 @@ from torch import Tensor
 from bp_torch.backprop import backward, forward
 from bp_torch.data import Examples, batch, first_shuffled
 from bp_torch.explain import style
-from bp_torch.explain.drawing import array
+from bp_torch.explain.drawing import array, decimal_ticks
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import decimal_ticks
 from bp_torch.explain.subject import SEED, CommonOptions, Subject, UsageError, batch_size_of, full_gradient, train_steps
 from bp_torch.explain.surface import Plane, Surface, contours, cost_at, plane_of_steps, plane_through, surface_on
 from bp_torch.flags import Within
@@ -72,63 +71,50 @@ class Path(NamedTuple):
     steps: list[int]  # made so far
     points: Tensor  # θ, (S, P)
     seconds: list[float]  # spent on steps so far
-    costs: list[float]  # of ``MEASURED`` training examples
-    seen: list[float]  # examples that were asked so far
+    costs: list[float]  # of ``MEASURED`` training examples; none where only the points are of interest
 
 
 class CloseUp(NamedTuple):
     """Consecutive steps from one point near the floor."""
 
-    careful: Tensor  # θ of the man who asks all examples, (steps + 1, P)
-    drunk: Tensor  # θ of the other
-    seconds: tuple[float, float]  # of each
+    careful: Path  # of the man who asks all examples
+    drunk: Path  # of the other
     plane: Plane
     surface: Surface
 
 
-def walk(
-    name: str, config: Config, network: Network, examples: Examples, steps: int, kept: Container[int]
-) -> tuple[list[int], list[float], Tensor]:
-    """Train ``network`` (which changes) for so many ``steps`` at one learning rate.
-
-    Returns the start and those steps that are to be ``kept``: their numbers, the seconds spent on steps so far, and
-    θ (S, P).
-    """
-    epochs = -(-steps * batch_size_of(config, examples) // len(examples.labels)) + 1
-    config = replace(config, learning_rate_decay=0.0, epochs=epochs)
+def walk(name: str, config: Config, network: Network, examples: Examples, steps: int, kept: Container[int]) -> Path:
+    """Train ``network`` (which changes) at one learning rate: the start, and those steps that are to be ``kept``."""
+    config = replace(config, schedule="constant")
     snapshots, spent, start = [(0, 0.0, network.parameters.clone())], 0.0, time.perf_counter()
-    for step in train_steps(config, network, examples, name):
+    for step in train_steps(config, network, examples, name, steps):
         if network.device.type == "cuda":
             torch.cuda.synchronize(network.device)
         spent += time.perf_counter() - start
         if step in kept:
             snapshots.append((step, spent, network.parameters.clone()))
-        if step == steps:
-            break
         start = time.perf_counter()
     done, seconds, points = zip(*snapshots, strict=True)
-    return list(done), list(seconds), torch.stack(points).float()
+    size, rate, theta = batch_size_of(config, examples), config.learning_rate, torch.stack(points).float()
+    return Path(name, size, rate, list(done), theta, list(seconds), [])
 
 
 def follow_path(name: str, config: Config, network: Network, examples: Examples, steps: int) -> Path:
     """The path of ``network`` (which changes); more snapshots are of the beginning than of the end."""
     kept = {round(steps * (i / SNAPSHOTS) ** 2) for i in range(SNAPSHOTS + 1)}
-    done, seconds, path = walk(name, config, network, examples, steps, kept)
-    measured = first_shuffled(examples, MEASURED, config.seed)
-    costs = [cost_at(network, theta, measured, config.cost) for theta in path]
-    size = batch_size_of(config, examples)
-    return Path(name, size, config.learning_rate, done, path, seconds, costs, [float(step * size) for step in done])
+    path, measured = walk(name, config, network, examples, steps, kept), first_shuffled(examples, MEASURED, config.seed)
+    return path._replace(costs=[cost_at(network, theta, measured, config.cost) for theta in path.points])
 
 
 def close_up(config: Config, network: Network, examples: Examples, steps: int, grid: int) -> CloseUp:
     """So many steps of both men from where ``network`` is, every one kept."""
-    every, careful = range(steps + 1), replace(config, batch_size="full")
-    _, slow, surest = walk("from close", careful, network.to(), examples, steps, every)
-    _, quick, drunk = walk("from close", config, network.to(), examples, steps, every)
-    plane = plane_of_steps(surest, drunk)
-    measured = first_shuffled(examples, MEASURED, config.seed)
-    surface = surface_on(plane, network, measured, config.cost, torch.cat([surest, drunk]), grid)
-    return CloseUp(surest, drunk, (slow[-1], quick[-1]), plane, surface)
+    careful, drunk = (
+        walk("from close", each, network.to(), examples, steps, range(steps + 1))
+        for each in (replace(config, batch_size="full"), config)
+    )
+    plane, measured = plane_of_steps(careful.points, drunk.points), first_shuffled(examples, MEASURED, config.seed)
+    surface = surface_on(plane, network, measured, config.cost, torch.cat([careful.points, drunk.points]), grid)
+    return CloseUp(careful, drunk, plane, surface)
 
 
 def angle(a: Tensor, b: Tensor) -> float:
@@ -151,16 +137,13 @@ def spread(angles: Collection[list[float]]) -> list[Column]:
 
 def angles_by_size(network: Network, examples: Examples, cost: str, seed: int) -> dict[int, list[float]]:
     """Between the gradients of random mini-batches and the true one, by batch size."""
-    true, n = full_gradient(network, examples, cost), len(examples.labels)
+    true, n, angles = full_gradient(network, examples, cost), len(examples.labels), dict[int, list[float]]()
     generator = torch.Generator().manual_seed(seed)
-
-    def draw(size: int) -> float:
-        indices = torch.randint(n, (size,), generator=generator).to(examples.labels.device)
-        x, y = batch(examples, indices, network.dtype)
-        return angle(backward(network, forward(network, x), y, cost).gradient, true)
-
-    repeats = {1: 30, 10: 30, 100: 30, 1_000: 30, 10_000: 10}
-    return {size: [draw(size) for _ in range(n_draws)] for size, n_draws in repeats.items() if size < n}
+    for size in (size for size in (1, 10, 100, 1_000, 10_000) if size < n):
+        drawn = [torch.randint(n, (size,), generator=generator) for _ in range(10 if size == 10_000 else 30)]
+        batches = (batch(examples, indices.to(examples.labels.device), network.dtype) for indices in drawn)
+        angles[size] = [angle(backward(network, forward(network, x), y, cost).gradient, true) for x, y in batches]
+    return angles
 
 
 class Descent(Idea):
@@ -168,8 +151,7 @@ class Descent(Idea):
 
     def __init__(self, subject: Subject, options: Options) -> None:
         """Compute three paths from the run's start, and the surface below them."""
-        config, training, self.caption = subject.config, subject.training, subject.caption
-        self.measured = MEASURED
+        config, training, self.caption, self.measured = subject.config, subject.training, subject.caption, MEASURED
         start = config.network(subject.network.device)
         mini, single = options.mini_batch, options.single_learning_rate or config.learning_rate / 10
         try:
@@ -200,11 +182,11 @@ class Descent(Idea):
         where, by_size = list(self.angles.items())[-1]
         size = min(by_size, key=lambda size: abs(size - mini.batch_size))
         off = f"{where} {size:,} examples point {mean(by_size[size]):.0f}° off the true gradient"
-        careful, took = f"{full.steps[-1]:,} careful steps", number(full.seconds[-1], 2)
+        careful = f"{full.steps[-1]:,} careful steps"
         if when is None:
             return f"{careful} lower the cost to {number(min(full.costs))}, further than {mini.name}; {off}"
-        start = f"{mini.name.capitalize()} reach in {number(when, 2)} s what {careful} reach in {took} s"
-        return f"{start}, although {off}"
+        name, took = mini.name.capitalize(), number(full.seconds[-1], 2)
+        return f"{name} reach in {number(when, 2)} s what {careful} reach in {took} s, although {off}"
 
     def table(self) -> str:
         """The three paths, the angles by batch size, and the steps from close."""
@@ -214,7 +196,7 @@ class Descent(Idea):
             ("learning rate", "g", [path.learning_rate for path in self.paths]),
             ("seconds", ".2f", [path.seconds[-1] for path in self.paths]),
             ("ms a step", ".3f", [1000 * path.seconds[-1] / path.steps[-1] for path in self.paths]),
-            ("examples seen", ",.0f", [path.seen[-1] for path in self.paths]),
+            ("examples seen", ",", [path.steps[-1] * path.batch_size for path in self.paths]),
             ("first cost", ".4f", [path.costs[0] for path in self.paths]),
             ("last cost", ".4f", [path.costs[-1] for path in self.paths]),
         )
@@ -224,12 +206,13 @@ class Descent(Idea):
             ("batch size", ",", [size for _, size, _ in found]),
             *spread([each for _, _, each in found]),
         )
-        steps, walks = len(self.close.drunk) - 1, (self.close.careful, self.close.drunk)
+        walks = (self.close.careful, self.close.drunk)
+        steps, ways = walks[0].steps[-1], [way.points for way in walks]
         close = column_table(
             ("steps", "", [f"{steps} careful", f"{steps} staggering"]),
-            ("ms a step", ".3f", [1000 * seconds / steps for seconds in self.close.seconds]),
-            ("length of the way", ".3f", [points.diff(dim=0).norm(dim=1).sum() for points in walks]),
-            ("from start to end", ".3f", [(points[-1] - points[0]).norm() for points in walks]),
+            ("ms a step", ".3f", [1000 * way.seconds[-1] / steps for way in walks]),
+            ("length of the way", ".3f", [points.diff(dim=0).norm(dim=1).sum() for points in ways]),
+            ("from start to end", ".3f", [(points[-1] - points[0]).norm() for points in ways]),
         )
         return (
             f"Three ways down from one start. {self.caption}.\n\n{paths}\n\n{angles}\n\n"
@@ -239,12 +222,12 @@ class Descent(Idea):
 
     def rows(self, narrow: bool) -> list[Row]:
         """The paths over the surface, and a few steps from close; the cost against time and examples; the angles."""
-        steps = len(self.close.drunk) - 1
         ways = [
             Panel("The three ways down, from above", self.draw_surface, 1.15, 4.4),
-            Panel(f"From close: the next {steps} steps of both", self.draw_close, 1, 4.2),
+            Panel(f"From close: the next {self.close.drunk.steps[-1]} steps of both", self.draw_close, 1, 4.2),
         ]
-        seconds, seen = [path.seconds for path in self.paths], [path.seen for path in self.paths]
+        seconds = [path.seconds for path in self.paths]
+        seen = [[float(step * path.batch_size) for step in path.steps] for path in self.paths]
         costs = [
             Panel("Cost against time", partial(self.draw_costs, seconds, "seconds")),
             Panel("Cost against examples seen", partial(self.draw_costs, seen, "examples")),
@@ -258,12 +241,11 @@ class Descent(Idea):
         contours(axes, self.surface, digits=2)
         for i, (path, colour) in enumerate(zip(self.paths, COLOURS, strict=True)):
             points = array(self.plane.project(path.points))
-            (line,) = axes.plot(*points.T, "o-", color=colour, linewidth=1.8, markersize=2.6)
-            line.set(zorder=5 - i, path_effects=OUTLINE)
+            axes.plot(*points.T, "o-", color=colour, zorder=5 - i, linewidth=1.8, markersize=2.6, path_effects=OUTLINE)
             axes.plot(*points[-1], "o", color=colour, markersize=9, markeredgecolor="white", zorder=6)
-            left = points[-1][0] > np.mean(axes.get_xlim())
+            side, offset = ("right", -8) if points[-1][0] > np.mean(axes.get_xlim()) else ("left", 8)
             name = f"{path.steps[-1]:,} steps:\n{path.name}"
-            label(axes, tuple(points[-1]), name, colour, xytext=(-8 if left else 8, 6), ha="right" if left else "left")
+            label(axes, tuple(points[-1]), name, colour, xytext=(offset, 6), ha=side)
         axes.plot(*points[0], "*", color=style.INK, markersize=17, markeredgecolor="white", zorder=7)
         label(axes, tuple(points[0]), "start", style.INK, xytext=(0, -20))
         axes.set(xlabel="first principal direction of the paths", ylabel="second principal direction")
@@ -272,32 +254,30 @@ class Descent(Idea):
         """The steps of both men, one by one."""
         axes, close = part.subplots(), self.close
         contours(axes, close.surface, digits=3)
-        for points, colour, name, seconds, order, up in (
-            (close.drunk, COLOURS[1], "mini-batches", close.seconds[1], 4, 10),
-            (close.careful, COLOURS[0], "all examples", close.seconds[0], 5, -22),
+        for path, colour, name, order, up in (
+            (close.drunk, COLOURS[1], "mini-batches", 4, 10),
+            (close.careful, COLOURS[0], "all examples", 5, -22),
         ):
-            flat = array(close.plane.project(points))
-            (line,) = axes.plot(*flat.T, "o-", color=colour, linewidth=1.3, markersize=3.2)
-            line.set(zorder=order, path_effects=OUTLINE)
+            flat = array(close.plane.project(path.points))
+            axes.plot(*flat.T, "o-", color=colour, zorder=order, linewidth=1.3, markersize=3.2, path_effects=OUTLINE)
             side = "right" if flat[-1][0] > np.mean(axes.get_xlim()) else "left"
-            label(axes, tuple(flat[-1]), f"{name}, {number(seconds, 2)} s", colour, xytext=(0, up), ha=side)
+            label(axes, tuple(flat[-1]), f"{name}, {number(path.seconds[-1], 2)} s", colour, xytext=(0, up), ha=side)
         axes.plot(*flat[0], "*", color=style.INK, markersize=15, markeredgecolor="white", zorder=7)
         axes.set(xlabel="the careful way", ylabel="where the quick steps differ most")
 
     def draw_costs(self, across: list[list[float]], unit: str, part: SubFigure) -> None:
         """The cost of each path against what it took so far, with the curve's name where it is half the way down."""
         axes = part.subplots()
-        for path, xs, colour in zip(self.paths, across, COLOURS, strict=True):
-            axes.plot(xs[1:], path.costs[1:], color=colour, linewidth=1.8)
-        axes.set(xscale="log", ylabel="cost", ylim=(0, 1.12 * max(max(path.costs) for path in self.paths)))
-        decimal_ticks(axes.xaxis)
-        axes.grid()
         for place, (path, xs, colour) in enumerate(zip(self.paths, across, COLOURS, strict=True)):
+            axes.plot(xs[1:], path.costs[1:], color=colour, linewidth=1.8)
             middle = (path.costs[0] + min(path.costs)) / (2.6, 2.0, 1.5)[place]
             i = next(i for i, cost in enumerate(path.costs) if i and cost <= max(middle, min(path.costs)))
             offset = (0, -14) if place == 0 else (6, 4)
             label(axes, (xs[i], path.costs[i]), path.name.removesuffix(" examples"), colour, xytext=offset, ha="left")
-        axes.set_xlabel(unit)
+        highest = max(max(path.costs) for path in self.paths)
+        axes.set(xscale="log", xlabel=unit, ylabel="cost", ylim=(0, 1.12 * highest))
+        decimal_ticks(axes.xaxis)
+        axes.grid()
 
     def draw_angles(self, part: SubFigure) -> None:
         """Every measured angle by batch size."""
@@ -316,8 +296,7 @@ class Descent(Idea):
         whole = axes.get_yaxis_transform()
         axes.text(0.99, 92, "90°: a random direction", transform=whole, va="bottom", ha="right", size=9)
         axes.set(xscale="log", xlabel="examples in the mini-batch", ylabel="degrees", yticks=range(0, 121, 30))
-        axes.set_ylim(bottom=-4)
-        axes.set_xlim(right=3.2 * sizes[-1])
+        axes.set(xlim=(None, 3.2 * sizes[-1]), ylim=(-4, None))
         axes.grid(axis="y")
         decimal_ticks(axes.xaxis)
 

@@ -19,9 +19,8 @@ from torch import Tensor
 from bp_torch.backprop import forward
 from bp_torch.data import Examples
 from bp_torch.explain import style
-from bp_torch.explain.drawing import MOST, array, network_drawer
+from bp_torch.explain.drawing import MOST, array, colourbar, diverging, draw_network, map_grid
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import colourbar, diverging, map_grid
 from bp_torch.explain.subject import CommonOptions, Subject, UsageError, all_costs, full_gradient
 from bp_torch.flags import Within
 from bp_torch.network import Network, layer_views, parameter_count
@@ -50,30 +49,30 @@ class Wiggle(NamedTuple):
     change: float  # half the difference of ``up`` and ``down``: h ∂C/∂θ_i, with an error of the order h³
 
 
-def parameter_name(sizes: tuple[int, ...], index: int) -> str:
-    """The parameter at ``index`` of θ in words: "weight from pixel (14, 9) to neuron 3 of layer 1".
+def parameter_name(sizes: tuple[int, ...], index: int, short: bool = False) -> str:
+    """The parameter at ``index`` of θ: "weight from pixel (14, 9) to neuron 3 of layer 1", or "W1: (14, 9) → 3".
 
-    Pixels are (row, column), and neurons count from 0, layers from 1, the last layer being the outputs. Raises
-    ValueError for an index that no parameter has.
+    Pixels are (row, column), and neurons count from 0, layers from 1. Raises ValueError where there is no parameter.
     """
     if not 0 <= index < parameter_count(sizes):
         raise ValueError(f"no parameter {index} among {parameter_count(sizes):,}")
-    layer, size = 1, parameter_count(sizes[:2])
-    while index >= size:
+    layer = 1
+    while index >= (size := parameter_count(sizes[layer - 1 : layer + 1])):
         index, layer = index - size, layer + 1
-        size = parameter_count(sizes[layer - 1 : layer + 1])
     n_in, n_out = sizes[layer - 1 : layer + 1]
-    if index >= n_in * n_out:
-        return f"bias of neuron {index - n_in * n_out} of layer {layer}"
+    if (j := index - n_in * n_out) >= 0:
+        return f"b{layer}: {j}" if short else f"bias of neuron {j} of layer {layer}"
     j, k = divmod(index, n_in)
-    source = f"pixel ({k // 28}, {k % 28})" if layer == 1 and n_in == 784 else f"neuron {k} of layer {layer - 1}"
+    pixel = f"({k // 28}, {k % 28})" if layer == 1 and n_in == 784 else ""
+    if short:
+        return f"W{layer}: {pixel or k} → {j}"
+    source = f"pixel {pixel}" if pixel else f"neuron {k} of layer {layer - 1}"
     return f"weight from {source} to neuron {j} of layer {layer}"
 
 
 def sensitivity_order(gradient: Tensor) -> Tensor:
     """The indices of the components that are not zero, the largest first."""
-    order = gradient.abs().sort(descending=True, stable=True).indices
-    return order[: int((gradient != 0).sum())]
+    return gradient.abs().sort(descending=True, stable=True).indices[: int(gradient.count_nonzero())]
 
 
 def wiggle(
@@ -94,10 +93,7 @@ def wiggle(
 
 
 def find_pair(gradient: Tensor, sizes: tuple[int, ...], ratio: float) -> tuple[int, int]:
-    """The most sensitive weight of the last layer, and the one nearest to being ``ratio`` times less so, as indices.
-
-    Raises UsageError where fewer than two of its weights have a gradient.
-    """
+    """The indices of the last layer's most sensitive weight, and of the one that is about ``ratio`` times less so."""
     last = layer_views(torch.arange(len(gradient), device=gradient.device), sizes)[0][-1].flatten()
     components = gradient.index_select(0, last).abs()
     order = sensitivity_order(components)
@@ -118,10 +114,9 @@ class Gradient(Idea):
         self.gradient = full_gradient(network, training, cost)  # (P,)
         self.order = sensitivity_order(self.gradient)
         self.pair = find_pair(self.gradient, self.sizes, options.ratio)  # the more sensitive one first
-        whole, half = (
-            list(wiggle(network, training, cost, self.gradient, list(self.pair), h)) for h in (self.step, self.step / 2)
-        )
-        self.wiggles = [list(both) for both in zip(whole, half, strict=True)]  # of each of the pair
+        steps = (self.step, self.step / 2)
+        wiggles = (wiggle(network, training, cost, self.gradient, list(self.pair), h) for h in steps)
+        self.wiggles = list(zip(*wiggles, strict=True))  # of each of the pair
         first, second = (abs(self.gradient[i].item()) for i in self.pair)
         self.ratio = first / second  # so many times as sensitive is the cost to the first of the pair
         first, second = (abs(wiggles[0].change) for wiggles in self.wiggles)
@@ -151,17 +146,12 @@ class Gradient(Idea):
             ("off by", ".1e", [abs(w.change / w.predicted - 1) for w in moved]),
         )
         shown = [*self.order[:12].tolist(), int(self.order[len(self.order) // 2])]
-        *names, middle = (parameter_name(self.sizes, i) for i in shown)
-        *values, value = (self.gradient[i].item() for i in shown)
-        largest = values[0]
+        names, values = [parameter_name(self.sizes, i) for i in shown], self.gradient.cpu()[shown]
+        less = (values[0] / values).abs()
         sensitive = column_table(
-            ("the most sensitive, and the one in the middle", "", [*names, "…", middle]),
-            ("∂C/∂θ", "+.4e", [*values, "", value]),
-            (
-                "times less than the first",
-                ",.3g",
-                [*(abs(largest / each) for each in values), "", abs(largest / value)],
-            ),
+            ("the most sensitive, and the one in the middle", "", [*names[:-1], "…", names[-1]]),
+            ("∂C/∂θ", "+.4e", [*values[:-1], "", values[-1]]),
+            ("times less than the first", ",.3g", [*less[:-1], "", less[-1]]),
         )
         return (
             f"∇C {self.counts}. {self.caption}.\n\n{wiggles}\n\nThe first is {times(self.ratio)} the second; by the "
@@ -172,7 +162,7 @@ class Gradient(Idea):
         """The two weights in the network, among all of their layer, and wiggled; then the whole vector as a map."""
         depth, columns = len(self.sizes) - 1, 4 if narrow else 8
         values = layer_views(-self.gradient, self.sizes)[0][-1]
-        network = network_drawer(self.passed, layer=depth, values=values, edges=self.edges)
+        network = partial(draw_network, passed=self.passed, layer=depth, values=values, edges=self.edges)
         pair = [
             Panel(f"Two weights of layer {depth}", network, 4.4, 3.2),
             Panel(f"How sensitive the cost is to each weight of layer {depth}", self.draw_among, 3.2, 3.2),
@@ -180,15 +170,10 @@ class Gradient(Idea):
         ]
         neurons, lines = self.sizes[1], -(-min(MOST, self.sizes[1]) // columns)
         few = "" if neurons <= MOST else f", the {MOST} of {neurons} with the largest gradient"
-        first = Panel(
-            f"Layer 1: weights from all pixels to each neuron{few}",
-            partial(self.draw_first_layer, columns),
-            narrow_height=0.6 + 0.95 * lines,
-        )
-        later = [
-            Panel(f"Layer {l}: weights, and biases at the right", partial(self.draw_later_layer, l))
-            for l in range(2, depth + 1)
-        ]
+        draw = partial(self.draw_first_layer, columns)
+        first = Panel(f"Layer 1: weights from all pixels to each neuron{few}", draw, 1, 0.6 + 0.95 * lines)
+        title, layers = "weights, and biases at the right", range(2, depth + 1)
+        later = [Panel(f"Layer {l}: {title}", partial(self.draw_later_layer, l)) for l in layers]
         return [(3.8, pair), (0.5 + 1.45 * lines, [first]), *([(3.4, later)] if later else [])]
 
     def draw_among(self, part: SubFigure) -> None:
@@ -213,11 +198,10 @@ class Gradient(Idea):
             for moved, w in zip((h, h / 2), wiggles, strict=True):
                 axes.plot([-moved, moved], [w.down, w.up], "o", color=colour, markersize=6)
         axes.plot([], [], "o", color=style.SOFT, label="measured")
-        axes.set(xlabel="the weight is moved by", ylabel="the cost changes by")
         axes.grid()
         reach = max(abs(end) for wiggles in self.wiggles for w in wiggles for end in (w.up, w.down))
-        axes.set_ylim(-1.2 * reach, 2.6 * reach)  # with room for the legend
-        axes.legend(loc="upper left")
+        axes.set(xlabel="the weight is moved by", ylabel="the cost changes by", ylim=(-1.2 * reach, 2.6 * reach))
+        axes.legend(loc="upper left")  # above the lines
 
     def draw_first_layer(self, columns: int, part: SubFigure) -> None:
         """The weights from all pixels to each neuron of layer 1, as images."""

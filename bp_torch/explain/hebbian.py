@@ -16,9 +16,8 @@ from torch import Tensor
 from bp_torch.backprop import Backward, Forward, backward, forward, input_gradient
 from bp_torch.costs import COSTS
 from bp_torch.explain import style
-from bp_torch.explain.drawing import array, hide_ticks, network_drawer, signed_bars
+from bp_torch.explain.drawing import array, colourbar, diverging, draw_network, hide_ticks, signed_bars
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import colourbar, diverging
 from bp_torch.explain.nudges import output_nudges
 from bp_torch.explain.subject import ExampleOptions, Subject, UsageError
 from bp_torch.network import layer_views
@@ -126,15 +125,14 @@ class Hebbian(Idea):
         """The network with the nudges as edges; the nudges between their factors; the scatters without φ′ and with."""
         source = "Brightness of the pixels" if self.layer == 1 else "The activations before"
         wishes = {self.layer: self.wanted}
-        network = network_drawer(self.passed, layer=self.layer, values=self.nudges, wishes=wishes)
+        network = partial(draw_network, passed=self.passed, layer=self.layer, values=self.nudges, wishes=wishes)
         where = [
             Panel(f"Layer {self.layer}: its wishes, and nudges of its weights", network, 5, 3.1),
             Panel(f"{source}, and the nudges", self.draw_factors, 6, 4.4),
         ]
-        loosely, exactly = (partial(self.draw_scatter, exact) for exact in (False, True))
         scatters = [
-            Panel("Loosely: activation × wanted increase", loosely, 1, 3.4),
-            Panel("Exactly: activation × wanted increase × φ′", exactly, 1.1, 3.4),
+            Panel("Loosely: activation × wanted increase", partial(self.draw_scatter, False), 1, 3.4),
+            Panel("Exactly: activation × wanted increase × φ′", partial(self.draw_scatter, True), 1.1, 3.4),
         ]
         return [(4.2, where), (4.0, scatters)]
 
@@ -153,9 +151,7 @@ class Hebbian(Idea):
         drawn = diverging(axes["nudges"], self.nudges, self.nudges.abs().max().item(), aspect="auto")
         hide_ticks(axes["nudges"])
         source = "pixel, row after row" if self.layer == 1 else f"neuron of layer {self.layer - 1}"
-        axes["nudges"].set_xlabel(f"from {source}")
-        if before <= 32:
-            axes["nudges"].set_xticks(range(0, before, 3))
+        axes["nudges"].set(xlabel=f"from {source}", xticks=range(0, before, 3) if before <= 32 else [])
         axes["phi_prime"].barh(range(neurons), array(self.phi_prime), color=style.SOFT, height=0.68)
         axes["phi_prime"].set(ylim=(neurons - 0.5, -0.5), yticks=[], xlabel="φ′")
         peak = self.phi_prime.max().item()

@@ -7,7 +7,7 @@ Nothing here knows of networks.
 import io
 import textwrap
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -31,18 +31,9 @@ class Idea:
     """The base of every idea. A subclass computes in ``__init__``, with the functions of backprop.py."""
 
     caption: str  # which network this is
-
-    def finding(self) -> str:
-        """The result in one sentence, without its full stop."""
-        raise NotImplementedError
-
-    def table(self) -> str:
-        """The numbers, as one or more tables."""
-        raise NotImplementedError
-
-    def rows(self, narrow: bool) -> list[Row]:
-        """The panels of the picture."""
-        raise NotImplementedError
+    finding: Callable[[], str]  # the result in one sentence, without its full stop
+    table: Callable[[], str]  # the numbers, as one or more tables
+    rows: Callable[[bool], list[Row]]  # the panels of the picture, a ``narrow`` one or not
 
     @style.styled
     def figure(self, narrow: bool = False) -> Figure:
@@ -53,20 +44,17 @@ class Idea:
         heights = [height for height, _ in rows]
         note = IDEAS[type(self).__name__.lower()].note.format(idea=self)
         figure = new_figure(sum(heights), self.finding(), note, self.caption, narrow)
-        for place, (_, panels) in zip(parts(figure, len(rows), 1, height_ratios=heights), rows, strict=True):
-            places = parts(place, 1, len(panels), width_ratios=[panel.width for panel in panels])
-            for panel, part in zip(panels, places, strict=True):
+        places = figure.subfigures(len(rows), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for place, (_, panels) in zip(places, rows, strict=True):
+            parts = place.subfigures(1, len(panels), squeeze=False, width_ratios=[panel.width for panel in panels])
+            for panel, part in zip(panels, parts[0], strict=True):
                 heading(part, panel.title)
                 panel.draw(part)
         return figure
 
 
 def new_figure(height: float, finding: str, note: str, caption: str, narrow: bool = False) -> Figure:
-    """A figure with its head: the finding in bold, the note, and which network it is.
-
-    Below the head, ``height`` inches remain for axes. The layout is constrained: labels and colour bars find their own
-    room.
-    """
+    """A figure with its head: finding, note, and which network it is; below, ``height`` inches remain for axes."""
     form = (style.NARROW, 0.12, 12, 9, (34, 54)) if narrow else (style.WIDTH, 0.35, 15, 9.5, (92, 160))
     width, margin, size, small_size, columns = form
     title = textwrap.wrap(finding, columns[0])
@@ -83,11 +71,6 @@ def new_figure(height: float, finding: str, note: str, caption: str, narrow: boo
     top -= (0.08 + line * len(title)) / total
     figure.text(left, top, "\n".join(small), size=small_size, color=style.SOFT, va="top", linespacing=1.4)
     return figure
-
-
-def parts(whole: Figure | SubFigure, rows: int, columns: int, **ratios: Any) -> list[SubFigure]:
-    """A grid of parts whose axes are laid out apart; ``width_ratios`` and ``height_ratios`` as in matplotlib."""
-    return list(whole.subfigures(rows, columns, squeeze=False, **ratios).flat)
 
 
 def heading(part: SubFigure, text: str) -> None:

@@ -8,6 +8,7 @@ gradient: dᵀHd ≈ d·(∇C(θ + εd) − ∇C(θ − εd)) / 2ε.
 
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from math import ceil
 from typing import Annotated, Any, NamedTuple
 
@@ -19,9 +20,8 @@ from tqdm import tqdm
 
 from bp_torch.data import Examples, first_shuffled
 from bp_torch.explain import style
-from bp_torch.explain.drawing import label_end
+from bp_torch.explain.drawing import decimal_ticks, label_end
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import decimal_ticks
 from bp_torch.explain.subject import SEED, CommonOptions, Subject, all_costs, batch_size_of, full_gradient, train_steps
 from bp_torch.flags import Within
 from bp_torch.network import Network
@@ -29,6 +29,7 @@ from bp_torch.text import column_table, count, number
 from bp_torch.training import Config, evaluate
 
 MEASURED = 10_000  # training examples that the cost along lines is measured on, at most
+DISTANCES = torch.linspace(-1, 1, 21).tolist()  # along a line; the network is in the middle
 SETTLED = 1e-3  # if the cost can fall along −∇C by less than this fraction, the network counts as being at a minimum
 
 
@@ -44,59 +45,46 @@ class Options(CommonOptions):
     """Seed of the directions."""
 
 
-class Progress(NamedTuple):
-    """Cost and ‖∇C‖ over all training examples after an epoch; epoch 0 is the start."""
-
-    epoch: int
-    cost: float
-    gradient_norm: float
-
-
 class Line(NamedTuple):
     """The cost along a line through the network's θ."""
 
     name: str  # of the direction d, which has length one
     slope: float  # d·∇C, at the network
     curvature: float  # dᵀHd, at the network
-    distances: list[float]  # along the line; the network is in the middle
-    costs: list[float]
+    costs: list[float]  # at ``DISTANCES``
     middle: float  # the cost at the network
     decrease: float  # how far the cost falls from the network to the lowest point of the line
 
 
-def repeat_run(config: Config, network: Network, training: Examples, epochs: int) -> list[Progress]:
-    """Train ``network`` (which changes) as the run's first ``epochs`` did, and measure it after each."""
+def repeat_run(config: Config, network: Network, training: Examples, epochs: int) -> list[tuple[float, float]]:
+    """Train ``network`` (which changes) as the run's first ``epochs`` did: C and ‖∇C‖ at the start, and after each."""
     steps_per_epoch = ceil(len(training.labels) / batch_size_of(config, training))
-
-    def measure(epoch: int) -> Progress:
-        gradient = full_gradient(network, training, config.cost)
-        return Progress(epoch, evaluate(network, training, config.cost).cost, gradient.norm().item())
-
     steps = train_steps(replace(config, epochs=epochs), network, training, "repeating the run")
-    return [measure(0), *(measure(step // steps_per_epoch) for step in steps if step % steps_per_epoch == 0)]
+    return [
+        (evaluate(network, training, config.cost).cost, full_gradient(network, training, config.cost).norm().item())
+        for step in chain([0], steps)
+        if step % steps_per_epoch == 0
+    ]
 
 
 def curvature(network: Network, examples: Examples, cost: str, direction: Tensor, epsilon: float = 1e-3) -> float:
     """dᵀHd for ``direction`` d (P,) of length one; the error is of second order in ``epsilon``."""
-    theta, gradients = network.parameters.clone(), []
+    moved, gradients = network.to(), []
     for sign in (1, -1):
-        network.parameters.copy_(theta + sign * epsilon * direction)
-        gradients.append(full_gradient(network, examples, cost))
-    network.parameters.copy_(theta)
+        moved.parameters.copy_(network.parameters + sign * epsilon * direction)
+        gradients.append(full_gradient(moved, examples, cost))
     return float(direction @ (gradients[0] - gradients[1])) / (2 * epsilon)
 
 
 def cost_along(network: Network, examples: Examples, cost: str, name: str, direction: Tensor, gradient: Tensor) -> Line:
     """The cost on ``examples`` from −1 to 1 along ``direction`` (P,), and slope and curvature at the network."""
-    theta, costs = network.parameters.clone(), []
-    distances = torch.linspace(-1, 1, 21).tolist()
-    for distance in distances:
-        network.parameters.copy_(theta + distance * direction)
-        costs.append(all_costs(network, examples, cost).mean().item())
-    network.parameters.copy_(theta)
+    moved, costs = network.to(), []
+    for distance in DISTANCES:
+        moved.parameters.copy_(network.parameters + distance * direction)
+        costs.append(all_costs(moved, examples, cost).mean().item())
     slope, curve = float(direction @ gradient), curvature(network, examples, cost, direction)
     middle = costs[len(costs) // 2]
-    return Line(name, slope, curve, distances, costs, middle, middle - min(costs))
+    return Line(name, slope, curve, costs, middle, middle - min(costs))
 
 
 class Minimum(Idea):
@@ -107,13 +95,12 @@ class Minimum(Idea):
         config, training = subject.config, subject.training
         self.caption, self.measured = subject.caption, MEASURED
         self.random_lines = count(options.directions, "random line")
-        default = min(config.epochs, 40) if subject.trained else 0
-        epochs = default if options.epochs is None else min(options.epochs, config.epochs)
+        default = 40 if subject.trained else 0
+        epochs = min(config.epochs, default if options.epochs is None else options.epochs)
         repeated = config.network(subject.network.device)
-        self.history = repeat_run(config, repeated, training, epochs)  # the start, and each epoch
-        self.difference = None  # of the repeated run's end from the run's network, if all was repeated
-        if subject.trained and epochs == config.epochs:
-            self.difference = (repeated.parameters - subject.network.parameters).abs().max().item()
+        self.costs, self.norms = zip(*repeat_run(config, repeated, training, epochs), strict=True)  # start, each epoch
+        difference = (repeated.parameters - subject.network.parameters).abs().max().item()
+        self.difference = difference if subject.trained and epochs == config.epochs else None  # if all was repeated
 
         network, measured = subject.exact, first_shuffled(training, MEASURED, config.seed)
         self.gradient_norm = full_gradient(network, training, config.cost).norm().item()
@@ -132,7 +119,7 @@ class Minimum(Idea):
         along, *random = self.lines
         down = sum(line.curvature < 0 for line in random)
         fraction = along.decrease / along.middle
-        start = f", from {number(self.history[0].gradient_norm, 2)} at the start" if self.history[1:] else ""
+        start = f", from {number(self.norms[0], 2)} at the start" if self.norms[1:] else ""
         unsettled = down or along.curvature < 0 or fraction > SETTLED
         return (
             f"‖∇C‖ is {number(self.gradient_norm, 2)}{start}. The cost curves "
@@ -143,8 +130,8 @@ class Minimum(Idea):
 
     def table(self) -> str:
         """The run by epochs, and the cost around its end by directions."""
-        epochs, costs, norms = zip(*self.history, strict=True)
-        history = column_table(("epoch", "d", epochs), ("cost", ".5f", costs), ("‖∇C‖", ".5f", norms))
+        epochs = ("epoch", "d", range(len(self.costs)))
+        history = column_table(epochs, ("cost", ".5f", self.costs), ("‖∇C‖", ".5f", self.norms))
         lines = column_table(
             ("direction", "", [line.name for line in self.lines]),
             ("slope, d·∇C", "+.4e", [line.slope for line in self.lines]),
@@ -160,10 +147,9 @@ class Minimum(Idea):
 
     def rows(self, narrow: bool) -> list[Row]:
         """Cost and gradient along the run; the cost along lines through its end, and how these curve."""
-        _, costs, norms = zip(*self.history, strict=True)
         run = [
-            Panel("The cost along the run", partial(self.draw_run, costs, "cost")),
-            Panel("The length of the gradient along the run", partial(self.draw_run, norms, "‖∇C‖")),
+            Panel("The cost along the run", partial(self.draw_run, self.costs, "cost")),
+            Panel("The length of the gradient along the run", partial(self.draw_run, self.norms, "‖∇C‖")),
         ]
         end = [
             Panel("The cost along lines through the network", self.draw_lines),
@@ -173,8 +159,8 @@ class Minimum(Idea):
 
     def draw_run(self, values: tuple[float, ...], label: str, part: SubFigure) -> None:
         """One value after every epoch."""
-        axes, epochs = part.subplots(), [progress.epoch for progress in self.history]
-        axes.plot(epochs, values, "o-", color=style.LINES[1], linewidth=1.8, markersize=4)
+        axes = part.subplots()
+        axes.plot(values, "o-", color=style.LINES[1], linewidth=1.8, markersize=4)
         axes.set(xlabel="epoch", ylabel=label)
         axes.grid()
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
@@ -186,8 +172,8 @@ class Minimum(Idea):
         """The cost along every line through the network."""
         axes, (down, *random) = part.subplots(), self.lines
         for line in random:
-            axes.plot(line.distances, line.costs, color=style.SOFT, linewidth=1)
-        axes.plot(down.distances, down.costs, color=style.LINES[1], linewidth=2.2)
+            axes.plot(DISTANCES, line.costs, color=style.SOFT, linewidth=1)
+        axes.plot(DISTANCES, down.costs, color=style.LINES[1], linewidth=2.2)
         axes.plot([0], [down.middle], "o", color=style.INK, markersize=7)
         beside: dict[str, Any] = {"textcoords": "offset points", "size": 9, "weight": "bold"}
         axes.annotate("the network", (0, down.middle), (0, 12), ha="center", color=style.INK, **beside)
@@ -207,11 +193,9 @@ class Minimum(Idea):
             axes.plot([value], [row], "o", color=style.INK if value >= 0 else style.LOWER, markersize=7)
             label_end(axes, value, row, number(value, 2))
         axes.axvline(0, color=style.SOFT, linewidth=0.9)
-        axes.set(
-            xlim=(-20 * largest if min(values) < 0 else -0.3 * least, 60 * largest), ylim=(len(values) - 0.5, -0.5)
-        )
+        left = -20 * largest if min(values) < 0 else -0.3 * least
+        axes.set(xlabel="curvature, dᵀHd (logarithmic)", xlim=(left, 60 * largest), ylim=(len(values) - 0.5, -0.5))
         axes.set_yticks(range(len(values)), [line.name for line in self.lines])
         axes.set_xticks([0, largest], ["0", number(largest, 2)])
         axes.minorticks_off()
         axes.grid(axis="y")
-        axes.set_xlabel("curvature, dᵀHd (logarithmic)")

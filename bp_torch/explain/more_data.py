@@ -10,7 +10,7 @@ see their images deformed anew each time they come (deform.py): data made from t
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import fmean as mean
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from matplotlib.figure import SubFigure
@@ -19,8 +19,8 @@ from tqdm import tqdm
 from bp_torch.data import PIXEL_SCALE, Examples, first_shuffled
 from bp_torch.deform import Deformation
 from bp_torch.explain import style
+from bp_torch.explain.drawing import decimal_ticks, mosaic
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.maps import decimal_ticks, mosaic
 from bp_torch.explain.subject import COUNT, CommonOptions, Subject
 from bp_torch.sweep import new_group
 from bp_torch.sweep.plan import even_parts, quickest
@@ -85,8 +85,7 @@ def train_on(config: Config, training: Examples, test: Examples, count: int, see
 
 def deforming(config: Config, kind: DeformName) -> Config:
     """``config`` with this kind of deformation, by the default bounds."""
-    bounds: dict[str, Any] = asdict(Deformation())
-    return replace(config, deform=kind, **bounds)
+    return replace(config, deform=kind, **asdict(Deformation()))
 
 
 class Data(Idea):
@@ -103,8 +102,8 @@ class Data(Idea):
         for examples in tqdm(self.counts, desc="numbers of examples", leave=False, disable=None):
             for kind in ("none", "both") if examples in DEFORMED else ("none",):
                 self.networks += train_on(deforming(config, kind), training, subject.test, examples, self.seeds)
-        fewest = first_shuffled(training, self.counts[0], config.seed)
-        self.images = fewest.x.double() * PIXEL_SCALE  # the examples of the first networks, (n, 784)
+        fewest = first_shuffled(training, self.counts[0], config.seed).x
+        self.images = fewest.double() * PIXEL_SCALE  # the examples of the first networks, (n, 784)
 
     def values(self, examples: int, scored: str, quantity: str, deformed: bool = False) -> list[float]:
         """``quantity`` ("cost" or "accuracy") on the ``scored`` ("training" or "test") set, a value for each seed."""
@@ -137,13 +136,12 @@ class Data(Idea):
 
     def rows(self, narrow: bool) -> list[Row]:
         """Accuracy and cost by the number of examples, and the fewest examples themselves."""
-        curves = [
-            Panel("Right answers", partial(self.draw_curves, "accuracy"), 1, 3.4),
-            Panel("Cost", partial(self.draw_curves, "cost"), 1, 3.4),
-        ]
-        shown = min(100, len(self.images))
-        fewest = f"These {shown} examples are all that the first network ever sees"
-        return [(4.6, curves), (2.4, [Panel(fewest, partial(self.draw_fewest, 10 if narrow else 25), 1, 4.2)])]
+        quantities = {"Right answers": "accuracy", "Cost": "cost"}
+        curves = [Panel(title, partial(self.draw_curves, name), 1, 3.4) for title, name in quantities.items()]
+        shown, columns = self.images[:100], 10 if narrow else 25
+        title = f"These {len(shown)} examples are all that the first network ever sees"
+        fewest = Panel(title, lambda part: mosaic(part.subplots(), shown, columns), 1, 4.2)
+        return [(4.6, curves), (2.4, [fewest])]
 
     def draw_curves(self, quantity: str, part: SubFigure) -> None:
         """The quantity on the training and the test images, by the number of examples."""
@@ -166,7 +164,3 @@ class Data(Idea):
         if quantity == "cost":
             axes.set_ylim(bottom=0)
             axes.legend()
-
-    def draw_fewest(self, columns: int, part: SubFigure) -> None:
-        """The examples of the first networks, in so many ``columns``."""
-        mosaic(part.subplots(), self.images[:100], columns)

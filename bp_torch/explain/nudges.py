@@ -18,7 +18,7 @@ from torch import Tensor
 from bp_torch.backprop import Backward, Forward, backward, forward, input_gradient
 from bp_torch.costs import COSTS
 from bp_torch.explain import style
-from bp_torch.explain.drawing import arrow, label_end, network_drawer, output_dots, signed_bars
+from bp_torch.explain.drawing import arrow, draw_network, label_end, output_dots, signed_bars
 from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.subject import DIGIT, ExampleOptions, Subject
 from bp_torch.network import layer_views
@@ -54,14 +54,6 @@ class Ways(NamedTuple):
         return sorted(zip(names, nudges, strict=True), key=lambda way: -abs(way[1]))
 
 
-class Wanted(NamedTuple):
-    """The wishes of the example for the outputs of one network."""
-
-    passed: Forward
-    outputs: Tensor  # a^L, (n_L,)
-    nudges: Tensor  # −∂C/∂a^L, (n_L,), or −∂C/∂z^L where the cost absorbs φ′
-
-
 def output_nudges(outputs: Tensor, y: Tensor, cost: str) -> Tensor:
     """How much each output should change, (B, n_L), with its sign: minus the cost's derivative."""
     return -COSTS[cost].derivative(outputs, y)
@@ -88,18 +80,18 @@ class Nudges(Idea):
         self.label = self.example.label
         self.quantity = "weighted sum" if COSTS[self.cost].absorbs else "activation"  # of an output
         self.size = "twice the distance to what is wanted, so up to 2. It" if self.cost == "quadratic" else "it"
-        self.networks, ways = dict[str, Wanted](), []
-        for name, network in subject.before_and_after.items():
-            passed = forward(network, self.example.x)
-            back = backward(network, passed, self.example.y, self.cost)
-            nudges = output_nudges(passed.activations[-1], self.example.y, self.cost)[0]
-            self.networks[name] = Wanted(passed, passed.activations[-1][0], nudges)
-            ways.append(ways_to_move(passed, back, self.label if options.neuron is None else options.neuron))
-        self.untrained, self.ways = self.networks["untrained"], ways[0]
+        self.passed = {name: forward(each, self.example.x) for name, each in subject.before_and_after.items()}
+        self.outputs = {name: passed.activations[-1][0] for name, passed in self.passed.items()}  # a^L, (n_L,)
+        self.nudges = {  # −∂C/∂a^L, (n_L,), or −∂C/∂z^L where the cost absorbs φ′
+            name: output_nudges(a[None], self.example.y, self.cost)[0] for name, a in self.outputs.items()
+        }
+        untrained = self.passed["untrained"]
+        back = backward(untrained.network, untrained, self.example.y, self.cost)
+        self.ways = ways_to_move(untrained, back, self.label if options.neuron is None else options.neuron)
 
     def finding(self) -> str:
         """The output that should go up, and the one that should go down most."""
-        nudges = self.untrained.nudges.tolist()
+        nudges = self.nudges["untrained"].tolist()
         others = [j for j in range(len(nudges)) if j != self.label]
         furthest, down = min(others, key=lambda j: nudges[j]), sum(nudges[j] < 0 for j in others)
         return (
@@ -110,9 +102,9 @@ class Nudges(Idea):
     def table(self) -> str:
         """The outputs with their nudges in each network, and the ways to move one of them in their order."""
         columns: list[Column] = [("output", "d", range(10)), ("wanted", ".0f", self.example.y[0])]
-        for name, wanted in self.networks.items():
-            columns.append((f"{name}: is", ".4f", wanted.outputs))
-            columns.append((f"nudge of its {self.quantity}", "+.4e", wanted.nudges))
+        for name, outputs in self.outputs.items():
+            columns.append((f"{name}: is", ".4f", outputs))
+            columns.append((f"nudge of its {self.quantity}", "+.4e", self.nudges[name]))
         ways, nudges = zip(*self.ways.ranked(), strict=True)
         title = f"untrained: bang for the buck at output {self.ways.neuron}"
         ranked = column_table((title, "", ways), ("nudge", "+.4e", nudges))
@@ -125,10 +117,9 @@ class Nudges(Idea):
         network = f"Untrained, with the {self.label} in it: wishes, and weights into output {j}"
         said = f"what it says, and what the {self.label} wants"
         outputs = [
-            Panel(f"{name.capitalize()}: {said}", partial(self.draw_outputs, name), 1, 3.8) for name in self.networks
+            Panel(f"{name.capitalize()}: {said}", partial(self.draw_outputs, name), 1, 3.8) for name in self.nudges
         ]
-        few = "" if n == shown else f": the {shown} largest of {n}"
-        high = 1.0 + 0.24 * shown
+        few, high = "" if n == shown else f": the {shown} largest of {n}", 1.0 + 0.24 * shown
         names = [f"from {k}  (a = {number(a, 2)})" for k, a in enumerate(self.ways.a.tolist())]
         weights = partial(draw_largest, self.ways.weights, names, "−∂C/∂W, in proportion to a")
         names = [f"of {k}  (W = {number(w, 2)})" for k, w in enumerate(self.ways.w.tolist())]
@@ -138,21 +129,21 @@ class Nudges(Idea):
             Panel(f"2. Its weights{few}", weights, 4, high),
             Panel(f"3. The activations before it{few}", activations, 4, high),
         ]
-        passed, depth = self.untrained.passed, self.untrained.passed.network.depth
-        draw = network_drawer(passed, layer=depth, neuron=j, wishes={depth: self.untrained.nudges})
+        passed, depth = self.passed["untrained"], self.passed["untrained"].network.depth
+        draw = partial(draw_network, passed=passed, layer=depth, neuron=j, wishes={depth: self.nudges["untrained"]})
         return [(3.5, [Panel(network, draw, 1, 3.1)]), (4.0, outputs), (high, ways)]
 
     def draw_outputs(self, name: str, part: SubFigure) -> None:
         """The ten activations of a network as dots beside their targets, and the nudges as arrows."""
         dots, arrows = part.subplots(1, 2)
-        outputs, nudges = self.networks[name].outputs.tolist(), self.networks[name].nudges.tolist()
+        outputs, nudges = self.outputs[name].tolist(), self.nudges[name].tolist()
         rows = range(len(outputs))
         dots.hlines(rows, 0, outputs, color=style.FAINT, linewidth=2, zorder=1)
         within = min(outputs) >= 0 and max(outputs) <= 1
         output_dots(dots, outputs, self.example.y[0].tolist() if within else None)
         if within:
             dots.set(xlim=(-0.09, 1.09), xticks=[0, 0.5, 1])
-        reach = 2.1 * max(each.nudges.abs().max().item() for each in self.networks.values()) or 1.0
+        reach = 2.1 * max(each.abs().max().item() for each in self.nudges.values()) or 1.0
         for j, nudge in enumerate(nudges):
             arrow(arrows, nudge, j, signed(nudge), small=0.03 * reach)
         arrows.axvline(0, color=style.SOFT, linewidth=0.8)

@@ -5,9 +5,9 @@
 Every step is one of ``training.TrainingStep``; after each, all test images go forward through the network.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from math import ceil
+from itertools import chain
 from typing import Annotated
 
 import torch
@@ -45,27 +45,14 @@ def train_on_digit(
     Returns the predictions for all N test images, first and after each step, (steps + 1, N), and the batch size.
     """
     alone = Examples(*(tensor[training.labels == digit] for tensor in training))
-    batch_size = batch_size_of(config, alone)
-    config = replace(config, epochs=ceil(steps / ceil(len(alone.labels) / batch_size)))
     x = test.x.to(network.dtype) * PIXEL_SCALE
-    predictions = [forward(network, x).activations[-1].argmax(1)]
-    for step in train_steps(config, network, alone, f"only {digit}s"):
-        predictions.append(forward(network, x).activations[-1].argmax(1))
-        if step == steps:
-            break
-    return torch.stack(predictions), batch_size
-
-
-def table_steps(steps: int) -> list[int]:
-    """Step 0, then about doubling, to the last."""
-    return [0, *(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if step < steps), steps]
+    moments = chain([0], train_steps(config, network, alone, f"only {digit}s", steps))
+    predictions = [forward(network, x).activations[-1].argmax(1) for _ in moments]
+    return torch.stack(predictions), batch_size_of(config, alone)
 
 
 def figure_steps(fraction: Tensor, predictions: Tensor) -> list[int]:
-    """Step 0, where ``fraction`` (steps + 1,) has made a quarter, half and three quarters of its rise, the last.
-
-    Of steps that follow each other with the same ``predictions`` (steps + 1, 10), only the first.
-    """
+    """Step 0, where ``fraction`` (steps + 1,) has made quarters of its rise, the last; of the same rows the first."""
     rise = fraction - fraction[0]
     reached = [int((rise >= part * rise.max()).int().argmax()) for part in (0.25, 0.5, 0.75)]
     steps = list(dict.fromkeys([0, *reached, len(fraction) - 1]))
@@ -81,10 +68,8 @@ class Only(Idea):
         self.caption, self.digit, training, test = subject.caption, options.digit, subject.training, subject.test
         if not (training.labels == self.digit).any():
             raise UsageError(f"--digit: there is no training example of a {self.digit}")
-        predictions, self.batch_size = train_on_digit(
-            subject.network.to(), subject.config, training, test, self.digit, options.steps
-        )
-        digits = range(CLASSES)
+        network, config, digits = subject.network.to(), subject.config, range(CLASSES)
+        predictions, self.batch_size = train_on_digit(network, config, training, test, self.digit, options.steps)
         self.fractions = torch.stack([(predictions == j).double().mean(1) for j in digits], 1).cpu()  # (steps + 1, 10)
         self.accuracy = (predictions == test.labels).double().mean(1).cpu()  # (steps + 1,)
         firsts = torch.stack([(test.labels == j).int().argmax() for j in digits])
@@ -102,7 +87,8 @@ class Only(Idea):
 
     def table(self) -> str:
         """How the test images are classified, after some of the steps."""
-        steps = table_steps(len(self.accuracy) - 1)
+        last = len(self.accuracy) - 1
+        steps = [0, *(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if n < last), last]
         shown = column_table(
             ("step", ",", steps),
             (f"called {self.digit}", ".2%", self.fractions[steps, self.digit]),
@@ -115,10 +101,9 @@ class Only(Idea):
         """How all test images are classified after each step, and ten of them with their predictions."""
         rows: list[Row] = [(4.2, [Panel("What the test images are called", self.draw_fractions, 1, 3.6)])]
         for step in figure_steps(self.fractions[:, self.digit], self.predictions):
-            title = (
-                f"After step {step:,} they are called" if step else "Ten of the test images, and what they are called"
-            )
-            rows.append((1.2, [Panel(title, partial(self.draw_called, step, 5 if narrow else CLASSES), 1, 1.7)]))
+            title = f"After step {step:,} they" if step else "Ten of the test images, and what they"
+            draw = partial(self.draw_called, step, 5 if narrow else CLASSES)
+            rows.append((1.2, [Panel(f"{title} are called", draw, 1, 1.7)]))
         return rows
 
     def draw_called(self, step: int, columns: int, part: SubFigure) -> None:

@@ -102,10 +102,7 @@ def step(network: Network, cost: str, optimizer: SGD, x: Tensor, y: Tensor) -> N
 
 
 def evaluate(network: Network, cost: str, x: Tensor, y: Tensor) -> Named:
-    """The mean cost of a batch, how many images get each answer (10,), and the fraction of right ones.
-
-    Of outputs that are equally large, each counts as a part of the answer.
-    """
+    """The mean cost of a batch, how many images get each answer (10,), and the fraction right; equal outputs share."""
     passed = forward(network, x)
     a = passed.activations[-1]
     answers = (a - a.amax(1, keepdim=True)).sign() + 1  # 1 for the largest output, 0 for the others
@@ -115,10 +112,7 @@ def evaluate(network: Network, cost: str, x: Tensor, y: Tensor) -> Named:
 
 
 def average(network: Network, cost: str, x: Tensor, y: Tensor, total: Tensor, count: Tensor, whole: Tensor) -> Named:
-    """The wish of one more image, added in place to the ``total`` of ``count`` images; their average wish.
-
-    ``distance`` is how far the average is from −``whole``, the gradient over all images, relative to its length.
-    """
+    """Add an image's wish to the ``total`` of ``count``, in place: the average, and how far it is from −``whole``."""
     total.sub_(backward(network, forward(network, x), y, cost).gradient)
     count.add_(1)
     wish = total / count
@@ -186,13 +180,8 @@ RECORDED: dict[str, tuple[Callable[..., Named], int]] = {
 """What the page repeats: a function above, and for how many images (of ``plane``, points)."""
 
 
-def recordings(network: Network, cost: str) -> dict[str, Any]:
-    """Everything that the page repeats, by name. Raises PageError for what its calculator lacks."""
-    return {name: recording(name, network, cost) for name in RECORDED}
-
-
 def recording(name: str, network: Network, cost: str) -> dict[str, Any]:
-    """One run of ``RECORDED[name]`` as data, its inputs and results by name, for the page to fill and read."""
+    """One run of ``RECORDED[name]`` as data, inputs and results by name. Raises PageError if it cannot be repeated."""
     function, count = RECORDED[name]
     network = network.to()
     theta, optimizer = network.parameters, SGD(network, 1.0)
@@ -236,7 +225,7 @@ def check_repeatable(recording: dict[str, Any]) -> None:
 
 
 def write_page(subject: Subject) -> str:
-    """The whole page. Raises UsageError for a network that it cannot show, PageError as ``recordings`` does."""
+    """The whole page. Raises UsageError for a network that it cannot show, PageError as ``recording`` does."""
     check_size(subject.network.sizes)
     networks = {name: each.to(dtype=torch.float32, device="cpu") for name, each in subject.before_and_after.items()}
     untrained, network, cost = networks["untrained"], list(networks.values())[-1], subject.config.cost
@@ -248,7 +237,7 @@ def write_page(subject: Subject) -> str:
         "sizes": network.sizes,
         "learningRate": subject.config.learning_rate,
         "absorbs": find_cost(cost).absorbs is not None,
-        "recordings": recordings(network, cost),
+        "recordings": {name: recording(name, network, cost) for name in RECORDED},
         "networks": {name: packed(each.parameters) for name, each in networks.items()},
         "images": {name: {"x": packed(each.x), "labels": each.labels.tolist()} for name, each in images.items()},
     }

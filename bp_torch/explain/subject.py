@@ -5,9 +5,9 @@ the functions of backprop.py: ``full_gradient`` adds up what ``backward`` gives 
 another.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
@@ -28,8 +28,6 @@ from bp_torch.training.config import SEEDS
 from bp_torch.training.run import split
 
 CHUNK = 10_000  # examples at once: enough to keep a core busy, few enough for 64 MB of float64 pixels
-
-
 DIGIT = Within(least=0, most=CLASSES - 1)
 SEED = Within(least=0, most=SEEDS - 1)
 COUNT = Within(least=1)
@@ -39,9 +37,6 @@ class UsageError(UserError):
     """The arguments name something that does not exist. The message says what does."""
 
     exit_code = 2
-
-
-# ---- the flags that all ideas share ----
 
 
 @dataclass(frozen=True)
@@ -99,9 +94,6 @@ class ExampleOptions(CommonOptions):
             raise ValueError("--index and --loudest exclude each other")
 
 
-# ---- the network and its data ----
-
-
 class Example(NamedTuple):
     """One training example as a batch."""
 
@@ -139,11 +131,7 @@ class Subject:
 
 
 def open_subject(options: NetworkOptions) -> Subject:
-    """The run, network and data that ``options`` name.
-
-    Raises UsageError for a run that does not exist, TrainingError for one that cannot be read, DeviceError for a device
-    that is missing, DataError for data that is.
-    """
+    """The run, network and data that ``options`` name. Raises a UserError for what is missing or cannot be read."""
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     if options.untrained:
@@ -158,7 +146,7 @@ def open_subject(options: NetworkOptions) -> Subject:
         config, network = open_run(folder, device)
     training, test = load(config.dataset, options.data_dir or config.data_dir, device)
     training, _ = split(training, config)
-    return with_example(Subject(config, network, training, test, folder, not options.untrained), options)
+    return Subject(config, network, training, test, folder, not options.untrained)
 
 
 def newest_run(runs: Path) -> Path:
@@ -169,13 +157,9 @@ def newest_run(runs: Path) -> Path:
     return networks[-1].parent
 
 
-# ---- one example ----
-
-
 def example_at(examples: Examples, position: int) -> Example:
     """One of the ``examples``."""
-    here = torch.arange(position, position + 1, device=examples.labels.device)
-    x, y = batch(examples, here, torch.float64)
+    x, y = batch(examples, torch.arange(position, position + 1, device=examples.labels.device), torch.float64)
     label = int(examples.labels[position])
     name = f"{'an' if label == 8 else 'a'} {label} (training example {position:,})"
     return Example(x, y, label, position, name)
@@ -201,22 +185,16 @@ def choose_example(subject: Subject, options: ExampleOptions) -> Example:
         raise UsageError(f"--digit: there is no training example{'' if digit is None else f' of a {digit}'}")
     if not 0 <= (options.index or 0) <= last:
         raise UsageError(f"--index: wanted 0 to {last}, got {options.index}")
-    place = options.index
-    if place is None:
-        place = (largest_output_delta if options.loudest else plainest)(subject, candidates)
+    chosen = largest_output_delta if options.loudest else plainest
+    place = chosen(subject, candidates) if options.index is None else options.index
     return example_at(examples, int(candidates[place]))
 
 
 def plainest(subject: Subject, candidates: Tensor) -> int:
-    """Which of the ``candidates`` (indices of one digit's examples) is written most plainly.
-
-    It is the one nearest to their mean, of those that a trained network classifies as what they are.
-    """
+    """Which of the ``candidates`` is nearest to their mean, of those that a trained network classifies right."""
     x, y = batch(subject.training, candidates, subject.network.dtype)
     right = forward(subject.network, x).activations[-1].argmax(1) == y.argmax(1)
-    if not subject.trained or not right.any():
-        right = torch.ones_like(right)
-    places = right.nonzero()[:, 0]
+    places = (right if subject.trained and right.any() else torch.ones_like(right)).nonzero()[:, 0]
     x = x.to(torch.float32)
     return int(places[nearest_to(x.mean(0), x.index_select(0, places), 1)])
 
@@ -230,11 +208,7 @@ def largest_output_delta(subject: Subject, candidates: Tensor) -> int:
     """Which of the ``candidates`` (indices of training examples) has the largest ‖δ^L‖."""
     network = subject.network
     x, y = batch(subject.training, candidates, network.dtype)
-    deltas = backward(network, forward(network, x), y, subject.config.cost, examples=1).deltas
-    return int(deltas[-1].norm(dim=1).argmax())
-
-
-# ---- all examples ----
+    return int(backward(network, forward(network, x), y, subject.config.cost).deltas[-1].norm(dim=1).argmax())
 
 
 def chunks(examples: Examples, dtype: torch.dtype, size: int = CHUNK) -> Iterator[tuple[Tensor, Tensor]]:
@@ -245,8 +219,7 @@ def chunks(examples: Examples, dtype: torch.dtype, size: int = CHUNK) -> Iterato
 
 def full_gradient(network: Network, examples: Examples, cost: str, chunk: int = CHUNK) -> Tensor:
     """∇C over all examples, (P,)."""
-    n = len(examples.labels)
-    gradient = torch.zeros_like(network.parameters)
+    n, gradient = len(examples.labels), torch.zeros_like(network.parameters)
     for x, y in chunks(examples, network.dtype, chunk):
         gradient += backward(network, forward(network, x), y, cost, examples=n).gradient
     return gradient
@@ -257,26 +230,22 @@ def all_costs(network: Network, examples: Examples, cost: str) -> Tensor:
     return torch.cat([example_costs(forward(network, x), y, cost) for x, y in chunks(examples, network.dtype)])
 
 
-# ---- training, as a run does it ----
-
-
 def batch_size_of(config: Config, examples: Examples) -> int:
     """How many of the ``examples`` a step takes."""
     n = len(examples.labels)
     return n if config.batch_size == "full" else min(config.batch_size, n)
 
 
-def train_steps(config: Config, network: Network, examples: Examples, description: str) -> Generator[int, None, None]:
-    """Train ``network`` on ``examples`` as ``config`` says, and yield the number of steps after each one.
-
-    The shuffles, learning rates and steps are those of ``training.train``; ``description`` labels the progress bar.
-    """
-    n = len(examples.labels)
-    optimizer = config.optimizer(network)
+def train_steps(
+    config: Config, network: Network, examples: Examples, description: str, steps: int | None = None
+) -> Iterator[int]:
+    """Train ``network`` as ``training.train`` does, for ``steps``, None: all epochs; yield their number after each."""
+    n, done, optimizer = len(examples.labels), 0, config.optimizer(network)
     used = examples._replace(x=examples.x.clone()) if config.deformation else examples
     step = config.training_step(network, optimizer, used)
-    done = 0
-    total = config.epochs * ceil(n / step.batch_size)
+    per_epoch = ceil(n / step.batch_size)
+    config = config if steps is None else replace(config, epochs=ceil(steps / per_epoch))
+    total = steps or config.epochs * per_epoch
     with tqdm(total=total, desc=description, unit="step", leave=False, disable=None) as bar:
         for epoch in range(1, config.epochs + 1):
             optimizer.learning_rate = config.learning_rate_at(epoch)
@@ -286,3 +255,5 @@ def train_steps(config: Config, network: Network, examples: Examples, descriptio
                 done += 1
                 bar.update()
                 yield done
+                if done == total:
+                    return

@@ -13,8 +13,7 @@ from tqdm import tqdm
 
 from bp_torch.data import Examples
 from bp_torch.explain import style
-from bp_torch.explain.drawing import array
-from bp_torch.explain.maps import colourbar
+from bp_torch.explain.drawing import array, colourbar
 from bp_torch.network import Network
 from bp_torch.training import evaluate
 
@@ -48,9 +47,8 @@ def plane_of_steps(careful: Tensor, drunk: Tensor) -> Plane:
 
     A plane fitted to the points of a random walk would show it as a smooth curve; one fitted to its steps does not.
     """
-    down = careful[-1] - careful[0]
-    down = down / down.norm().clamp_min(1e-30)
-    steps = drunk.diff(dim=0)
+    way, steps = careful[-1] - careful[0], drunk.diff(dim=0)
+    down = way / way.norm().clamp_min(1e-30)
     aside = steps - (steps @ down)[:, None] * down
     _, sizes, directions = torch.linalg.svd(aside - aside.mean(0), full_matrices=False)
     explained = (sizes[0] ** 2 / (sizes**2).sum().clamp_min(1e-30)).item()
