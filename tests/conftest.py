@@ -146,6 +146,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device", lambda device: nullcontext())
     monkeypatch.setattr("bp_torch.recorder.capture_stream", lambda device: (None, None))
     monkeypatch.setattr("bp_torch.recorder.records_graphs", lambda device: True)
+    monkeypatch.setattr("bp_torch.recorder.no_garbage", nullcontext)  # it takes long in a large process
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

@@ -242,7 +242,9 @@ def test_processes_on_gpus_meet_with_nccl_and_the_device_of_each(monkeypatch: py
     assert met["backend"] == "nccl" and met["device_id"] == met["current"] == torch.device("cuda:1")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGINT, signal.SIGHUP))]
+)
 def test_process_that_has_noted_a_signal_may_take_its_time(number: signal.Signals, tmp_path: Path) -> None:
     """Until all processes ask each other, and while the checkpoint is saved."""
 
@@ -262,7 +264,12 @@ def test_process_that_has_noted_a_signal_may_take_its_time(number: signal.Signal
     ("number", "code", "said"),
     [
         (signal.SIGTERM, 143, "stopped by SIGTERM while waiting for another process; the last checkpoint is intact"),
-        (None, 1, "lost contact with process 1 of 2, counted from 0; the last checkpoint is intact"),
+        pytest.param(
+            None,
+            1,
+            "lost contact with process 1 of 2, counted from 0; the last checkpoint is intact",
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_process_that_waits_for_one_that_hangs_ends_with_a_line(

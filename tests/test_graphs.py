@@ -210,7 +210,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
 }
 
 
-SHORT = ("momentum", "bf16", "in two recordings")
+SHORT = ("bf16", "in two recordings")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in SHORT else pytest.mark.long) for n in TRAININGS])

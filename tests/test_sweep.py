@@ -59,12 +59,14 @@ SHORT: dict[str, Any] = {"epochs": 5, "train_examples": 950, "dtype": "float64"}
 @pytest.mark.parametrize(
     "lists",
     [
-        {"learning_rate": (0.3, 3.0)},
         {"momentum": (0.0, 0.9), "learning_rate": (0.3,)},
-        {"weight_decay": (0.0, 0.01), "momentum": (0.9,), "learning_rate": (0.1, 0.3)},
         {"init": ("lecun", "normal")},
+        pytest.param({"learning_rate": (0.3, 3.0)}, marks=pytest.mark.long),
+        pytest.param(
+            {"weight_decay": (0.0, 0.01), "momentum": (0.9,), "learning_rate": (0.1, 0.3)}, marks=pytest.mark.long
+        ),
     ],
-    ids=lambda lists: "-".join(lists),
+    ids="-".join,
 )
 def test_fifty_steps_equal_those_of_train_py_alone(
     lists: dict[str, Any], seeds: int, mnist: tuple[Examples, Examples], tmp_path: Path, data_dir: Path
@@ -210,11 +212,12 @@ def test_every_network_has_the_folder_of_a_run(config: SweepConfig, tmp_path: Pa
     for member in members:
         own = folder / str(member.run_name)
         assert read_config(own) == replace(member, runs_dir=folder)
-        expected = alone(member, tmp_path, data_dir, log=True)
-        assert relative_error(open_run(own)[1].parameters, expected) <= 1e-5
-        ours, theirs = curves(own), curves(tmp_path / str(member.run_name))
+        ours, by_train_py = curves(own), member in members[::3]
         assert set(ours) == {f"{what}/{of}" for what in ("1_accuracy", "2_cost_quadratic") for of in ("train", "test")}
-        for tag, points in ours.items():
+        expected = alone(member, tmp_path, data_dir, log=by_train_py)
+        assert relative_error(open_run(own)[1].parameters, expected) <= 1e-5
+        theirs = curves(tmp_path / str(member.run_name)) if by_train_py else {}
+        for tag, points in ours.items() if by_train_py else ():
             assert [step for step, _ in points] == [step for step, _ in theirs[tag]], tag
             assert [v for _, v in points] == pytest.approx([v for _, v in theirs[tag]], rel=1e-3, abs=1e-3), tag
         events = EventAccumulator(str(own))
@@ -408,12 +411,12 @@ def test_checkpoint_of_another_group_is_refused(config: SweepConfig, monkeypatch
             sweep(replace(config, resume=folder))
 
 
-@pytest.mark.parametrize("content", ["{", "{}", "3", '{"accuracy": [], "cost": [], "best": [], "diverged": []}'])
-def test_damaged_results_are_named(content: str, config: SweepConfig) -> None:
+def test_damaged_results_are_named(config: SweepConfig) -> None:
     folder = sweep(replace(config, epochs=1))
-    (folder / "groups/2/results.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"groups/2/results\.json is damaged: remove it"):
-        sweep(replace(config, epochs=1, resume=folder))
+    for content in ("{", "{}", "3", '{"accuracy": [], "cost": [], "best": [], "diverged": []}'):
+        (folder / "groups/2/results.json").write_text(content)
+        with pytest.raises(CheckpointError, match=r"groups/2/results\.json is damaged: remove it"):
+            sweep(replace(config, epochs=1, resume=folder))
     (folder / "groups/2/results.json").unlink()
     before = (folder / "sweep.json").read_text()
     sweep(replace(config, epochs=1, resume=folder))
