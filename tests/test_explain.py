@@ -100,10 +100,15 @@ def test_every_idea_draws_its_picture_and_prints_its_table(subject: Subject, nam
     assert head == idea.finding() and len(head) > 30
     assert all(axes.get_xlabel() for axes in figure.axes if axes.lines and axes.get_xticks().size)
     check_inside(figure)
+    assert len(idea.table().splitlines()) > 4
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "nudges" else pytest.mark.long) for n in IDEAS])
+def test_narrow_picture_of_every_idea_is_whole_and_legible(subject: Subject, name: str) -> None:
+    idea = explain.compute(name, subject, explain.load_idea(name).Options(**QUICK.get(name, {})))
     narrow = idea.figure(narrow=True)
     check_inside(narrow)
     check_legible(narrow)
-    assert len(idea.table().splitlines()) > 4
 
 
 def check_inside(figure: Figure) -> None:

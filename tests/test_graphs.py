@@ -144,6 +144,7 @@ def test_garbage_is_collected_afterwards_as_it_was_before(enabled: bool, gpu: Gp
         gc.enable()
 
 
+@pytest.mark.long
 def test_groups_of_a_sweep_are_trained_one_after_another(tmp_path: Path, data_dir: Path, gpu: Gpu) -> None:
     config = SweepConfig(learning_rate=(0.3, 3.0), at_once=1, epochs=2, train_examples=150, save="none")
     sweep(replace(config, seeds=2, data_dir=data_dir, runs_dir=tmp_path, run_name="sweep"))
