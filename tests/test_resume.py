@@ -134,7 +134,13 @@ def test_signal_saves_a_checkpoint_and_names_the_command_to_continue(
     assert torch.equal(weights(config, "stopped"), weights(config, "whole"))
 
 
-@pytest.mark.parametrize("when", ["on the training examples", "on the test examples", "for the PR curves"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        "on the test examples",
+        *(pytest.param(w, marks=pytest.mark.long) for w in ("on the training examples", "for the PR curves")),
+    ],
+)
 def test_signal_during_an_evaluation_is_heeded_there(
     when: str, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,7 +122,7 @@ def test_held_out_examples_choose_the_epoch_of_each_network_that_is_saved(
         assert relative_error(open_run(own)[1].parameters, expected) <= 1e-5
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_float32_epoch_ends_where_train_py_ends(
     seeds: int, mnist: tuple[Examples, Examples], tmp_path: Path, data_dir: Path
 ) -> None:
@@ -278,7 +278,7 @@ def test_network_that_diverged_is_named_and_trains_anew(
     assert not is_done(own)
 
 
-@pytest.mark.parametrize("save", ["best", "none"])
+@pytest.mark.parametrize("save", ["best", pytest.param("none", marks=pytest.mark.long)])
 def test_only_chosen_networks_are_saved(save: Any, config: SweepConfig) -> None:
     folder = sweep(replace(config, save=save))
     report = json.loads((folder / "sweep.json").read_text())
@@ -444,6 +444,7 @@ def test_processes_share_the_groups(config: SweepConfig, tmp_path: Path) -> None
 # ---- how many at once, and flags ----
 
 
+@pytest.mark.long
 def test_results_do_not_depend_on_how_many_are_at_once(config: SweepConfig) -> None:
     members = config.members()
     one, other = (sweep(replace(config, run_name=str(k), at_once=k)) for k in (1, 8))

@@ -48,7 +48,7 @@ def test_last_of_the_shuffled_examples_are_held_out(config: Config, mnist: tuple
     assert split(mnist[0], Config()) == (mnist[0], None)
 
 
-@pytest.mark.parametrize("log", [True, False])
+@pytest.mark.parametrize("log", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_network_of_the_best_epoch_on_them_is_saved_and_tested(
     config: Config, mnist: tuple[Examples, Examples], capsys: pytest.CaptureFixture[str], log: bool
 ) -> None:
