@@ -15,6 +15,7 @@ import re
 import shlex
 import shutil
 import signal
+import stat
 import sys
 import tempfile
 import time
@@ -463,6 +464,8 @@ def copy_of_the_package(folder: Path) -> Path:
     for name in ("bp_torch", "tests"):
         shutil.copytree(ROOT / name, base / name, ignore=left)
     shutil.copy2(ROOT / "pyproject.toml", base)
+    for path in base.rglob("*"):  # of a checkout that may be read-only
+        path.chmod(path.stat().st_mode | stat.S_IWUSR)
     return base
 
 
