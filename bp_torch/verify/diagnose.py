@@ -6,23 +6,26 @@ the batch size says nothing; that the factor is 7 for a batch of 7 does.
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
-from itertools import chain, combinations
+from functools import partial
+from itertools import chain, combinations, product
 from typing import Any
 
 import torch
 from torch import Size, Tensor
 
 from bp_torch.verify.candidate import Candidate
-from bp_torch.verify.patterns import Pair, entry_patterns
-from bp_torch.verify.problem import Problem, Tensors, as_real, autograd, copies, flat, norm
+from bp_torch.verify.patterns import Pair, apart, entry_patterns, indices_of, mask
+from bp_torch.verify.problem import Change, Problem, Tensors, as_real, autograd, copies, flat, norm
 from bp_torch.verify.references import EPS32, Estimate, tolerance_of
 
 Hypotheses = Callable[[str, Tensors], Iterable[tuple[str, Tensor]]]
 MOST_VARIATIONS = 12
 LARGE = 10**6  # entries, above which fewer are made
+MOST_SLICES = 64  # of dy, whose shares of a sum are computed
 
 
 class WrongGradient:
@@ -49,6 +52,7 @@ class WrongGradient:
         if candidate.dys and not self.problem.scalar:
             for kind, tensors in (("dy", candidate.dys), ("y", outputs)):
                 known |= {f"{kind}{i}" if len(candidate.dys) > 1 else kind: t for i, t in enumerate(tensors, 1)}
+        known |= {n: t for n, t in self.problem.arguments.items() if isinstance(t, Tensor) and t.dtype == torch.bool}
         self.known_tensors = {n: t.detach().cpu().double() for n, t in known.items() if not t.is_complex()}
         self.estimate = self.estimates[name]
         self.partial = self.estimate.entries is not None  # then ours and right are (k,), the entries that are known
@@ -70,8 +74,27 @@ class WrongGradient:
         return noise < 0.01 and error <= (self.tolerance + noise) * size
 
     def first(self, pairs: Iterable[Pair]) -> str | None:
-        """The first sentence that is true."""
-        return next((text for text, ours, predicted in pairs if self.equal(ours, predicted)), None)
+        """The first sentence that is true, and leaves little of the difference."""
+        size, most = norm(self.right), math.inf
+        if self.given.shape == self.shape and size:
+            most = norm(self.ours - self.right) / size / 6
+        for text, ours, predicted in pairs:
+            if self.equal(ours, predicted) and norm(ours - predicted) <= most * norm(predicted):
+                return text
+        return None
+
+    def right_for(self, inputs: Tensors, change: Change) -> Tensor:
+        """The right gradient by autograd at these inputs, for every dy changed; NaN where the function cannot be."""
+
+        def value(t: Tensors) -> Tensor:
+            outputs = self.problem.outputs(self.problem.reference or self.problem.forward, t)
+            dys = map(change, self.problem.output_gradients(outputs))
+            return torch.stack([(y * dy.conj()).sum().real for y, dy in zip(outputs, dys, strict=True)]).sum()
+
+        try:
+            return as_real(autograd(value, inputs)[1][self.name])
+        except Exception:  # whatever a function raises for inputs that do not fit each other
+            return torch.full_like(self.right, math.nan)
 
 
 def diagnose(wrong: WrongGradient, more: Hypotheses | None = None) -> str | None:
@@ -89,12 +112,13 @@ def diagnose(wrong: WrongGradient, more: Hypotheses | None = None) -> str | None
     if text := simple_factor(wrong):
         return text
     if wrong.partial:
-        return wrong.first(one_factor(wrong))
+        return wrong.first(chain(one_factor(wrong), mask(wrong.ours, wrong.right)))
     listed = more(wrong.name, wrong.candidates) if more else ()
     own = ((text, wrong.ours, t.detach().cpu().double()) for text, t in listed)
-    return wrong.first(chain(own, of_another(wrong), factor_of_an_input(wrong), one_factor(wrong))) or (
-        wrong.first(entry_patterns(wrong.ours, wrong.right, wrong.known_tensors, wrong.tolerance))
-    )
+    whole = (of_another, factor_of_an_input, one_factor, over_another_dimension, elsewhere)
+    entries = entry_patterns(wrong.ours, wrong.right, wrong.known_tensors, wrong.tolerance)
+    several = chain(*(pattern(wrong) for pattern in whole), mask(wrong.ours, wrong.right), of_a_part(wrong), entries)
+    return wrong.first(chain(own, several))
 
 
 def another_shape(wrong: WrongGradient) -> Iterator[Pair]:
@@ -143,6 +167,69 @@ def _broadcasts(small: Size, shape: Size) -> bool:
     return len(small) <= len(shape) and all(a in (1, b) for a, b in pairs)
 
 
+# ---- another sum, or the right gradient of something else ----
+
+
+def over_another_dimension(wrong: WrongGradient) -> Iterator[Pair]:
+    """dy, or its product with an input or y, summed over another dimension than that which is meant."""
+    dy = wrong.known_tensors.get("dy", torch.ones(()))
+    terms = [
+        dy,
+        *(dy * t for t in wrong.known_tensors.values() if t.shape == dy.shape or _broadcasts(t.shape, dy.shape)),
+    ]
+    for term, meant in product(terms, range(dy.ndim)):
+        if wrong.equal(wrong.right, term.sum(meant)):
+            for d in (d for d in range(dy.ndim) if d != meant):
+                yield f"is summed over dimension {d} of dy, and should be over {meant}", wrong.ours, term.sum(d)
+
+
+def elsewhere(wrong: WrongGradient) -> Iterator[Pair]:
+    """What would be right if an input, or dy, were conjugated or transposed."""
+    inputs, lost = wrong.problem.inputs, "conjugated: a conjugate is lost?"
+    if any(t.is_complex() for t in inputs.values()):
+        conjugate = wrong.right * torch.tensor([1.0, -1.0], dtype=torch.float64)
+        yield "is the conjugate of what it should be", wrong.ours, conjugate
+    for name, t in inputs.items():
+        square = t.ndim >= 2 and t.shape[-1] == t.shape[-2] > 1
+        if (t.is_complex() or square) and _computes(wrong):
+            changed = t.conj().resolve_conj() if t.is_complex() else t.mT.contiguous()
+            what = f"{name} {lost if t.is_complex() else 'transposed'}"
+            yield f"would be right for {what}", wrong.ours, wrong.right_for(inputs | {name: changed}, torch.clone)
+            if t.is_complex():
+                yield f"would be right for dy {lost}", wrong.ours, wrong.right_for(inputs, torch.conj)
+        elif t.is_complex() and t.shape == wrong.problem.inputs[wrong.name].shape:
+            ours, right, known = (torch.view_as_complex(x) for x in (wrong.ours, wrong.right, as_real(t)))
+            swapped = torch.view_as_real(ours * known.conj()), torch.view_as_real(right * known)
+            yield f"would be right for {name} {lost}", *swapped
+
+
+def of_a_part(wrong: WrongGradient) -> Iterator[Pair]:
+    """A sum over a dimension of dy that leaves out some of it, or counts some of it twice."""
+    shape = wrong.known_tensors["dy"].shape if "dy" in wrong.known_tensors else Size()
+    for d in (d for d in range(len(shape)) if 1 < shape[d] <= MOST_SLICES and wrong.ours.numel() < LARGE):
+        if wrong.right.numel() < 3 or not _computes(wrong):
+            return
+        kept = torch.eye(shape[d], dtype=torch.float64)
+        slices = [row.reshape([-1 if k == d else 1 for k in range(len(shape))]) for row in kept]
+        shares = torch.stack([wrong.right_for(wrong.problem.inputs, partial(_weighed, one)) for one in slices])
+        if not bool(((shares != 0).sum(0) > 1).any()):
+            continue  # nothing is summed
+        for counted in torch.cat([1 - kept, kept, 1 + kept, kept.cumsum(0)[:-1], kept.flip(0).cumsum(0)[:-1]]):
+            left, twice = counted == 0, counted == 2
+            what = f"leaves out {indices_of(left)}" if left.any() else f"counts {indices_of(twice)} twice"
+            of = f"{what} of dimension {d} of dy, over which it is summed"
+            yield of, wrong.ours, torch.tensordot(counted, shares, 1)
+
+
+def _weighed(weights: Tensor, dy: Tensor) -> Tensor:
+    return dy * weights.to(dy)
+
+
+def _computes(wrong: WrongGradient) -> bool:
+    """Whether autograd gives the right gradient: not if it goes through the backward under test."""
+    return wrong.equal(wrong.right_for(wrong.problem.inputs, torch.clone), wrong.right)
+
+
 # ---- one factor ----
 
 
@@ -168,8 +255,8 @@ def _known_factors(wrong: WrongGradient) -> Iterator[tuple[float, str]]:
     known = [
         (batch, f"is {batch} times what it should be, the batch size: the mean over the batch is missing?"),
         (1 / max(1, batch), f"is 1/{batch} of what it should be, one over the batch size: a mean taken twice?"),
-        (2, "is 2 times what it should be: added twice, or a factor of 2 that cancels?"),
-        (0.5, "is ½ of what it should be, as when the 2 of a square's derivative is lost"),
+        (2, "is 2 times what it should be"),
+        (0.5, "is ½ of what it should be"),
     ]
     for factor, text in known:
         if factor not in (0, 1):
@@ -190,7 +277,7 @@ def _times(factor: float) -> str:
     sign, factor = "the sign is wrong, and it " if factor < 0 else "", abs(factor)
     near = Fraction(factor).limit_denominator(64)
     simple = near.denominator > 1 and math.isclose(float(near), factor, rel_tol=1e-6)
-    return f"{sign}is {factor:.6g}{f' ({near})' if simple else ''} times what it should be"
+    return f"{sign}is {apart(factor, 1)[0]}{f' ({near})' if simple else ''} times what it should be"
 
 
 def factor_of(ours: Tensor, right: Tensor, tolerance: float) -> float | None:
@@ -265,8 +352,10 @@ def _measured_elsewhere(problem: Problem, name: str, tolerance: float) -> Iterat
             return
         try:
             other = replace(problem, arguments=arguments)
-            ours = flat(other.call(other.inputs).gradients[name])
-            right = flat(autograd(other.value, other.inputs)[1][name])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of arguments that are broadcast, which only fit each other by chance
+                ours = flat(other.call(other.inputs).gradients[name])
+                right = flat(autograd(other.value, other.inputs)[1][name])
         except Exception:  # whatever a function raises for arguments that do not fit each other
             continue
         made += 1

@@ -1,0 +1,181 @@
+"""Cases from outside the bank: kinds of faults that are known from public places, each written anew, in text files.
+
+A case is a paragraph. Its first line: the name, the place that the kind is known from, the inputs as in the bank (with
+dtypes before them, if the kind is about these), and y as an expression. Then the backward as one would write it, from
+dy and the inputs; or ``forward`` and ``backward`` of an autograd.Function. Then the versions, after the verdict due:
+
+    RIGHT as written; in other words: a piece of the source → what replaces it
+    WRONG the sign is lost: return -dy * w | the words that name it; alone w is lost: return dy
+
+A line replaces the one that begins like it. A word of ``WAYS`` before the name says how verify gets the version: as a
+backward (layer), as an autograd.Function beside the reference (function), without one (alone), with its second
+derivatives (twice), within a module, or with NumPy arrays.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from textwrap import dedent, indent
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from bp_torch.verify.bank.layers import Draw, Fault, chosen, described, indices, normal, positive
+from bp_torch.verify.check import check_layer, check_module
+from bp_torch.verify.report import Report
+
+VERDICT = re.compile(r" *((?:RIGHT|KINK|WRONG|NOISE|SETUP)(?:/[A-Z]+)*) (.*)")
+WAYS = ("layer", "function", "alone", "twice", "module", "numpy")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One way to write the backward of a case."""
+
+    name: str
+    due: tuple[str, ...]  # the verdicts that are due
+    way: str  # of WAYS
+    source: str
+    words: str = ""  # regular expression for what should be said
+
+    @property
+    def right(self) -> bool:
+        """Whether nothing is wrong with it."""
+        return self.due[0] in ("RIGHT", "KINK")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A function with backwards of it, and the place where such a fault is known from."""
+
+    name: str
+    seen_in: str
+    dtypes: tuple[torch.dtype, ...]
+    inputs: dict[str, Draw]
+    forward: str  # an expression of the inputs
+    versions: list[Version]
+
+    def arguments(self, dtype: torch.dtype) -> list[Tensor]:
+        """The inputs."""
+        generator = torch.Generator().manual_seed(0)
+        return [draw(generator, dtype) for draw in self.inputs.values()]
+
+    def scope(self, version: Version, dtype: torch.dtype) -> dict[str, Any]:
+        """The names that the source of a version defines, anew, and the ``reference``."""
+        scope = NAMES | {"kept": {}, "DTYPE": dtype}
+        exec(compile(version.source, f"<{self.name}, {version.name}>", "exec"), scope)
+        scope["reference"] = eval(f"lambda {', '.join(self.inputs)}: {self.forward}", scope)
+        return scope
+
+    def report(self, version: Version, dtype: torch.dtype) -> Report:
+        """The report of verify on a version."""
+        scope, inputs, check = (
+            self.scope(version, dtype),
+            self.arguments(dtype),
+            partial(check_layer, names=list(self.inputs)),
+        )
+        if version.way == "module":
+            return check_module(scope["module"], inputs)
+        if version.way == "numpy":
+            return check(scope["reference"], [t.numpy() for t in inputs], scope["backward"])
+        if version.way == "layer":
+            return check(scope["reference"], inputs, scope["backward"])
+        reference = None if version.way == "alone" else scope["reference"]
+        return check(function_of(scope), inputs, reference=reference, second_order=version.way == "twice")
+
+
+def function_of(scope: dict[str, Any]) -> Callable[..., Any]:
+    """The autograd.Function of a source: its own, or one that saves its inputs for the backward."""
+
+    def forward(ctx: Any, *given: Any) -> Any:
+        ctx.save_for_backward(*given)
+        return scope["reference"](*given)
+
+    def backward(ctx: Any, *dys: Any) -> Any:
+        return scope["backward"](*dys, *ctx.saved_tensors)
+
+    own = {key: scope[key] for key in ("forward", "backward")} if "forward" in scope else locals()
+    names = {key: staticmethod(own[key]) for key in ("forward", "backward")}
+    made: Any = type("Function", (torch.autograd.Function,), names)
+    return made.apply  # type: ignore[no-any-return]
+
+
+@cache
+def cases() -> list[Case]:
+    """Those of all files."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.txt"))]
+    return [case(block) for text in texts for block in re.split(r"\n(?=\S)", text.strip()) if block[0] != "#"]
+
+
+def case(text: str) -> Case:
+    """The case that a paragraph describes. Raises ValueError if a piece is not in the source exactly once."""
+    head, *lines = text.replace(" |\n    ", " | ").splitlines()
+    name, seen_in, inputs, forward = head.split(" | ")
+    dtypes, _, inputs = inputs.rpartition(": ")
+    kinds = tuple(getattr(torch, dtype) for dtype in (dtypes or "float64 float32").split())
+    draws = eval(f"dict({inputs})", dict(NAMES))
+    draws = {key: normal(*draw) if isinstance(draw, tuple) else draw for key, draw in draws.items()}
+    code = dedent("\n".join(line for line in lines if not VERDICT.match(line)))
+    own, versions = "def backward" in code, list[Version]()
+    source = code if own else f"def backward(dy, {', '.join(draws)}):\n{indent(code, '    ')}"
+    lists = [found.groups() for line in lines if (found := VERDICT.match(line))]
+    for due, entry in [(due, entry) for due, entries in lists for entry in entries.split("; ")]:
+        way, _, rest = entry.partition(" ")
+        way, rest = (way, rest) if way in WAYS else ("function" if own else "layer", entry)
+        faults = [Fault(rest, "", "")]
+        if ": " in rest or rest[0] == "±":
+            faults = described(rest, source[source.index("def backward") :])
+        for fault in faults:
+            if fault.piece and (times := source.count(fault.piece)) != 1:
+                raise ValueError(f"{name}, {fault.name}: {fault.piece!r} is there {times} times, wanted once")
+            changed = source.replace(fault.piece, fault.replacement) if fault.piece else source
+            versions.append(Version(fault.name, tuple(due.split("/")), way, changed, fault.expected_diagnosis))
+    return Case(name, seen_in, kinds, draws, forward, versions)
+
+
+# ---- what the text files speak of ----
+
+
+def whole(*shape: int, most: int = 2) -> Draw:
+    """Whole numbers from −most to most, so that many are equal, and many 0."""
+    return lambda g, dtype: torch.randint(-most, most + 1, shape, generator=g).to(dtype)
+
+
+def fixed(*rows: Any) -> Draw:
+    """These numbers."""
+    return lambda g, dtype: torch.tensor(rows, dtype=dtype)
+
+
+def always(dtype: torch.dtype, *shape: int) -> Draw:
+    """Normally distributed numbers in this dtype, whatever that of the other inputs."""
+    return lambda g, _: normal(*shape)(g, dtype)
+
+
+def complexes(*shape: int) -> Draw:
+    """Complex numbers."""
+    return lambda g, dtype: torch.view_as_complex(normal(*shape, 2)(g, dtype))
+
+
+def swapped(*shape: int) -> Draw:
+    """Normally distributed numbers of this shape, whose last two dimensions are swapped in memory."""
+    return lambda g, dtype: normal(*shape[:-2], shape[-1], shape[-2])(g, dtype).mT
+
+
+def equilibrium(x: Tensor, w: Tensor) -> Tensor:
+    """The z with z = tanh(z w + x)."""
+    z = torch.zeros_like(x)
+    for _ in range(80):
+        z = torch.tanh(z @ w + x)
+    return z
+
+
+DRAWS = (always, chosen, complexes, fixed, indices, normal, positive, swapped, whole)
+NAMES: dict[str, Any] = {named.__name__: named for named in (*DRAWS, checkpoint, equilibrium)}
+NAMES |= {"functional": functional, "math": math, "nn": nn, "np": np, "torch": torch, "float32": torch.float32}
