@@ -27,7 +27,7 @@ from bp_torch.verify.bank.layers import normal
 from bp_torch.verify.cases import Case, Version, cases, function_of
 from bp_torch.verify.check import check_layer
 from bp_torch.verify.in_jax import agrees
-from bp_torch.verify.problem import Tensors, autograd, has_gradient
+from bp_torch.verify.problem import Tensors, autograd, has_gradient, in_float64
 from bp_torch.verify.report import Report
 
 DTYPES = ("float64", "float32", "bfloat16")
@@ -195,12 +195,13 @@ def outside_by_gradcheck(case: Case, version: Version, fast: bool = False) -> Fi
     if version.way == "numpy":
         return None
     scope = case.scope(version, torch.float64)
-    given = [t.to(torch.complex128 if t.is_complex() else torch.float64).requires_grad_() if has_gradient(t) else t
-             for t in case.arguments(torch.float64)]  # fmt: skip
+    given = [in_float64({"": t})[""].requires_grad_() if has_gradient(t) else t for t in case.arguments(torch.float64)]
     if version.way == "module":
         module = scope["module"]
         return gradcheck(lambda x, *parameters: module(x), [*given, *module.parameters()], fast)
-    return gradcheck(function_of(scope), given, fast, version.way == "twice")
+    function = function_of(scope)
+    copied = lambda *t: function(*(x.clone() for x in t))  # noqa: E731 (it may work in place)
+    return gradcheck(copied, given, fast, version.way == "twice")
 
 
 def gradients(layer: Layer, backward: Backward, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor]]:

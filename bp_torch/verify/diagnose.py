@@ -6,6 +6,7 @@ the batch size says nothing; that the factor is 7 for a batch of 7 does.
 """
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -205,10 +206,11 @@ def elsewhere(wrong: WrongGradient) -> Iterator[Pair]:
 
 def of_a_part(wrong: WrongGradient) -> Iterator[Pair]:
     """A sum over a dimension of dy that leaves out some of it, or counts some of it twice."""
-    shape = wrong.known_tensors["dy"].shape if "dy" in wrong.known_tensors else Size()
-    for d in (d for d in range(len(shape)) if 1 < shape[d] <= MOST_SLICES and wrong.ours.numel() < LARGE):
-        if wrong.right.numel() < 3 or not _computes(wrong):
-            return
+    shape, start = wrong.known_tensors["dy"].shape if "dy" in wrong.known_tensors else Size(), time.monotonic()
+    if not shape or wrong.right.numel() < 3 or not _computes(wrong):
+        return
+    seconds = time.monotonic() - start
+    for d in (d for d in range(len(shape)) if 1 < shape[d] <= MOST_SLICES and seconds * shape[d] < 1):
         kept = torch.eye(shape[d], dtype=torch.float64)
         slices = [row.reshape([-1 if k == d else 1 for k in range(len(shape))]) for row in kept]
         shares = torch.stack([wrong.right_for(wrong.problem.inputs, partial(_weighed, one)) for one in slices])

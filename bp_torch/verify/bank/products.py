@@ -173,7 +173,7 @@ def linear_scan(dy: Tensor, a: Tensor, b: Tensor) -> Pair:
 def inverse(dy: Tensor, a: Tensor) -> Tensor:
     y: Tensor = torch.linalg.inv(a)
     return -(y.mT @ dy @ y.mT)
-    """not transposed: return -(y @ dy @ y) | for a transposed; the sign is lost: return y.mT @ dy @ y.mT | sign is wrong"""
+    """not transposed: return -(y @ dy @ y) | a transposed; the sign is lost: return y.mT @ dy @ y.mT | sign is wrong"""
 
 
 @layer("log determinant", "log |det a|", lambda a: torch.linalg.slogdet(a)[1].reshape(1), a=INVERTIBLE)

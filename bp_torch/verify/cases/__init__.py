@@ -171,7 +171,7 @@ def swapped(*shape: int) -> Draw:
 def equilibrium(x: Tensor, w: Tensor) -> Tensor:
     """The z with z = tanh(z w + x)."""
     z = torch.zeros_like(x)
-    for _ in range(80):
+    for _ in range(40):
         z = torch.tanh(z @ w + x)
     return z
 
