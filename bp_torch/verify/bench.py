@@ -27,7 +27,7 @@ from bp_torch.verify.bank.layers import normal
 from bp_torch.verify.cases import Case, Version, cases, function_of
 from bp_torch.verify.check import check_layer
 from bp_torch.verify.in_jax import agrees
-from bp_torch.verify.problem import Tensors, autograd, has_gradient, in_float64
+from bp_torch.verify.problem import Tensors, autograd, has_gradient
 from bp_torch.verify.report import Report
 
 DTYPES = ("float64", "float32", "bfloat16")
@@ -194,12 +194,11 @@ def outside_by_gradcheck(case: Case, version: Version, fast: bool = False) -> Fi
     """gradcheck of a version in float64, whatever the dtype of the case. None for NumPy, which it does not take."""
     if version.way == "numpy":
         return None
-    scope = case.scope(version, torch.float64)
-    given = [in_float64({"": t})[""].requires_grad_() if has_gradient(t) else t for t in case.arguments(torch.float64)]
-    if version.way == "module":
-        module = scope["module"]
-        return gradcheck(lambda x, *parameters: module(x), [*given, *module.parameters()], fast)
-    function = function_of(scope)
+    drawn = case.arguments(torch.float64)
+    given = [t.to(torch.promote_types(t.dtype, torch.float64)) if has_gradient(t) else t for t in drawn]
+    for t in given[:1] if version.way == "frozen" else given:
+        t.requires_grad_(has_gradient(t))
+    function = function_of(case.scope(version))
     copied = lambda *t: function(*(x.clone() for x in t))  # noqa: E731 (it may work in place)
     return gradcheck(copied, given, fast, version.way == "twice")
 

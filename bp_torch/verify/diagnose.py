@@ -11,13 +11,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
-from functools import partial
 from itertools import chain, combinations, product
 from typing import Any
 
 import torch
 from torch import Size, Tensor
 
+from bp_torch.text import count
 from bp_torch.verify.candidate import Candidate
 from bp_torch.verify.patterns import Pair, apart, entry_patterns, indices_of, mask
 from bp_torch.verify.problem import Change, Problem, Tensors, as_real, autograd, copies, flat, norm
@@ -49,11 +49,11 @@ class WrongGradient:
             self.tolerance = tolerance_of(torch.float64 if candidate.eps_in_float64 < EPS32 else torch.float32)
             self.problem = replace(self.problem, arguments=self.problem.arguments | (references.inputs64 or {}))
         self.noise = 0.0 if in_float64 else references.noise_allowance(name)  # the same, as a norm for the whole
-        known = dict(references.inputs)
+        masks = {n: t for n, t in self.problem.arguments.items() if isinstance(t, Tensor) and t.dtype == torch.bool}
+        known = masks | references.inputs
         if candidate.dys and not self.problem.scalar:
             for kind, tensors in (("dy", candidate.dys), ("y", outputs)):
                 known |= {f"{kind}{i}" if len(candidate.dys) > 1 else kind: t for i, t in enumerate(tensors, 1)}
-        known |= {n: t for n, t in self.problem.arguments.items() if isinstance(t, Tensor) and t.dtype == torch.bool}
         self.known_tensors = {n: t.detach().cpu().double() for n, t in known.items() if not t.is_complex()}
         self.estimate = self.estimates[name]
         self.partial = self.estimate.entries is not None  # then ours and right are (k,), the entries that are known
@@ -122,6 +122,25 @@ def diagnose(wrong: WrongGradient, more: Hypotheses | None = None) -> str | None
     return wrong.first(chain(own, several))
 
 
+def furthest(ours: Tensor, right: Tensor, limit: float, place: Callable[[int], list[int]]) -> str:
+    """How many entries (n,) are off by more than ``limit``, and the one that is furthest off, at ``place(i)``."""
+    off = (ours - right).abs()
+    i, n = int(off.argmax()), int((off > limit).sum())
+    one, other = apart(float(ours[i]), float(right[i]))
+    how_many = f"{n:,} of {len(off):,} entries are off" if n else "no entry is far off alone, and together they are"
+    found = f"{how_many}, and no pattern that is known explains it"
+    return f"{found}; the furthest is at {place(i)}: {one}, where {other} is right"
+
+
+def autograds_own_nan(name: str, right: Tensor) -> str:
+    """A note on a gradient by autograd (n,) that is not finite everywhere."""
+    where = count(int((~right.isfinite()).sum()), "entry", "entries")
+    return (
+        f"autograd's own gradient of {name} is not finite at {where}, as where torch.where leaves out a branch that is "
+        "infinite, or at the root of 0: there it is no reference"
+    )
+
+
 def another_shape(wrong: WrongGradient) -> Iterator[Pair]:
     """The right numbers in another layout, or a broadcast tensor whose repetitions are not added up."""
     given, right = wrong.given, wrong.right
@@ -174,57 +193,42 @@ def _broadcasts(small: Size, shape: Size) -> bool:
 def over_another_dimension(wrong: WrongGradient) -> Iterator[Pair]:
     """dy, or its product with an input or y, summed over another dimension than that which is meant."""
     dy = wrong.known_tensors.get("dy", torch.ones(()))
-    terms = [
-        dy,
-        *(dy * t for t in wrong.known_tensors.values() if t.shape == dy.shape or _broadcasts(t.shape, dy.shape)),
-    ]
-    for term, meant in product(terms, range(dy.ndim)):
-        if wrong.equal(wrong.right, term.sum(meant)):
-            for d in (d for d in range(dy.ndim) if d != meant):
-                yield f"is summed over dimension {d} of dy, and should be over {meant}", wrong.ours, term.sum(d)
+    terms = [dy, *(dy * t for t in wrong.known_tensors.values() if _broadcasts(t.shape, dy.shape))]
+    for term, meant, d in product(terms, range(dy.ndim), range(dy.ndim)):
+        if d != meant and wrong.equal(wrong.right, term.sum(meant)):
+            yield f"is summed over dimension {d} of dy, and should be over {meant}", wrong.ours, term.sum(d)
 
 
 def elsewhere(wrong: WrongGradient) -> Iterator[Pair]:
     """What would be right if an input, or dy, were conjugated or transposed."""
     inputs, lost = wrong.problem.inputs, "conjugated: a conjugate is lost?"
-    if any(t.is_complex() for t in inputs.values()):
-        conjugate = wrong.right * torch.tensor([1.0, -1.0], dtype=torch.float64)
-        yield "is the conjugate of what it should be", wrong.ours, conjugate
     for name, t in inputs.items():
         square = t.ndim >= 2 and t.shape[-1] == t.shape[-2] > 1
         if (t.is_complex() or square) and _computes(wrong):
-            changed = t.conj().resolve_conj() if t.is_complex() else t.mT.contiguous()
-            what = f"{name} {lost if t.is_complex() else 'transposed'}"
-            yield f"would be right for {what}", wrong.ours, wrong.right_for(inputs | {name: changed}, torch.clone)
-            if t.is_complex():
-                yield f"would be right for dy {lost}", wrong.ours, wrong.right_for(inputs, torch.conj)
-        elif t.is_complex() and t.shape == wrong.problem.inputs[wrong.name].shape:
-            ours, right, known = (torch.view_as_complex(x) for x in (wrong.ours, wrong.right, as_real(t)))
-            swapped = torch.view_as_real(ours * known.conj()), torch.view_as_real(right * known)
-            yield f"would be right for {name} {lost}", *swapped
+            changed = inputs | {name: t.conj().resolve_conj() if t.is_complex() else t.mT.contiguous()}
+            what = f"would be right for {name} {lost if t.is_complex() else 'transposed'}"
+            yield what, wrong.ours, wrong.right_for(changed, torch.clone)
+            yield f"would be right for dy {lost}", wrong.ours, wrong.right_for(inputs, torch.conj)
 
 
 def of_a_part(wrong: WrongGradient) -> Iterator[Pair]:
     """A sum over a dimension of dy that leaves out some of it, or counts some of it twice."""
-    shape, start = wrong.known_tensors["dy"].shape if "dy" in wrong.known_tensors else Size(), time.monotonic()
+    shape, start = wrong.known_tensors.get("dy", torch.ones(())).shape, time.monotonic()
     if not shape or wrong.right.numel() < 3 or not _computes(wrong):
         return
-    seconds = time.monotonic() - start
-    for d in (d for d in range(len(shape)) if 1 < shape[d] <= MOST_SLICES and seconds * shape[d] < 1):
-        kept = torch.eye(shape[d], dtype=torch.float64)
-        slices = [row.reshape([-1 if k == d else 1 for k in range(len(shape))]) for row in kept]
-        shares = torch.stack([wrong.right_for(wrong.problem.inputs, partial(_weighed, one)) for one in slices])
-        if not bool(((shares != 0).sum(0) > 1).any()):
-            continue  # nothing is summed
-        for counted in torch.cat([1 - kept, kept, 1 + kept, kept.cumsum(0)[:-1], kept.flip(0).cumsum(0)[:-1]]):
-            left, twice = counted == 0, counted == 2
-            what = f"leaves out {indices_of(left)}" if left.any() else f"counts {indices_of(twice)} twice"
-            of = f"{what} of dimension {d} of dy, over which it is summed"
-            yield of, wrong.ours, torch.tensordot(counted, shares, 1)
-
-
-def _weighed(weights: Tensor, dy: Tensor) -> Tensor:
-    return dy * weights.to(dy)
+    inputs, seconds = wrong.problem.inputs, time.monotonic() - start
+    for d, n in ((d, n) for d, n in enumerate(shape) if 1 < n <= MOST_SLICES and seconds * n < 1):
+        kept = torch.eye(n, dtype=torch.float64)
+        weights = kept.reshape(n, *(n if k == d else 1 for k in range(len(shape)))).to(inputs[wrong.name].real)
+        shares = torch.stack([wrong.right_for(inputs, one.mul) for one in weights])
+        sums = bool(((shares != 0).sum(0) > 1).any())
+        for counted in (1 - kept, kept, 1 + kept, kept.cumsum(0)[:-1], kept.flip(0).cumsum(0)[:-1]) if sums else ():
+            for row in counted:
+                what = (
+                    f"leaves out {indices_of(row == 0)}" if row.min() == 0 else f"counts {indices_of(row == 2)} twice"
+                )
+                total = torch.tensordot(row, shares, 1)
+                yield f"{what} of dimension {d} of dy, over which it is summed", wrong.ours, total
 
 
 def _computes(wrong: WrongGradient) -> bool:

@@ -185,7 +185,7 @@ def wrong_where(ours: Tensor, right: Tensor, known_tensors: Tensors, tolerance: 
             kinds |= {f"where {what} = 0": t == 0, f"where {what} > 0": t > 0, f"where {what} < 0": t < 0}
             for where, chosen in kinds.items():
                 if 3 <= chosen.sum() <= len(off.reshape(-1)) - 3 and off.sum() > 0.8 * chosen.sum():
-                    yield f"is wrong only {where}, and right elsewhere", ours[~chosen], right[~chosen]
+                    yield f"is wrong only {where}, and right elsewhere", ours.where(~chosen, right), right
 
 
 def wrong_atindices_of(ours: Tensor, right: Tensor, tolerance: float) -> Iterator[Pair]:

@@ -2,23 +2,23 @@
 
 A case is a paragraph. Its first line: the name, the place that the kind is known from, the inputs as in the bank (with
 dtypes before them, if the kind is about these), and y as an expression. Then the backward as one would write it, from
-dy and the inputs; or ``forward`` and ``backward`` of an autograd.Function. Then the versions, after the verdict due:
+dy and the inputs. With a line ``y = …`` it is an autograd.Function, whose forward that line is, and those that begin
+with ``ctx.``; dz is the gradient of a second output. Then the versions, after the verdict that is due:
 
     RIGHT as written; in other words: a piece of the source → what replaces it
     WRONG the sign is lost: return -dy * w | the words that name it; alone w is lost: return dy
 
 A line replaces the one that begins like it. A word of ``WAYS`` before the name says how verify gets the version: as a
 backward (layer), as an autograd.Function beside the reference (function), without one (alone), with its second
-derivatives (twice), within a module, or with NumPy arrays.
+derivatives (twice), within a module whose parameters are all inputs but the first, also frozen ones, or in NumPy.
 """
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from textwrap import dedent, indent
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from bp_torch.verify.check import check_layer, check_module
 from bp_torch.verify.report import Report
 
 VERDICT = re.compile(r" *((?:RIGHT|KINK|WRONG|NOISE|SETUP)(?:/[A-Z]+)*) (.*)")
-WAYS = ("layer", "function", "alone", "twice", "module", "numpy")
+WAYS = ("layer", "function", "alone", "twice", "module", "frozen", "numpy")
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Case:
         generator = torch.Generator().manual_seed(0)
         return [draw(generator, dtype) for draw in self.inputs.values()]
 
-    def scope(self, version: Version, dtype: torch.dtype) -> dict[str, Any]:
+    def scope(self, version: Version) -> dict[str, Any]:
         """The names that the source of a version defines, anew, and the ``reference``."""
-        scope = NAMES | {"kept": {}, "DTYPE": dtype}
+        scope = NAMES | {"kept": {}}
         exec(compile(version.source, f"<{self.name}, {version.name}>", "exec"), scope)
         scope["reference"] = eval(f"lambda {', '.join(self.inputs)}: {self.forward}", scope)
         return scope
@@ -77,12 +77,12 @@ class Case:
     def report(self, version: Version, dtype: torch.dtype) -> Report:
         """The report of verify on a version."""
         scope, inputs, check = (
-            self.scope(version, dtype),
+            self.scope(version),
             self.arguments(dtype),
             partial(check_layer, names=list(self.inputs)),
         )
-        if version.way == "module":
-            return check_module(scope["module"], inputs)
+        if version.way in ("module", "frozen"):
+            return check_module(Checkpointed(scope, version, inputs), inputs[:1])
         if version.way == "numpy":
             return check(scope["reference"], [t.numpy() for t in inputs], scope["backward"])
         if version.way == "layer":
@@ -101,10 +101,24 @@ def function_of(scope: dict[str, Any]) -> Callable[..., Any]:
     def backward(ctx: Any, *dys: Any) -> Any:
         return scope["backward"](*dys, *ctx.saved_tensors)
 
-    own = {key: scope[key] for key in ("forward", "backward")} if "forward" in scope else locals()
+    own = scope if "forward" in scope else locals()
     names = {key: staticmethod(own[key]) for key in ("forward", "backward")}
     made: Any = type("Function", (torch.autograd.Function,), names)
     return made.apply  # type: ignore[no-any-return]
+
+
+class Checkpointed(nn.Module):
+    """A module that computes its forward again in the backward."""
+
+    def __init__(self, scope: dict[str, Any], version: Version, inputs: list[Tensor]) -> None:
+        """With all inputs but the first as parameters."""
+        super().__init__()
+        self.function, trained = function_of(scope), version.way == "module"
+        self.kept = nn.ParameterList([nn.Parameter(t.clone(), requires_grad=trained) for t in inputs[1:]])
+
+    def forward(self, x: Tensor) -> Any:
+        """The function of the source."""
+        return checkpoint(lambda t: self.function(t, *self.kept), x, use_reentrant=False)
 
 
 @cache
@@ -122,13 +136,12 @@ def case(text: str) -> Case:
     kinds = tuple(getattr(torch, dtype) for dtype in (dtypes or "float64 float32").split())
     draws = eval(f"dict({inputs})", dict(NAMES))
     draws = {key: normal(*draw) if isinstance(draw, tuple) else draw for key, draw in draws.items()}
-    code = dedent("\n".join(line for line in lines if not VERDICT.match(line)))
-    own, versions = "def backward" in code, list[Version]()
-    source = code if own else f"def backward(dy, {', '.join(draws)}):\n{indent(code, '    ')}"
+    source, versions = written_out([line[4:] for line in lines if not VERDICT.match(line)], draws), list[Version]()
+    way_it_is = "function" if "def forward" in source else "layer"
     lists = [found.groups() for line in lines if (found := VERDICT.match(line))]
     for due, entry in [(due, entry) for due, entries in lists for entry in entries.split("; ")]:
         way, _, rest = entry.partition(" ")
-        way, rest = (way, rest) if way in WAYS else ("function" if own else "layer", entry)
+        way, rest = (way, rest) if way in WAYS else (way_it_is, entry)
         faults = [Fault(rest, "", "")]
         if ": " in rest or rest[0] == "±":
             faults = described(rest, source[source.index("def backward") :])
@@ -138,6 +151,21 @@ def case(text: str) -> Case:
             changed = source.replace(fault.piece, fault.replacement) if fault.piece else source
             versions.append(Version(fault.name, tuple(due.split("/")), way, changed, fault.expected_diagnosis))
     return Case(name, seen_in, kinds, draws, forward, versions)
+
+
+def written_out(lines: list[str], inputs: Iterable[str]) -> str:
+    """The source of a backward, or of the forward and the backward of an autograd.Function."""
+    names = ", ".join(inputs)
+    first = [line for line in lines if line.startswith(("y = ", "ctx."))]
+    rest = [line for line in lines if line not in first]
+    if not first:
+        return "\n    ".join([f"def backward(dy, {names}):", *rest])
+    dys = "dy, dz" if any(line.startswith("y = (") for line in first) else "dy"
+    used = any(re.search(rf"\b{name}\b", line) for name in inputs for line in rest)
+    saved = [f"ctx.save_for_backward({names})"] if used else []
+    taken = [f"{names}, = ctx.saved_tensors"] if used else []
+    texts = [f"def forward(ctx, {names}):", *saved, *first, "return y"]
+    return "\n    ".join(texts) + "\n" + "\n    ".join([f"def backward(ctx, {dys}):", *taken, *rest]) + "\n"
 
 
 # ---- what the text files speak of ----
@@ -177,5 +205,5 @@ def equilibrium(x: Tensor, w: Tensor) -> Tensor:
 
 
 DRAWS = (always, chosen, complexes, fixed, indices, normal, positive, swapped, whole)
-NAMES: dict[str, Any] = {named.__name__: named for named in (*DRAWS, checkpoint, equilibrium)}
-NAMES |= {"functional": functional, "math": math, "nn": nn, "np": np, "torch": torch, "float32": torch.float32}
+NAMES: dict[str, Any] = {named.__name__: named for named in (*DRAWS, equilibrium)}
+NAMES |= {"functional": functional, "math": math, "np": np, "torch": torch, "float32": torch.float32}
