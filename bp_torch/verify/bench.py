@@ -252,7 +252,10 @@ CHECKERS: dict[str, Callable[[Layer, Backward, torch.dtype], Finding | None]] = 
 }
 if find_spec("jax"):
     CHECKERS["check_grads of JAX"] = by_check_grads
-MEANINGLESS = {("float64", "twice PyTorch's"), ("bfloat16", "check_grads of JAX")}  # it has no error, or does not take it
+MEANINGLESS = {
+    ("float64", "twice PyTorch's"),
+    ("bfloat16", "check_grads of JAX"),
+}  # it has no error, or does not take it
 OUTSIDE: dict[str, Callable[[Case, Version], Finding | None]] = {
     "verify": by_verdict,
     "gradcheck": outside_by_gradcheck,

@@ -200,7 +200,7 @@ def over_another_dimension(wrong: WrongGradient) -> Iterator[Pair]:
 
 
 def elsewhere(wrong: WrongGradient) -> Iterator[Pair]:
-    """What would be right if an input, or dy, were conjugated or transposed."""
+    """The right gradient, were an input, or dy, conjugated or transposed."""
     inputs, lost = wrong.problem.inputs, "conjugated: a conjugate is lost?"
     for name, t in inputs.items():
         square = t.ndim >= 2 and t.shape[-1] == t.shape[-2] > 1

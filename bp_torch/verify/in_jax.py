@@ -1,7 +1,7 @@
 """A layer of the bank on JAX's arrays, as far as it runs on them unchanged, for ``jax.test_util.check_grads``."""
 
 from collections.abc import Callable
-from types import FunctionType
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,22 +11,15 @@ from torch import Tensor
 Layered = Callable[..., Any]
 
 
-class Named:
-    """JAX's functions by the names that they have in torch."""
-
-    def __getattr__(self, name: str) -> Any:
-        """The function of that name in ``jax.numpy``, else in ``jax.nn``."""
-        import jax  # only where it is installed
-
-        return getattr(jax.numpy, name, None) or getattr(jax.nn, name)
-
-
 def in_jax(function: Layered) -> Layered:
-    """The same source, in which ``torch`` and ``functional`` are ``Named``."""
-    names = {"torch": Named(), "functional": Named()}
+    """The same source, in which ``torch`` and ``functional`` are JAX's functions of the same names."""
+    import jax  # only where it is installed
+
+    named = SimpleNamespace(**vars(jax.nn) | vars(jax.numpy))
     if not isinstance(function, FunctionType):  # one of torch's own
-        return getattr(names["torch"], function.__name__)  # type: ignore[no-any-return]
-    return FunctionType(function.__code__, function.__globals__ | names, closure=function.__closure__)
+        return getattr(named, function.__name__)  # type: ignore[no-any-return]
+    names = function.__globals__ | {"torch": named, "functional": named}
+    return FunctionType(function.__code__, names, closure=function.__closure__)
 
 
 def agrees(forward: Layered, backward: Layered, right: Layered, inputs: list[Tensor]) -> bool | None:
@@ -41,7 +34,7 @@ def agrees(forward: Layered, backward: Layered, right: Layered, inputs: list[Ten
     arrays = [jax.numpy.asarray(t.numpy()) for t in inputs]
     try:
         y, expected = in_jax(forward)(*arrays), forward(*inputs)
-        dy = torch.ones_like(expected)
+        dy = torch.linspace(1, 2, expected.numel(), dtype=expected.dtype).reshape(expected.shape)
         pairs = [(y, expected)]
         for one in (right, backward):
             ours, theirs = in_jax(one)(jax.numpy.asarray(dy.numpy()), *arrays), one(dy, *inputs)

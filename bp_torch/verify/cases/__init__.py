@@ -11,6 +11,7 @@ with ``ctx.``; dz is the gradient of a second output. Then the versions, after t
 A line replaces the one that begins like it. A word of ``WAYS`` before the name says how verify gets the version: as a
 backward (layer), as an autograd.Function beside the reference (function), without one (alone), with its second
 derivatives (twice), within a module whose parameters are all inputs but the first, also frozen ones, or in NumPy.
+``kept`` is a dictionary that lasts from call to call.
 """
 
 import math
@@ -76,17 +77,13 @@ class Case:
 
     def report(self, version: Version, dtype: torch.dtype) -> Report:
         """The report of verify on a version."""
-        scope, inputs, check = (
-            self.scope(version),
-            self.arguments(dtype),
-            partial(check_layer, names=list(self.inputs)),
-        )
+        scope, inputs = self.scope(version), self.arguments(dtype)
+        check = partial(check_layer, names=list(self.inputs))
         if version.way in ("module", "frozen"):
             return check_module(Checkpointed(scope, version, inputs), inputs[:1])
-        if version.way == "numpy":
-            return check(scope["reference"], [t.numpy() for t in inputs], scope["backward"])
-        if version.way == "layer":
-            return check(scope["reference"], inputs, scope["backward"])
+        if version.way in ("layer", "numpy"):
+            given = [t.numpy() for t in inputs] if version.way == "numpy" else inputs
+            return check(scope["reference"], given, scope["backward"])
         reference = None if version.way == "alone" else scope["reference"]
         return check(function_of(scope), inputs, reference=reference, second_order=version.way == "twice")
 
@@ -171,31 +168,6 @@ def written_out(lines: list[str], inputs: Iterable[str]) -> str:
 # ---- what the text files speak of ----
 
 
-def whole(*shape: int, most: int = 2) -> Draw:
-    """Whole numbers from −most to most, so that many are equal, and many 0."""
-    return lambda g, dtype: torch.randint(-most, most + 1, shape, generator=g).to(dtype)
-
-
-def fixed(*rows: Any) -> Draw:
-    """These numbers."""
-    return lambda g, dtype: torch.tensor(rows, dtype=dtype)
-
-
-def always(dtype: torch.dtype, *shape: int) -> Draw:
-    """Normally distributed numbers in this dtype, whatever that of the other inputs."""
-    return lambda g, _: normal(*shape)(g, dtype)
-
-
-def complexes(*shape: int) -> Draw:
-    """Complex numbers."""
-    return lambda g, dtype: torch.view_as_complex(normal(*shape, 2)(g, dtype))
-
-
-def swapped(*shape: int) -> Draw:
-    """Normally distributed numbers of this shape, whose last two dimensions are swapped in memory."""
-    return lambda g, dtype: normal(*shape[:-2], shape[-1], shape[-2])(g, dtype).mT
-
-
 def equilibrium(x: Tensor, w: Tensor) -> Tensor:
     """The z with z = tanh(z w + x)."""
     z = torch.zeros_like(x)
@@ -204,6 +176,11 @@ def equilibrium(x: Tensor, w: Tensor) -> Tensor:
     return z
 
 
-DRAWS = (always, chosen, complexes, fixed, indices, normal, positive, swapped, whole)
-NAMES: dict[str, Any] = {named.__name__: named for named in (*DRAWS, equilibrium)}
-NAMES |= {"functional": functional, "math": math, "np": np, "torch": torch, "float32": torch.float32}
+NAMES: dict[str, Any] = {"functional": functional, "math": math, "np": np, "torch": torch, "equilibrium": equilibrium}
+NAMES |= {draw.__name__: draw for draw in (chosen, indices, normal, positive)} | {
+    "always": lambda dtype, *shape: lambda g, _: normal(*shape)(g, dtype),  # in this dtype, whatever the others'
+    "complexes": lambda *shape: lambda g, dtype: torch.view_as_complex(normal(*shape, 2)(g, dtype)),
+    "fixed": lambda *numbers: lambda g, dtype: torch.tensor(numbers, dtype=dtype),
+    "swapped": lambda *shape: lambda g, dtype: normal(*shape[::-1])(g, dtype).mT,  # a matrix, column after column
+    "whole": lambda *shape, most=2: lambda g, dtype: torch.randint(-most, most + 1, shape, generator=g).to(dtype),
+}
