@@ -26,7 +26,6 @@ from bp_torch.verify.references import EPS32, Estimate, tolerance_of
 Hypotheses = Callable[[str, Tensors], Iterable[tuple[str, Tensor]]]
 MOST_VARIATIONS = 12
 LARGE = 10**6  # entries, above which fewer are made
-MOST_SLICES = 64  # of dy, whose shares of a sum are computed
 
 
 class WrongGradient:
@@ -217,16 +216,15 @@ def of_a_part(wrong: WrongGradient) -> Iterator[Pair]:
     if not shape or wrong.right.numel() < 3 or not _computes(wrong):
         return
     inputs, seconds = wrong.problem.inputs, time.monotonic() - start
-    for d, n in ((d, n) for d, n in enumerate(shape) if 1 < n <= MOST_SLICES and seconds * n < 1):
-        kept = torch.eye(n, dtype=torch.float64)
-        weights = kept.reshape(n, *(n if k == d else 1 for k in range(len(shape)))).to(inputs[wrong.name].real)
+    for d in (d for d, n in enumerate(shape) if n > 1 and n * wrong.right.numel() < 10 * LARGE and seconds * n < 1):
+        kept = torch.eye(shape[d], dtype=torch.float64)
+        weights = kept.reshape(-1, *(n if k == d else 1 for k, n in enumerate(shape))).to(inputs[wrong.name].real)
         shares = torch.stack([wrong.right_for(inputs, one.mul) for one in weights])
         sums = bool(((shares != 0).sum(0) > 1).any())
         for counted in (1 - kept, kept, 1 + kept, kept.cumsum(0)[:-1], kept.flip(0).cumsum(0)[:-1]) if sums else ():
             for row in counted:
-                what = (
-                    f"leaves out {indices_of(row == 0)}" if row.min() == 0 else f"counts {indices_of(row == 2)} twice"
-                )
+                left = indices_of(row == 0 if row.min() == 0 else row == 2)
+                what = f"leaves out {left}" if row.min() == 0 else f"counts {left} twice"
                 total = torch.tensordot(row, shares, 1)
                 yield f"{what} of dimension {d} of dy, over which it is summed", wrong.ours, total
 
