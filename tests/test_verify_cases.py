@@ -11,7 +11,7 @@ from bp_torch.verify.bench import outside
 from bp_torch.verify.cases import WAYS, Case, Version, case, cases, function_of
 
 ROOT = Path(__file__).parent.parent
-RIGHT, WRONG, DIAGNOSED = 0.81, 0.77, 0.56  # the shares of the versions with the verdict due, and with a diagnosis
+RIGHT, WRONG, DIAGNOSED = 0.86, 0.84, 0.6  # the shares of the versions with the verdict due, and with a diagnosis
 HOLD = ("complex product", "dw over the wrong axis", "saturated sigmoid", "sums in any order", "a fixed point")
 VERSIONS = [(one, version) for one in cases() for version in one.versions]
 
@@ -78,12 +78,18 @@ def test_every_version_of_these_cases_gets_the_verdict_due_and_no_misleading_wor
     assert score.layers and score.faults and score.alarms == [] and score.missed == [] and score.wrongly == 0, score
 
 
+def test_a_version_that_cannot_be_checked_has_not_got_its_verdict() -> None:
+    text = "fails | here | x=(2, 3) | x.sin()\n    return dy * x.coz()\n    RIGHT as written\n    WRONG twice: return dy.coz()"
+    score = outside([case(text)])[0]
+    assert score.alarms == ["fails: layer: as written"] and score.missed == ["fails: layer: twice"]
+
+
 @pytest.mark.long
 def test_the_score_on_all_cases() -> None:
     score = outside()[0]
     assert score.layers - len(score.alarms) >= RIGHT * score.layers, score.alarms
     assert score.caught >= WRONG * score.faults, score.missed
-    assert score.rightly >= DIAGNOSED * score.faults and score.wrongly <= 2, score.misnamed
+    assert score.rightly >= DIAGNOSED * score.faults and score.wrongly == 0, score.misnamed
 
 
 def test_pages_say_how_many_cases_there_are() -> None:

@@ -99,25 +99,16 @@ def test_nan_of_autograds_own_is_explained() -> None:
 
 
 def test_no_warning_of_a_shorter_batch_leaks_out() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as leaked:
+        warnings.simplefilter("always")
         report = check(functional.mse_loss, [X, randn(8, 8, seed=5)], lambda x, y: (2 * (x - y) / 8, -2 * (x - y) / 8))
-    assert report.verdict == "WRONG" and len(report.diagnoses) == 1
+    assert report.verdict == "WRONG" and len(report.diagnoses) == 1 and leaked == []
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_a_pattern_that_leaves_much_of_the_difference_is_not_said(seed: int) -> None:
-    class Gelu(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return functional.gelu(x, approximate="tanh")
+def test_a_pattern_that_leaves_much_of_the_difference_is_not_said() -> None:
+    def backward(dy: Tensor, x: Tensor) -> Tensor:
+        if x.dtype != torch.bfloat16:
+            raise TypeError("this kernel takes bfloat16")
+        return (0.9 * dy * x.cos() * (1 + 0.03 * randn(8, 8, seed=3))).to(x)
 
-        @staticmethod
-        def backward(ctx: Any, dy: Tensor) -> Tensor:
-            (x,) = ctx.saved_tensors
-            t = torch.tanh(0.79788456 * x * (1 + 0.044715 * x * x))
-            slope: Tensor = 0.5 * x * (1 - t * t) * (0.79788456 + 0.0356774 * x * x) + 0.5 * (1 + t)  # 0.107 is right
-            return dy * slope
-
-    assert check_layer(Gelu.apply, randn(5, 8, seed=seed).bfloat16()).diagnoses == {}
+    assert said(lambda x: x.sin(), [X.bfloat16()], backward) == {}

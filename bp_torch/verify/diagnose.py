@@ -108,6 +108,8 @@ def diagnose(wrong: WrongGradient, more: Hypotheses | None = None) -> str | None
         return None  # the difference is smaller than what could be explained
     if not wrong.right.any():
         return "should be zero throughout, and is not"
+    if norm(wrong.right) < wrong.tolerance * norm(wrong.ours):
+        return "should be zero, but for rounding, and is not"
     if not wrong.ours.any():
         return "is zero throughout: is it ever computed?"
     if text := simple_factor(wrong):
