@@ -79,7 +79,8 @@ def test_every_version_of_these_cases_gets_the_verdict_due_and_no_misleading_wor
 
 
 def test_a_version_that_cannot_be_checked_has_not_got_its_verdict() -> None:
-    text = "fails | here | x=(2, 3) | x.sin()\n    return dy * x.coz()\n    RIGHT as written\n    WRONG twice: return dy.coz()"
+    head = "fails | here | x=(2, 3) | x.sin()"
+    text = f"{head}\n    return dy * x.coz()\n    RIGHT as written\n    WRONG twice: return dy.coz()"
     score = outside([case(text)])[0]
     assert score.alarms == ["fails: layer: as written"] and score.missed == ["fails: layer: twice"]
 
