@@ -1,6 +1,7 @@
 """The entry points: any hand-written gradient, layer or module compared with the references."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -9,12 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bp_torch.verify.arrays import in_tensors, leaves_torch, outside_autograd
 from bp_torch.verify.candidate import Candidate
 from bp_torch.verify.diagnose import Hypotheses
 from bp_torch.verify.judge import Judge
 from bp_torch.verify.problem import Inputs, Problem, copies, differentiable, flat, named, norm
 from bp_torch.verify.references import References
 from bp_torch.verify.report import Report
+
+ACCEPTABLE = {
+    "inputs overwritten": "overwrites its input|changes its input",
+    "dy overwritten": "writes into dy",
+    "other dtype": "has the dtype",
+    "dy contiguous": "for a dy that is not contiguous",
+    "dy not expanded": "for a dy that is one number, expanded",
+}
+"""What may be meant of what is called a problem, with words of the problem."""
 
 
 def check(
@@ -31,6 +42,9 @@ def check(
     seed: int = 0,
     second_order: bool = False,
     hypotheses: Hypotheses | None = None,
+    compare_forward: Callable[..., Any] | bool = True,
+    accept: Sequence[str] = (),
+    linear_within: float = 0.0,
 ) -> Report:
     """Compare a hand-written gradient of a scalar function with three independent references.
 
@@ -58,16 +72,36 @@ def check(
         second_order: also check the derivatives of the gradient, of an ``autograd.Function`` that has them.
         hypotheses: more patterns of error: ``hypotheses(name, given)`` yields pairs of words and the tensor that the
             gradient called ``name`` would then be, computed from the gradients ``given``.
+        compare_forward: True: the forward has to be ``reference``. A function: it has to be this one, and the gradient
+            that of ``reference``, as for a surrogate or straight-through gradient. False: it may be any.
+        accept: names of deviations that are meant, of ``ACCEPTABLE``; they become notes.
+        linear_within: the relative difference between calls that counts as none, as for a solver that iterates, whose
+            gradient is not linear in dy to the last digit.
+
+    Inputs may be NumPy arrays. Then ``function`` and ``gradient`` are functions of arrays, which return arrays or
+    numbers, and central differences alone decide; ``reference`` takes tensors, and makes autograd a reference too.
 
     Raises:
         TypeError: for inputs among which no tensor has a gradient, or a function that returns no tensor.
         ValueError: for no inputs, an input that is not finite, a function that is not scalar, not finite, not the same
             when called again, or without a gradient; for gradients that do not match the inputs.
     """
+    inputs, called, gradient = in_tensors(inputs, function, gradient)
     tensors = None if gradient is None or callable(gradient) else gradient
     backward = gradient if callable(gradient) else None
-    problem = Problem(*named(inputs, names, function), function, reference, backward, tensors, seed=seed)
-    return check_problem(problem, tolerance, coordinates, seconds, batch_size, second_order, hypotheses)
+    problem = Problem(*named(inputs, names, function), called, reference, backward, tensors, seed=seed)
+    return check_problem(
+        problem,
+        tolerance,
+        coordinates,
+        seconds,
+        batch_size,
+        second_order,
+        hypotheses,
+        compare_forward,
+        accept,
+        linear_within,
+    )
 
 
 def check_layer(
@@ -88,7 +122,8 @@ def check_layer(
     gradient is ``backward`` at that dy. dy also comes scaled, in other strides, and as one number, expanded. The other
     arguments (``options``) and the errors are those of ``check``.
     """
-    problem = Problem(*named(inputs, names, forward), forward, reference, backward, scalar=False, seed=seed)
+    inputs, called, backward = in_tensors(inputs, forward, backward)
+    problem = Problem(*named(inputs, names, forward), called, reference, backward, scalar=False, seed=seed)
     return check_problem(problem, **options)
 
 
@@ -131,17 +166,34 @@ def check_problem(
     batch_size: int | None = None,
     second_order: bool = False,
     hypotheses: Hypotheses | None = None,
+    compare_forward: Callable[..., Any] | bool = True,
+    accept: Sequence[str] = (),
+    linear_within: float = 0.0,
 ) -> Report:
     """Judge the gradient of a problem; the options are those of ``check``."""
+    if unknown := {*accept} - ACCEPTABLE.keys():
+        raise ValueError(f"accept: wanted some of {', '.join(ACCEPTABLE)}; got {', '.join(map(repr, sorted(unknown)))}")
     with full_precision():
-        references = References(problem, tolerance)
+        try:
+            references = References(problem, tolerance)
+        except (ValueError, RuntimeError) as error:
+            if not leaves_torch(error) or (problem.backward is None and problem.tensors is None):
+                raise
+            problem = outside_autograd(problem)
+            references = References(problem, tolerance)
+        references.linear_within = linear_within
         candidate = Candidate(references)
         if not candidate.gradients:
             raise ValueError(f"there is no gradient to check: all of {', '.join(problem.inputs)} are None")
         if not references.gradients and (not coordinates or references.inputs64 is None):
             raise ValueError(f"there is no reference to compare the gradient with: {'; '.join(references.notes)}")
         report = Judge(candidate, coordinates, seconds, batch_size or 0, hypotheses).report
-        report = replace(report, forward=wrong_forward(candidate), slopes=functools.partial(taylor_slopes, candidate))
+        forward = wrong_forward(candidate, compare_forward)
+        report = replace(report, forward=forward, slopes=functools.partial(taylor_slopes, candidate))
+        report = with_accepted(report, accept)
+        if compare_forward is not True:
+            text = "compared with compare_forward=" if compare_forward else "not compared"
+            report.notes.append(f"the forward is {text}, the gradient with that of reference=")
     return report + check_problem(second_order_of(problem), tolerance, coordinates, seconds) if second_order else report
 
 
@@ -164,15 +216,24 @@ def full_precision() -> Iterator[None]:
             switch.fp32_precision = precision
 
 
-def wrong_forward(candidate: Candidate) -> str:
-    """How the forward differs from the reference; "" if it does not, or there is no reference."""
+def with_accepted(report: Report, accept: Sequence[str]) -> Report:
+    """The report without what is accepted, which its notes tell."""
+    pattern = "|".join(ACCEPTABLE[name] for name in accept) or r"\b\B"
+    meant = [f for f in report.findings if f.kind == "problem" and re.search(pattern, f.words)]
+    notes = [f"accepted: {f.gradient} {f.words}" for f in meant]
+    return replace(report, findings=[f for f in report.findings if f not in meant], notes=report.notes + notes)
+
+
+def wrong_forward(candidate: Candidate, right_function: Callable[..., Any] | bool = True) -> str:
+    """How the forward differs from the reference, or from another function; "" if it does not, or there is none."""
     references, problem = candidate.references, candidate.problem
-    if problem.reference is None:
+    expected = problem.reference if right_function is True else right_function
+    if not callable(expected):
         return ""
     with torch.inference_mode(False), torch.no_grad():
         ours = candidate.outputs or problem.outputs(problem.forward, copies(problem.inputs))
-        right = problem.outputs(problem.reference, copies(problem.inputs))
-        best = problem.outputs(problem.reference, copies(references.inputs64)) if references.inputs64 else right
+        right = problem.outputs(expected, copies(problem.inputs))
+        best = problem.outputs(expected, copies(references.inputs64)) if references.inputs64 else right
     if len(ours) != len(right):
         return f"returns {len(ours)} tensors, the reference {len(right)}"
     for i, (y, own, r) in enumerate(zip(ours, right, best, strict=True), 1):
