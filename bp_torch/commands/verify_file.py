@@ -13,7 +13,7 @@ import torch
 
 from bp_torch.cli import fail, parse
 from bp_torch.flags import Within, check_bounds, flag
-from bp_torch.text import count, folded, table
+from bp_torch.text import count, wrapped
 from bp_torch.training.config import SEEDS
 from bp_torch.verify.grid import EXIT_CODES, Grid, Row, check_grid
 from bp_torch.verify.process import Died, Process, RaisedError, replacements_undone
@@ -127,8 +127,9 @@ def without_report(verdict: str, words: str) -> Grid:
 def printed(found: list[tuple[str, Grid]], verbose: bool) -> Iterator[str]:
     """A line for each candidate if there are several; of one, or if ``verbose``, all that there is."""
     if len(found) > 1:
-        rows = [[grid.verdict, place, (grid.reasons() or [""])[0]] for place, grid in found]
-        yield folded(table(["", "candidate", "why"], rows, right=()))
+        why = [wrapped(reason, " " * 7) for _, grid in found for reason in grid.reasons()[:1] or [""]]
+        lines = [f"{grid.verdict:7}{place}\n{text}" for (place, grid), text in zip(found, why, strict=True)]
+        yield "\n".join(line.rstrip() for line in lines)
     for place, grid in found if verbose or len(found) == 1 else ():
         yield f"{place}\n{grid}"
         yield from (str(row.report) for row in grid.rows if verbose and row.report is not None and not row.report)

@@ -162,9 +162,10 @@ class Process:
 
 
 def _listen(pipe: Any, output: bytearray) -> None:
-    while chunk := pipe.read1(1 << 16):
-        output += chunk
-        del output[:-MOST_OUTPUT]
+    with pipe:
+        while chunk := pipe.read1(1 << 16):
+            output += chunk
+            del output[:-MOST_OUTPUT]
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

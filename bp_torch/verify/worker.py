@@ -108,7 +108,7 @@ class Channel:
         key, name, shape, strides, offset, requires_grad, is_array = value
         memory, dtype = self.memories[key], DTYPES[name]
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True)) if all(shape) else -1
-        if min(offset, *shape, *strides) < 0 or last >= len(memory) // dtype.itemsize:
+        if min([offset, *shape, *strides]) < 0 or last >= len(memory) // dtype.itemsize:
             raise ValueError("a tensor outside its memory")
         t = torch.empty(0, dtype=dtype, device=memory.device)
         t.set_(memory.untyped_storage(), offset, shape, strides)
