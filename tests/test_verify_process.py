@@ -323,10 +323,11 @@ def test_the_command_prints_a_line_for_each_and_exits_with_the_code_of_the_worst
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
         return done.returncode, done.stdout, done.stderr
 
-    several = ("reference.py:reference", "broken.py:candidate", "candidates.py:nothing")
-    code, out, _ = run(*several, "--reference", "reference.py:reference")
+    several = ("reference.py:reference", "broken.py:candidate", "candidates.py:nothing", "candidates.py:Cheats")
+    code, out, _ = run(*several)
     assert code == 4 and max(map(len, out.splitlines())) <= 80
-    assert [line.split()[0] for line in out.splitlines() if ".py:" in line] == ["RIGHT", "SETUP", "SETUP"]
+    assert [line.split()[0] for line in out.splitlines() if ".py:" in line] == ["RIGHT", "SETUP", "SETUP", "SETUP"]
+    assert "the reference or its inputs" in out and "candidates.py has no reference" in out
     assert "raises SyntaxError at its import" in out and "candidates.py has no" in out
     code, out, _ = run("reference.py:reference", "--reference", "reference.py:reference", "--dtypes", "float64")
     assert code == 0 and out.startswith("reference.py:reference\nRIGHT: 1 of 1 check right\n")
@@ -336,7 +337,7 @@ def test_the_command_prints_a_line_for_each_and_exits_with_the_code_of_the_worst
             "--reference",
             "reference.py:reference",
         ): "wanted FILE:NAME, got nothing.py:f: there is no file",
-        ("candidates.py:Cheats",): "--reference: wanted FILE:NAME, got nothing",
+        ("candidates.py:Cheats", "--dtypes", "int8"): "--dtypes: wanted float64, float32, bfloat16, float16, got int8",
         ("candidates.py:Cheats", "--reference", "reference.py"): "wanted FILE:NAME, got reference.py",
         ("candidates.py:Cheats", "--reference", "reference.py:r", "--shapes", "4xa"): "--shapes: wanted whole numbers",
     }.items():

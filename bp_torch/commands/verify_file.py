@@ -25,9 +25,10 @@ class Options:
     """The reference, the inputs, and the limits of every candidate."""
 
     reference: tuple[str, ...] = ()
-    """FILE:NAME of the same in plain operations: one for all, or one for each."""
+    """FILE:NAME of the same in plain operations, one for all or one for each. None: reference in the candidate's file,
+    which is imported here then."""
     inputs: tuple[str, ...] = ()
-    """FILE:NAME of inputs, or of a function of a seed or a shape that draws them. None: make_inputs of the
+    """FILE:NAME of inputs, or of a function of a seed or a shape that draws them. None: make_inputs in the
     reference's file."""
     dtypes: tuple[str, ...] = ("float32",)
     """float64, float32, bfloat16, float16: what inputs of real numbers are brought to."""
@@ -56,8 +57,6 @@ class Options:
             raise ValueError(f"--dtypes: wanted {', '.join(known)}, got {' '.join(bad)}")
         if bad := [shape for shape in self.shapes if not all(n.isdecimal() for n in shape.split("x"))]:
             raise ValueError(f"--shapes: wanted whole numbers with x between them, such as 4x8, got {' '.join(bad)}")
-        if not self.reference:
-            raise ValueError("--reference: wanted FILE:NAME, got nothing")
         if not self.dtypes:
             raise ValueError("--dtypes: wanted at least one")
 
@@ -96,7 +95,9 @@ def judged(place: str, options: Options, k: int) -> Grid:
         return without_report("DIED", f"the candidate {death}")
     except RaisedError as error:
         return without_report("SETUP", f"the candidate {error}")
-    own = options.reference[k % len(options.reference)]
+    own = (
+        options.reference[k % len(options.reference)] if options.reference else place.rpartition(":")[0] + ":reference"
+    )
     draw = options.inputs[k % len(options.inputs)] if options.inputs else f"{own.rpartition(':')[0]}:make_inputs"
     shapes = [tuple(map(int, shape.split("x"))) for shape in options.shapes] or [()]
     layouts = ("contiguous", "strided")[: 1 + options.strided]
