@@ -42,9 +42,7 @@ def check(
     seed: int = 0,
     second_order: bool = False,
     hypotheses: Hypotheses | None = None,
-    compare_forward: Callable[..., Any] | bool = True,
-    accept: Sequence[str] = (),
-    linear_within: float = 0.0,
+    **more: Any,
 ) -> Report:
     """Compare a hand-written gradient of a scalar function with three independent references.
 
@@ -72,11 +70,10 @@ def check(
         second_order: also check the derivatives of the gradient, of an ``autograd.Function`` that has them.
         hypotheses: more patterns of error: ``hypotheses(name, given)`` yields pairs of words and the tensor that the
             gradient called ``name`` would then be, computed from the gradients ``given``.
-        compare_forward: True: the forward has to be ``reference``. A function: it has to be this one, and the gradient
-            that of ``reference``, as for a surrogate or straight-through gradient. False: it may be any.
-        accept: names of deviations that are meant, of ``ACCEPTABLE``; they become notes.
-        linear_within: the relative difference between calls that counts as none, as for a solver that iterates, whose
-            gradient is not linear in dy to the last digit.
+        more: ``compare_forward=False``, or a function: the forward may be any, or has to be this one, and the gradient
+            that of ``reference``, as for a surrogate gradient. ``accept=``: names of deviations that are meant, of
+            ``ACCEPTABLE``; they become notes. ``linear_within=``: the relative difference between calls that counts as
+            none, as for a solver, whose gradient is not linear in dy to the last digit.
 
     Inputs may be NumPy arrays. Then ``function`` and ``gradient`` are functions of arrays, which return arrays or
     numbers, and central differences alone decide; ``reference`` takes tensors, and makes autograd a reference too.
@@ -90,18 +87,7 @@ def check(
     tensors = None if gradient is None or callable(gradient) else gradient
     backward = gradient if callable(gradient) else None
     problem = Problem(*named(inputs, names, function), called, reference, backward, tensors, seed=seed)
-    return check_problem(
-        problem,
-        tolerance,
-        coordinates,
-        seconds,
-        batch_size,
-        second_order,
-        hypotheses,
-        compare_forward,
-        accept,
-        linear_within,
-    )
+    return check_problem(problem, tolerance, coordinates, seconds, batch_size, second_order, hypotheses, **more)
 
 
 def check_layer(
