@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import traceback
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -189,15 +190,17 @@ class Worker:
         """Answer every call, with a value or an error."""
         while True:
             call = self.channel.receive()
-            for seeded in (torch.manual_seed, random.seed, np.random.seed):
-                seeded(call["seed"])
+            random.seed(zlib.crc32(call["random"].numpy()))
+            np.random.seed(zlib.crc32(call["random"].numpy()))
+            torch.set_rng_state(call["random"])
+            start = _random_states()
             noted = DtypesSeen() if call["wide"] else contextlib.nullcontext()
             answer = {"number": call["number"]}
             try:
                 with torch.set_grad_enabled(call["grad"]), noted as seen:
                     value = getattr(self, call["what"])(call["number"], *call["args"], **call["kwargs"])
-                value = tree_map_only(Tensor, Tensor.detach, value)
-                told = self.channel.told(answer | {"value": value, "eps": seen.eps if seen else 0.0})
+                answer |= {"value": tree_map_only(Tensor, Tensor.detach, value), "eps": seen.eps if seen else 0.0}
+                told = self.channel.told(answer | {"drew": _random_states() != start})
             except BaseException as error:  # also SystemExit, and whatever else a candidate raises
                 traceback.print_exc()
                 first = (str(error).strip().splitlines() or [""])[0]
@@ -253,6 +256,11 @@ class Worker:
             found = list(torch.autograd.grad(ys, wanted, dys, retain_graph=True, allow_unused=True))
         of = {id(t): g for t, g in zip(wanted, found, strict=True)}
         return [of.get(id(t)) for t in leaves]
+
+
+def _random_states() -> Any:
+    array = np.random.get_state(legacy=False)["state"]
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), array["key"].tobytes(), array["pos"]
 
 
 def main() -> None:
