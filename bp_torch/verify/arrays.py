@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bp_torch.verify.problem import Problem
+from bp_torch.verify.references import References, Trust
 
 
 def as_tensor(value: Any) -> Tensor:
@@ -39,11 +40,6 @@ def in_tensors(inputs: Any, *functions: Any) -> list[Any]:
     return [tree_map_only(np.ndarray, as_tensor, inputs), *found]
 
 
-def leaves_torch(error: Exception) -> bool:
-    """Whether an error says that autograd cannot go through a function."""
-    return re.search(r"leave torch\?|Can't call numpy\(\) on Tensor", str(error)) is not None
-
-
 class OutsideAutograd(torch.autograd.Function):
     """One step of autograd that calls a function with detached tensors. Its gradient, zeros, is only there for form."""
 
@@ -60,8 +56,14 @@ class OutsideAutograd(torch.autograd.Function):
         return None, *[torch.zeros_like(t) if isinstance(t, Tensor) else None for t in ctx.args]
 
 
-def outside_autograd(problem: Problem) -> Problem:
-    """The problem with its function as such a step, which ``References`` knows by its mark."""
+def references_of(problem: Problem, tolerance: float | None, trust: Trust | None) -> References:
+    """The references; by differences alone if autograd cannot go through the function, and the gradient is by hand."""
+    try:
+        return References(problem, tolerance, trust)
+    except (ValueError, RuntimeError) as error:
+        by_hand = problem.backward is not None or problem.tensors is not None
+        if not by_hand or not re.search(r"leave torch\?|Can't call numpy\(\) on Tensor", str(error)):
+            raise
     function = problem.reference or problem.forward
 
     def step(*args: Any, **kwargs: Any) -> Any:
@@ -70,5 +72,7 @@ def outside_autograd(problem: Problem) -> Problem:
 
         return OutsideAutograd.apply(called, *args, *kwargs.values())
 
-    step.outside_autograd = True  # type: ignore[attr-defined]
-    return replace(problem, reference=step) if problem.reference else replace(problem, forward=step)
+    problem = replace(problem, reference=step) if problem.reference else replace(problem, forward=step)
+    references = References(problem, tolerance, "differences")
+    references.notes.append("autograd cannot go through the function, which leaves torch: central differences decide")
+    return references
