@@ -315,7 +315,7 @@ verify/arrays.py: test_verify_grid.py -k "arrays or leaves"
     t[len(args) :], strict=True)                       =>  t[:0], strict=False)
 verify/check.py: test_verify_grid.py -k "accepted or meant or solver"
     if f.kind == "problem" and re.search(pattern, f.words)]  =>  if f.kind == "problem"]
-    problem.reference if compare_forward is True else  =>
+    references.problem.reference if compare_forward is True else  =>  references.problem.reference or
     references.linear_within = linear_within           =>  pass
 
 # distributed
