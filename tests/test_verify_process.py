@@ -237,8 +237,8 @@ ENDS = {
     "exits": "exits with code 0 in the backward, in call 2",
     "exits later": "exits with code 3 in the backward",
     "garbage": "sends what is no answer in the backward",
-    "loops": "has not ended after 0.5 s in the backward",
-    "prints": "has not ended after 0.5 s in the backward, in call 2; the last that it printed: .*RIGHT",
+    "loops": "has not ended after 2 s in the backward",
+    "prints": "has not ended after 2 s in the backward, in call 2; the last that it printed: .*RIGHT",
     "segmentation fault": "is ended by a signal (Segmentation fault) in the backward",
     "memory": "wants more than 1 GiB in the backward",
     "closes": "closes its connection in the backward",
@@ -248,7 +248,7 @@ ENDS = {
 
 @pytest.mark.parametrize("kind", [k if k == "loops" else pytest.param(k, marks=pytest.mark.long) for k in ENDS])
 def test_each_way_to_end_is_said(folder: Path, kind: str) -> None:
-    seconds = 0.5 if kind in ("loops", "prints") else 30
+    seconds = 2.0 if kind in ("loops", "prints") else 30
     process = Process(f"{folder}/candidates.py:forward,backward", seconds=seconds, memory=1)
     with pytest.raises(Died) as death:
         report(process.forward, process.backward, kind)
