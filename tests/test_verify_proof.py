@@ -163,7 +163,7 @@ def test_sum_that_stops_growing_is_not_right_though_autograd_stops_too(dtype: to
 def test_zero_in_place_of_a_small_float16_number_is_not_right() -> None:
     x = (3e-6 * (1 + randn(20).abs())).half()
     assert check_layer(lambda x: x * x, x, lambda dy, x: 2 * dy * x, tolerance=None).verdict == "RIGHT"
-    assert check_layer(lambda x: x * x, x, lambda dy, x: 0 * x).verdict in ("NOISE", "WRONG")
+    assert check_layer(lambda x: x * x, x / 3, lambda dy, x: 0 * x).verdict in ("NOISE", "WRONG")
 
 
 def test_each_gradient_is_judged_at_the_dtype_that_it_went_through() -> None:
@@ -181,7 +181,7 @@ def test_each_gradient_is_judged_at_the_dtype_that_it_went_through() -> None:
         return kernel
 
     for kernel in (backward, lambda factor: only(torch.float32, backward(factor))):
-        verdicts = [check_layer(scale, [x, w], kernel(factor)).verdict for factor in (1, 1.056)]
+        verdicts = [check_layer(scale, [x, w], kernel(factor)).verdict for factor in (1, 1.02)]
         assert verdicts[0] == "RIGHT" and verdicts[1] in ("NOISE", "WRONG")
 
 

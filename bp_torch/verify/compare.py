@@ -121,6 +121,7 @@ def choose(ours: Tensor, whole: Tensor, n: int, seed: int) -> Tensor:
 # ---- rounding ----
 
 SAMPLES = 8
+MANY = 10**6  # entries, of which fewer runs measure as much
 
 
 class PerturbLastDigit(TorchDispatchMode):
@@ -171,11 +172,13 @@ def rounding_errors(
     """The change of each of autograd's gradients in each of some perturbed runs, (samples, n); ``exact`` are those
     without a change, if they are known."""
     exact = exact or {name: flat(g) for name, g in autograd(function, inputs)[1].items()}
-    runs = list[Tensors]()
+    found = {name: torch.zeros(samples, len(g), dtype=torch.float64) for name, g in exact.items()}
     for sample in range(samples):
         with PerturbLastDigit(seed + sample, units):
-            runs.append(autograd(function, inputs)[1])
-    return {n: torch.stack([flat(run[n]) - g for run in runs]).nan_to_num_(0, 0, 0) for n, g in exact.items()}
+            moved = autograd(function, inputs)[1]
+        for name, g in exact.items():
+            torch.sub(flat(moved[name]), g, out=found[name][sample]).nan_to_num_(0, 0, 0)
+    return found
 
 
 def rounding_noise(function: Callable[[Tensors], Tensor], inputs: Tensors, seed: int) -> Tensors:
@@ -195,8 +198,11 @@ def jumps(function: Callable[[Tensors], Tensor], inputs: Tensors, seed: int) -> 
 
 def root_mean_square(t: Tensor) -> Tensor:
     """Of each column of (k, n), without overflow of the squares."""
-    unit = float(t.abs().max()) if t.numel() else 0.0
-    return (t / unit).square().mean(0).sqrt() * unit if unit else t.sum(0)
+    unit = max((float(row.abs().max()) for row in t if t.numel()), default=0.0) or 1.0
+    squares = torch.zeros(t.shape[1:], dtype=t.dtype)
+    for row in t:
+        squares += (row / unit).square_().div_(len(t))
+    return squares.sqrt_().mul_(unit)
 
 
 class DtypesSeen(TorchFunctionMode):

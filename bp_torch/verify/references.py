@@ -14,7 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bp_torch.verify.compare import (
+    MANY,
     NONE,
+    SAMPLES,
     Allowance,
     DtypesSeen,
     Estimate,
@@ -326,7 +328,9 @@ class References:
         inputs = self.inputs if dtype is None else {n: t.to(dtype) for n, t in self.inputs.items()}
         if dtype == torch.float64:
             inputs = self.inputs64 or in_float64(self.inputs)
-        return rounding_errors(self.function, inputs, self.seed, exact=self.gradients.get(self._reference_in(dtype)))
+        samples = SAMPLES if sum(t.numel() for t in inputs.values()) < MANY else SAMPLES // 2
+        exact = self.gradients.get(self._reference_in(dtype))
+        return rounding_errors(self.function, inputs, self.seed, samples, exact=exact)
 
     def _reference_in(self, dtype: torch.dtype | None) -> str:
         return {None: "autograd", torch.float64: "float64"}.get(dtype, "")
@@ -349,6 +353,7 @@ class References:
         chosen = (noise if estimate.entries is None else noise[estimate.entries]).clamp(min=noise.median())
         return NOISE_FACTOR * chosen, norm(chosen)
 
+    @cache  # noqa: B019
     def rough_noise(self, name: str) -> float:
         """About how far rounding moves a gradient, as a norm, from what is known already or from one run."""
         if self.dtype not in (torch.float64, torch.complex128) and "float64" in self.gradients:
