@@ -101,6 +101,11 @@ def test_what_cannot_be_checked_is_a_row_that_says_why() -> None:
     grid = verify.check_grid(forward, draw, backward, shapes=[(3, 4), (3,)], dtypes=["float32"])
     assert [row.verdict for row in grid.rows] == ["RIGHT", "SETUP"] and grid.verdict == "SETUP"
     assert grid.rows[1].words == ["draw() missing 1 required positional argument: 'm'"]
+
+    def leaves() -> Any:
+        raise SystemExit(0)
+
+    assert verify.check_grid(forward, leaves, backward, dtypes=["float32"]).rows[0].words == ["0"]
     with pytest.raises(ValueError, match="layouts: wanted contiguous or strided, got sideways"):
         verify.check_grid(forward, draw, backward, layouts=["sideways"])
 

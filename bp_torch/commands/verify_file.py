@@ -106,7 +106,7 @@ def judged(place: str, options: Options, k: int) -> Grid:
             with replacements_undone():
                 torch.manual_seed(options.seed)
                 reference, (make_inputs,) = as_functions(load(own)[:1])[0], load(draw)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # an exit at its import is no verdict
             return without_report("SETUP", f"the reference or its inputs: {error!r}")
         return check_grid(
             process,

@@ -134,7 +134,7 @@ def check_grid(
             verdict, words = "DIED", [f"the candidate {death}"]
         except RaisedError as error:
             verdict, words = "WRONG", [f"the candidate {error}"]
-        except Exception as error:  # whatever the inputs, the reference or the function raise
+        except (Exception, SystemExit) as error:  # whatever the inputs, the reference or the function raise
             words = [first_line(error).removeprefix("SETUP: ")]
         rows.append(Row(*case, verdict, words, report))
         if verdict == "DIED":

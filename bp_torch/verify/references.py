@@ -410,6 +410,6 @@ def with_seed(seed: int, function: Callable[[], Any]) -> Any:
         return function()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Of what an error says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
