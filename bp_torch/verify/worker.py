@@ -8,7 +8,6 @@ import ctypes
 import importlib.util
 import json
 import random
-import resource
 import signal
 import socket
 import sys
@@ -267,6 +266,8 @@ def main() -> None:
     """Serve the socket of the first argument, with as many GiB more than torch takes as the second says."""
     with contextlib.suppress(OSError, AttributeError):  # where there is no prctl
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # end with the process that judges
+    import resource  # here: Windows has none
+
     with contextlib.suppress(OSError, ValueError):  # where there is no /proc
         pages = int(Path("/proc/self/statm").read_text().split()[5])
         limit = pages * resource.getpagesize() + int(float(sys.argv[2]) * 2**30)
