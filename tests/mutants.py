@@ -303,6 +303,32 @@ verify/bench.py: test_verify_cases.py
     len(reports) == len(case.dtypes) and               =>  len(reports) < len(case.dtypes) or
 verify/cases/__init__.py: test_verify_cases.py
     source.replace(fault.piece, fault.replacement)     =>  source
+verify/worker.py: test_verify_process.py -k "outside_the_memory or both_ends or too_many or as_they_are"
+    if min([offset, *shape, *strides]) < 0 or          =>  if
+    or not torch.equal(now[key], self.known[key])]     =>  ]
+    <= sum(size for _, size, _ in sizes) <= most       =>  <= 1
+    t.set_(memory.untyped_storage(), offset, shape, strides)  =>  t.set_(memory.untyped_storage(), 0, shape, strides)
+verify/process.py: test_verify_process.py --long -k "exits or outlives or undone or loops"
+    class Died(BaseException):                         =>  class Died(Exception):
+    os.killpg(process.pid, signal.SIGKILL)             =>  process.kill()
+    setattr(owner, name, value)                        =>  pass
+    self.late = True                                   =>  return
+commands/verify_file.py: test_verify_process.py -k "fake"
+    with replacements_undone():                        =>  with contextlib.nullcontext():
+    contextlib.redirect_stdout(sys.stderr):            =>  contextlib.nullcontext():
+    sys.exit(EXIT_CODES[worst])                        =>  sys.exit(0)
+verify/grid.py: test_verify_grid.py -k "exit_code or strided or seed_in"
+    max((row.verdict for row in self.rows)             =>  min((row.verdict for row in self.rows)
+    "SETUP": 4, "WRONG": 1                             =>  "WRONG": 1, "SETUP": 4
+    return not_contiguous(t) if layout == "strided"    =>  return t if layout == "strided"
+    with_seed(seed, draw) if callable                  =>  draw() if callable
+verify/arrays.py: test_verify_grid.py -k "arrays or leaves"
+    and min(array.strides, default=0) >= 0 else        =>  else
+    t[len(args) :], strict=True)                       =>  t[:0], strict=False)
+verify/check.py: test_verify_grid.py -k "accepted or meant or solver"
+    if f.kind == "problem" and re.search(pattern, f.words)]  =>  if f.kind == "problem"]
+    references.problem.reference if compare_forward is True else  =>  references.problem.reference or
+    references.linear_within = linear_within           =>  pass
 
 # distributed
 distributed.py: test_distributed.py -k "shards_make or own_gpu or than_gpus"

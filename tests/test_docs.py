@@ -17,7 +17,7 @@ from bp_torch import backprop
 from bp_torch.activations import ACTIVATIONS
 from bp_torch.benchmark.accuracy import Accuracy
 from bp_torch.cli import parse
-from bp_torch.commands import benchmark, explain, ladder, verify, verify_bench
+from bp_torch.commands import benchmark, explain, ladder, verify, verify_bench, verify_file
 from bp_torch.convert import MODULES
 from bp_torch.costs import COSTS
 from bp_torch.ladder.rows import find
@@ -145,6 +145,7 @@ def options_of(command: str, idea: str = "") -> type[Any]:
         "ladder docs": ladder.Docs,
         "verify": verify.Options,
         "bench": verify_bench.Options,
+        "file": verify_file.Options,
         "benchmark": benchmark.Options,
         "accuracy": Accuracy,
     }
@@ -173,6 +174,8 @@ def test_commands_are_accepted(line: str) -> None:
         command, *arguments = words[words.index("bp_torch") + 1 :] if "bp_torch" in words else words[1:] or ["train"]
     if command == "verify" and arguments[:1] == ["bench"]:
         command, arguments = "bench", arguments[1:]
+    if command == "verify" and arguments and ":" in arguments[0]:
+        command, arguments = "file", [*itertools.dropwhile(lambda word: ":" in word, arguments)]
     if command == "benchmark" and arguments[:1] == ["accuracy"]:
         command, arguments = "accuracy", arguments[1:]
     if command == "ladder" and arguments[:1] == ["run"]:
@@ -194,7 +197,9 @@ def test_some_commands_are_found() -> None:
 
 
 def known_flags() -> set[str]:
-    options = [options_of(command) for command in ("train", "sweep", "ladder", "verify", "benchmark", "accuracy")]
+    options = [
+        options_of(command) for command in ("train", "sweep", "ladder", "verify", "file", "benchmark", "accuracy")
+    ]
     options += [options_of("explain", idea) for idea in (*explain.IDEAS, "page", "all")]
     names = {field.name.replace("_", "-") for kind in options for field in fields(kind)}
     return {f"--{prefix}{name}" for name in names for prefix in ("", "no-")} | {"--help"}

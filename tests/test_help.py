@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from bp_torch.commands import benchmark, explain, verify, verify_bench
+from bp_torch.commands import benchmark, explain, verify, verify_bench, verify_file
 from bp_torch.help import docstrings, grouped, help_text
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.training import Config
@@ -15,6 +15,7 @@ OPTIONS = {
     "sweep": SweepConfig,
     "verify": verify.Options,
     "verify bench": verify_bench.Options,
+    "verify FILE:NAME": verify_file.Options,
     "benchmark": benchmark.Options,
     "explain all": explain.AllOptions,
 } | {f"explain {name}": explain.load_idea(name).Options for name in (*explain.IDEAS, "page")}

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from bp_torch.activations import ACTIVATIONS
 from bp_torch.cli import fail, one_line_errors, parse
-from bp_torch.commands import verify_bench
+from bp_torch.commands import verify_bench, verify_file
 from bp_torch.costs import COSTS
 from bp_torch.data import CLASSES, PIXELS, DataError, DatasetName, batch, first_shuffled, load
 from bp_torch.device import choose_device
@@ -111,10 +111,14 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["bench"]:
         verify_bench.main(arguments[1:])
         return
+    if arguments and not arguments[0].startswith("-"):
+        verify_file.main(arguments)
+        return
     options = parse(
         Options,
         prog="python -m bp_torch verify",
-        description="Check the hand-written backward against autograd and central differences.",
+        description="Check this project's hand-written backward against autograd and central differences. With bench: "
+        "score the checkers. With FILE:NAME: judge candidates in files.",
         args=arguments,
     )
     torch.set_num_threads(1)  # the tensors are small: a second thread only waits

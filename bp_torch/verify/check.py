@@ -1,6 +1,7 @@
 """The entry points: any hand-written gradient, layer or module compared with the references."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -9,13 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bp_torch.verify.arrays import in_tensors, references_of
 from bp_torch.verify.candidate import Candidate
 from bp_torch.verify.compare_forward import with_forward
 from bp_torch.verify.diagnose import Hypotheses
 from bp_torch.verify.judge import Judge
 from bp_torch.verify.problem import Inputs, Problem, copies, differentiable, flat, named
-from bp_torch.verify.references import NotReproducibleError, References, Trust
+from bp_torch.verify.references import NotReproducibleError, Trust
 from bp_torch.verify.report import Finding, Report
+
+ACCEPTABLE = {
+    "inputs overwritten": "overwrites its input|changes its input",
+    "dy overwritten": "writes into dy",
+    "other dtype": "has the dtype",
+    "dy contiguous": "for a dy that is not contiguous",
+    "dy not expanded": "for a dy that is one number, expanded",
+}
+"""What may be meant of what is called a problem, with words of the problem."""
 
 
 def check(
@@ -33,6 +44,7 @@ def check(
     second_order: bool = False,
     trust: Trust | None = None,
     hypotheses: Hypotheses | None = None,
+    **more: Any,
 ) -> Report:
     """Compare a hand-written gradient of a scalar function with three independent references.
 
@@ -63,16 +75,24 @@ def check(
             such a contradiction is the finding, with the verdict SETUP.
         hypotheses: more patterns of error: ``hypotheses(name, given)`` yields pairs of words and the tensor that the
             gradient called ``name`` would then be, computed from the gradients ``given``.
+        more: ``compare_forward=False``, or a function: the forward may be any, or has to be this one, and the gradient
+            that of ``reference``, as for a surrogate gradient. ``accept=``: names of deviations that are meant, of
+            ``ACCEPTABLE``; they become notes. ``linear_within=``: the relative difference between calls that counts as
+            none, as for a solver, whose gradient is not linear in dy to the last digit.
+
+    Inputs may be NumPy arrays. Then ``function`` and ``gradient`` are functions of arrays, which return arrays or
+    numbers, and central differences alone decide; ``reference`` takes tensors, and makes autograd a reference too.
 
     Raises:
         TypeError: for inputs among which no tensor has a gradient, or a function that returns no tensor.
         ValueError: for no inputs, an input that is not finite, a function that is not scalar, not finite, not the same
             when called again, or without a gradient; for gradients that do not match the inputs.
     """
+    inputs, called, gradient = in_tensors(inputs, function, gradient)
     tensors = None if gradient is None or callable(gradient) else gradient
     backward = gradient if callable(gradient) else None
-    problem = Problem(*named(inputs, names, function), function, reference, backward, tensors, seed=seed)
-    return check_problem(problem, tolerance, coordinates, seconds, batch_size, second_order, trust, hypotheses)
+    problem = Problem(*named(inputs, names, function), called, reference, backward, tensors, seed=seed)
+    return check_problem(problem, tolerance, coordinates, seconds, batch_size, second_order, trust, hypotheses, **more)
 
 
 def check_layer(
@@ -93,7 +113,8 @@ def check_layer(
     gradient is ``backward`` at that dy. dy also comes scaled, in other strides, and as one number, expanded. The other
     arguments (``options``) and the errors are those of ``check``.
     """
-    problem = Problem(*named(inputs, names, forward), forward, reference, backward, scalar=False, seed=seed)
+    inputs, called, backward = in_tensors(inputs, forward, backward)
+    problem = Problem(*named(inputs, names, forward), called, reference, backward, scalar=False, seed=seed)
     return check_problem(problem, **options)
 
 
@@ -137,14 +158,20 @@ def check_problem(
     second_order: bool = False,
     trust: Trust | None = None,
     hypotheses: Hypotheses | None = None,
+    compare_forward: Callable[..., Any] | bool = True,
+    accept: Sequence[str] = (),
+    linear_within: float = 0.0,
 ) -> Report:
     """Judge the gradient of a problem; the options are those of ``check``."""
+    if unknown := {*accept} - ACCEPTABLE.keys():
+        raise ValueError(f"accept: wanted some of {', '.join(ACCEPTABLE)}; got {', '.join(map(repr, sorted(unknown)))}")
     with full_precision():
         try:
-            references = References(problem, tolerance, trust)
+            references = references_of(problem, tolerance, trust)
         except NotReproducibleError as error:
             dtype = str(problem.dtype).removeprefix("torch.")
             return Report([], [Finding("setup", name, str(error)) for name in problem.inputs], dtype=dtype)
+        references.linear_within = linear_within
         candidate = Candidate(references)
         returned = max((torch.finfo(y.dtype).eps for y in candidate.outputs), default=0.0)
         if returned > references.eps:  # an output that is always in float32, or comes out of autocast
@@ -154,8 +181,13 @@ def check_problem(
         if not references.gradients and (not coordinates or references.inputs64 is None):
             raise ValueError(f"there is no reference to compare the gradient with: {'; '.join(references.notes)}")
         report = Judge(candidate, coordinates, seconds, batch_size or 0, hypotheses).report
-        report = with_forward(report, candidate) if problem.reference else report
+        right = references.problem.reference if compare_forward is True else compare_forward
+        report = with_forward(report, candidate, right) if callable(right) else report
+        report = with_accepted(report, accept)
         report = replace(report, slopes=functools.partial(taylor_slopes, candidate))
+        if compare_forward is not True:
+            text = "compared with compare_forward=" if compare_forward else "not compared"
+            report.notes.append(f"the forward is {text}, the gradient with that of reference=")
     return (
         report + check_problem(second_order_of(problem), tolerance, coordinates, seconds, trust=trust)
         if second_order
@@ -180,6 +212,14 @@ def full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(older)
         for switch, precision in zip(switches, newer, strict=True):
             switch.fp32_precision = precision
+
+
+def with_accepted(report: Report, accept: Sequence[str]) -> Report:
+    """The report without what is accepted, which its notes tell."""
+    pattern = "|".join(ACCEPTABLE[name] for name in accept) or r"\b\B"
+    meant = [f for f in report.findings if f.kind == "problem" and re.search(pattern, f.words)]
+    notes = [f"accepted: {f.gradient} {f.words}" for f in meant]
+    return replace(report, findings=[f for f in report.findings if f not in meant], notes=report.notes + notes)
 
 
 def taylor_slopes(candidate: Candidate) -> dict[str, float]:

@@ -62,6 +62,7 @@ class References:
         self.tolerance = tolerance_of(self.dtype) if tolerance is None else tolerance  # relative, of the coarsest input
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance: expected a relative error between 0 and 1, got {self.tolerance}")
+        self.linear_within = 0.0  # the relative difference between calls that is rounding in any case
         self.underflow = self.underflow_of(self.dtype)
         value, gradients, self.unused, seen = self._in_own_dtype()  # unused: the inputs that autograd finds no use of
         self._require_reproducible(value)
@@ -388,7 +389,7 @@ class References:
             return False
         a, b = a[a.isfinite()], b[b.isfinite()]
         error = norm(a - b)
-        allowed = self.tolerance * max(norm(a), norm(b)) + self.underflow * math.sqrt(len(a))
+        allowed = max(self.tolerance, self.linear_within) * max(norm(a), norm(b)) + self.underflow * math.sqrt(len(a))
         return error <= allowed or error <= allowed + self.noise_allowance(name)
 
 
@@ -417,6 +418,6 @@ def with_seed(seed: int, function: Callable[[], Any]) -> Any:
         return function()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Of what an error says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
