@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bp_torch.verify.candidate import Candidate
 from bp_torch.verify.compare import Allowance, Estimate
-from bp_torch.verify.diagnose import Hypotheses, WrongGradient, diagnose
+from bp_torch.verify.diagnose import Hypotheses, WrongGradient, autograds_own_nan, diagnose, furthest
 from bp_torch.verify.differences import slopes_on_kinks
 from bp_torch.verify.mutants import mutations
 from bp_torch.verify.problem import as_real, flat, norm, not_finite
@@ -72,6 +72,8 @@ class Judge:
         if not any(len(estimate.values) for estimate in found.values()):
             self.say("unjudged", [name], "no reference gives any of its entries")
             report.notes.append(f"{name} is not checked: no reference gives any of its entries")
+        if (best := self._best(name)) is not None and not best.isfinite().all():
+            report.notes.append(autograds_own_nan(name, best))
         trial = Trial(ours, self._in_float64(name))
         compared = self._comparisons(name, trial, found)
         if references.contradiction(name, found):
@@ -442,7 +444,7 @@ class Judge:
             text = diagnose(wrong, self.hypotheses) or self._low_precision(name)
         if text:
             self.say("diagnosis", [name], text)
-        elif name not in report.problems and known:
+        elif known and all("dtype" in problem for problem in report.problems.get(name, [])):
             self.say("where", [name], self._where(name))
 
     def _is_wrong_in_float64(self, name: str) -> bool:
@@ -452,7 +454,7 @@ class Judge:
 
     def _low_precision(self, name: str) -> str | None:
         c = next((c for c in self.report.comparisons if c.gradient == name and not c.ok), None)
-        if c is None or name in self.report.problems or not c.relative_error < tolerance_of(torch.float32):
+        if c is None or not c.relative_error < tolerance_of(torch.float32):
             return None
         right = f"is right to {c.relative_error:.0e}"
         if self.candidate.eps_in_float64 >= EPS32 and self.references.dtype == torch.float64:
@@ -463,16 +465,19 @@ class Judge:
 
     def _where(self, name: str) -> str:
         """How many entries are off, and the one that is furthest off."""
-        estimate = self.expected[name]
-        if estimate.entries is not None:
-            return "differs, and no pattern that is known explains it"
-        ours, right = flat(self.candidate.gradients[name]), estimate.values
-        off = (ours - right).abs()
-        limit, i = self.references.tolerance * float(right.abs().max()) + self.references.underflow, int(off.argmax())
-        return (
-            f"{int((off > limit).sum()):,} of {len(off):,} entries are off, and no pattern that is known explains it; "
-            f"the furthest is at {self._place(name, i)}: {float(ours[i]):.6g}, where {float(right[i]):.6g} is right"
+        estimate, tolerance, given = (
+            self.expected[name],
+            self.references.tolerance,
+            flat(self.candidate.gradients[name]),
         )
+        if self._is_wrong_in_float64(name):
+            estimate = estimate._replace(values=self.references.gradients["float64"][name], entries=None)
+            tolerance, given = ALLOWED_IN_FLOAT64, self.candidate.in_float64[name]
+        if not len(estimate.values):
+            return "differs, and no pattern that is known explains it"
+        limit = tolerance * float(estimate.values.abs().max()) + self.references.underflow
+        entries = torch.arange(len(given)) if estimate.entries is None else estimate.entries
+        return furthest(given[entries], estimate.values, limit, lambda i: self._place(name, int(entries[i])))
 
     def _place(self, name: str, i: int) -> list[int]:
         shape = as_real(self.references.inputs[name]).shape

@@ -278,7 +278,7 @@ class References:
         """The best estimate of a gradient: autograd's, or central differences if they contradict autograd."""
         best, central = estimates.get("float64") or estimates.get("autograd"), estimates.get("central")
         if best and best.skipped:
-            return None
+            best = None
         if central is None or not len(central.values):
             return best
         return best if best and self.compare(name, best.values, central).ok else whole(central, self._entries(name))
