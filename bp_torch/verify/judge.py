@@ -3,6 +3,7 @@ a wrong gradient would have been seen."""
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -79,6 +80,8 @@ class Judge:
         if references.contradiction(name, found):
             found, compared = self._settle(name, trial, found, compared)
         report.comparisons.extend(compared)
+        if not references.gradients and "central" in found:
+            self._judge_by_differences(name, ours, found["central"])
         if name in report.setup or self._excused_by_kinks(name, trial, found, compared):
             return found
         self._judge_precision(name, trial, found, compared)
@@ -185,6 +188,26 @@ class Judge:
                 'backward that is checked. Pass a reference=, or say which is meant: trust="autograd" or "differences"',
             )
         return found, compared
+
+    def _judge_by_differences(self, name: str, ours: Tensor, central: Estimate) -> None:
+        """What differences alone can still tell: of entries on kinks, and of a function that moves in steps."""
+        references, kinked = self.references, central.kinked
+        if references.inputs[name].is_complex() or not ours.isfinite().all():
+            return
+        differences, tolerance = references.differences(name), references.tolerance_for(name)
+        far = torch.randn(len(ours), generator=torch.Generator().manual_seed(references.seed), dtype=torch.float64)
+        with suppress(Exception):  # a step may leave the region in which the function can be evaluated
+            if kinked is not None and len(kinked):
+                if not slopes_on_kinks(differences, ours, kinked, tolerance, references.seed, only=False):
+                    text = f"is not between the one-sided slopes at {len(kinked):,} entries where a step crosses a kink"
+                    self.say("problem", [name], text)
+            elif ours.any() and not central.values.any() and differences.moved(far, 1.0) != differences.middle:
+                text = (
+                    "the function moves in steps: its derivative is zero wherever there is one, the gradient is not. "
+                )
+                self.say(
+                    "setup", [name], text + "If that is meant, reference= gives the function whose derivative it is"
+                )
 
     # ---- kinks ----
 

@@ -27,7 +27,7 @@ from bp_torch.verify.compare import (
     rounding_errors,
 )
 from bp_torch.verify.differences import EPS, Derivative, Differences
-from bp_torch.verify.problem import Problem, Tensors, autograd, copies, flat, in_float64, norm
+from bp_torch.verify.problem import Problem, Tensors, autograd, copies, copy_of, flat, in_float64, norm
 from bp_torch.verify.report import Comparison
 
 Trust = Literal["autograd", "differences"]
@@ -254,6 +254,7 @@ class References:
             tolerance,
             uncertainty + self.underflow_of(self.inputs[name].dtype),
             len(found) - len(kept),
+            kinked=indices[[k for k, derivative in enumerate(found) if derivative.kinked]],
         )
         return {"central": central} | ({"directions": along} if along else {})
 
@@ -333,9 +334,9 @@ class References:
 
     @cache  # noqa: B019
     def _runs(self, dtype: torch.dtype | None) -> Tensors:
-        inputs = self.inputs if dtype is None else {n: t.to(dtype) for n, t in self.inputs.items()}
-        if dtype == torch.float64:
-            inputs = self.inputs64 or in_float64(self.inputs)
+        inputs = self.inputs
+        if dtype is not None:
+            inputs = {n: copy_of(t, dtype.to_complex() if t.is_complex() else dtype) for n, t in inputs.items()}
         samples = SAMPLES if sum(t.numel() for t in inputs.values()) < MANY else SAMPLES // 2
         exact = self.gradients.get(self._reference_in(dtype))
         return rounding_errors(self.function, inputs, self.seed, samples, self.units if dtype is None else 1, exact)
