@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bp_torch.verify.arguments import Inputs, named
+from bp_torch.verify.calls import make_calls
 from bp_torch.verify.candidate import Candidate
 from bp_torch.verify.diagnose import Hypotheses
 from bp_torch.verify.judge import Judge
-from bp_torch.verify.problem import Inputs, Problem, copies, differentiable, flat, named, norm
+from bp_torch.verify.problem import Problem, copies, differentiable, flat, norm
 from bp_torch.verify.references import References
 from bp_torch.verify.report import Report
 
@@ -136,6 +138,7 @@ def check_problem(
     with full_precision():
         references = References(problem, tolerance)
         candidate = Candidate(references)
+        make_calls(candidate)
         if not candidate.gradients:
             raise ValueError(f"there is no gradient to check: all of {', '.join(problem.inputs)} are None")
         if not references.gradients and (not coordinates or references.inputs64 is None):
