@@ -55,8 +55,11 @@ def make_calls(candidate: Candidate) -> None:
         if any(finding.kind in ("problem", "setup") for finding in candidate.findings):
             break
         try:
-            for found in find(calls):
-                name, *details = (found,) if isinstance(found, str) else found
+            found = [(one,) if isinstance(one, str) else one for one in find(calls)]
+            if found and calls.is_steady and (changed := calls.differing("again", calls.first)):
+                words = f"changes at the {progress.calls}th call, with the same inputs"
+                found = [(name,) for name in changed]
+            for name, *details in found:
                 candidate.say("problem", [name], words.format(*details))
         except Exception as error:
             text = f"fails {when}: {first_line(error)}"
@@ -80,23 +83,36 @@ class Calls:
         self.takes_dy = self.by_autograd or not self.problem.scalar
         self.others = Elsewhere(self.problem)
         self.elsewhere = self.others.moved(self.problem, self.problem.seed)
+        # A mask that is drawn may depend on the strides of the inputs: only a reference can tell.
+        self.has_strides = bool(self.references.gradients) or not self.problem.randomness.draws
+        self.is_steady = False  # whether it was seen that the same call gives the same
         self.changed: dict[str, list[str]] = {}  # the gradients that differ from the first, in some situations
         self.results: dict[str, Tensors] = {}  # and what they are there
+        self.overwritten: list[tuple[str, str]] = []  # gradients and outputs of the first call, by a later one
 
-    def differing(self, kind: str, expected: Tensors, inputs: Tensors | None = None, change: Change | None = None, **way: Any) -> list[str]:
-        """The gradients of one more call that are not as expected, nor as the reference has them there."""
+    def differing(
+        self,
+        kind: str,
+        expected: Tensors,
+        inputs: Tensors | None = None,
+        change: Change | None = None,
+        scale: float = 1.0,
+        **way: Any,
+    ) -> list[str]:
+        """The gradients of one more call that are not ``scale`` times as expected, nor as the reference has them there.
+
+        They are compared in the size of the first call, for which rounding was measured.
+        """
         self.results[kind] = found = self.again(inputs, change, **way)
-        names = [name for name, g in expected.items() if name in found and not self.candidate.same(found[name], g, name)]
+        alike = {name: found[name] / scale if scale not in (0, 1) else found[name] for name in expected if name in found}
+        names = [name for name, g in alike.items() if not self.candidate.same(g, expected[name] if scale else expected[name] * 0, name)]
         if names:
             problem = replace(self.problem, arguments=self.problem.arguments | (inputs or {}))
             if right := self.right(problem, change):
-                names = list(self.off({name: found[name] for name in names}, problem, right, change))
+                off = self.off({name: found[name] for name in names}, problem, right, change)
+                names = [name for name in names if name in off or name in self.off_here]
         self.changed[kind] = names
         return names
-
-    def times(self, factor: float) -> Tensors:
-        """The first gradients, scaled as dy is."""
-        return {name: g * factor for name, g in self.first.items()} if self.takes_dy else self.first
 
     def right(self, problem: Problem, change: Change | None = None, wide: bool = False) -> Tensors:
         """The reference's gradients in a situation, flat; {} if they cannot be had there."""
@@ -104,10 +120,11 @@ class Calls:
             return {}
         try:
             inputs = in_float64(problem.inputs) if wide else problem.inputs
-            found = autograd(partial(problem.value, change=change), inputs)[1]
+            value, found, _ = autograd(partial(problem.value, change=change), inputs)
         except Exception:  # whatever a function raises that is not defined there
             return {}
-        return {name: flat(g) for name, g in found.items()} if all(g.isfinite().all() for g in found.values()) else {}
+        is_known = value.isfinite() and all(g.isfinite().all() for g in found.values())
+        return {name: flat(g) for name, g in found.items()} if is_known else {}
 
     def off(self, found: Tensors, problem: Problem, right: Tensors, change: Change | None = None) -> dict[str, float]:
         """The relative errors of the gradients that are off by more than rounding explains in this situation."""
@@ -132,6 +149,11 @@ class Calls:
         here, tolerance = self.references.gradients.get("autograd", {}), self.references.tolerance
         known = {name: flat(g) for name, g in self.first.items() if name in here and g.shape == self.inputs[name].shape}
         return [name for name, g in known.items() if len(g) == len(here[name]) and norm(g - here[name]) <= tolerance * norm(here[name])]
+
+    @cached_property
+    def off_here(self) -> dict[str, float]:
+        """The gradients that are wrong at the check's inputs."""
+        return self.off(self.first, self.problem, self.right(self.problem))
 
     def off_at(self, other: Problem | None, lent: Tensors | None = None) -> dict[str, str]:
         """By how much gradients that are right here are off at another problem; those of another shape are left out."""
@@ -190,24 +212,6 @@ def _(calls: Calls) -> Found:
     return [(name, memory[place]) for name, place in at.items() if place in memory]
 
 
-@situation("when called again", "returns the same memory at every call: the next overwrites the {}", refusals=())
-def _(calls: Calls) -> Found:
-    """The next call is at other inputs, in the same memory as the first were."""
-    call, other = calls.candidate.call, calls.elsewhere or calls.problem
-    lent = {t.untyped_storage().data_ptr() for t in call.inputs.values()}
-    try:
-        calls.results["elsewhere"] = copies(other.call(other.inputs, lent=refilled(call.inputs, other.inputs)).gradients)
-    except Exception:  # the other inputs may lie where the gradient is not defined: that is no fault
-        calls.elsewhere = None
-        calls.again(change=lambda dy: SCALE * dy)
-    for name, g in calls.first.items():
-        if not torch.equal(call.gradients[name], g) and not g.isnan().any():
-            yield name, "gradient"
-    for y, before in zip(call.outputs, calls.candidate.outputs, strict=True):
-        if y.untyped_storage().data_ptr() not in lent and not torch.equal(y, before) and not before.isnan().any():
-            yield next(iter(calls.first)), "output"
-
-
 def refilled(memory: Tensors, values: Tensors) -> Tensors:
     """The same memory with other numbers in it; new memory where one place of it holds several numbers."""
     try:
@@ -223,13 +227,13 @@ def refilled(memory: Tensors, values: Tensors) -> Tensors:
 @situation("for a dy that is not contiguous", "changes when it is computed again after a call at other inputs", ())
 def _(calls: Calls) -> Found:
     """The first result must come again for −2 · dy in another layout, in memory that holds no numbers yet."""
-
-    def change(dy: Tensor) -> Tensor:
-        return SCALE * (not_contiguous(dy) if dy.numel() > 1 else dy)
-
+    call_elsewhere(calls)
+    change = (lambda dy: SCALE * (not_contiguous(dy) if dy.numel() > 1 else dy)) if calls.takes_dy else None
+    scale = SCALE if calls.takes_dy else 1.0
     with new_memory_is_nan():
-        if not (changed := calls.differing("scaled", calls.times(SCALE), change=change)):
-            return
+        calls.is_steady = not (changed := calls.differing("scaled", calls.first, change=change, scale=scale))
+    if not changed:
+        return
     kept = calls.differing("again", calls.first) or calls.differing("again", calls.first)
     if not kept and calls.elsewhere:
         calls.again(calls.elsewhere.inputs)
@@ -240,6 +244,26 @@ def _(calls: Calls) -> Found:
     elif kept:
         yield from changed
         describe_state(calls, changed)
+
+
+def call_elsewhere(calls: Calls) -> None:
+    """In the memory that the first call had, and see what of its results that overwrites."""
+    call, other = calls.candidate.call, calls.elsewhere or calls.problem
+    lent = {t.untyped_storage().data_ptr() for t in call.inputs.values()}
+    try:
+        calls.results["elsewhere"] = copies(other.call(other.inputs, lent=refilled(call.inputs, other.inputs)).gradients)
+    except Exception:  # the other inputs may lie where the gradient is not defined: that is no fault
+        calls.elsewhere = None
+        calls.again(change=lambda dy: SCALE * dy)
+    pairs = [(name, "gradient", call.gradients[name], g) for name, g in calls.first.items()]
+    pairs += [(next(iter(calls.first)), "output", *ys) for ys in zip(call.outputs, calls.candidate.outputs, strict=True)]
+    pairs = [pair for pair in pairs if pair[2].untyped_storage().data_ptr() not in lent]
+    calls.overwritten = [(name, what) for name, what, now, then in pairs if not same_bits(now, then)]
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Whether they are equal, NaN to NaN."""
+    return torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 def never_twice_the_same(calls: Calls, names: list[str]) -> bool:
@@ -304,6 +328,11 @@ def _(calls: Calls) -> Found:
 @situation("for −2·dy", "is not −2 times as large for −2·dy: a gradient is linear in dy")
 def _(calls: Calls) -> Found:
     return calls.changed["scaled"]
+
+
+@situation("when called again", "returns the same memory at every call: the next overwrites the {}")
+def _(calls: Calls) -> Found:
+    return calls.overwritten
 
 
 # ---- other numbers, labels and lengths ----
@@ -454,7 +483,8 @@ def _(calls: Calls) -> Found:
 )
 def _(calls: Calls) -> Found:
     """The inputs are transposed, or in every second place of memory, within memory that holds NaN."""
-    return calls.differing("inputs", calls.first, lent=within_nan(calls.inputs))
+    inputs = within_nan(calls.inputs)
+    return calls.differing("inputs", calls.first, inputs, lent=inputs) if calls.has_strides else []
 
 
 def within_nan(tensors: Tensors) -> Tensors:
@@ -471,7 +501,7 @@ def within_nan(tensors: Tensors) -> Tensors:
 @situation("for inputs that are expanded", "is wrong for inputs that are expanded: their strides are 0")
 def _(calls: Calls) -> Found:
     """The first entry repeated without memory of its own, against the same with it."""
-    if not any(t.ndim and t.shape[0] > 1 for t in calls.inputs.values()):
+    if not calls.has_strides or not any(t.ndim and t.shape[0] > 1 for t in calls.inputs.values()):
         return []
     expanded = {n: t[:1].expand_as(t) if t.ndim and t.shape[0] > 1 else t for n, t in calls.inputs.items()}
     full = calls.again({name: t.contiguous() for name, t in expanded.items()})
@@ -487,19 +517,15 @@ def _(calls: Calls) -> Found:
     entries = sum(t.numel() for t in calls.inputs.values())
     last = (LEAST_CALLS if entries < 10**6 else 12) + secrets.randbelow(8)
     tiny = 2.0**-6 if any(dy.dtype == torch.float16 for dy in calls.candidate.dys) else 2.0**-40
-    factors = {"": 1.0, "a tiny dy": tiny, "a dy of zeros": 0.0} if calls.takes_dy else {"": 1.0}
-    expected = {words: calls.times(factor) for words, factor in factors.items()}
+    scales: dict[str, float] = {"": 1.0} | ({"a tiny dy": tiny, "a dy of zeros": 0.0} if calls.takes_dy else {})
+    expected = {words: {name: g * scale for name, g in calls.first.items()} for words, scale in scales.items()}
     lent, progress = refilled(calls.candidate.call.inputs, calls.inputs), calls.problem.progress
     while progress.calls < last:
-        for words, factor in factors.items():
-            change = (lambda dy, factor=factor: factor * dy) if words else None
+        for words, scale in scales.items():
+            change = partial(torch.mul, other=scale) if words else None
             found = calls.problem.call(calls.inputs, change, lent=lent).gradients
-            if all(map(torch.equal, found.values(), expected[words].values())):
+            if all(torch.equal(g, expected[words][name]) for name, g in found.items()):
                 continue
-            if not (changed := calls.differing(words, expected[words], change=change, lent=lent)):
-                continue
-            n = progress.calls
-            if words and not calls.differing("again", calls.first):
-                return [(name, f"is wrong for {words}: a gradient is linear in dy") for name in changed]
-            return [(name, f"changes at the {n}th call, with the same inputs") for name in changed]
+            if changed := calls.differing(words, calls.first, change=change, scale=scale, lent=lent):
+                return [(name, f"is wrong for {words or 'the same inputs'}: a gradient is linear in dy") for name in changed]
     return []

@@ -51,7 +51,7 @@ class Elsewhere:
                 sign = torch.randint(2, t.shape, generator=generator).to(t) * 2 - 1
                 return t * (1 + noise) * sign * (0.75 if t.abs().max() <= 1 else 1.5)
             bounded = not t.is_complex() and t.numel() > 0 and bool(t.abs().max() <= 1)
-            new = t + noise * (torch.minimum(t.abs(), 1 - t.abs()) if bounded else t)
+            new = t + noise * torch.minimum(t.abs(), 1 - t.abs()) if bounded else t * (1 + noise)
             for correct in corrections or []:
                 new = correct(new)
             return new

@@ -98,8 +98,7 @@ class Problem:
 
     def value(self, t: Tensors, change: Change | None = None) -> Tensor:
         """The scalar, (), by the reference; ``change`` is made to every dy."""
-        with self.randomness.alike("reference" if self.reference else "forward", self.seed, self.dtype):
-            outputs = self.outputs(self.reference or self.forward, t)
+        outputs = self.outputs(self.reference or self.forward, t)
         if self.scalar:
             scalar = outputs[0].reshape(())
             return scalar * change(torch.ones_like(scalar)).sum() if change else scalar
@@ -109,6 +108,10 @@ class Problem:
 
     def outputs(self, function: Callable[..., Any], t: Tensors) -> list[Tensor]:
         """The tensors that a function returns. Raises TypeError and ValueError as ``check`` does."""
+        with self.randomness.alike("reference" if function is self.reference else "forward", self.seed, self.dtype):
+            return self._outputs(function, t)
+
+    def _outputs(self, function: Callable[..., Any], t: Tensors) -> list[Tensor]:
         returned = self._apply(function, t)
         if self.scalar:
             return [_scalar(returned)]
@@ -180,7 +183,7 @@ class Problem:
                 self._apply(self.forward, copies(t))
                 self.progress.stage = "backward"
                 return CallResult(self.by_name(self._apply(self.backward, lent)), lent)
-            outputs = [y.detach() for y in self.outputs(self.forward, lent)]
+            outputs = [y.detach() for y in self._outputs(self.forward, lent)]
             changed = [name for name in t if not torch.equal(lent[name], t[name])]
             memory = {y.untyped_storage().data_ptr() for y in outputs}
             openly = [name for name in changed if lent[name].untyped_storage().data_ptr() in memory]
@@ -204,11 +207,11 @@ class Problem:
     ) -> CallResult:
         """Through the function's own autograd.Function."""
         leaves = {name: x.requires_grad_(name not in frozen) for name, x in lent.items()}
-        outputs = differentiable(lambda t: self.outputs(self.forward, t), leaves, t)
+        outputs = differentiable(lambda t: self._outputs(self.forward, t), leaves, t)
         if between is not None:
             others = {name: x.requires_grad_() for name, x in copies(between).items()}
             others |= {name: leaves[name] for name in self.shared}
-            kept = differentiable(lambda t: self.outputs(self.forward, t), others, between)
+            kept = differentiable(lambda t: self._outputs(self.forward, t), others, between)
         require_dependence(outputs, leaves)
         outputs = [y for y in outputs if y.requires_grad]
         overwritten = [name for name, x in leaves.items() if not torch.equal(x.detach(), t[name])]
