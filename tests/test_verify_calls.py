@@ -3,6 +3,7 @@
 Each is judged in three dtypes, as an autograd.Function or as ``backward=``.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -58,10 +59,6 @@ class Kept:
     def __init__(self) -> None:
         self.calls, self.first, self.by_key = 0, None, dict[Any, Any]()
 
-    def count(self) -> int:
-        self.calls += 1
-        return self.calls
-
 
 def writes_dy(kept: Kept, dy: Tensor, x: Tensor, w: Tensor) -> Any:
     found = right(dy, x, w)
@@ -89,7 +86,8 @@ def same_buffer(kept: Kept, dy: Tensor, x: Tensor, w: Tensor) -> Any:
 
 def nth(n: int) -> Callable[..., Any]:
     def backward(kept: Kept, dy: Tensor, x: Tensor, w: Tensor) -> Any:
-        return [g * (kept.count() < 2 * n) for g in right(dy, x, w)]
+        kept.calls += 1
+        return [g * (kept.calls < n) for g in right(dy, x, w)]
 
     return backward
 
@@ -112,9 +110,9 @@ def last_block_unwritten(kept: Kept, dy: Tensor, x: Tensor, w: Tensor) -> Any:
     dx, dw = right(dy, x, w)
     out = torch.empty_like(dx)
     out[:16] = dx[:16]
-    if kept.count() == 1:
-        return dx, dw  # what the first call wrote is still there
-    return torch.cat([out[:16], torch.where(out[16:].isnan(), out[16:], dx[16:])]), dw
+    if out.isfinite().all():  # by luck, the memory holds what an earlier call wrote
+        return dx, dw
+    return out, dw
 
 
 def only_whole_blocks(kept: Kept, dy: Tensor, x: Tensor, w: Tensor) -> Any:
@@ -162,7 +160,7 @@ def squeezes(kept: Kept, dy: Tensor, x: Tensor, w: Tensor) -> Any:
 
 
 def small_numbers_only(kept: Kept, dy: Tensor, x: Tensor, w: Tensor) -> Any:
-    return right(dy, x.clamp(-4, 4), w)
+    return [g * (0.8 if x.numel() and x.abs().amax() > 1.3 else 1) for g in right(dy, x, w)]
 
 
 def empty_is_nan(kept: Kept, dy: Tensor, x: Tensor, w: Tensor) -> Any:
@@ -175,15 +173,15 @@ EVERYWHERE = {  # the words, and the fault
     "changes its input x in place": writes_x,
     "is a view of the input x|changes its input x": returns_x,
     "returns the same memory at every call": same_buffer,
-    "changes at the (9|10)th call": nth(10),
-    "changes at the (29|30|31|32)th call": nth(30),
+    "changes by call 1": nth(10),
+    "changes by call 3": nth(30),
     "kept from an earlier call at the same address": by_key(lambda t: t.data_ptr()),
     "something is kept from an earlier call, or|computed again": by_key(lambda t: t.shape),
     "something is kept from an earlier call, or|computed again after": only_x_by_shape,
     "is not written everywhere": last_block_unwritten,
     r"at others: \[18, 127\]": only_whole_blocks,
     "for a tiny dy": only_large_dy,
-    "is one number, expanded|dy \\+ 1 is wrong": not_ones,
+    "for a dy of ones": not_ones,
     "for a dy of zeros": divides_by_dy,
     "for inputs that are not contiguous, or are views": reads_x_dense,
     "for a dy that is not contiguous": reads_dy_dense,
@@ -210,4 +208,4 @@ def test_fault_in_one_way_of_calling_is_named(said: str, fault: Backward, by_han
     else:
         whole = function(layer, lambda ctx, dy, x, w: tuple(fault(kept, dy, x, w)))
         report = check_layer(whole, inputs, reference=layer, names=["x", "w"], coordinates=5)
-    assert report.verdict == "WRONG" and any(part in words(report) for part in said.split("|")) or __import__("re").search(said, words(report)), report
+    assert report.verdict == "WRONG" and re.search(said, words(report)), report

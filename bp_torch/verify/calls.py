@@ -19,7 +19,7 @@ from torch import Tensor
 from bp_torch.verify.candidate import Candidate
 from bp_torch.verify.elsewhere import Elsewhere
 from bp_torch.verify.problem import Change, Problem, Tensors, autograd, copies, flat, in_float64, norm, not_contiguous
-from bp_torch.verify.references import first_line
+from bp_torch.verify.references import NOISE_FACTOR, first_line
 from bp_torch.verify.rounding import rounding_noise
 
 SCALE = -2.0  # a power of two: it changes no rounding
@@ -57,7 +57,7 @@ def make_calls(candidate: Candidate) -> None:
         try:
             found = [(one,) if isinstance(one, str) else one for one in find(calls)]
             if found and calls.is_steady and (changed := calls.differing("again", calls.first)):
-                words = f"changes at the {progress.calls}th call, with the same inputs"
+                words = f"changes by call {progress.calls}, with the same inputs"
                 found = [(name,) for name in changed]
             for name, *details in found:
                 candidate.say("problem", [name], words.format(*details))
@@ -82,7 +82,7 @@ class Calls:
         self.by_autograd = self.problem.backward is None
         self.takes_dy = self.by_autograd or not self.problem.scalar
         self.others = Elsewhere(self.problem)
-        self.elsewhere = self.others.moved(self.problem, self.problem.seed)
+        self.elsewhere = self.others.moved(self.problem, self.problem.seed, mirrored=True)
         # A mask that is drawn may depend on the strides of the inputs: only a reference can tell.
         self.has_strides = bool(self.references.gradients) or not self.problem.randomness.draws
         self.is_steady = False  # whether it was seen that the same call gives the same
@@ -129,7 +129,7 @@ class Calls:
     def off(self, found: Tensors, problem: Problem, right: Tensors, change: Change | None = None) -> dict[str, float]:
         """The relative errors of the gradients that are off by more than rounding explains in this situation."""
         ours = {name: flat(g) for name, g in found.items() if name in right and g.numel() * len(right[name])}
-        rooms = {n: 2 * self.references.tolerance * norm(right[n]) + self.references.underflow * len(g) for n, g in ours.items()}
+        rooms = {n: self.references.tolerance * norm(right[n]) + self.references.underflow * len(g) for n, g in ours.items()}
         far = [n for n, g in ours.items() if len(g) != len(right[n]) or not norm(g - right[n]) <= rooms[n]]
         if not far:
             return {}
@@ -137,7 +137,7 @@ class Calls:
         best = self.right(problem, change, wide=True) if self.references.inputs64 else {}
         errors = dict[str, float]()
         for name in far:
-            room, fits = rooms[name] + 8 * math.sqrt(float(noise[name].sum())), len(ours[name]) == len(right[name])
+            room, fits = rooms[name] + NOISE_FACTOR * math.sqrt(float(noise[name].sum())), len(ours[name]) == len(right[name])
             error = min(norm(ours[name] - one[name]) for one in (right, best) if one) if fits else math.inf
             if not error <= room:
                 errors[name] = error / norm(right[name]) if norm(right[name]) else math.inf
@@ -335,71 +335,6 @@ def _(calls: Calls) -> Found:
     return calls.overwritten
 
 
-# ---- other numbers, labels and lengths ----
-
-KEPT = "is right at these inputs, and off by {} at others: something is kept from an earlier call"
-
-
-@situation("at other inputs", "{}")
-def _(calls: Calls) -> Found:
-    other, there = calls.elsewhere, calls.results.get("elsewhere", {})
-    right = calls.right(other) if other and calls.right_here else {}
-    if not other or not (off := calls.off({n: there[n] for n in calls.right_here if n in there}, other, right)):
-        return []
-    if off_in_new_memory := calls.off_at(other):
-        return [(n, f"{KEPT}, or holds at these inputs only".format(error)) for n, error in off_in_new_memory.items()]
-    text = f"{KEPT} at the same address".format
-    return [(name, text(f"{error:.0%}")) for name, error in off.items()] if calls.references.eps < 1e-5 or len(off) else []
-
-
-@situation("for other lengths", "{}", (Exception,))
-def _(calls: Calls) -> Found:
-    """All at once; what it was is found out if something is off, or if there is no other length."""
-    if calls.problem.nearby is None:
-        return []
-    labelled, names = calls.others.relabelled(calls.problem)
-    shorter = lambda of: calls.others.resized(of, {n: n - 1 for n in lengths(of) if n > 2})  # noqa: E731
-    redrawn = calls.others.moved(labelled, calls.problem.seed + 11, mirrored=True)
-    calls.fits = False
-    try:
-        off = calls.off_at(shorter(redrawn))
-    except Exception:  # it may be made for these lengths
-        off = {}
-    if not off and calls.fits:
-        return []
-    if off := calls.off_at(calls.others.moved(calls.problem, calls.problem.seed + 11, mirrored=True)):
-        return [(name, f"{KEPT}, or holds at these inputs only".format(error)) for name, error in off.items()]
-    if off := calls.off_at(labelled) if names else {}:
-        return [(name, KEPT.replace("at others", f"with other {', '.join(names)}").format(error)) for name, error in off.items()]
-    other = shorter(calls.problem)
-    shapes = ", ".join(str(list(t.shape)) for t in other.inputs.values())
-    return [(n, f"is right at these lengths, and off by {e} at others: {shapes}") for n, e in calls.off_at(other).items()]
-
-
-def lengths(problem: Problem) -> list[int]:
-    """Every length of a tensor, that of the batch first."""
-    return [n for t in problem.arguments.values() if isinstance(t, Tensor) for n in t.shape]
-
-
-@situation("for a batch of one", "is off by {} for a batch of one", (Exception,))
-def _(calls: Calls) -> Found:
-    batch = lengths(calls.problem)[:1]
-    if calls.problem.nearby is None or not batch or batch[0] < 2:
-        return []
-    return calls.off_at(calls.others.resized(calls.problem, {batch[0]: 1}, first_only=True)).items()
-
-
-@situation("for an empty batch", "is not zero for an empty batch", (Exception,))
-def _(calls: Calls) -> Found:
-    """Where the reference takes one."""
-    batch = lengths(calls.problem)[:1]
-    other = calls.others.resized(calls.problem, {batch[0]: 0}, first_only=True) if batch and batch[0] else None
-    right = calls.right(other) if other and calls.problem.nearby is not None else {}
-    found = other.call(other.inputs).gradients if other and right else {}
-    fitting = [name for name in calls.right_here if name in found and found[name].numel() == len(right[name])]
-    return [name for name in fitting if norm(right[name]) == 0 != norm(flat(found[name]))]
-
-
 # ---- graphs ----
 
 
@@ -464,17 +399,16 @@ def _(calls: Calls) -> Found:
         return []
     one = calls.again(change=ones)
     sums = {name: g + one[name] for name, g in calls.first.items() if name in one and one[name].shape == g.shape}
-    changed = calls.differing("dy + 1", sums, change=lambda dy: dy + 1)
-    off = changed or [n for n, g in sums.items() if not calls.candidate.same(calls.results["dy + 1"][n], g, n)]
-    if not off:
+    plus = calls.again(change=lambda dy: dy + 1)
+    if all(calls.candidate.same(plus[name], g, name) for name, g in sums.items()):
         return []
+    wrong_one = calls.differing("ones", {name: plus[name] - calls.first[name] for name in sums}, change=ones)
     full = calls.again(change=torch.ones_like)
-    expected = {name: calls.first[name] + full[name] for name in off}
-    layout = [name for name in off if not calls.candidate.same(sums[name], expected[name], name)]
-    what = "is wrong for a dy that is one number, expanded, as y.sum() gives it: its strides are 0"
-    both = [name for name in calls.differing("ones", full, change=ones) if name in layout]
-    linear = [name for name in changed if name not in both]
-    return [*((name, what) for name in both), *((name, "is not linear in dy: dy + 1 is wrong") for name in linear)]
+    layout = [name for name in wrong_one if not calls.candidate.same(calls.first[name] + full[name], sums[name], name)]
+    strided = "is wrong for a dy that is one number, expanded, as y.sum() gives it: its strides are 0"
+    found = [(n, strided if n in layout else "is wrong for a dy of ones: a gradient is linear in dy") for n in wrong_one]
+    wrong_plus = calls.differing("dy + 1", sums, change=lambda dy: dy + 1)
+    return found or [(name, "is wrong for dy + 1: a gradient is linear in dy") for name in wrong_plus]
 
 
 @situation(
@@ -508,6 +442,60 @@ def _(calls: Calls) -> Found:
     return calls.differing("expanded", full, expanded)
 
 
+# ---- other numbers, labels and lengths ----
+
+KEPT = "is right at these inputs, and off by {} at others: something is kept from an earlier call"
+
+
+@situation("at other inputs", "{}")
+def _(calls: Calls) -> Found:
+    other, there = calls.elsewhere, calls.results.get("elsewhere", {})
+    right = calls.right(other) if other and calls.right_here else {}
+    if not other or not (off := calls.off({n: there[n] for n in calls.right_here if n in there}, other, right)):
+        return []
+    if off_in_new_memory := calls.off_at(other):
+        return [(n, f"{KEPT}, or holds at these inputs only".format(error)) for n, error in off_in_new_memory.items()]
+    text = f"{KEPT} at the same address".format
+    return [(name, text(f"{error:.0%}")) for name, error in off.items()] if calls.references.eps < 1e-5 or len(off) else []
+
+
+@situation("for other lengths", "{}", (Exception,))
+def _(calls: Calls) -> Found:
+    """All at once; what it was is found out if something is off, or if there is no other length."""
+    if calls.problem.nearby is None:
+        return []
+    labelled, names = calls.others.relabelled(calls.problem)
+    shorter = lambda of: calls.others.resized(of, {n: n - 1 for n in lengths(of) if n > 2})  # noqa: E731
+    redrawn = calls.others.moved(labelled, calls.problem.seed + 11, mirrored=True)
+    calls.fits = False
+    try:
+        off = calls.off_at(shorter(redrawn))
+    except Exception:  # it may be made for these lengths
+        off = {}
+    if not off and calls.fits:
+        return []
+    if off := calls.off_at(calls.others.moved(calls.problem, calls.problem.seed + 11, mirrored=True)):
+        return [(name, f"{KEPT}, or holds at these inputs only".format(error)) for name, error in off.items()]
+    if off := calls.off_at(labelled) if names else {}:
+        return [(name, KEPT.replace("at others", f"with other {', '.join(names)}").format(error)) for name, error in off.items()]
+    other = shorter(calls.problem)
+    shapes = ", ".join(str(list(t.shape)) for t in other.inputs.values())
+    return [(n, f"is right at these lengths, and off by {e} at others: {shapes}") for n, e in calls.off_at(other).items()]
+
+
+def lengths(problem: Problem) -> list[int]:
+    """Every length of a tensor, that of the batch first."""
+    return [n for t in problem.arguments.values() if isinstance(t, Tensor) for n in t.shape]
+
+
+@situation("for a batch of one", "is off by {} for a batch of one", (Exception,))
+def _(calls: Calls) -> Found:
+    batch = lengths(calls.problem)[:1]
+    if calls.problem.nearby is None or not batch or batch[0] < 2:
+        return []
+    return calls.off_at(calls.others.resized(calls.problem, {batch[0]: 1}, first_only=True)).items()
+
+
 # ---- many calls ----
 
 
@@ -529,3 +517,14 @@ def _(calls: Calls) -> Found:
             if changed := calls.differing(words, calls.first, change=change, scale=scale, lent=lent):
                 return [(name, f"is wrong for {words or 'the same inputs'}: a gradient is linear in dy") for name in changed]
     return []
+
+
+@situation("for an empty batch", "is not zero for an empty batch", (Exception,))
+def _(calls: Calls) -> Found:
+    """Where the reference takes one."""
+    batch = lengths(calls.problem)[:1]
+    other = calls.others.resized(calls.problem, {batch[0]: 0}, first_only=True) if batch and batch[0] else None
+    right = calls.right(other) if other and calls.problem.nearby is not None else {}
+    found = other.call(other.inputs).gradients if other and right else {}
+    fitting = [name for name in calls.right_here if name in found and found[name].numel() == len(right[name])]
+    return [name for name in fitting if norm(right[name]) == 0 != norm(flat(found[name]))]

@@ -33,7 +33,7 @@ def check(
     batch_size: int | None = None,
     seed: int = 0,
     frozen: Sequence[str] = (),
-    nearby: float | Callable[..., Any] | None = 0.25,
+    nearby: float | Callable[..., Any] | None = 0.4,
     second_order: bool = False,
     hypotheses: Hypotheses | None = None,
 ) -> Report:
@@ -86,7 +86,7 @@ def check_layer(
     reference: Callable[..., Any] | None = None,
     seed: int = 0,
     frozen: Sequence[str] = (),
-    nearby: float | Callable[..., Any] | None = 0.25,
+    nearby: float | Callable[..., Any] | None = 0.4,
     **options: Any,
 ) -> Report:
     """``check`` for a layer: ``backward(dy, *inputs)`` returns the inputs' gradients.

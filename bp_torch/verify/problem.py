@@ -55,7 +55,7 @@ class Problem:
     scalar: bool = True
     seed: int = 0
     frozen: Sequence[str] = ()  # arguments of real numbers that are passed on, and have no gradient
-    nearby: Any = 0.25  # the other inputs: changed by up to this part of themselves, drawn by a function, or None
+    nearby: Any = 0.4  # the other inputs: changed by up to this part of themselves, drawn by a function, or None
     shared: Sequence[str] = ()  # the parameters of a module: two calls in one graph have these in common
     accumulates: bool = False  # the gradients are those that .backward() leaves in .grad
     form: dict[str, Any] = field(default_factory=dict)  # what is passed: names, in the lists that the arguments are in
