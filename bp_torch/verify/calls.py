@@ -104,8 +104,14 @@ class Calls:
         They are compared in the size of the first call, for which rounding was measured.
         """
         self.results[kind] = found = self.again(inputs, change, **way)
-        alike = {name: found[name] / scale if scale not in (0, 1) else found[name] for name in expected if name in found}
-        names = [name for name, g in alike.items() if not self.candidate.same(g, expected[name] if scale else expected[name] * 0, name)]
+        alike = {
+            name: found[name] / scale if scale not in (0, 1) else found[name] for name in expected if name in found
+        }
+        names = [
+            name
+            for name, g in alike.items()
+            if not self.candidate.same(g, expected[name] if scale else expected[name] * 0, name)
+        ]
         if names:
             problem = replace(self.problem, arguments=self.problem.arguments | (inputs or {}))
             if right := self.right(problem, change):
@@ -129,7 +135,9 @@ class Calls:
     def off(self, found: Tensors, problem: Problem, right: Tensors, change: Change | None = None) -> dict[str, float]:
         """The relative errors of the gradients that are off by more than rounding explains in this situation."""
         ours = {name: flat(g) for name, g in found.items() if name in right and g.numel() * len(right[name])}
-        rooms = {n: self.references.tolerance * norm(right[n]) + self.references.underflow * len(g) for n, g in ours.items()}
+        rooms = {
+            n: self.references.tolerance * norm(right[n]) + self.references.underflow * len(g) for n, g in ours.items()
+        }
         far = [n for n, g in ours.items() if len(g) != len(right[n]) or not norm(g - right[n]) <= rooms[n]]
         if not far:
             return {}
@@ -137,7 +145,10 @@ class Calls:
         best = self.right(problem, change, wide=True) if self.references.inputs64 else {}
         errors = dict[str, float]()
         for name in far:
-            room, fits = rooms[name] + NOISE_FACTOR * math.sqrt(float(noise[name].sum())), len(ours[name]) == len(right[name])
+            room, fits = (
+                rooms[name] + NOISE_FACTOR * math.sqrt(float(noise[name].sum())),
+                len(ours[name]) == len(right[name]),
+            )
             error = min(norm(ours[name] - one[name]) for one in (right, best) if one) if fits else math.inf
             if not error <= room:
                 errors[name] = error / norm(right[name]) if norm(right[name]) else math.inf
@@ -148,7 +159,11 @@ class Calls:
         """The gradients that are right at the check's inputs."""
         here, tolerance = self.references.gradients.get("autograd", {}), self.references.tolerance
         known = {name: flat(g) for name, g in self.first.items() if name in here and g.shape == self.inputs[name].shape}
-        return [name for name, g in known.items() if len(g) == len(here[name]) and norm(g - here[name]) <= tolerance * norm(here[name])]
+        return [
+            name
+            for name, g in known.items()
+            if len(g) == len(here[name]) and norm(g - here[name]) <= tolerance * norm(here[name])
+        ]
 
     @cached_property
     def off_here(self) -> dict[str, float]:
@@ -251,12 +266,16 @@ def call_elsewhere(calls: Calls) -> None:
     call, other = calls.candidate.call, calls.elsewhere or calls.problem
     lent = {t.untyped_storage().data_ptr() for t in call.inputs.values()}
     try:
-        calls.results["elsewhere"] = copies(other.call(other.inputs, lent=refilled(call.inputs, other.inputs)).gradients)
+        calls.results["elsewhere"] = copies(
+            other.call(other.inputs, lent=refilled(call.inputs, other.inputs)).gradients
+        )
     except Exception:  # the other inputs may lie where the gradient is not defined: that is no fault
         calls.elsewhere = None
         calls.again(change=lambda dy: SCALE * dy)
     pairs = [(name, "gradient", call.gradients[name], g) for name, g in calls.first.items()]
-    pairs += [(next(iter(calls.first)), "output", *ys) for ys in zip(call.outputs, calls.candidate.outputs, strict=True)]
+    pairs += [
+        (next(iter(calls.first)), "output", *ys) for ys in zip(call.outputs, calls.candidate.outputs, strict=True)
+    ]
     pairs = [pair for pair in pairs if pair[2].untyped_storage().data_ptr() not in lent]
     calls.overwritten = [(name, what) for name, what, now, then in pairs if not same_bits(now, then)]
 
@@ -316,7 +335,9 @@ def _(calls: Calls) -> Found:
 @situation("for it", "is wrong for a dy that is not contiguous: it reads memory as if dy were")
 def _(calls: Calls) -> Found:
     has_layout = any(dy.numel() > 1 for dy in calls.candidate.dys)
-    return calls.differing("layout", calls.first, change=not_contiguous) if calls.changed["scaled"] and has_layout else []
+    return (
+        calls.differing("layout", calls.first, change=not_contiguous) if calls.changed["scaled"] and has_layout else []
+    )
 
 
 @situation("for −2·dy", "ignores dy: it is the same for −2·dy")
@@ -406,7 +427,9 @@ def _(calls: Calls) -> Found:
     full = calls.again(change=torch.ones_like)
     layout = [name for name in wrong_one if not calls.candidate.same(calls.first[name] + full[name], sums[name], name)]
     strided = "is wrong for a dy that is one number, expanded, as y.sum() gives it: its strides are 0"
-    found = [(n, strided if n in layout else "is wrong for a dy of ones: a gradient is linear in dy") for n in wrong_one]
+    found = [
+        (n, strided if n in layout else "is wrong for a dy of ones: a gradient is linear in dy") for n in wrong_one
+    ]
     wrong_plus = calls.differing("dy + 1", sums, change=lambda dy: dy + 1)
     return found or [(name, "is wrong for dy + 1: a gradient is linear in dy") for name in wrong_plus]
 
@@ -456,7 +479,9 @@ def _(calls: Calls) -> Found:
     if off_in_new_memory := calls.off_at(other):
         return [(n, f"{KEPT}, or holds at these inputs only".format(error)) for n, error in off_in_new_memory.items()]
     text = f"{KEPT} at the same address".format
-    return [(name, text(f"{error:.0%}")) for name, error in off.items()] if calls.references.eps < 1e-5 or len(off) else []
+    return (
+        [(name, text(f"{error:.0%}")) for name, error in off.items()] if calls.references.eps < 1e-5 or len(off) else []
+    )
 
 
 @situation("for other lengths", "{}", (Exception,))
@@ -477,10 +502,15 @@ def _(calls: Calls) -> Found:
     if off := calls.off_at(calls.others.moved(calls.problem, calls.problem.seed + 11, mirrored=True)):
         return [(name, f"{KEPT}, or holds at these inputs only".format(error)) for name, error in off.items()]
     if off := calls.off_at(labelled) if names else {}:
-        return [(name, KEPT.replace("at others", f"with other {', '.join(names)}").format(error)) for name, error in off.items()]
+        return [
+            (name, KEPT.replace("at others", f"with other {', '.join(names)}").format(error))
+            for name, error in off.items()
+        ]
     other = shorter(calls.problem)
     shapes = ", ".join(str(list(t.shape)) for t in other.inputs.values())
-    return [(n, f"is right at these lengths, and off by {e} at others: {shapes}") for n, e in calls.off_at(other).items()]
+    return [
+        (n, f"is right at these lengths, and off by {e} at others: {shapes}") for n, e in calls.off_at(other).items()
+    ]
 
 
 def lengths(problem: Problem) -> list[int]:
@@ -515,7 +545,9 @@ def _(calls: Calls) -> Found:
             if all(torch.equal(g, expected[words][name]) for name, g in found.items()):
                 continue
             if changed := calls.differing(words, calls.first, change=change, scale=scale, lent=lent):
-                return [(name, f"is wrong for {words or 'the same inputs'}: a gradient is linear in dy") for name in changed]
+                return [
+                    (name, f"is wrong for {words or 'the same inputs'}: a gradient is linear in dy") for name in changed
+                ]
     return []
 
 

@@ -73,7 +73,9 @@ def check(
     """
     tensors = None if gradient is None or callable(gradient) else gradient
     backward = gradient if callable(gradient) else None
-    problem = Problem(*named(inputs, names, function), function, reference, backward, tensors, seed=seed, frozen=frozen, nearby=nearby)
+    problem = Problem(
+        *named(inputs, names, function), function, reference, backward, tensors, seed=seed, frozen=frozen, nearby=nearby
+    )
     return check_problem(problem, tolerance, coordinates, seconds, batch_size, second_order, hypotheses)
 
 
@@ -96,7 +98,16 @@ def check_layer(
     layer that keeps what it needs. The scalar is Σ y ⊙ dy with random numbers dy in the shape of the outputs y: its
     gradient is ``backward`` at that dy. The other arguments (``options``) and the errors are those of ``check``.
     """
-    problem = Problem(*named(inputs, names, forward), forward, reference, backward, scalar=False, seed=seed, frozen=frozen, nearby=nearby)
+    problem = Problem(
+        *named(inputs, names, forward),
+        forward,
+        reference,
+        backward,
+        scalar=False,
+        seed=seed,
+        frozen=frozen,
+        nearby=nearby,
+    )
     return check_problem(problem, **options)
 
 
@@ -118,8 +129,12 @@ def check_module(module: nn.Module, inputs: Inputs, *, reference: nn.Module | No
         right = plain if reference is not None else None
         more: Any = {"scalar": False, "shared": list(judged), "accumulates": True} | own
         report = check_problem(Problem(arguments, False, forward, right, **more), **options)
-    text = "autograd never calls the method backward of {}: give it as backward= to check_layer, or to a Function".format
-    return replace(report, findings=report.findings + [Finding("setup", n, text(s)) for s in stray for n in report.gradients])
+    text = (
+        "autograd never calls the method backward of {}: give it as backward= to check_layer, or to a Function".format
+    )
+    return replace(
+        report, findings=report.findings + [Finding("setup", n, text(s)) for s in stray for n in report.gradients]
+    )
 
 
 def check_problem(
@@ -201,15 +216,25 @@ def taylor_slopes(candidate: Candidate) -> dict[str, float]:
     return found
 
 
+class OnceDifferentiable(Exception):
+    """Says that a backward is marked as ``once_differentiable``: autograd would take its derivative for zero."""
+
+
 def second_report(problem: Problem, *options: Any) -> Report:
     """The report on the derivatives of the gradient."""
     try:
         return check_problem(second_order_of(problem), *options)
-    except RuntimeError as error:
-        if "once_differentiable" not in str(error):
-            raise
+    except OnceDifferentiable:
         text = "has no second derivative: its backward is marked once_differentiable"
         return Report([], [Finding("problem", f"{name} (second order)", text) for name in problem.inputs])
+
+
+def is_once_differentiable(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether one of them was computed by a backward that is marked so."""
+    nodes = [g.grad_fn for g in gradients if g is not None and g.grad_fn]
+    for node in nodes:  # it grows
+        nodes.extend(following for following, _ in node.next_functions if following and following not in nodes)
+    return any("Error" in node.name() for node in nodes)
 
 
 def second_order_of(problem: Problem) -> Problem:
@@ -228,6 +253,8 @@ def second_order_of(problem: Problem) -> Problem:
             found = torch.autograd.grad(
                 y, list(leaves.values()), values[len(problem.arguments) :], create_graph=True, allow_unused=True
             )
+            if is_once_differentiable(found):
+                raise OnceDifferentiable
             total = next(iter(leaves.values())).real.sum() * 0
             for t, g in zip(leaves.values(), found, strict=True):
                 v = torch.randn(t.shape, generator=generator).to(t.device, t.real.dtype)

@@ -47,7 +47,8 @@ class Elsewhere:
             if name in self.symmetric:
                 scale = 1 + noise[..., 0] / 2
                 return t * scale[..., :, None] * scale[..., None, :]
-            if not (corrections := self.domains.get(name)) and mirrored and 0.2 < float((t < 0).double().mean()) < 0.8:
+            corrections = self.domains.get(name)
+            if mirrored and corrections == [] and 0.2 < float((t < 0).double().mean()) < 0.8:
                 sign = torch.randint(2, t.shape, generator=generator).to(t) * 2 - 1
                 return t * (1 + noise) * sign * (0.75 if t.abs().max() <= 1 else 1.5)
             bounded = not t.is_complex() and t.numel() > 0 and bool(t.abs().max() <= 1)

@@ -244,7 +244,9 @@ class Problem:
         else:
             several = list(gradients) if isinstance(gradients, tuple | list) else [gradients]
             outer = [name for name, form in self.form.items() if any(n in self.inputs for n in tree_leaves(form))]
-            fitting = (keys for keys in (list(self.form), outer, list(self.arguments), names) if len(keys) == len(several))
+            fitting = (
+                keys for keys in (list(self.form), outer, list(self.arguments), names) if len(keys) == len(several)
+            )
             if (keys := next(fitting, None)) is None:
                 inputs = count(len(self.form), "input")
                 raise ValueError(f"there are {len(several)} gradients for {inputs} {', '.join(self.form)}")
@@ -262,7 +264,14 @@ def autograd(function: Callable[[Tensors], Any], inputs: Tensors) -> tuple[Tenso
         leaves = {name: t.requires_grad_() for name, t in copies(inputs).items()}
         value = _scalar(differentiable(function, leaves, inputs)).reshape(())
         require_dependence([value], inputs)
-        found = dict(zip(leaves, torch.autograd.grad(value, list(leaves.values()), allow_unused=True), strict=True))
+        try:
+            several = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        except RuntimeError as error:
+            if "incompatible with .grad()" not in str(error):
+                raise
+            _scalar(differentiable(function, leaves, inputs)).backward()  # torch.utils.checkpoint may want this
+            several = tuple(leaf.grad for leaf in leaves.values())
+        found = dict(zip(leaves, several, strict=True))
     gradients = {n: torch.zeros_like(t) if (g := found[n]) is None else _dense(n, g, t) for n, t in leaves.items()}
     return value.detach(), gradients, [name for name, g in found.items() if g is None]
 
