@@ -175,7 +175,7 @@ EVERYWHERE = {  # the words, and the fault
     "returns the same memory at every call": same_buffer,
     "changes by call 1": nth(10),
     "changes by call 3": nth(30),
-    "kept from an earlier call at the same address|changes by call|kept from an earlier call": by_key(
+    "kept from an earlier call|changes by call": by_key(
         lambda t: t.data_ptr()
     ),
     "something is kept from an earlier call, or|computed again": by_key(lambda t: t.shape),
@@ -187,7 +187,7 @@ EVERYWHERE = {  # the words, and the fault
     "for a dy of zeros": divides_by_dy,
     "for inputs that are not contiguous, or are views": reads_x_dense,
     "for a dy that is not contiguous": reads_dy_dense,
-    "not contiguous, or are views: it reads memory as if they were": reads_from_the_start,
+    "contiguous, or are views: it reads memory in between or around": reads_from_the_start,
     "for inputs that are expanded": reads_no_stride_of_0,
     "for a batch of one": squeezes,
     "holds at these inputs only": small_numbers_only,
@@ -448,7 +448,7 @@ RIGHT: dict[str, tuple[Callable[..., Any], list[Tensor], Callable[..., Any], Cal
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_backward_is_right_in_every_way_of_calling(name: str, dtype: torch.dtype) -> None:
     forward, inputs, backward, reference = RIGHT[name]
-    if dtype == torch.bfloat16 and name in ("logdet", "soft labels", "unit vectors"):
+    if dtype == torch.bfloat16 and name in ("logdet", "soft labels", "unit vectors", "log-probabilities"):
         pytest.skip("torch does not compute it, or 8 bits do not sum to one")
     inputs = [t.to(dtype if t.is_floating_point() else t.dtype) for t in inputs]
     report = check_layer(forward, inputs, backward, reference=reference)
@@ -600,7 +600,7 @@ def test_second_order_is_by_dy_too_and_names_what_cannot_be_differentiated(refer
     lost = check_layer(CubeDetached.apply, x, reference=reference, second_order=True, names=["x"])
     assert lost.wrong == ["dy (second order)"]
     once = check_layer(CubeOnce.apply, x, reference=reference, second_order=True, names=["x"])
-    assert once.wrong == ["x (second order)"] and "marked once_differentiable" in str(once)
+    assert once.wrong == ["x (second order)"] and "marked once_differentiable" in words(once)
 
 
 # ---- modules ----

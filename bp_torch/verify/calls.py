@@ -1,4 +1,4 @@
-"""The calls that training makes of a gradient, and others that show what one call does not: each ``situation`` below.
+"""The calls that training makes of a gradient, and others that show what one call does not: SITUATIONS lists them.
 
 Most are compared with the first call, which is cheap: −2 · dy must give −2 times as much. What differs from it is wrong
 only if it differs from the reference in that situation, too. At other inputs the reference decides.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,25 +26,8 @@ from bp_torch.verify.rounding import rounding_noise
 SCALE = -2.0  # a power of two: it changes no rounding
 MOST_IN_TURN = 8  # inputs that are frozen one at a time, and outputs that are used alone
 LEAST_CALLS = 31
-REFUSALS = (RuntimeError, ValueError, AssertionError, NotImplementedError)  # as its author may have meant them
-
-Found = Iterable[str | tuple[str, object]]  # names of gradients, and what completes the words
-Errors = tuple[type[Exception], ...]
-Situation = tuple[str, str, Callable[["Calls"], Found], Errors]
-SITUATIONS: list[Situation] = []
-
-
-def situation(when: str, words: str, refusals: Errors = REFUSALS) -> Callable[[Callable[["Calls"], Found]], Any]:
-    """Enter a way of calling: what is said of a gradient that is wrong then, and of one that fails ``when``.
-
-    ``refusals`` of the backward are only noted, as every error of the forward is: both may be meant, and are loud.
-    """
-
-    def entered(find: Callable[["Calls"], Found]) -> Callable[["Calls"], Found]:
-        SITUATIONS.append((when, words, find, refusals))
-        return find
-
-    return entered
+KEPT = "is right at these inputs, and off by {} at others: something is kept from an earlier call"
+Found = Iterable[tuple[str, str]]  # the name of a gradient, and what is wrong with it
 
 
 def make_calls(candidate: Candidate) -> None:
@@ -51,22 +35,23 @@ def make_calls(candidate: Candidate) -> None:
     if candidate.problem.tensors is not None or not candidate.first:
         return
     calls, progress = Calls(candidate), candidate.problem.progress
-    for when, words, find, refusals in SITUATIONS:
+    for when, find, refusals in SITUATIONS:
         if any(finding.kind in ("problem", "setup") for finding in candidate.findings):
             break
+        found = list[tuple[str, str]]()
         try:
-            found = [(one,) if isinstance(one, str) else one for one in find(calls)]
+            for one in find(calls):
+                found.append(one)
             if found and calls.is_steady and (changed := calls.differing("again", calls.first)):
-                words = f"changes by call {progress.calls}, with the same inputs"
-                found = [(name,) for name in changed]
-            for name, *details in found:
-                candidate.say("problem", [name], words.format(*details))
+                found = [(name, f"changes by call {progress.calls}, with the same inputs") for name in changed]
         except Exception as error:
             text = f"fails {when}: {first_line(error)}"
             if progress.stage == "forward" or isinstance(error, refusals):
                 candidate.notes.append(f"it {text}")
             else:
-                candidate.say("problem", candidate.first, text)
+                found = [(name, text) for name in candidate.first]
+        for name, words in found:
+            candidate.say("problem", [name], words)
     candidate.call_in_float64()
     if candidate.problem.randomness.draws:
         candidate.notes.append("it draws random numbers: every call starts from the same seed")
@@ -86,9 +71,8 @@ class Calls:
         # A mask that is drawn may depend on the strides of the inputs: only a reference can tell.
         self.has_strides = bool(self.references.gradients) or not self.problem.randomness.draws
         self.is_steady = False  # whether it was seen that the same call gives the same
-        self.changed: dict[str, list[str]] = {}  # the gradients that differ from the first, in some situations
-        self.results: dict[str, Tensors] = {}  # and what they are there
-        self.overwritten: list[tuple[str, str]] = []  # gradients and outputs of the first call, by a later one
+        self.fits = True  # whether the gradients had the shapes of the last other inputs
+        self.results: dict[str, Tensors] = {}  # of some calls
 
     def differing(
         self,
@@ -104,20 +88,13 @@ class Calls:
         They are compared in the size of the first call, for which rounding was measured.
         """
         self.results[kind] = found = self.again(inputs, change, **way)
-        alike = {
-            name: found[name] / scale if scale not in (0, 1) else found[name] for name in expected if name in found
-        }
-        names = [
-            name
-            for name, g in alike.items()
-            if not self.candidate.same(g, expected[name] if scale else expected[name] * 0, name)
-        ]
-        if names:
-            problem = replace(self.problem, arguments=self.problem.arguments | (inputs or {}))
-            if right := self.right(problem, change):
-                off = self.off({name: found[name] for name in names}, problem, right, change)
-                names = [name for name in names if name in off or name in self.off_here]
-        self.changed[kind] = names
+        alike = {name: g / scale if scale not in (0, 1) else g for name, g in found.items() if name in expected}
+        wanted = {name: g if scale else g * 0 for name, g in expected.items()}
+        names = [name for name, g in alike.items() if not self.candidate.same(g, wanted[name], name)]
+        problem = replace(self.problem, arguments=self.problem.arguments | (inputs or {})) if names else self.problem
+        if names and (right := self.right(problem, change)):
+            off = self.off({name: found[name] for name in names}, problem, right, change)
+            names = [name for name in names if name in off or name in self.off_here]
         return names
 
     def right(self, problem: Problem, change: Change | None = None, wide: bool = False) -> Tensors:
@@ -134,97 +111,119 @@ class Calls:
 
     def off(self, found: Tensors, problem: Problem, right: Tensors, change: Change | None = None) -> dict[str, float]:
         """The relative errors of the gradients that are off by more than rounding explains in this situation."""
-        ours = {name: flat(g) for name, g in found.items() if name in right and g.numel() * len(right[name])}
-        rooms = {
-            n: self.references.tolerance * norm(right[n]) + self.references.underflow * len(g) for n, g in ours.items()
-        }
-        far = [n for n, g in ours.items() if len(g) != len(right[n]) or not norm(g - right[n]) <= rooms[n]]
+        tolerance, underflow = self.references.tolerance, self.references.underflow
+        ours = {n: flat(g) for n, g in found.items() if n in right and 0 < len(flat(g)) == len(right[n])}
+        rooms = {n: tolerance * norm(right[n]) + underflow * len(g) for n, g in ours.items()}
+        far = [n for n, g in ours.items() if not norm(g - right[n]) <= rooms[n]]
         if not far:
             return {}
         noise = rounding_noise(partial(problem.value, change=change), problem.inputs, problem.seed)
         best = self.right(problem, change, wide=True) if self.references.inputs64 else {}
-        errors = dict[str, float]()
-        for name in far:
-            room, fits = (
-                rooms[name] + NOISE_FACTOR * math.sqrt(float(noise[name].sum())),
-                len(ours[name]) == len(right[name]),
-            )
-            error = min(norm(ours[name] - one[name]) for one in (right, best) if one) if fits else math.inf
-            if not error <= room:
-                errors[name] = error / norm(right[name]) if norm(right[name]) else math.inf
-        return errors
+        errors = {n: min(norm(ours[n] - one[n]) for one in (right, best) if one) for n in far}
+        wrong = [n for n in far if not errors[n] <= rooms[n] + NOISE_FACTOR * math.sqrt(float(noise[n].sum()))]
+        return {n: errors[n] / norm(right[n]) if norm(right[n]) else math.inf for n in wrong}
 
     @cached_property
     def right_here(self) -> list[str]:
-        """The gradients that are right at the check's inputs."""
+        """The gradients that are right at the check's inputs, without any allowance."""
         here, tolerance = self.references.gradients.get("autograd", {}), self.references.tolerance
-        known = {name: flat(g) for name, g in self.first.items() if name in here and g.shape == self.inputs[name].shape}
-        return [
-            name
-            for name, g in known.items()
-            if len(g) == len(here[name]) and norm(g - here[name]) <= tolerance * norm(here[name])
-        ]
+        known = {n: flat(g) for n, g in self.first.items() if n in here and g.numel() == self.inputs[n].numel()}
+        known = {n: g for n, g in known.items() if len(g) == len(here[n])}
+        return [n for n, g in known.items() if norm(g - here[n]) <= tolerance * norm(here[n])]
 
     @cached_property
     def off_here(self) -> dict[str, float]:
         """The gradients that are wrong at the check's inputs."""
         return self.off(self.first, self.problem, self.right(self.problem))
 
-    def off_at(self, other: Problem | None, lent: Tensors | None = None) -> dict[str, str]:
-        """By how much gradients that are right here are off at another problem; those of another shape are left out."""
-        right = self.right(other) if other and self.right_here else {}
-        if not other or not right:
-            return {}
-        found = copies(other.call(other.inputs, lent=lent).gradients)
-        self.fits = all(g.shape == other.inputs[name].shape for name, g in found.items())
-        taken = {name: found[name] for name in self.right_here if name in found} if self.fits else {}
-        errors = self.off(taken, other, right)
-        if errors and self.references.eps > 1e-5:  # by chance a kink may lie at these very numbers
-            nudged = self.others.moved(other, other.seed + 1, part=0.05)
-            if nudged and (right := self.right(nudged)):
-                found = copies(nudged.call(nudged.inputs).gradients)
-                still = self.off({name: found[name] for name in errors if name in found}, nudged, right)
-                errors = {name: error for name, error in errors.items() if name in still}
-        return {name: f"{error:.0%}" for name, error in errors.items()}
+    def off_at(self, other: Problem | None, memory: Tensors | None = None) -> dict[str, str]:
+        """By how much gradients that are right here are off at another problem; those of another shape are left out.
+
+        The inputs come in this ``memory``, or in their own.
+        """
+        problems, found = [other], dict[str, str]()
+        if self.references.eps > 1e-5 and other:  # 16 bits: by chance a kink may lie at these very numbers
+            problems.append(self.others.moved(other, other.seed + 1, part=0.05))
+        for one in problems:
+            right = self.right(one) if one and self.right_here else {}
+            if not one or not right:
+                break
+            lent = refilled(memory, one.inputs) if memory else None
+            result = copies(one.call(one.inputs, lent=lent).gradients)
+            self.fits = all(g.shape == one.inputs[name].shape for name, g in result.items())
+            errors = self.off({n: result[n] for n in self.right_here if n in result}, one, right) if self.fits else {}
+            found = {name: f"{error:.0%}" for name, error in errors.items() if one is other or name in found}
+            if not found:
+                break
+        return found
 
 
 # ---- what is written, and what is returned ----
 
 
-@situation(
-    "in its forward",
-    "the forward overwrites its input {0}, and autograd cannot see it: whoever saved {0} for a backward of their own "
-    "gets a wrong gradient",
-)
-def _(calls: Calls) -> Found:
-    return [(owner(calls, name), name) for name in calls.candidate.call.overwritten]
-
-
-@situation("at first", "the gradient function changes its input {} in place")
-def _(calls: Calls) -> Found:
-    call = calls.candidate.call
-    left = [name for name in calls.inputs if name not in call.overwritten]
-    return [(owner(calls, n), n) for n in left if not torch.equal(call.inputs[n].detach(), calls.inputs[n])]
-
-
-def owner(calls: Calls, name: str) -> str:
-    """The gradient that something about an input is said of."""
-    return name if name in calls.first else next(iter(calls.first))
-
-
-@situation("at first", "the backward writes into dy, which belongs to the caller")
-def _(calls: Calls) -> Found:
-    call = calls.candidate.call
+def writes(calls: Calls) -> Found:
+    """Into the inputs, by forward or backward, and into dy; and a result in the memory of an input."""
+    call, first = calls.candidate.call, next(iter(calls.first))
+    owners = {name: name if name in calls.first else first for name in calls.inputs}
+    for name in call.overwritten:
+        text = f"the forward overwrites its input {name}, and autograd cannot see it: whoever saved {name} for a "
+        yield owners[name], text + "backward of their own gets a wrong gradient"
+    for name in (name for name in calls.inputs if name not in call.overwritten):
+        if not torch.equal(call.inputs[name].detach(), calls.inputs[name]):
+            yield owners[name], f"the gradient function changes its input {name} in place"
     given = calls.problem.output_gradients(call.outputs) if call.dys else []
-    return [] if all(map(torch.equal, call.dys, given)) else calls.first
-
-
-@situation("at first", "is a view of the input {}: what changes the one changes the other")
-def _(calls: Calls) -> Found:
-    call = calls.candidate.call
+    if not all(map(torch.equal, call.dys, given)):
+        yield from ((name, "the backward writes into dy, which belongs to the caller") for name in calls.first)
     memory = {t.untyped_storage().data_ptr(): name for name, t in call.inputs.items() if t.numel()}
-    at = {name: g.untyped_storage().data_ptr() for name, g in call.gradients.items() if calls.takes_dy}
-    return [(name, memory[place]) for name, place in at.items() if place in memory]
+    for name, g in call.gradients.items() if calls.takes_dy else ():  # that of a scalar product is the other factor
+        if (place := g.untyped_storage().data_ptr()) in memory:
+            yield name, f"is a view of the input {memory[place]}: what changes the one changes the other"
+
+
+# ---- state, new memory, and −2 · dy ----
+
+
+def state(calls: Calls) -> Found:
+    """The first result must come again for −2 · dy in another layout, in memory that holds no numbers yet."""
+    overwritten = list(call_elsewhere(calls))
+    change = (lambda dy: SCALE * (not_contiguous(dy) if dy.numel() > 1 else dy)) if calls.takes_dy else None
+    scale = SCALE if calls.takes_dy else 1.0
+    with new_memory_is_nan():
+        changed = calls.differing("scaled", calls.first, change=change, scale=scale)
+    if not changed:
+        calls.is_steady = True
+        return overwritten
+    pairs = {name: (calls.results["scaled"][name], calls.first[name]) for name in changed}
+    if unwritten := [name for name, (new, old) in pairs.items() if (new.isnan() & ~old.isnan()).any()]:
+        return [(name, "is not written everywhere: the rest is what the memory held before") for name in unwritten]
+    kept = calls.differing("again", calls.first) or calls.differing("again", calls.first)
+    if not kept and calls.elsewhere:
+        calls.again(calls.elsewhere.inputs)
+        kept = calls.differing("again", calls.first)
+    if not kept:
+        return explained_by_dy(calls, changed)
+    if never_twice_the_same(calls, changed):
+        text = "draws random numbers of its own: it changes from call to call with the same inputs and the same seed"
+        calls.candidate.say("setup", changed, text)
+        return []
+    describe_state(calls, changed)
+    return [(name, "changes when it is computed again after a call at other inputs") for name in changed]
+
+
+def call_elsewhere(calls: Calls) -> Found:
+    """In the memory that the first call had. The results of the first that this overwrites are found."""
+    call, other = calls.candidate.call, calls.elsewhere or calls.problem
+    lent = {t.untyped_storage().data_ptr() for t in call.inputs.values()}
+    try:
+        other.call(other.inputs, lent=refilled(call.inputs, other.inputs))
+    except Exception:  # the other inputs may lie where the gradient is not defined: that is no fault
+        calls.elsewhere = None
+        calls.again(change=lambda dy: SCALE * dy)
+    pairs = [(name, "gradient", call.gradients[name], g) for name, g in calls.first.items()]
+    outputs = zip(call.outputs, calls.candidate.outputs, strict=True)
+    for name, what, now, then in [*pairs, *((next(iter(calls.first)), "output", *ys) for ys in outputs)]:
+        if now.untyped_storage().data_ptr() not in lent and not torch.equal(now.nan_to_num(), then.nan_to_num()):
+            yield name, f"returns the same memory at every call: the next overwrites the {what}"
 
 
 def refilled(memory: Tensors, values: Tensors) -> Tensors:
@@ -236,62 +235,22 @@ def refilled(memory: Tensors, values: Tensors) -> Tensors:
         return copies(values)
 
 
-# ---- state, new memory, and −2 · dy ----
-
-
-@situation("for a dy that is not contiguous", "changes when it is computed again after a call at other inputs", ())
-def _(calls: Calls) -> Found:
-    """The first result must come again for −2 · dy in another layout, in memory that holds no numbers yet."""
-    call_elsewhere(calls)
-    change = (lambda dy: SCALE * (not_contiguous(dy) if dy.numel() > 1 else dy)) if calls.takes_dy else None
-    scale = SCALE if calls.takes_dy else 1.0
-    with new_memory_is_nan():
-        calls.is_steady = not (changed := calls.differing("scaled", calls.first, change=change, scale=scale))
-    if not changed:
-        return
-    kept = calls.differing("again", calls.first) or calls.differing("again", calls.first)
-    if not kept and calls.elsewhere:
-        calls.again(calls.elsewhere.inputs)
-        kept = calls.differing("again", calls.first)
-    if kept and never_twice_the_same(calls, changed):
-        text = "draws random numbers of its own: it changes from call to call with the same inputs and the same seed"
-        calls.candidate.say("setup", changed, text)
-    elif kept:
-        yield from changed
-        describe_state(calls, changed)
-
-
-def call_elsewhere(calls: Calls) -> None:
-    """In the memory that the first call had, and see what of its results that overwrites."""
-    call, other = calls.candidate.call, calls.elsewhere or calls.problem
-    lent = {t.untyped_storage().data_ptr() for t in call.inputs.values()}
-    try:
-        calls.results["elsewhere"] = copies(
-            other.call(other.inputs, lent=refilled(call.inputs, other.inputs)).gradients
-        )
-    except Exception:  # the other inputs may lie where the gradient is not defined: that is no fault
-        calls.elsewhere = None
-        calls.again(change=lambda dy: SCALE * dy)
-    pairs = [(name, "gradient", call.gradients[name], g) for name, g in calls.first.items()]
-    pairs += [
-        (next(iter(calls.first)), "output", *ys) for ys in zip(call.outputs, calls.candidate.outputs, strict=True)
-    ]
-    pairs = [pair for pair in pairs if pair[2].untyped_storage().data_ptr() not in lent]
-    calls.overwritten = [(name, what) for name, what, now, then in pairs if not same_bits(now, then)]
-
-
-def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether they are equal, NaN to NaN."""
-    return torch.equal(one.nan_to_num(), other.nan_to_num())
+def explained_by_dy(calls: Calls, changed: list[str]) -> Found:
+    """Why the result for −2 · dy in another layout is wrong, if the same call gives the same result."""
+    has_layout = any(dy.numel() > 1 for dy in calls.candidate.dys)
+    if has_layout and (layout := calls.differing("again", calls.first, change=not_contiguous)):
+        return [(name, "is wrong for a dy that is not contiguous: it reads memory as if dy were") for name in layout]
+    same = [name for name in changed if calls.candidate.same(calls.results["scaled"][name], calls.first[name], name)]
+    not_linear = "is not −2 times as large for −2·dy: a gradient is linear in dy"
+    return [(name, "ignores dy: it is the same for −2·dy" if name in same else not_linear) for name in changed]
 
 
 def never_twice_the_same(calls: Calls, names: list[str]) -> bool:
     """Whether results differ from call to call, and not by the same amount, as they do where something adds up."""
     results = [calls.again() for _ in range(4)]
     for name in names:
-        several = [result[name] for result in results]
-        steps = [b - a for a, b in zip(several, several[1:], strict=False)]
-        alike = [*zip(several, several[1:], strict=False), *zip(steps, steps[1:], strict=False)]
+        steps = [b[name] - a[name] for a, b in pairwise(results)]
+        alike = [*((a[name], b[name]) for a, b in pairwise(results)), *pairwise(steps)]
         if any(calls.candidate.same(a, b, name) for a, b in alike):
             return False
     return True
@@ -326,191 +285,122 @@ def new_memory_is_nan() -> Iterator[None]:
         set_mode(before[0], warn_only=before[1])
 
 
-@situation("in new memory", "is not written everywhere: the rest is what the memory held before")
-def _(calls: Calls) -> Found:
-    with new_memory_is_nan():
-        return calls.differing("in new memory", calls.first) if calls.changed["scaled"] else []
+# ---- other dy, and other layouts of the inputs ----
 
 
-@situation("for it", "is wrong for a dy that is not contiguous: it reads memory as if dy were")
-def _(calls: Calls) -> Found:
-    has_layout = any(dy.numel() > 1 for dy in calls.candidate.dys)
-    return (
-        calls.differing("layout", calls.first, change=not_contiguous) if calls.changed["scaled"] and has_layout else []
-    )
+def dy_of_ones(calls: Calls) -> Found:
+    """One number, expanded, as y.sum() gives dy; and dy + 1, which must give the sum of what both give."""
+    if not calls.takes_dy:
+        return []
+    one = calls.again(change=lambda dy: dy.new_ones(()).expand(dy.shape))
+    sums = {name: g + one[name] for name, g in calls.first.items() if name in one and one[name].shape == g.shape}
+    plus = calls.again(change=lambda dy: dy + 1)
+    if all(calls.candidate.same(plus[name], g, name) for name, g in sums.items()):
+        return []
+    expected = {name: plus[name] - calls.first[name] for name in sums}
+    wrong = calls.differing("ones", expected, change=lambda dy: dy.new_ones(()).expand(dy.shape))
+    full = calls.again(change=torch.ones_like)
+    layout = [name for name in wrong if not calls.candidate.same(calls.first[name] + full[name], sums[name], name)]
+    strided = "is wrong for a dy that is one number, expanded, as y.sum() gives it: its strides are 0"
+    found = [(name, strided if name in layout else "is wrong for a dy of ones: it is linear in dy") for name in wrong]
+    not_linear = calls.differing("dy + 1", sums, change=lambda dy: dy + 1) if not found else []
+    return found or [(name, "is wrong for dy + 1: a gradient is linear in dy") for name in not_linear]
 
 
-@situation("for −2·dy", "ignores dy: it is the same for −2·dy")
-def _(calls: Calls) -> Found:
-    scaled = calls.results["scaled"]
-    return [name for name in calls.changed["scaled"] if calls.candidate.same(scaled[name], calls.first[name], name)]
+def layout_of_inputs(calls: Calls) -> Found:
+    """The inputs transposed, or in every second place of memory, within memory that holds NaN."""
+    if not calls.has_strides:
+        return
+    views = dict[str, Tensor]()
+    for name, t in calls.inputs.items():
+        memory = t.new_full((2 * t.numel() + 128,), math.nan)[64:-64]
+        turned = t.ndim > 1 and min(t.shape[-2:]) > 1
+        views[name] = (memory[: t.numel()].view(t.mT.shape).mT if turned else memory[::2].view(t.shape)).copy_(t)
+    for name in calls.differing("inputs", calls.first, views, lent=views):
+        yield name, "is wrong for inputs that are not contiguous, or are views: it reads memory in between or around"
 
 
-@situation("for −2·dy", "is not −2 times as large for −2·dy: a gradient is linear in dy")
-def _(calls: Calls) -> Found:
-    return calls.changed["scaled"]
-
-
-@situation("when called again", "returns the same memory at every call: the next overwrites the {}")
-def _(calls: Calls) -> Found:
-    return calls.overwritten
+def expanded_inputs(calls: Calls) -> Found:
+    """The first entry repeated without memory of its own, against the same with it."""
+    several = [name for name, t in calls.inputs.items() if calls.has_strides and t.ndim and t.shape[0] > 1]
+    if several:
+        expanded = calls.inputs | {name: calls.inputs[name][:1].expand_as(calls.inputs[name]) for name in several}
+        full = calls.again({name: t.contiguous() for name, t in expanded.items()})
+        for name in calls.differing("expanded", full, expanded):
+            yield name, "is wrong for inputs that are expanded: their strides are 0"
 
 
 # ---- graphs ----
 
 
-@situation(
-    "in a second backward over one graph",
-    "is wrong if the function is used twice in a graph: the second use overwrites what the first saved",
-)
-def _(calls: Calls) -> Found:
+def twice(calls: Calls) -> Found:
     """The forward runs at other inputs between forward and backward; then the backward runs twice."""
-    if not calls.by_autograd:
-        return []
     between = calls.elsewhere.inputs if calls.elsewhere else None
-    twice = calls.differing("twice", calls.first, between=between, times=2)
-    return calls.differing("between", calls.first, between=between) if twice else []
+    if not calls.by_autograd or not (names := calls.differing("twice", calls.first, between=between, times=2)):
+        return []
+    uses = calls.differing("between", calls.first, between=between)
+    used = "is wrong if the function is used twice in a graph: the second use overwrites what the first saved"
+    backward = "is wrong in a second backward over one graph: the first overwrites what was saved"
+    return [(name, used if name in uses else backward) for name in names]
 
 
-@situation("", "is wrong in a second backward over one graph: the first overwrites what was saved")
-def _(calls: Calls) -> Found:
-    return calls.changed.get("twice", [])
-
-
-@situation("if an input requires no gradient", "is wrong if {} requires no gradient")
-def _(calls: Calls) -> Found:
-    names = list(calls.inputs)[:MOST_IN_TURN] if calls.by_autograd and len(calls.inputs) > 1 else []
-    for frozen in names:
+def frozen_in_turn(calls: Calls) -> Found:
+    """Each input in turn requires no gradient: those of the others must be the same."""
+    for frozen in list(calls.inputs)[:MOST_IN_TURN] if calls.by_autograd and len(calls.inputs) > 1 else ():
+        others = {name: g for name, g in calls.first.items() if name != frozen}
         try:
-            changed = calls.differing(frozen, {n: g for n, g in calls.first.items() if n != frozen}, frozen=[frozen])
+            for name in calls.differing(frozen, others, frozen=[frozen]):
+                yield name, f"is wrong if {frozen} requires no gradient"
         except REFUSALS as error:
             if "does not depend on" not in str(error):
                 calls.candidate.notes.append(f"it fails if {frozen} requires no gradient: {first_line(error)}")
-            continue
-        yield from ((name, frozen) for name in changed)
 
 
-@situation(
-    "if one of its outputs is not used: its dy is None",
-    "is wrong if one of the outputs is not used: its dy is None",
-    refusals=(),
-)
-def _(calls: Calls) -> Found:
-    """With each alone, and all of these add up."""
+def outputs_in_turn(calls: Calls) -> Found:
+    """Each output is used alone; the gradients of all these add up."""
     n = len(calls.candidate.dys)
     parts = [calls.again(only=i) for i in range(n)] if calls.by_autograd and 1 < n <= MOST_IN_TURN else []
     for name, whole in calls.first.items() if parts else ():
         *others, largest = sorted((part[name] for part in parts), key=lambda g: norm(flat(g)))
         if not calls.candidate.same(largest, whole - torch.stack(others).sum(0), name):
-            yield name
+            yield name, "is wrong if one of the outputs is not used: its dy is None"
 
 
-# ---- other layouts of the inputs, and other dy ----
+# ---- other numbers, labels and lengths, and many calls ----
 
 
-def ones(dy: Tensor) -> Tensor:
-    """As y.sum() gives dy: one number, expanded."""
-    return dy.new_ones(()).expand(dy.shape)
+def same_memory(calls: Calls) -> Found:
+    """Other numbers in the memory that the first call had."""
+    memory = calls.candidate.call.inputs
+    calls.problem.call(calls.inputs, lent=refilled(memory, calls.inputs))
+    if off := calls.off_at(calls.elsewhere, memory):
+        in_new_memory = calls.off_at(calls.elsewhere)
+        where = "or holds at these inputs only" if in_new_memory else "for this place in memory"
+        yield from ((name, f"{KEPT.format(error)}, {where}") for name, error in (in_new_memory or off).items())
 
 
-@situation("for a dy that is one number, expanded, as y.sum() gives it", "{}", refusals=())
-def _(calls: Calls) -> Found:
-    """dy + 1 must give the sum of what dy and ones give."""
-    if not calls.takes_dy:
-        return []
-    one = calls.again(change=ones)
-    sums = {name: g + one[name] for name, g in calls.first.items() if name in one and one[name].shape == g.shape}
-    plus = calls.again(change=lambda dy: dy + 1)
-    if all(calls.candidate.same(plus[name], g, name) for name, g in sums.items()):
-        return []
-    wrong_one = calls.differing("ones", {name: plus[name] - calls.first[name] for name in sums}, change=ones)
-    full = calls.again(change=torch.ones_like)
-    layout = [name for name in wrong_one if not calls.candidate.same(calls.first[name] + full[name], sums[name], name)]
-    strided = "is wrong for a dy that is one number, expanded, as y.sum() gives it: its strides are 0"
-    found = [
-        (n, strided if n in layout else "is wrong for a dy of ones: a gradient is linear in dy") for n in wrong_one
-    ]
-    wrong_plus = calls.differing("dy + 1", sums, change=lambda dy: dy + 1)
-    return found or [(name, "is wrong for dy + 1: a gradient is linear in dy") for name in wrong_plus]
-
-
-@situation(
-    "for inputs that are not contiguous",
-    "is wrong for inputs that are not contiguous, or are views: it reads memory as if they were, or around them",
-)
-def _(calls: Calls) -> Found:
-    """The inputs are transposed, or in every second place of memory, within memory that holds NaN."""
-    inputs = within_nan(calls.inputs)
-    return calls.differing("inputs", calls.first, inputs, lent=inputs) if calls.has_strides else []
-
-
-def within_nan(tensors: Tensors) -> Tensors:
-    """Each as a part of larger memory with NaN around it, in other strides."""
-    found = dict[str, Tensor]()
-    for name, t in tensors.items():
-        memory = t.new_full((2 * t.numel() + 128,), math.nan)[64:-64]
-        turned = t.ndim > 1 and min(t.shape[-2:]) > 1
-        wide = memory[: t.numel()].view(t.mT.shape).mT if turned else memory[::2].view(t.shape)
-        found[name] = wide.copy_(t)
-    return found
-
-
-@situation("for inputs that are expanded", "is wrong for inputs that are expanded: their strides are 0")
-def _(calls: Calls) -> Found:
-    """The first entry repeated without memory of its own, against the same with it."""
-    if not calls.has_strides or not any(t.ndim and t.shape[0] > 1 for t in calls.inputs.values()):
-        return []
-    expanded = {n: t[:1].expand_as(t) if t.ndim and t.shape[0] > 1 else t for n, t in calls.inputs.items()}
-    full = calls.again({name: t.contiguous() for name, t in expanded.items()})
-    return calls.differing("expanded", full, expanded)
-
-
-# ---- other numbers, labels and lengths ----
-
-KEPT = "is right at these inputs, and off by {} at others: something is kept from an earlier call"
-
-
-@situation("at other inputs", "{}")
-def _(calls: Calls) -> Found:
-    other, there = calls.elsewhere, calls.results.get("elsewhere", {})
-    right = calls.right(other) if other and calls.right_here else {}
-    if not other or not (off := calls.off({n: there[n] for n in calls.right_here if n in there}, other, right)):
-        return []
-    if off_in_new_memory := calls.off_at(other):
-        return [(n, f"{KEPT}, or holds at these inputs only".format(error)) for n, error in off_in_new_memory.items()]
-    text = f"{KEPT} at the same address".format
-    return (
-        [(name, text(f"{error:.0%}")) for name, error in off.items()] if calls.references.eps < 1e-5 or len(off) else []
-    )
-
-
-@situation("for other lengths", "{}", (Exception,))
-def _(calls: Calls) -> Found:
-    """All at once; what it was is found out if something is off, or if there is no other length."""
+def others(calls: Calls) -> Found:
+    """Other labels, signs and lengths at once; which of them it was is found out if something is off."""
     if calls.problem.nearby is None:
-        return []
+        return
     labelled, names = calls.others.relabelled(calls.problem)
-    shorter = lambda of: calls.others.resized(of, {n: n - 1 for n in lengths(of) if n > 2})  # noqa: E731
-    redrawn = calls.others.moved(labelled, calls.problem.seed + 11, mirrored=True)
+    seed, shorter = calls.problem.seed + 11, {n: n - 1 for n in lengths(calls.problem) if n > 2}
+    moved = calls.others.moved(labelled, seed, mirrored=True) or labelled
     calls.fits = False
     try:
-        off = calls.off_at(shorter(redrawn))
+        off = calls.off_at(calls.others.resized(moved, shorter))
     except Exception:  # it may be made for these lengths
         off = {}
     if not off and calls.fits:
-        return []
-    if off := calls.off_at(calls.others.moved(calls.problem, calls.problem.seed + 11, mirrored=True)):
-        return [(name, f"{KEPT}, or holds at these inputs only".format(error)) for name, error in off.items()]
-    if off := calls.off_at(labelled) if names else {}:
-        return [
-            (name, KEPT.replace("at others", f"with other {', '.join(names)}").format(error))
-            for name, error in off.items()
-        ]
-    other = shorter(calls.problem)
+        return
+    for name, error in calls.off_at(calls.others.moved(calls.problem, seed, mirrored=True)).items():
+        yield name, KEPT.format(error) + ", or holds at these inputs only"
+    for name, error in calls.off_at(labelled).items() if names else ():
+        yield name, f"is right with these {', '.join(names)}, and off by {error} with other ones: are they kept?"
+    other = calls.others.resized(calls.problem, shorter)
     shapes = ", ".join(str(list(t.shape)) for t in other.inputs.values())
-    return [
-        (n, f"is right at these lengths, and off by {e} at others: {shapes}") for n, e in calls.off_at(other).items()
-    ]
+    for name, error in calls.off_at(other).items():
+        yield name, f"is right at these lengths, and off by {error} at others: {shapes}"
 
 
 def lengths(problem: Problem) -> list[int]:
@@ -518,45 +408,64 @@ def lengths(problem: Problem) -> list[int]:
     return [n for t in problem.arguments.values() if isinstance(t, Tensor) for n in t.shape]
 
 
-@situation("for a batch of one", "is off by {} for a batch of one", (Exception,))
-def _(calls: Calls) -> Found:
+def batch_of_one(calls: Calls) -> Found:
+    """The first length, wherever it comes first."""
     batch = lengths(calls.problem)[:1]
-    if calls.problem.nearby is None or not batch or batch[0] < 2:
-        return []
-    return calls.off_at(calls.others.resized(calls.problem, {batch[0]: 1}, first_only=True)).items()
+    if calls.problem.nearby is not None and batch and batch[0] > 1:
+        for name, error in calls.off_at(calls.others.resized(calls.problem, {batch[0]: 1}, first_only=True)).items():
+            yield name, f"is off by {error} for a batch of one"
 
 
-# ---- many calls ----
+def empty_batch(calls: Calls) -> Found:
+    """Where the reference takes one."""
+    batch = lengths(calls.problem)[:1]
+    if calls.problem.nearby is None or not batch or not batch[0]:
+        return
+    other = calls.others.resized(calls.problem, {batch[0]: 0}, first_only=True)
+    if right := calls.right(other):
+        found = other.call(other.inputs).gradients
+        for name in (name for name in calls.right_here if name in found and found[name].numel() == len(right[name])):
+            if norm(right[name]) == 0 != norm(flat(found[name])):
+                yield name, "is not zero for an empty batch"
 
 
-@situation("when called often", "{}", refusals=())
-def _(calls: Calls) -> Found:
+def many_calls(calls: Calls) -> Found:
     """As many as it takes, to a number that cannot be foreseen; dy is as it was, tiny, and zero in turn."""
-    entries = sum(t.numel() for t in calls.inputs.values())
+    entries, progress = sum(t.numel() for t in calls.inputs.values()), calls.problem.progress
     last = (LEAST_CALLS if entries < 10**6 else 12) + secrets.randbelow(8)
     tiny = 2.0**-6 if any(dy.dtype == torch.float16 for dy in calls.candidate.dys) else 2.0**-40
-    scales: dict[str, float] = {"": 1.0} | ({"a tiny dy": tiny, "a dy of zeros": 0.0} if calls.takes_dy else {})
-    expected = {words: {name: g * scale for name, g in calls.first.items()} for words, scale in scales.items()}
-    lent, progress = refilled(calls.candidate.call.inputs, calls.inputs), calls.problem.progress
+    scales = {"the same inputs": 1.0} | ({"a tiny dy": tiny, "a dy of zeros": 0.0} if calls.takes_dy else {})
+    expected = {scale: {name: g * scale for name, g in calls.first.items()} for scale in scales.values()}
+    lent = refilled(calls.candidate.call.inputs, calls.inputs)
     while progress.calls < last:
         for words, scale in scales.items():
-            change = partial(torch.mul, other=scale) if words else None
+            change = partial(torch.mul, other=scale) if scale != 1 else None
             found = calls.problem.call(calls.inputs, change, lent=lent).gradients
-            if all(torch.equal(g, expected[words][name]) for name, g in found.items()):
+            if all(torch.equal(g, expected[scale][name]) for name, g in found.items()):
                 continue
             if changed := calls.differing(words, calls.first, change=change, scale=scale, lent=lent):
-                return [
-                    (name, f"is wrong for {words or 'the same inputs'}: a gradient is linear in dy") for name in changed
-                ]
+                return [(name, f"is wrong for {words}: a gradient is linear in dy") for name in changed]
     return []
 
 
-@situation("for an empty batch", "is not zero for an empty batch", (Exception,))
-def _(calls: Calls) -> Found:
-    """Where the reference takes one."""
-    batch = lengths(calls.problem)[:1]
-    other = calls.others.resized(calls.problem, {batch[0]: 0}, first_only=True) if batch and batch[0] else None
-    right = calls.right(other) if other and calls.problem.nearby is not None else {}
-    found = other.call(other.inputs).gradients if other and right else {}
-    fitting = [name for name in calls.right_here if name in found and found[name].numel() == len(right[name])]
-    return [name for name in fitting if norm(right[name]) == 0 != norm(flat(found[name]))]
+# ---- the table ----
+
+REFUSALS = (RuntimeError, ValueError, AssertionError, NotImplementedError)  # as the author of a backward may mean them
+ANY, NONE = (Exception,), ()
+SITUATIONS: list[tuple[str, Callable[[Calls], Found], tuple[type[Exception], ...]]] = [
+    ("at all", writes, NONE),
+    ("for a dy that is not contiguous", state, NONE),
+    ("for a dy that is one number, expanded, as y.sum() gives it", dy_of_ones, NONE),
+    ("in a second backward over one graph", twice, REFUSALS),
+    ("if an input requires no gradient", frozen_in_turn, REFUSALS),
+    ("if one of its outputs is not used: its dy is None", outputs_in_turn, NONE),
+    ("for inputs that are not contiguous", layout_of_inputs, REFUSALS),
+    ("for inputs that are expanded", expanded_inputs, REFUSALS),
+    ("at other inputs", same_memory, ANY),
+    ("with other labels, or at other lengths", others, ANY),
+    ("for a batch of one", batch_of_one, ANY),
+    ("when called often, or for a dy of zeros", many_calls, NONE),
+    ("for an empty batch", empty_batch, ANY),
+]
+"""When a call fails, as a report says it; the calls; and the errors of the backward that are only noted, as all errors of
+the forward are: these may be meant, and are loud."""

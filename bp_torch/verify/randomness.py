@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,39 +18,33 @@ class Randomness:
         self.seen: set[str] = set()  # the kinds of call that were made
         self.draws = False  # whether any of them drew random numbers
 
-    def alike(self, kind: str, seed: int, narrow: torch.dtype) -> AbstractContextManager[None]:
-        """A context in which to make one call of a kind."""
-        return nullcontext() if kind in self.seen and not self.draws else self._seeded(kind, seed, narrow)
+    def is_settled(self, kind: str) -> bool:
+        """Whether calls of a kind need no seed."""
+        return kind in self.seen and not self.draws
 
     @contextmanager
-    def _seeded(self, kind: str, seed: int, narrow: torch.dtype) -> Iterator[None]:
-        """Begin from the ``seed``; the generators are afterwards as they were before."""
-        before = _states()
-        try:
-            torch.default_generator.manual_seed(seed)
-            random.seed(seed)
-            if before[2]:
-                torch.cuda.manual_seed_all(seed)
-            start = _states()
-            with DrawAlike(narrow):
-                yield
-            self.seen.add(kind)
-            self.draws = self.draws or not _equal(start, _states())
-        finally:
-            torch.set_rng_state(before[0])
-            random.setstate(before[1])
-            if before[2]:
-                torch.cuda.set_rng_state_all(before[2])
+    def alike(self, kind: str, seed: int, narrow: torch.dtype) -> Iterator[None]:
+        """A context in which to make one call of a kind; the generators are afterwards as they were."""
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        before = random.getstate()
+        with torch.random.fork_rng(devices=devices):
+            try:
+                torch.default_generator.manual_seed(seed)
+                random.seed(seed)
+                for device in devices:
+                    torch.cuda.default_generators[device].manual_seed(seed)
+                start = _state(devices)
+                with DrawAlike(narrow):
+                    yield
+                self.seen.add(kind)
+                self.draws = self.draws or _state(devices) != start
+            finally:
+                random.setstate(before)
 
 
-def _states() -> tuple[Tensor, Any, list[Tensor]]:
-    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return torch.get_rng_state(), random.getstate(), on_gpu
-
-
-def _equal(one: tuple[Tensor, Any, list[Tensor]], other: tuple[Tensor, Any, list[Tensor]]) -> bool:
-    on_gpu = all(map(torch.equal, one[2], other[2]))
-    return torch.equal(one[0], other[0]) and one[1] == other[1] and on_gpu
+def _state(devices: Any) -> list[Any]:
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+    return [random.getstate(), *(state.numpy().tobytes() for state in states)]
 
 
 class DrawAlike(TorchFunctionMode):
@@ -59,17 +53,8 @@ class DrawAlike(TorchFunctionMode):
     Else ``torch.rand_like(x) > 0.5`` is another mask in float64 than in float32.
     """
 
-    DRAWS = {  # what draws, and how it draws in place
-        torch.rand: "uniform_",
-        torch.rand_like: "uniform_",
-        torch.randn: "normal_",
-        torch.randn_like: "normal_",
-        Tensor.uniform_: "",
-        Tensor.normal_: "",
-        Tensor.exponential_: "",
-        Tensor.bernoulli_: "",
-        torch.bernoulli: "bernoulli_",
-    }
+    IN_PLACE = (Tensor.uniform_, Tensor.normal_, Tensor.exponential_, Tensor.bernoulli_)
+    UNIFORM, NORMAL = (torch.rand, torch.rand_like), (torch.randn, torch.randn_like)
 
     def __init__(self, narrow: torch.dtype) -> None:
         """Round to ``narrow``."""
@@ -79,21 +64,19 @@ class DrawAlike(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func``; if it draws, draw again in float64, from the same state of the generator."""
         kwargs = kwargs or {}
-        if func not in self.DRAWS or kwargs.get("generator") is not None:
+        draws = func in (*self.IN_PLACE, *self.UNIFORM, *self.NORMAL, torch.bernoulli)
+        if not draws or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunction(), torch.no_grad():
             state = torch.get_rng_state()
-            result = func(*args, **kwargs)
-            if not result.is_floating_point():
-                return result
+            result: Tensor = func(*args, **kwargs)
             torch.set_rng_state(state)
             wide = torch.empty(result.shape, dtype=torch.float64)
-            if in_place := self.DRAWS[func]:
-                given = [args[0].double().cpu()] if in_place == "bernoulli_" else []
-                getattr(wide, in_place)(*given)
-            else:
-                func(wide, *(t.cpu() if isinstance(t, Tensor) else t for t in args[1:]), **kwargs)
-            if in_place == "uniform_":  # [0, 1) stays that
+            if func in self.UNIFORM:  # [0, 1) stays that
                 eps = torch.finfo(self.narrow).eps
-                return result.copy_((wide / eps).floor() * eps)
+                return result.copy_((wide.uniform_() / eps).floor() * eps)
+            if func in self.IN_PLACE:
+                func(wide, *(t.cpu() if isinstance(t, Tensor) else t for t in args[1:]), **kwargs)
+            else:
+                wide.normal_() if func in self.NORMAL else wide.bernoulli_(args[0].double().cpu())
             return result.copy_(wide.to(self.narrow))
