@@ -38,7 +38,8 @@ def function(forward: Callable[..., Any], backward: Backward, unused: bool = Fal
         def backward(ctx: Any, *dys: Any) -> Any:
             return backward(ctx, *dys, *ctx.inputs)
 
-    return Function.apply
+    apply: Callable[..., Any] = Function.apply
+    return apply
 
 
 # ---- one layer, and what can be wrong with its backward ----
@@ -175,9 +176,7 @@ EVERYWHERE = {  # the words, and the fault
     "returns the same memory at every call": same_buffer,
     "changes by call 1": nth(10),
     "changes by call 3": nth(30),
-    "kept from an earlier call|changes by call": by_key(
-        lambda t: t.data_ptr()
-    ),
+    "kept from an earlier call|changes by call": by_key(lambda t: t.data_ptr()),
     "something is kept from an earlier call, or|computed again": by_key(lambda t: t.shape),
     "something is kept from an earlier call, or|computed again after": only_x_by_shape,
     "is not written everywhere|changes when it is computed again": last_block_unwritten,
@@ -478,7 +477,7 @@ class WithStatistic(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *dys: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
+        y: Tensor = ctx.saved_tensors[0]
         return y * (dys[0] - (dys[0] * y).sum(-1, keepdim=True))
 
 
@@ -574,14 +573,16 @@ class Cube(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *dy: Tensor) -> Tensor:
-        return dy[0] * 3 * ctx.saved_tensors[0] ** 2
+        x: Tensor = ctx.saved_tensors[0]
+        return dy[0] * 3 * x**2
 
 
 class CubeOnce(Cube):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *dy: Tensor) -> Tensor:
-        return dy[0] * 3 * ctx.saved_tensors[0] ** 2
+        x: Tensor = ctx.saved_tensors[0]
+        return dy[0] * 3 * x**2
 
 
 class CubeDetached(Cube):
@@ -589,7 +590,8 @@ class CubeDetached(Cube):
 
     @staticmethod
     def backward(ctx: Any, *dy: Tensor) -> Tensor:
-        return dy[0].detach() * 3 * ctx.saved_tensors[0] ** 2
+        x: Tensor = ctx.saved_tensors[0]
+        return dy[0].detach() * 3 * x**2
 
 
 @pytest.mark.parametrize("reference", [None, lambda x: x**3])

@@ -193,21 +193,24 @@ def test_gradient_of_another_dtype_is_a_fault(dtype: torch.dtype) -> None:
 
 
 def test_random_numbers_are_the_same_in_every_call_and_dtype() -> None:
-    def backward(dy: Tensor, x: Tensor) -> Tensor:
-        return dy * (torch.rand_like(x) > 0.5) * 2
-
     def forward(x: Tensor) -> Tensor:
-        return x * (torch.rand_like(x) > 0.5) * 2
+        y: Tensor = x * (torch.rand_like(x) > 0.5) * 2
+        return y
+
+    def backward(dy: Tensor, x: Tensor) -> Tensor:
+        return forward(dy)
 
     class Dropout(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, x: Tensor) -> Tensor:
             ctx.keep = torch.rand_like(x) > 0.5
-            return x * ctx.keep * 2
+            y: Tensor = x * ctx.keep * 2
+            return y
 
         @staticmethod
         def backward(ctx: Any, *dy: Tensor) -> Tensor:
-            return dy[0] * ctx.keep * 2
+            dx: Tensor = dy[0] * ctx.keep * 2
+            return dx
 
     note = "draws random numbers: every call starts from the same seed"
     before = torch.get_rng_state()

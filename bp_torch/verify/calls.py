@@ -467,5 +467,5 @@ SITUATIONS: list[tuple[str, Callable[[Calls], Found], tuple[type[Exception], ...
     ("when called often, or for a dy of zeros", many_calls, NONE),
     ("for an empty batch", empty_batch, ANY),
 ]
-"""When a call fails, as a report says it; the calls; and the errors of the backward that are only noted, as all errors of
-the forward are: these may be meant, and are loud."""
+"""When a call fails, in words; the calls; and the errors of the backward that are only noted, as all errors of the
+forward are: these may be meant, and are loud."""

@@ -47,8 +47,8 @@ def check(
             on. None of the tensors needs to require a gradient; they are copied with their strides, and never changed.
         gradient: the hand-written gradient, as a function that is called like ``function``, or as the tensors
             themselves; one for each input, in the same order or under the same names, None for one that is not given.
-            A function is called some forty times in all the ways that calls.py lists. None: what autograd computes through ``function``, which goes through your own
-            ``torch.autograd.Function``.
+            A function is called some forty times, in the ways that calls.py lists. None: what autograd computes through
+            ``function``, which goes through your own ``torch.autograd.Function``.
         names: of the inputs, for the report; else those of the mapping, or of the function's own arguments.
         reference: the same function in plain differentiable operations, for the references; None: ``function``.
             If both this and ``gradient`` are None, central differences are the only reference.
@@ -73,9 +73,8 @@ def check(
     """
     tensors = None if gradient is None or callable(gradient) else gradient
     backward = gradient if callable(gradient) else None
-    problem = Problem(
-        *named(inputs, names, function), function, reference, backward, tensors, seed=seed, frozen=frozen, nearby=nearby
-    )
+    more: Any = {"seed": seed, "frozen": frozen, "nearby": nearby}
+    problem = Problem(*named(inputs, names, function), function, reference, backward, tensors, **more)
     return check_problem(problem, tolerance, coordinates, seconds, batch_size, second_order, hypotheses)
 
 
@@ -98,16 +97,8 @@ def check_layer(
     layer that keeps what it needs. The scalar is Σ y ⊙ dy with random numbers dy in the shape of the outputs y: its
     gradient is ``backward`` at that dy. The other arguments (``options``) and the errors are those of ``check``.
     """
-    problem = Problem(
-        *named(inputs, names, forward),
-        forward,
-        reference,
-        backward,
-        scalar=False,
-        seed=seed,
-        frozen=frozen,
-        nearby=nearby,
-    )
+    more: Any = {"seed": seed, "frozen": frozen, "nearby": nearby}
+    problem = Problem(*named(inputs, names, forward), forward, reference, backward, scalar=False, **more)
     return check_problem(problem, **options)
 
 
@@ -116,7 +107,7 @@ def check_module(module: nn.Module, inputs: Inputs, *, reference: nn.Module | No
 
     ``reference`` is a module with the same parameter names in plain operations; None: central differences alone decide.
     Parameters that require no gradient are not judged. Buffers (a running mean) start each call as they are now. The
-    gradients are those that ``.backward()`` leaves, so a backward may compute the forward again (torch.utils.checkpoint).
+    gradients are those that ``.backward()`` leaves, as a backward that computes the forward again may need it.
     """
     listed = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     judged = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
@@ -129,12 +120,9 @@ def check_module(module: nn.Module, inputs: Inputs, *, reference: nn.Module | No
         right = plain if reference is not None else None
         more: Any = {"scalar": False, "shared": list(judged), "accumulates": True} | own
         report = check_problem(Problem(arguments, False, forward, right, **more), **options)
-    text = (
-        "autograd never calls the method backward of {}: give it as backward= to check_layer, or to a Function".format
-    )
-    return replace(
-        report, findings=report.findings + [Finding("setup", n, text(s)) for s in stray for n in report.gradients]
-    )
+    text = "autograd never calls the method backward of {}: give it to check_layer, or put it into an autograd.Function"
+    findings = [Finding("setup", name, text.format(one)) for one in stray for name in report.gradients]
+    return replace(report, findings=report.findings + findings)
 
 
 def check_problem(
@@ -216,7 +204,7 @@ def taylor_slopes(candidate: Candidate) -> dict[str, float]:
     return found
 
 
-class OnceDifferentiable(Exception):
+class OnceDifferentiableError(Exception):
     """Says that a backward is marked as ``once_differentiable``: autograd would take its derivative for zero."""
 
 
@@ -224,7 +212,7 @@ def second_report(problem: Problem, *options: Any) -> Report:
     """The report on the derivatives of the gradient."""
     try:
         return check_problem(second_order_of(problem), *options)
-    except OnceDifferentiable:
+    except OnceDifferentiableError:
         text = "has no second derivative: its backward is marked once_differentiable"
         return Report([], [Finding("problem", f"{name} (second order)", text) for name in problem.inputs])
 
@@ -254,7 +242,7 @@ def second_order_of(problem: Problem) -> Problem:
                 y, list(leaves.values()), values[len(problem.arguments) :], create_graph=True, allow_unused=True
             )
             if is_once_differentiable(found):
-                raise OnceDifferentiable
+                raise OnceDifferentiableError
             total = next(iter(leaves.values())).real.sum() * 0
             for t, g in zip(leaves.values(), found, strict=True):
                 v = torch.randn(t.shape, generator=generator).to(t.device, t.real.dtype)

@@ -6,6 +6,7 @@ zeros stay zero, no entry changes its sign unless there are as many of either. O
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ class Elsewhere:
                 new = correct(new)
             return new
 
-        other = {name: copy_of(t, None, lambda t, name=name: change(name, t)) for name, t in problem.inputs.items()}
+        other = {name: copy_of(t, None, partial(change, name)) for name, t in problem.inputs.items()}
         return replace(problem, arguments=problem.arguments | other)
 
     def relabelled(self, problem: Problem) -> tuple[Problem, list[str]]:
@@ -67,7 +68,7 @@ class Elsewhere:
         for name, t in problem.arguments.items():
             if not isinstance(t, Tensor) or has_gradient(t) or t.ndim == 0 or t.numel() < 2:
                 continue
-            d = 0 if batches.count(t.shape[0]) > 1 else max(range(t.ndim), key=lambda d, t=t: t.shape[d])
+            d = 0 if batches.count(t.shape[0]) > 1 else t.shape.index(max(t.shape))
             if (t.ndim == 1 and (t[1:] >= t[:-1]).all()) or (t.ndim > 1 and torch.equal(t, t.tril())):
                 continue
             new = t.index_select(d, torch.randperm(t.shape[d], generator=generator).to(t.device))
@@ -119,18 +120,34 @@ def domain(t: Tensor) -> list[Correction]:
     eps = min(32 * torch.finfo(t.dtype).eps, 0.02)
     low, high = (float(bound) for bound in wide.aminmax())
     for d in (d for d in range(t.ndim) if t.shape[d] > 1):
-        total, size = _constant(wide.sum(d), eps, max(-low, high)), None
+        total = _constant(wide.sum(d), eps, max(-low, high))
         if total == 0:
-            found.append(lambda new, d=d: new - new.mean(d, keepdim=True))
+            found.append(partial(_centred, d=d))
         elif total is not None and low >= 0:
-            found.append(lambda new, d=d, total=total: new * (total / new.sum(d, keepdim=True)))
+            found.append(partial(_summing_to, d=d, total=total))
         elif size := _constant(torch.linalg.vector_norm(wide, dim=d), eps, max(-low, high)):
-            found.append(lambda new, d=d, size=size: normalize(new, dim=d) * size)
+            found.append(partial(_of_norm, d=d, size=size))
         elif high <= 0 and _constant(wide.exp().sum(d), eps, 1.0):
-            found.append(lambda new, d=d: new - new.logsumexp(d, keepdim=True))
+            found.append(partial(torch.log_softmax, dim=d))
         if t.shape[d] > 2 and (wide.diff(dim=d) >= 0).all():
-            found.append(lambda new, d=d: new.sort(d).values)
+            found.append(partial(_sorted, d=d))
     return found
+
+
+def _centred(t: Tensor, d: int) -> Tensor:
+    return t - t.mean(d, keepdim=True)
+
+
+def _summing_to(t: Tensor, d: int, total: float) -> Tensor:
+    return t * (total / t.sum(d, keepdim=True))
+
+
+def _of_norm(t: Tensor, d: int, size: float) -> Tensor:
+    return normalize(t, dim=d) * size
+
+
+def _sorted(t: Tensor, d: int) -> Tensor:
+    return t.sort(d).values
 
 
 def _constant(values: Tensor, eps: float, size: float) -> float | None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def lent(module: nn.Module, names: Sequence[str]) -> Iterator[tuple[Callable[..., Any], list[str]]]:
-    """The module as a function of its inputs and then of the parameters called ``names``; it is itself again afterwards.
+    """The module as a function of its inputs and of the parameters called ``names``; it is itself again afterwards.
 
     They stay in it when the call is over, as a backward that computes the forward again needs them. Also yields a list:
     when all is done, the classes of the modules in it with a method ``backward`` that was never called.

@@ -275,14 +275,14 @@ def autograd(function: Callable[[Tensors], Any], inputs: Tensors) -> tuple[Tenso
             if "incompatible with .grad()" not in str(error):
                 raise
             _scalar(differentiable(function, leaves, inputs)).backward()  # torch.utils.checkpoint may want this
-            several = tuple(leaf.grad for leaf in leaves.values())
+            several = tuple(leaf.grad for leaf in leaves.values())  # type: ignore[misc]
         found = dict(zip(leaves, several, strict=True))
     gradients = {n: torch.zeros_like(t) if (g := found[n]) is None else _dense(n, g, t) for n, t in leaves.items()}
     return value.detach(), gradients, [name for name, g in found.items() if g is None]
 
 
 def differentiable(function: Callable[[Tensors], Any], leaves: Tensors, values: Tensors) -> Any:
-    """``function`` of leaves; of copies of the same ``values`` if it works in place, which autograd forbids for a leaf."""
+    """``function`` of leaves; of copies of the ``values`` if it works in place, which autograd forbids for a leaf."""
     try:
         return function(leaves)
     except RuntimeError as error:
