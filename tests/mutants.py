@@ -280,7 +280,7 @@ verify/elsewhere.py: test_verify_calls.py -k "right_backward or labels"
 verify/randomness.py: test_verify_traps.py -k "random_numbers"
     torch.default_generator.manual_seed(seed)          =>  pass
     with DrawAlike(narrow):                            =>  if True:
-verify/modules.py: test_verify_calls.py -k "module or tied or recomputation"
+verify/modules.py: test_verify_calls.py -k "module or tied or recomputation or method"
     put(*slot)                                         =>  pass
     uncalled = [type(m).__name__ for m in stray]       =>  uncalled = list[str]()
 verify/judge.py: test_verify.py test_verify_traps.py -k "another_dtype"

@@ -116,7 +116,7 @@ def is_symmetric(t: Tensor) -> bool:
 
 def domain(t: Tensor) -> list[Correction]:
     """What brings a tensor that was moved back to sums, norms or an order that ``t`` has along a dimension."""
-    found, wide = list[Correction](), t.detach().double() if t.device.type != "mps" else t.detach().float()
+    found, wide = list[Correction](), t.detach().to(torch.promote_types(t.dtype, torch.float32))
     eps = min(32 * torch.finfo(t.dtype).eps, 0.02)
     low, high = (float(bound) for bound in wide.aminmax())
     for d in (d for d in range(t.ndim) if t.shape[d] > 1):
