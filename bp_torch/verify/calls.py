@@ -7,7 +7,7 @@ only if it differs from the reference in that situation, too. At other inputs th
 import math
 import secrets
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
@@ -27,6 +27,7 @@ SCALE = -2.0  # a power of two: it changes no rounding
 MOST_IN_TURN = 8  # inputs that are frozen one at a time, and outputs that are used alone
 LEAST_CALLS = 31
 KEPT = "is right at these inputs, and off by {} at others: something is kept from an earlier call"
+Errors = tuple[type[Exception], ...]
 Found = Iterable[tuple[str, str]]  # the name of a gradient, and what is wrong with it
 
 
@@ -34,27 +35,33 @@ def make_calls(candidate: Candidate) -> None:
     """Call in every situation until one shows a fault; then in float64."""
     if candidate.problem.tensors is not None or not candidate.first:
         return
-    calls, progress = Calls(candidate), candidate.problem.progress
-    for when, find, refusals in SITUATIONS:
-        if any(finding.kind in ("problem", "setup") for finding in candidate.findings):
-            break
-        found = list[tuple[str, str]]()
-        try:
-            for one in find(calls):
-                found.append(one)
-            if found and calls.is_steady and (changed := calls.differing("again", calls.first)):
-                found = [(name, f"changes by call {progress.calls}, with the same inputs") for name in changed]
-        except Exception as error:
-            text = f"fails {when}: {first_line(error)}"
-            if progress.stage == "forward" or isinstance(error, refusals):
-                candidate.notes.append(f"it {text}")
-            else:
-                found = [(name, text) for name in candidate.first]
-        for name, words in found:
-            candidate.say("problem", [name], words)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an empty batch, say, which is not the caller's
+        calls = Calls(candidate)
+        for when, find, refusals in SITUATIONS:
+            for name, words in findings_of(calls, when, find, refusals):
+                candidate.say("problem", [name], words)
+            if any(finding.kind in ("problem", "setup") for finding in candidate.findings):
+                break
     candidate.call_in_float64()
     if candidate.problem.randomness.draws:
         candidate.notes.append("it draws random numbers: every call starts from the same seed")
+
+
+def findings_of(calls: "Calls", when: str, find: Callable[["Calls"], Found], refusals: Errors) -> Found:
+    """Call in one situation, and say what is wrong there, or that it fails."""
+    found, progress = list[tuple[str, str]](), calls.problem.progress
+    try:
+        for one in find(calls):
+            found.append(one)
+        if found and calls.is_steady and (changed := calls.differing("again", calls.first)):
+            return [(name, f"changes by call {progress.calls}, with the same inputs") for name in changed]
+    except Exception as error:
+        text = f"fails {when}: {first_line(error)}"
+        if progress.stage == "backward" and not isinstance(error, refusals):
+            return [(name, text) for name in calls.first]
+        calls.candidate.notes.append(f"it {text}")
+    return found
 
 
 class Calls:
@@ -136,10 +143,13 @@ class Calls:
         """The gradients that are wrong at the check's inputs."""
         return self.off(self.first, self.problem, self.right(self.problem))
 
-    def off_at(self, other: Problem | None, memory: Tensors | None = None) -> dict[str, str]:
+    def off_at(
+        self, other: Problem | None, memory: Tensors | None = None, lengths: Mapping[int, int] | None = None
+    ) -> dict[str, str]:
         """By how much gradients that are right here are off at another problem; those of another shape are left out.
 
-        The inputs come in this ``memory``, or in their own.
+        The inputs come in this ``memory``, or in their own. A gradient may have one of the old ``lengths`` as a number
+        in it: it is made for these, as one is that has another shape.
         """
         problems, found = [other], dict[str, str]()
         if self.references.eps > 1e-5 and other:  # 16 bits: by chance a kink may lie at these very numbers
@@ -152,6 +162,10 @@ class Calls:
             result = copies(one.call(one.inputs, lent=lent).gradients)
             self.fits = all(g.shape == one.inputs[name].shape for name, g in result.items())
             errors = self.off({n: result[n] for n in self.right_here if n in result}, one, right) if self.fits else {}
+            for old, new in (lengths or {}).items() if errors else ():
+                for factor in (old / new, new / old) if new else ():
+                    still = self.off({name: result[name] * factor for name in errors}, one, right)
+                    errors = {name: error for name, error in errors.items() if name in still}
             found = {name: f"{error:.0%}" for name, error in errors.items() if one is other or name in found}
             if not found:
                 break
@@ -278,9 +292,7 @@ def new_memory_is_nan() -> Iterator[None]:
     set_mode = torch._C._set_deterministic_algorithms  # the public function loads the compiler
     set_mode(True, warn_only=True)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         set_mode(before[0], warn_only=before[1])
 
@@ -388,7 +400,7 @@ def others(calls: Calls) -> Found:
     moved = calls.others.moved(labelled, seed, mirrored=True) or labelled
     calls.fits = False
     try:
-        off = calls.off_at(calls.others.resized(moved, shorter))
+        off = calls.off_at(calls.others.resized(moved, shorter), lengths=shorter)
     except Exception:  # it may be made for these lengths
         off = {}
     if not off and calls.fits:
@@ -399,7 +411,7 @@ def others(calls: Calls) -> Found:
         yield name, f"is right with these {', '.join(names)}, and off by {error} with other ones: are they kept?"
     other = calls.others.resized(calls.problem, shorter)
     shapes = ", ".join(str(list(t.shape)) for t in other.inputs.values())
-    for name, error in calls.off_at(other).items():
+    for name, error in calls.off_at(other, lengths=shorter).items():
         yield name, f"is right at these lengths, and off by {error} at others: {shapes}"
 
 
@@ -412,7 +424,8 @@ def batch_of_one(calls: Calls) -> Found:
     """The first length, wherever it comes first."""
     batch = lengths(calls.problem)[:1]
     if calls.problem.nearby is not None and batch and batch[0] > 1:
-        for name, error in calls.off_at(calls.others.resized(calls.problem, {batch[0]: 1}, first_only=True)).items():
+        other = calls.others.resized(calls.problem, {batch[0]: 1}, first_only=True)
+        for name, error in calls.off_at(other, lengths={batch[0]: 1}).items():
             yield name, f"is off by {error} for a batch of one"
 
 
@@ -452,7 +465,7 @@ def many_calls(calls: Calls) -> Found:
 
 REFUSALS = (RuntimeError, ValueError, AssertionError, NotImplementedError)  # as the author of a backward may mean them
 ANY, NONE = (Exception,), ()
-SITUATIONS: list[tuple[str, Callable[[Calls], Found], tuple[type[Exception], ...]]] = [
+SITUATIONS: list[tuple[str, Callable[[Calls], Found], Errors]] = [
     ("at all", writes, NONE),
     ("for a dy that is not contiguous", state, NONE),
     ("for a dy that is one number, expanded, as y.sum() gives it", dy_of_ones, NONE),

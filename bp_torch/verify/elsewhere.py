@@ -28,7 +28,9 @@ class Elsewhere:
         movable = {n: t for n, t in problem.inputs.items() if t.numel() and not t.is_complex() and t.isfinite().all()}
         self.symmetric = {name for name, t in movable.items() if is_symmetric(t)}
         self.whole = {name for name, t in movable.items() if t.numel() > 1 and torch.equal(t, t.round())}
-        self.domains = {n: domain(t) for n, t in movable.items() if n not in self.symmetric | self.whole}
+        self.orthogonal = {name for name, t in movable.items() if is_orthogonal(t)}
+        kinds = self.symmetric | self.whole | self.orthogonal
+        self.domains = {name: domain(t) for name, t in movable.items() if name not in kinds}
 
     def moved(self, problem: Problem, seed: int, mirrored: bool = False, part: float | None = None) -> Problem | None:
         """At inputs changed by up to ``part`` of themselves, else by ``nearby``; None if there are to be none.
@@ -42,6 +44,8 @@ class Elsewhere:
         generator, part = torch.Generator().manual_seed(seed), part or self.nearby
 
         def change(name: str, t: Tensor) -> Tensor:
+            if name in self.orthogonal:  # the rows are a rotation of those that were
+                return torch.cat([t[..., 1:, :], t[..., :1, :] * (-1) ** (t.shape[-2] - 1)], -2)
             if name in self.whole - self.symmetric:  # labels, counts, masks
                 return t.roll(1, 0)
             noise = (part * (2 * torch.rand(t.shape, generator=generator) - 1)).to(t.device, t.real.dtype)
@@ -80,7 +84,7 @@ class Elsewhere:
     def resized(self, problem: Problem, lengths: Mapping[int, int], first_only: bool = False) -> Problem:
         """With some lengths of all tensors replaced by smaller ones, or only where they come first."""
         arguments = dict(problem.arguments)
-        for name, t in arguments.items():
+        for name, t in arguments.items() if not self.orthogonal else ():
             if not isinstance(t, Tensor):
                 continue
             new = t
@@ -114,8 +118,16 @@ def is_symmetric(t: Tensor) -> bool:
     return bool((t - t.mT).abs().max() <= 8 * torch.finfo(t.dtype).eps * t.abs().max())
 
 
+def is_orthogonal(t: Tensor) -> bool:
+    """Whether it holds square matrices whose rows are orthogonal to rounding error, and of norm 1."""
+    if t.ndim < 2 or t.shape[-1] != t.shape[-2] or t.shape[-1] == 1:
+        return False
+    wide = t.to(torch.promote_types(t.dtype, torch.float32))
+    return bool((wide @ wide.mT - torch.eye(t.shape[-1]).to(wide)).abs().max() <= 32 * torch.finfo(t.dtype).eps)
+
+
 def domain(t: Tensor) -> list[Correction]:
-    """What brings a tensor that was moved back to sums, norms or an order that ``t`` has along a dimension."""
+    """Return changes that bring a moved tensor back to sums, norms or an order that ``t`` has along a dimension."""
     found, wide = list[Correction](), t.detach().to(torch.promote_types(t.dtype, torch.float32))
     eps = min(32 * torch.finfo(t.dtype).eps, 0.02)
     low, high = (float(bound) for bound in wide.aminmax())
