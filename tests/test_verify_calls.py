@@ -662,7 +662,7 @@ def reversible(inner: Any, x: Tensor) -> Tensor:
     ],
 )
 def test_module_whose_backward_computes_the_forward_again(run: Callable[..., Tensor]) -> None:
-    inner, x = Layer(), randn(4, 3).float()
+    inner, x = Layer().double(), randn(4, 3)
     before = {name: t.clone() for name, t in inner.state_dict().items()}
     plain = Wrapped(inner, lambda inner, x: inner(x))
     for reference in (plain, None):

@@ -237,6 +237,8 @@ def test_what_is_random_whatever_the_seed_is_called_that() -> None:
     own = random.SystemRandom()
     report = check_layer(torch.tanh, X, lambda dy, x: tanh_backward(dy, x) * own.random())
     assert report.verdict == "SETUP" and "draws random numbers of its own" in str(report)
+    report = check_layer(lambda x: x * own.random(), X, lambda dy, x: dy)
+    assert report.verdict == "SETUP" and "for the same inputs" in str(report)
 
 
 # ---- what can be checked ----

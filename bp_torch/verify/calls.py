@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from bp_torch.verify.candidate import Candidate
+from bp_torch.verify.compare import rounding_noise
 from bp_torch.verify.elsewhere import Elsewhere
 from bp_torch.verify.problem import Change, Problem, Tensors, autograd, copies, flat, in_float64, norm, not_contiguous
 from bp_torch.verify.references import NOISE_FACTOR, first_line
-from bp_torch.verify.rounding import rounding_noise
 
 SCALE = -2.0  # a power of two: it changes no rounding
 MOST_IN_TURN = 8  # inputs that are frozen one at a time, and outputs that are used alone
@@ -60,7 +60,7 @@ def findings_of(calls: "Calls", when: str, find: Callable[["Calls"], Found], ref
         text = f"fails {when}: {first_line(error)}"
         if progress.stage == "backward" and not isinstance(error, refusals):
             return [(name, text) for name in calls.first]
-        calls.candidate.notes.append(f"it {text}")
+        calls.candidate.notes += [f"it {text}"] if refusals is not ANY else []
     return found
 
 
@@ -136,7 +136,9 @@ class Calls:
         here, tolerance = self.references.gradients.get("autograd", {}), self.references.tolerance
         known = {n: flat(g) for n, g in self.first.items() if n in here and g.numel() == self.inputs[n].numel()}
         known = {n: g for n, g in known.items() if len(g) == len(here[n])}
-        return [n for n, g in known.items() if norm(g - here[n]) <= tolerance * norm(here[n])]
+        known = {n: g for n, g in known.items() if norm(g - here[n]) <= tolerance * norm(here[n])}
+        largest = {n: tolerance * float(here[n].abs().max()) if len(g) else 0.0 for n, g in known.items()}
+        return [n for n, g in known.items() if not (abs(g - here[n]) > 2 * largest[n]).any()]  # no entry is on a kink
 
     @cached_property
     def off_here(self) -> dict[str, float]:
@@ -481,4 +483,4 @@ SITUATIONS: list[tuple[str, Callable[[Calls], Found], Errors]] = [
     ("for an empty batch", empty_batch, ANY),
 ]
 """When a call fails, in words; the calls; and the errors of the backward that are only noted, as all errors of the
-forward are: these may be meant, and are loud."""
+forward are: these may be meant, and are loud. Nothing is noted if there are ANY: it may be made for its own inputs."""

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from bp_torch.verify.compare import DtypesSeen
 from bp_torch.verify.problem import CallResult, Change, Tensors, copies, flat, in_float64
 from bp_torch.verify.references import References
 from bp_torch.verify.report import Finding, Kind
-from bp_torch.verify.rounding import DtypesSeen
 
 
 class Candidate:

@@ -104,8 +104,7 @@ class Problem:
             scalar = outputs[0].reshape(())
             return scalar * change(torch.ones_like(scalar)).sum() if change else scalar
         dys = [change(dy) if change else dy for dy in self._drawn_for(outputs)]
-        products = [y * dy.conj() if y.is_complex() else y * dy for y, dy in zip(outputs, dys, strict=True)]
-        return reduce(torch.add, [(p.real if p.is_complex() else p).sum() for p in products])
+        return reduce(torch.add, map(weighted_sum, outputs, dys))
 
     def outputs(self, function: Callable[..., Any], t: Tensors) -> list[Tensor]:
         """The tensors that a function returns. Raises TypeError and ValueError as ``check`` does."""
@@ -143,12 +142,14 @@ class Problem:
     def _drawn_for(self, outputs: list[Tensor]) -> list[Tensor]:
         """These, drawn once for each dtype and shape: not to be written into."""
         key = tuple((y.shape, y.dtype, y.device) for y in outputs)
-        if key not in self.drawn:
+        if key in self.drawn:
+            return self.drawn[key]
+        with torch._C.DisableTorchFunction():  # DtypesSeen looks for what the function does
             generator = torch.Generator().manual_seed(self.seed + 10**6)  # not what the inputs may have been drawn as
             kinds = [torch.complex128 if y.is_complex() else torch.float64 for y in outputs]
             drawn = [torch.randn(y.shape, generator=generator, dtype=k) for y, k in zip(outputs, kinds, strict=True)]
             self.drawn[key] = [dy.to(self._narrow(y)).to(y) for dy, y in zip(drawn, outputs, strict=True)]
-        return self.drawn[key]
+            return self.drawn[key]
 
     def _narrow(self, y: Tensor) -> torch.dtype:
         """The dtype that dy is rounded to: that of the check, so that in float64 it is the same numbers."""
@@ -298,6 +299,30 @@ def require_dependence(outputs: list[Tensor], inputs: Tensors) -> None:
     if not any(y.requires_grad for y in outputs):
         text = f"as far as autograd can see, the function does not depend on {', '.join(inputs)}"
         raise ValueError(f"{text}: does it detach them, or leave torch?")
+
+
+def weighted_sum(y: Tensor, dy: Tensor) -> Tensor:
+    """Re Σ y ⊙ conj(dy), ()."""
+    if y.requires_grad:
+        total: Tensor = WeightedSum.apply(y, dy)
+        return total
+    return (y * dy.conj()).sum().real if y.is_complex() else (y * dy).sum()
+
+
+class WeightedSum(torch.autograd.Function):
+    """Re Σ y ⊙ conj(dy), (), whose gradient by y is dy as it is: no product in it rounds."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, dy: Tensor) -> Tensor:
+        """From y and dy in one shape."""
+        ctx.save_for_backward(dy)
+        return weighted_sum(y.detach(), dy)
+
+    @staticmethod
+    def backward(ctx: Any, *g: Any) -> tuple[Tensor, None]:
+        """By y, for the gradient g () of the sum, which is 1."""
+        (dy,) = ctx.saved_tensors
+        return (dy.clone() if float(g[0]) == 1 else g[0] * dy), None
 
 
 # ---- what can be checked ----
