@@ -501,6 +501,8 @@ class Judge:
             return "differs, and no pattern that is known explains it"
         limit = tolerance * float(estimate.values.abs().max()) + self.references.underflow
         entries = torch.arange(len(given)) if estimate.entries is None else estimate.entries
+        if len(entries) < len(given) and not ((given[entries] - estimate.values).abs() > limit).any():
+            return "differs along random directions: in entries that were not compared by themselves"
         return furthest(given[entries], estimate.values, limit, lambda i: self._place(name, int(entries[i])))
 
     def _place(self, name: str, i: int) -> list[int]:
