@@ -245,16 +245,17 @@ verify/references.py: test_verify.py -k "beyond_the_tolerance or only_rounding_e
     NOISE_FACTOR = 4.0                                 =>  NOISE_FACTOR = 0.0
 verify/report.py: test_verify.py -k "beyond_the_tolerance or tiny_and_huge or identical_means"
     return self.error_ratio <= 1                       =>  return self.error_ratio <= 1.5
-verify/compare.py: test_verify.py -k "beyond_the_tolerance or tiny_and_huge or identical_means"
+verify/report.py: test_verify.py -k "beyond_the_tolerance or tiny_and_huge or identical_means"
     allowed = self.tolerance * self.size + together    =>  allowed = self.tolerance * max(self.size, 1.0) + together
     torch.equal(ours.view(torch.int64), theirs.view(torch.int64))  =>  torch.equal(ours, theirs)
 verify/problem.py: test_verify.py -k "beyond_the_tolerance or tiny_and_huge or identical_means"
     if 1e-100 < plain < 1e100 or                       =>  if True or
-verify/compare.py: test_verify.py -k "beyond_the_tolerance or only_rounding_error"
+verify/differences.py: test_verify.py -k "beyond_the_tolerance or only_rounding_error"
     (self.units * torch.finfo(t.dtype).eps)            =>  (1000 * self.units * torch.finfo(t.dtype).eps)
     (self.units * torch.finfo(t.dtype).eps)            =>  (self.units * torch.finfo(t.dtype).eps / 1000)
-verify/compare.py: test_verify_proof.py -k "l1_loss"
+verify/differences.py: test_verify_proof.py -k "l1_loss"
     root_mean_square(many[n]) < 8 *                    =>  root_mean_square(many[n]) < 0 *
+verify/report.py: test_verify_proof.py -k "l1_loss"
     left = norm((error - self.uncertainty - each).clamp_(min=0))  =>  left = max(norm(error) - norm(each), 0)
 verify/differences.py: test_verify.py -k "kink or tiny_and_huge or random_noise"
     kinked = before / 8 < uncertainty <= 2 * before    =>  kinked = False
@@ -294,7 +295,7 @@ verify/calls.py: test_verify_calls.py
 verify/elsewhere.py: test_verify_calls.py -k "right_backward or labels"
     if name in self.symmetric:                         =>  if False:
     found[name] = new                                  =>  pass
-verify/randomness.py: test_verify_traps.py -k "random_numbers"
+verify/problem.py: test_verify_traps.py -k "random_numbers"
     torch.default_generator.manual_seed(seed)          =>  pass
     with DrawAlike(narrow):                            =>  if True:
 verify/modules.py: test_verify_calls.py -k "module or tied or recomputation or method"
@@ -312,6 +313,7 @@ verify/diagnose.py: test_verify_words.py
     apart(factor, 1)[0]                                =>  format(factor, '.6g')
 verify/patterns.py: test_verify_words.py
     ours.where(~chosen, right), right                  =>  ours[~chosen], right[~chosen]
+verify/report.py: test_verify_words.py
     (*range(digits, 17, 3), 17)                        =>  (digits,)
 verify/bench.py: test_verify_cases.py
     len(reports) == len(case.dtypes) and               =>  len(reports) < len(case.dtypes) or

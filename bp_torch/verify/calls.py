@@ -17,11 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bp_torch.verify.candidate import Candidate
-from bp_torch.verify.compare import rounding_noise
+from bp_torch.verify.differences import DtypesSeen, rounding_errors
 from bp_torch.verify.elsewhere import Elsewhere
-from bp_torch.verify.problem import Change, Problem, Tensors, autograd, copies, flat, in_float64, norm, not_contiguous
-from bp_torch.verify.references import NOISE_FACTOR, first_line
+from bp_torch.verify.problem import (
+    CallResult,
+    Change,
+    Problem,
+    Tensors,
+    autograd,
+    copies,
+    flat,
+    in_float64,
+    norm,
+    not_contiguous,
+)
+from bp_torch.verify.references import NOISE_FACTOR, References, first_line
+from bp_torch.verify.report import Finding, Kind
 
 SCALE = -2.0  # a power of two: it changes no rounding
 MOST_IN_TURN = 8  # inputs that are frozen one at a time, and outputs that are used alone
@@ -29,6 +40,63 @@ LEAST_CALLS = 31
 KEPT = "is right at these inputs, and off by {} at others: something is kept from an earlier call"
 Errors = tuple[type[Exception], ...]
 Found = Iterable[tuple[str, str]]  # the name of a gradient, and what is wrong with it
+
+
+class Candidate:
+    """The ``gradients`` under test, by name, with what is found out by calling them; also in float64."""
+
+    def __init__(self, references: References) -> None:
+        """Take the tensors, or make the first call."""
+        self.references, self.problem, self.inputs = references, references.problem, references.inputs
+        self.findings: list[Finding] = []
+        self.diagnoses: dict[str, str] = {}  # by name, what explains a wrong gradient, as far as the calls show it
+        self.notes: list[str] = []
+        self.outputs: list[Tensor] = []  # of the forward
+        self.dys: list[Tensor] = []  # that the backward was given
+        self.in_float64: Tensors = {}  # the gradients computed from float64 inputs, flat, if they can be
+        self.outputs_in_float64: list[Tensor] = []
+        self.eps_in_float64 = 0.0  # the rounding of the coarsest dtype that this computes in
+        self.call = CallResult({}, {})  # the first
+        for name in self.problem.arguments:
+            if name not in self.inputs and self.problem.is_frozen(name):
+                self.say("unjudged", [name], "it is frozen")
+        if self.problem.tensors is not None:
+            self.first = self.gradients = self.problem.by_name(self.problem.tensors)
+            return
+        self.call = call = self.problem.call(self.inputs)
+        self.first, self.gradients = copies(call.gradients), copies(call.gradients)
+        self.outputs = [y.detach().clone() for y in call.outputs]
+        self.dys = [dy.detach().clone() for dy in call.dys]
+
+    def say(self, kind: Kind, names: Iterable[str], words: str) -> None:
+        """Add a finding on each of these gradients."""
+        self.findings += [Finding(kind, name, words) for name in names]
+
+    def again(self, inputs: Tensors | None = None, change: Change | None = None, **way: object) -> Tensors:
+        """The gradients of another call, copied; ``way`` is for ``Problem.call``."""
+        return copies(self.problem.call(self.inputs if inputs is None else inputs, change, **way).gradients)
+
+    def same(self, one: Tensor, other: Tensor, name: str) -> bool:
+        """Whether two results for a gradient are equal to rounding error."""
+        return one.dtype == other.dtype and self.references.same(one, other, name)
+
+    def call_in_float64(self) -> None:
+        """Compute by the same formula without most of its rounding, if the function computes in float64."""
+        references = self.references
+        if references.eps <= torch.finfo(torch.float64).eps or references.strict or references.inputs64 is None:
+            return
+        # Outside DtypesSeen, which else sees the inputs' own dtype: then nothing counts as run in float64, and a small
+        # fault in 16 bits passes without a word.
+        inputs64 = in_float64(self.inputs)
+        try:
+            with DtypesSeen() as seen:
+                call = self.problem.call(inputs64)
+        except Exception:  # whatever it raises: it was not made for float64
+            return
+        found = call.gradients
+        if all(name in found and found[name].shape == g.shape for name, g in self.first.items()):
+            self.in_float64, self.outputs_in_float64 = {name: flat(g) for name, g in found.items()}, call.outputs
+            self.eps_in_float64 = seen.eps
 
 
 def make_calls(candidate: Candidate) -> None:
@@ -124,10 +192,10 @@ class Calls:
         far = [n for n, g in ours.items() if not norm(g - right[n]) <= rooms[n]]
         if not far:
             return {}
-        noise = rounding_noise(partial(problem.value, change=change), problem.inputs, problem.seed)
+        noise = rounding_errors(partial(problem.value, change=change), problem.inputs, problem.seed)
         best = self.right(problem, change, wide=True) if self.references.inputs64 else {}
         errors = {n: min(norm(ours[n] - one[n]) for one in (right, best) if one) for n in far}
-        wrong = [n for n in far if not errors[n] <= rooms[n] + NOISE_FACTOR * math.sqrt(float(noise[n].sum()))]
+        wrong = [n for n in far if not errors[n] <= rooms[n] + NOISE_FACTOR * norm(noise[n]) / math.sqrt(len(noise[n]))]
         return {n: errors[n] / norm(right[n]) if norm(right[n]) else math.inf for n in wrong}
 
     @cached_property

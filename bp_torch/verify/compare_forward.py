@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bp_torch.verify.candidate import Candidate
-from bp_torch.verify.compare import SAMPLES, Allowance, Estimate, PerturbLastDigit, root_mean_square
-from bp_torch.verify.differences import CENTRAL_ACCURACY, Differences
+from bp_torch.verify.calls import Candidate
+from bp_torch.verify.differences import CENTRAL_ACCURACY, SAMPLES, Differences, PerturbLastDigit, root_mean_square
 from bp_torch.verify.problem import Problem, Tensors, copies, flat, in_float64, norm
 from bp_torch.verify.references import ALLOWED_IN_FLOAT64, EPS32, NOISE_FACTOR, References, tolerance_of
-from bp_torch.verify.report import Report
+from bp_torch.verify.report import Allowance, Estimate, Report
 
 
 def with_forward(report: Report, candidate: Candidate, expected: Callable[..., Any]) -> Report:

@@ -18,11 +18,11 @@ import torch
 from torch import Size, Tensor
 
 from bp_torch.text import count
-from bp_torch.verify.candidate import Candidate
-from bp_torch.verify.compare import Estimate
-from bp_torch.verify.patterns import Pair, apart, entry_patterns, indices_of, mask
+from bp_torch.verify.calls import Candidate
+from bp_torch.verify.patterns import Pair, entry_patterns, indices_of, mask
 from bp_torch.verify.problem import Change, Problem, Tensors, as_real, autograd, copies, flat, norm
 from bp_torch.verify.references import EPS32, tolerance_of
+from bp_torch.verify.report import Estimate, apart
 
 Hypotheses = Callable[[str, Tensors], Iterable[tuple[str, Tensor]]]
 MOST_VARIATIONS = 12

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bp_torch.verify.arguments import has_gradient, names_in, spread, takes
-from bp_torch.verify.problem import Problem, copy_of
+from bp_torch.verify.problem import Problem, copy_of, has_gradient, names_in, spread, takes
 
 Correction = Callable[[Tensor], Tensor]
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from bp_torch.text import count, folded, table
-from bp_torch.verify.arguments import named
-from bp_torch.verify.check import check_layer, check_module, check_problem
+from bp_torch.verify.check import check_layer, check_module, check_problem, named
 from bp_torch.verify.problem import Problem, not_contiguous
 from bp_torch.verify.process import Died, Process, RaisedError
 from bp_torch.verify.references import first_line, with_seed

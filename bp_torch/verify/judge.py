@@ -11,14 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bp_torch.verify.candidate import Candidate
-from bp_torch.verify.compare import Allowance, Estimate
+from bp_torch.verify.calls import Candidate
 from bp_torch.verify.diagnose import Hypotheses, WrongGradient, autograds_own_nan, diagnose, furthest
 from bp_torch.verify.differences import slopes_on_kinks
 from bp_torch.verify.mutants import mutations
 from bp_torch.verify.problem import as_real, flat, norm, not_finite
 from bp_torch.verify.references import ALLOWED_IN_FLOAT64, COARSE, EPS32, tolerance_of
-from bp_torch.verify.report import Comparison, Proof, Report
+from bp_torch.verify.report import Allowance, Comparison, Estimate, Proof, Report
 
 SLICE_FACTOR = 8.0  # times what rounding explains, for one slice of many
 FAR = 4.0  # times what is allowed: in 16 bits, an error beyond it is no noise

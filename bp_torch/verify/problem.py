@@ -5,23 +5,96 @@ complex y it is Re Σ y ⊙ conj(dy), whose gradient by y is dy, as torch has it
 with a one-line error.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bp_torch.text import count
-from bp_torch.verify.arguments import has_gradient, names_in, spread, takes
-from bp_torch.verify.randomness import Randomness
 
 Tensors = dict[str, Tensor]
 Change = Callable[[Tensor], Tensor]
+
+
+class Randomness:
+    """Seeds each call of a function alike, if the first call of its kind has drawn from a global generator."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self.seen: set[str] = set()  # the kinds of call that were made
+        self.draws = False  # whether any of them drew random numbers
+
+    def is_settled(self, kind: str) -> bool:
+        """Whether calls of a kind need no seed."""
+        return kind in self.seen and not self.draws
+
+    @contextmanager
+    def alike(self, kind: str, seed: int, narrow: torch.dtype) -> Iterator[None]:
+        """A context in which to make one call of a kind; the generators are afterwards as they were."""
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        before = random.getstate()
+        with torch.random.fork_rng(devices=devices):
+            try:
+                torch.default_generator.manual_seed(seed)
+                random.seed(seed)
+                for device in devices:
+                    torch.cuda.default_generators[device].manual_seed(seed)
+                start = _state(devices)
+                with DrawAlike(narrow):
+                    yield
+                self.seen.add(kind)
+                self.draws = self.draws or _state(devices) != start
+            finally:
+                random.setstate(before)
+
+
+def _state(devices: Any) -> list[Any]:
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+    return [random.getstate(), *(state.numpy().tobytes() for state in states)]
+
+
+class DrawAlike(TorchFunctionMode):
+    """A context in which torch draws the same numbers in every dtype: in float64, then rounded to one dtype.
+
+    Else ``torch.rand_like(x) > 0.5`` is another mask in float64 than in float32.
+    """
+
+    IN_PLACE = (Tensor.uniform_, Tensor.normal_, Tensor.exponential_, Tensor.bernoulli_)
+    UNIFORM, NORMAL = (torch.rand, torch.rand_like), (torch.randn, torch.randn_like)
+
+    def __init__(self, narrow: torch.dtype) -> None:
+        """Round to ``narrow``."""
+        super().__init__()
+        self.narrow = narrow
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func``; if it draws, draw again in float64, from the same state of the generator."""
+        kwargs = kwargs or {}
+        draws = func in (*self.IN_PLACE, *self.UNIFORM, *self.NORMAL, torch.bernoulli)
+        if not draws or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            state = torch.get_rng_state()
+            result: Tensor = func(*args, **kwargs)
+            torch.set_rng_state(state)
+            wide = torch.empty(result.shape, dtype=torch.float64)
+            if func in self.UNIFORM:  # [0, 1) stays that
+                eps = torch.finfo(self.narrow).eps
+                return result.copy_((wide.uniform_() / eps).floor() * eps)
+            if func in self.IN_PLACE:
+                func(wide, *(t.cpu() if isinstance(t, Tensor) else t for t in args[1:]), **kwargs)
+            else:
+                wide.normal_() if func in self.NORMAL else wide.bernoulli_(args[0].double().cpu())
+            return result.copy_(wide.to(self.narrow))
 
 
 @dataclass
@@ -259,6 +332,42 @@ class Problem:
             listed = dict(zip(keys, several, strict=True))
         flat = {n: g for name, value in listed.items() for n, g in spread(self.form.get(name, name), value)}
         return {name: _dense(name, g, self.inputs[name]) for name in names if (g := flat.get(name)) is not None}
+
+
+# ---- arguments ----
+
+
+def takes(function: Callable[..., Any], n: int) -> bool:
+    """Whether a function can be called with n arguments; True if that is not known."""
+    try:
+        inspect.signature(function).bind(*range(n))
+    except (TypeError, ValueError) as error:
+        return isinstance(error, ValueError)  # there is no signature
+    return True
+
+
+def names_in(name: str, value: Any) -> Any:
+    """The name of an argument; of a list, tuple or dict with inputs in it the names of what is in it, in the same."""
+    if isinstance(value, list | tuple | dict) and any(has_gradient(t) for t in tree_leaves(value)):
+        if isinstance(value, dict):
+            return {key: names_in(f"{name}[{key}]", inner) for key, inner in value.items()}
+        several = [names_in(f"{name}[{i}]", inner) for i, inner in enumerate(value)]
+        return tuple(several) if isinstance(value, tuple) else several
+    return name
+
+
+def spread(form: Any, value: Any) -> Iterator[tuple[str, Any]]:
+    """The names in a form, and what stands in their places in ``value``."""
+    if isinstance(form, str):
+        yield form, value
+        return
+    for key, inner in form.items() if isinstance(form, dict) else enumerate(form):
+        yield from spread(inner, None if value is None else value[key])
+
+
+def has_gradient(t: Any) -> bool:
+    """Whether it is a tensor of real or complex numbers."""
+    return isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
 
 
 # ---- autograd ----

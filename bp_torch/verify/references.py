@@ -1,6 +1,6 @@
 """The references: the gradients of one function at one point by autograd, in two dtypes, and by central differences.
 
-A gradient under test is compared with each (compare.py).
+A gradient under test is compared with each (report.py).
 """
 
 import math
@@ -13,22 +13,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bp_torch.verify.compare import (
+from bp_torch.verify.differences import (
+    EPS,
     MANY,
-    NONE,
     SAMPLES,
-    Allowance,
+    Derivative,
+    Differences,
     DtypesSeen,
-    Estimate,
-    choose,
-    compare,
     jumps,
     root_mean_square,
     rounding_errors,
 )
-from bp_torch.verify.differences import EPS, Derivative, Differences
 from bp_torch.verify.problem import Problem, Tensors, autograd, copies, copy_of, flat, in_float64, norm
-from bp_torch.verify.report import Comparison
+from bp_torch.verify.report import NONE, Allowance, Comparison, Estimate, compare
 
 Trust = Literal["autograd", "differences"]
 EPS32 = torch.finfo(torch.float32).eps
@@ -400,6 +397,19 @@ class References:
         error = norm(a - b)
         allowed = max(self.tolerance, self.linear_within) * max(norm(a), norm(b)) + self.underflow * math.sqrt(len(a))
         return error <= allowed or error <= allowed + self.noise_allowance(name)
+
+
+def choose(ours: Tensor, whole: Tensor, n: int, seed: int) -> Tensor:
+    """The entries to take differences of, in their order: the one furthest from ``whole``, then others at random, at
+    most n of them; half of them where the gradient is not zero, if these are not all."""
+    generator = torch.Generator().manual_seed(seed)
+    furthest = (ours - whole).abs().nan_to_num(torch.inf).argmax().view(1)
+    if len(ours) <= n:
+        return torch.cat([furthest, (order := torch.randperm(len(ours), generator=generator))[order != furthest]])
+    nonzero = whole.nonzero().flatten()
+    some = nonzero[torch.randint(len(nonzero), (n // 2,), generator=generator)] if len(nonzero) else nonzero
+    others = torch.randint(len(ours), (n - 1 - len(some),), generator=generator)
+    return torch.tensor(list(dict.fromkeys(torch.cat([furthest, some, others]).tolist())))
 
 
 def whole(estimate: Estimate, n: int) -> Estimate:
