@@ -7,7 +7,6 @@ each use. Pixels are kept as bytes, 0..255, until ``batch`` scales them. Nothing
 
 import hashlib
 import lzma
-from functools import cache
 from importlib import resources
 from math import prod
 from pathlib import Path
@@ -185,6 +184,10 @@ def one_hot(labels: Tensor, classes: int = CLASSES, dtype: torch.dtype = torch.f
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise ValueError(f"label {wrong[0].item()} is not one of 0 to {classes - 1}")
+    return _one_hot(labels, classes, dtype)
+
+
+def _one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     y = torch.zeros(len(labels), classes, dtype=dtype, device=labels.device)
     return y.scatter_(1, labels[:, None].long(), 1)
 
@@ -209,17 +212,13 @@ def subsample(examples: Examples, about: int = 10_000) -> Examples:
 
 def batch(examples: Examples, indices: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x (B, 784), scaled to 0..1, and the targets y (B, 10) of the examples at ``indices`` (B,)."""
-    pixels = examples.x.index_select(0, indices)
-    x = pixels.new_empty(pixels.shape, dtype=dtype).copy_(pixels).mul_(PIXEL_SCALE)
-    return x, class_targets(dtype, x.device).index_select(0, examples.labels.index_select(0, indices))
+    x = scaled(examples.x.index_select(0, indices), dtype)
+    return x, _one_hot(examples.labels.index_select(0, indices), CLASSES, dtype)
 
 
-def class_targets(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The target of each label as a row, (10, 10), made once."""
-    return _class_targets(dtype, device)  # a function of its own: torch.compile does not trace a cached one
-
-
-@cache
-@torch.inference_mode(False)
-def _class_targets(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return one_hot(torch.arange(CLASSES, device=device), dtype=dtype)
+def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """``pixels``, bytes, as inputs of the network: from 0 to 1."""
+    x = pixels.new_empty(pixels.shape, dtype=dtype)
+    if pixels.device.type == "cpu":  # where two calls are quicker than one that casts as it multiplies
+        return x.copy_(pixels).mul_(PIXEL_SCALE)
+    return torch.mul(pixels, torch.tensor(PIXEL_SCALE, dtype=torch.promote_types(dtype, torch.float32)), out=x)

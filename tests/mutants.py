@@ -144,6 +144,9 @@ data.py: test_data.py -k "order_of or one_hot or labels or subsample or shuffled
     permutation(len(examples.labels), seed, 0,         =>  permutation(len(examples.labels), seed, 1,
     permutation(len(examples.labels), seed, 0,         =>  permutation(n, seed, 0,
     PIXEL_SCALE = 1 / 255                              =>  PIXEL_SCALE = 1 / 256
+data.py: test_graphs.py -k "training_by_graphs and bf16"
+    torch.promote_types(dtype, torch.float32)          =>  dtype
+data.py: test_data.py -k "order_of or one_hot or labels or subsample or shuffled or batches"
     labels[:, None].long(), 1)                         =>  labels[:, None].long(), 0.99)
     (labels >= classes)                                =>  (labels > classes)
     // about) | 1                                      =>  // about) | 0
@@ -161,11 +164,13 @@ deform.py: test_deform.py
     default_rng((seed, epoch, 1))                      =>  default_rng(epoch)
     (1 - 0.5 * half)                                   =>  (1 - 0.4 * half)
     ONE_AND_SEVEN = (1, 7)                             =>  ONE_AND_SEVEN = (1, 4)
+    self._ahead.get(epoch) or                          =>  next(iter(self._ahead.values()), None) or
+    if epoch < self.epochs else {}                     =>  if epoch <= self.epochs else {}
     torch.stack([-sin, cos], -1)                       =>  torch.stack([sin, cos], -1)
     torch.stack([1 / width, 1 / height], -1)           =>  torch.stack([1 / height, 1 / width], -1)
     (4 * sigma**2)                                     =>  (2 * sigma**2)
     (values[:rank].sqrt() / 3**0.25)                   =>  values[:rank].sqrt()
-    basis.to(device) * sqrt(how.alpha)                 =>  basis.to(device) * how.alpha
+    basis * sqrt(how.alpha)                            =>  basis * how.alpha
     found.round_()                                     =>  found
     align_corners=True                                 =>  align_corners=False
     padding_mode="zeros"                               =>  padding_mode="border"
@@ -206,7 +211,8 @@ checkpoint.py: test_checkpoint.py
 # training
 training/step.py: test_step.py -k "two_processes_equal_one or running_costs or bf16_computes"
     self.cost, examples=n, out=self.slope)             =>  self.cost, examples=len(x) or 1, out=self.slope)
-    self.running[1].add_(indices.shape[-1])            =>  self.running[1].add_(self.batch_size)
+    self.cost_and_one, alpha=indices.shape[-1])        =>  self.cost_and_one, alpha=self.batch_size)
+    torch.mean(costs, -1, out=mean_cost)               =>  torch.sum(costs, -1, out=mean_cost)
     self.working.parameters.copy_(self.network.parameters)  =>  pass
 training/evaluation.py: test_evaluation.py
     number * size : (number + 1) * size]               =>  number * size : (number + 1) * size - 1]
@@ -223,7 +229,7 @@ sweep/group.py: test_sweep.py -k "fifty_steps and init-2"
     own.seed, epoch, device) + place * offset          =>  own.seed, epoch, device)
     [orders[member.seed] for member in self.members]   =>  [orders[self.config.seed] for member in self.members]
 sweep/group.py: test_sweep.py --long -k "deformed_and_held_out and deformed-2"
-    how, own.seed, state.epoch, out=out)               =>  how, self.config.seed, state.epoch, out=out)
+    [Part(own.used, own.seed, out) for                 =>  [Part(own.used, first.seed, out) for
 sweep/group.py: test_sweep.py -k "diverged_is_named and True"
     min(known or step, step) if new                    =>  step if new
 sweep/plan.py: test_sweep.py -k "groups_fit or more_networks"

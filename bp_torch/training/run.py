@@ -19,7 +19,7 @@ from bp_torch.checkpoint import BEST, CONFIG, LAST, NETWORK_FILE, CheckpointErro
 from bp_torch.cli import UserError, train_command
 from bp_torch.convert import load as load_network
 from bp_torch.data import Examples, load, permutation, subsample
-from bp_torch.deform import deformed
+from bp_torch.deform import EachEpoch, Part
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import World
 from bp_torch.files import replace_file
@@ -47,6 +47,7 @@ class InTraining:
     examples: int  # training examples of an epoch
     step: TrainingStep
     state: State  # holds the tensors that training changes, so it is always current
+    deforming: EachEpoch | None  # the images that the step reads
     begun: float = field(default_factory=time.perf_counter, kw_only=True)  # when it would have, without a break
     _order: dict[int, Tensor] = field(default_factory=dict, kw_only=True)
 
@@ -97,8 +98,8 @@ class Run(InTraining):
         """Set the learning rate of the state's epoch, deform its images, and return the indices that are left, (n,)."""
         config, state, step = self.config, self.state, self.step
         step.optimizer.learning_rate = config.learning_rate_at(state.epoch)
-        if how := config.deformation:
-            deformed(self.training, how, config.seed, state.epoch, out=step.examples.x)
+        if self.deforming:
+            self.deforming.begin(state.epoch)
         return self.order(state.epoch)[state.steps * step.batch_size :]
 
     def rest_of_epoch(self) -> Iterator[StepResult]:
@@ -152,13 +153,16 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     optimizer = config.optimizer(network)
     running = torch.zeros(2, dtype=torch.float64, device=device)
     state = State(network.parameters, optimizer.velocity, running, network=config.network_name)
-    used = training._replace(x=training.x.clone()) if config.deformation else training
+    used, deforming = training, None
+    if how := config.deformation:
+        used = training._replace(x=training.x.clone())
+        deforming = EachEpoch(how, [Part(training, config.seed, used.x)], config.epochs)
     step = config.training_step(network, optimizer, used, running=running if config.log else None, world=world)
     set_precision(config.precision, device)
     set_threads(config.threads, step.batch_size * len(network.parameters))
     folder = config.resume or config.runs_dir / (config.run_name or default_run_name(config))
     n, signals = len(training.labels), Signals(world, device)
-    run = Run(config, folder, training, test, n, step, state, validation, world, signals)
+    run = Run(config, folder, training, test, n, step, state, deforming, validation, world, signals)
     if config.resume:
         run.restore()
         begun = state.epoch - (state.steps == 0)
