@@ -157,6 +157,8 @@ data.py: test_data.py -k "other_data_sets or truncated"
     labels = labels[:, 0]                              =>  labels = labels[:, 1]
     len(content) != wanted                             =>  len(content) > wanted
     if _sha256(raw / name) != sums.get(name):          =>  if name not in sums:
+data.py: test_data.py -k "once or damaged_tensors"
+    tensors if about == sums | _sums_of(tensors)       =>  tensors if about and sums.items() <= about.items()
 
 # deform
 deform.py: test_deform.py
