@@ -247,10 +247,10 @@ def subsample(examples: Examples, about: int = 10_000) -> Examples:
     return Examples(*(tensor[::every] for tensor in examples))
 
 
-def batch(examples: Examples, indices: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x (B, 784), scaled to 0..1, and the targets y (B, 10) of the examples at ``indices`` (B,)."""
-    x = scaled(examples.x.index_select(0, indices), dtype)
-    return x, _one_hot(examples.labels.index_select(0, indices), CLASSES, dtype)
+def batch(examples: Examples, indices: Tensor | slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x (B, 784), scaled to 0..1, and the targets y (B, 10) of the examples at ``indices`` (B,), or in a slice."""
+    x, labels = (each[indices] if isinstance(indices, slice) else each.index_select(0, indices) for each in examples)
+    return scaled(x, dtype), _one_hot(labels, CLASSES, dtype)
 
 
 def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:

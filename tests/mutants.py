@@ -217,9 +217,14 @@ training/step.py: test_step.py -k "two_processes_equal_one or running_costs or b
     torch.mean(costs, -1, out=mean_cost)               =>  torch.sum(costs, -1, out=mean_cost)
     self.working.parameters.copy_(self.network.parameters)  =>  pass
 training/evaluation.py: test_evaluation.py
-    number * size : (number + 1) * size]               =>  number * size : (number + 1) * size - 1]
+    slice(number * size, (number + 1) * size)          =>  slice(number * size, (number + 1) * size - 1)
     sums[0] += example_costs(                          =>  sums[0] = example_costs(
     [Score(cost_sum / n, correct / n)                  =>  [Score(cost_sum, correct / n)
+training/event_file.py: test_tensorboard.py -k "checksum"
+    crc >> 8 * n & 255                                 =>  crc >> 8 * n & 127
+    return np.stack(tables[::-1])                      =>  return np.stack(tables)
+training/loop.py: test_tensorboard.py -k "more_rarely"
+    shown and (ends or has_pictures(state.epoch))      =>  shown and has_pictures(state.epoch)
 
 # sweep
 training/config.py: test_sweep.py -k "fifty_steps and init-2"

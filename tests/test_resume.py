@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bp_torch.backprop import Forward, forward
 from bp_torch.checkpoint import BEST, LAST, LOCK, CheckpointError
@@ -259,6 +260,26 @@ def test_deformed_images_are_those_of_the_epoch_after_resuming_too(
     originals = first_shuffled(mnist[0], 1950, seed=0)
     for epoch, images in zip((2, 3), seen, strict=True):
         assert torch.equal(images, deformed(originals, Deformation(), seed=0, epoch=epoch).x)
+
+
+def test_what_is_drawn_after_an_evaluation_is_drawn_once_if_that_was_stopped(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once, polls = replace(config, epochs=1, run_name="once", checkpoint_every=None), list[int]()
+
+    def in_the_evaluation(signals: Signals, poll: int) -> bool:
+        polls.append(poll)
+        return polls.count(5) == 2  # step 5, and the fifth part of the test set
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Signals, "should_stop", in_the_evaluation)
+        train(once)
+    train(resumed(once, "once"))
+    events = EventAccumulator(str(config.runs_dir / "once"))
+    events.Reload()
+    for shown in (events.Images("3_pictures/confusion"), events.Histograms("9_deltas_log10/layer_1")):
+        assert [event.step for event in shown][-1:] == [20]
+    assert [event.step for event in events.Images("3_pictures/confusion")] == [0, 20]
 
 
 def plain(config: Config) -> torch.Tensor:

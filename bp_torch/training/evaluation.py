@@ -37,31 +37,44 @@ def forward_in_chunks(
     """The forward pass of some of this process's ``examples`` at a time, their targets y, and their labels."""
     most = CHUNK if network.device.type == "cpu" else GPU_CHUNK
     size = max(1, most // (network.sizes[0] + sum(network.sizes[1:]) * prod(network.leading)))
-    indices = world.shard(torch.arange(len(examples.labels), device=network.device))
+    shard = Examples(*map(world.shard, examples))
     for number in range(ceil(len(examples.labels) / world.size / size)):
         if before_chunk:
             before_chunk(number + 1)
-        chunk = indices[number * size : (number + 1) * size]  # may be empty: shards differ by one
-        x, y = batch(examples, chunk, network.dtype)
-        yield forward(network, x), y, examples.labels[chunk]
+        chunk = slice(number * size, (number + 1) * size)  # may be empty: shards differ by one
+        x, y = batch(shard, chunk, network.dtype)
+        yield forward(network, x), y, shard.labels[chunk]
 
 
 def evaluate(
-    network: Network, examples: Examples, cost: str, world: World = ALONE, before_chunk: BeforeChunk = None
+    network: Network,
+    examples: Examples,
+    cost: str,
+    world: World = ALONE,
+    before_chunk: BeforeChunk = None,
+    outputs: list[Tensor] | None = None,
 ) -> Score:
-    """Cost and accuracy over all ``examples``; each process computes its shard."""
-    return evaluate_each(network, examples, cost, world, before_chunk)[0]
+    """Cost and accuracy over all ``examples``; each process computes its shard, and adds a^L to ``outputs``."""
+    return evaluate_each(network, examples, cost, world, before_chunk, outputs)[0]
 
 
 @torch.inference_mode()
 def evaluate_each(
-    network: Network, examples: Examples, cost: str, world: World = ALONE, before_chunk: BeforeChunk = None
+    network: Network,
+    examples: Examples,
+    cost: str,
+    world: World = ALONE,
+    before_chunk: BeforeChunk = None,
+    outputs: list[Tensor] | None = None,
 ) -> list[Score]:
-    """The score of each of K networks over all ``examples``, or of the only one."""
+    """The score of each of K networks over all ``examples``, or of the only one. ``outputs`` as for ``evaluate``."""
     n = len(examples.labels)
     sums = torch.zeros(2, *network.leading, dtype=torch.float64, device=network.device)  # of costs, of right answers
     for passed, y, labels in forward_in_chunks(network, examples, world, before_chunk):
+        a = passed.activations[-1]
         sums[0] += example_costs(passed, y, cost).sum(-1, dtype=torch.float64)
-        sums[1] += (passed.activations[-1].argmax(-1) == labels).sum(-1)
+        sums[1] += (a.argmax(-1) == labels).sum(-1)
+        if outputs is not None:
+            outputs.append(a)
     world.all_reduce(sums)
     return [Score(cost_sum / n, correct / n) for cost_sum, correct in sums.view(2, -1).T.tolist()]

@@ -82,6 +82,7 @@ class Run(InTraining):
     log: RunLog | None = None  # in the first process, while it trains
     inspect: Inspect | None = None  # is called with each step before its update
     last: StepResult | None = None  # of the last step
+    outputs: list[Tensor] = field(default_factory=list)  # a^L of what was evaluated last, (…, 10) each, of the shard
 
     @property
     def evaluated(self) -> Examples:
@@ -112,7 +113,8 @@ class Run(InTraining):
         """The scores on (some of) the training examples, and on what is evaluated after each epoch."""
         some, cost = subsample(self.training), self.config.cost
         on_training = evaluate(self.network, some, cost, self.world, before_chunk)
-        return on_training, evaluate(self.network, self.evaluated, cost, self.world, before_chunk)
+        self.outputs.clear()
+        return on_training, evaluate(self.network, self.evaluated, cost, self.world, before_chunk, self.outputs)
 
     def final(self, last_is_best: bool = False) -> tuple[Network, int]:
         """The network that did best on the examples held out (CheckpointError if lost), or else the last; its epoch."""
