@@ -2,7 +2,7 @@
 
 import sys
 
-from bp_torch.cli import fail, one_line_errors
+from bp_torch.cli import fail, one_line_errors, version
 from bp_torch.commands import COMMANDS, start
 from bp_torch.text import named, wrapped
 
@@ -15,6 +15,8 @@ def main() -> None:
     if name in ("-h", "--help"):
         with one_line_errors():
             print(f"{wrapped(USAGE)}\n\n{named(COMMANDS)}\n\nEach command has its own --help.", flush=True)
+    elif name == "--version":
+        print(version())
     elif name not in COMMANDS:
         fail(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}", 2)
     else:

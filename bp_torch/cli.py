@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 from bp_torch.flags import flag, in_words, types_of
 from bp_torch.help import help_text
+from bp_torch.values import VERSION
 
 T = TypeVar("T")
 
@@ -34,6 +35,11 @@ def train_command() -> str:
     if program.parts[-2:] == ("bp_torch", "__main__.py"):
         return "python -m bp_torch train"
     return "python train.py" if program.name == "train.py" else "bp-torch train"
+
+
+def version() -> str:
+    """The name of the package and its version."""
+    return f"bp_torch {VERSION}"
 
 
 def parse(
@@ -54,6 +60,9 @@ def parse(
             stream.reconfigure(errors="replace")
     if {"-h", "--help"} & set(given):
         print(help_text(config, prog or Path(sys.argv[0]).name, description))
+        sys.exit()
+    if "--version" in given:
+        print(version())
         sys.exit()
     import tyro  # here: start and the help must come first
 

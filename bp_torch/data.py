@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib import resources
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,11 +23,9 @@ from torch import Tensor
 
 from bp_torch.cli import UserError
 from bp_torch.files import replace_file
+from bp_torch.values import CLASSES as CLASSES
+from bp_torch.values import PIXELS as PIXELS
 
-DatasetName = Literal["mnist", "fashion-mnist", "kmnist", "qmnist", "emnist-digits"]
-
-PIXELS = 28 * 28
-CLASSES = 10
 PIXEL_SCALE = 1 / 255  # takes a pixel byte, 0..255, to an input of the network, 0..1
 
 

@@ -11,9 +11,8 @@ other way. Images stay bytes, so that a training step does not know of all this.
 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from math import pi, radians, sqrt
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +21,9 @@ from torch.nn import functional
 
 from bp_torch.data import Examples
 from bp_torch.device import full_precision
-from bp_torch.flags import Within, check_bounds
+from bp_torch.values import SIDE as SIDE
+from bp_torch.values import Deformation as Deformation
 
-SIDE = 28
 CENTRE = (SIDE - 1) / 2
 
 CHUNK = 1_000
@@ -35,33 +34,6 @@ KEPT = 0.9999
 
 ONE_AND_SEVEN = (1, 7)
 """Digits that are turned and sheared half as far: a turned 1 is a 7 to some (Cireşan et al. 2010)."""
-
-
-@dataclass(frozen=True)
-class Deformation:
-    """How far images are deformed at most. All angles are in degrees, all lengths in pixels; 0 leaves a kind out.
-
-    Raises ValueError for a value out of its range.
-    """
-
-    rotation: Annotated[float, Within(0, 180)] = 15.0
-    """Angle, drawn uniformly from −rotation to rotation."""
-    shear: Annotated[float, Within(0, 80)] = 15.0
-    """Angle by which vertical lines lean, drawn likewise."""
-    scale: Annotated[float, Within(0, 0.9)] = 0.15
-    """Width and height are each multiplied by a number from 1 − scale to 1 + scale."""
-    shift: Annotated[float, Within(0, SIDE)] = 0.0
-    """Pixels to the right and down, each drawn from −shift to shift."""
-    sigma: Annotated[float, Within(0, SIDE)] = 6.0
-    """σ of the Gaussian that smooths the field."""
-    alpha: Annotated[float, Within(0, 10_000)] = 35.0
-    """α, the factor of the smoothed field."""
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        check_bounds(self)
-        if self.alpha and self.sigma < 0.5:
-            raise ValueError(f"--sigma: wanted 0.5 or more for an elastic field, got {self.sigma}")
 
 
 class Drawn(NamedTuple):

@@ -132,8 +132,14 @@ sgd.py: test_sgd.py
     self.rate.fill_(learning_rate)                     =>  self.rate.fill_(vars(self).get("_learning_rate", 1))
     self.rate.copy_(learning_rate.unsqueeze(-1))       =>  self.rate.copy_(learning_rate.flip(0).unsqueeze(-1))
     self._decay.view(-1, *[1] * (parameters.ndim - 1))  =>  self._decay.mean()
-    if not 0 <= number < 1:                            =>  if not 0 <= number <= 1:
     torch.promote_types(self.parameters.dtype, torch.float32)  =>  self.parameters.dtype
+values.py: test_sgd.py
+    if not 0 <= momentum < 1:                          =>  if not 0 <= momentum <= 1:
+values.py: test_without_torch.py -k "rounded"
+    bits + 0x7FFF + (bits >> 16 & 1)                   =>  bits + 0x7FFF
+    return copysign(inf, value)                        =>  return 0.0
+values.py: test_without_torch.py -k "absorb"
+    "binary-cross-entropy": "sigmoid"                  =>  "binary-cross-entropy": "tanh"
 
 # data
 data.py: test_data.py -k "order_of or one_hot or labels or subsample or shuffled or batches"
@@ -151,7 +157,7 @@ data.py: test_data.py -k "order_of or one_hot or labels or subsample or shuffled
     (labels >= classes)                                =>  (labels > classes)
     // about) | 1                                      =>  // about) | 0
     tensor[::every] for tensor                         =>  tensor[: len(tensor) // every + 1] for tensor
-    examples.labels.index_select(0, indices)           =>  examples.labels.index_select(0, indices.flip(0))
+    else each.index_select(0, indices) for             =>  else each.index_select(0, indices.flip(0)[: len(each)]) for
 data.py: test_data.py -k "other_data_sets or truncated"
     images = images.transpose(1, 2)                    =>  images = images.flip(1)
     labels = labels[:, 0]                              =>  labels = labels[:, 1]

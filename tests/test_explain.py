@@ -17,8 +17,8 @@ from bp_torch.explain import IDEAS, About, style
 from bp_torch.explain.drawing import diverging
 from bp_torch.explain.idea import new_figure
 from bp_torch.explain.index import Section, html
+from bp_torch.explain.options import ExampleOptions
 from bp_torch.explain.subject import (
-    ExampleOptions,
     Subject,
     UsageError,
     all_costs,

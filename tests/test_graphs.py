@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bp_torch import recorder
-from bp_torch.commands import verify
+from bp_torch.commands import verify_networks as verify
 from bp_torch.data import Examples
 from bp_torch.network import Network
 from bp_torch.recorder import Recorder
@@ -70,7 +70,7 @@ def test_each_device_has_a_pool_of_its_own(gpu: Gpu) -> None:
 
 
 def test_networks_are_verified_one_after_another(data_dir: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bp_torch.commands.verify.combinations", lambda: [("tanh", "sigmoid", "quadratic")])
+    monkeypatch.setattr("bp_torch.commands.verify_networks.combinations", lambda: [("tanh", "sigmoid", "quadratic")])
     cases = verify.verify(verify.Options(depths=(1, 2), batch_sizes=(3,), data_dir=data_dir))
     assert len(cases) > 1 and all(case.report.ok for case in cases)
     assert gpu.captures > len(cases)

@@ -18,7 +18,8 @@ from bp_torch.backprop import Forward, backward, forward, input_gradient
 from bp_torch.explain import style
 from bp_torch.explain.drawing import colourbar, diverging, draw_network, map_grid, outline, pixel_map, signed_bars
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.subject import ExampleOptions, Subject
+from bp_torch.explain.options import ExampleOptions
+from bp_torch.explain.subject import Subject
 from bp_torch.network import Network
 from bp_torch.text import column_table, number, unit
 

@@ -19,7 +19,8 @@ from bp_torch.costs import find_cost
 from bp_torch.explain import style
 from bp_torch.explain.drawing import array, draw_network, label_end, output_dots, percent_histogram
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.subject import ExampleOptions, Subject, all_costs
+from bp_torch.explain.options import ExampleOptions
+from bp_torch.explain.subject import Subject, all_costs
 from bp_torch.text import Column, column_table, number
 
 Options = ExampleOptions

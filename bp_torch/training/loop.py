@@ -22,12 +22,11 @@ from bp_torch.device import choose_device, cpu_hint, has_bfloat16
 from bp_torch.distributed import joined, local_device
 from bp_torch.files import replace_file
 from bp_torch.network import Network, parameter_count
-from bp_torch.training.config import Config
+from bp_torch.training.config import Config, TrainingError
 from bp_torch.training.divergence import GradientCheck, diverged
 from bp_torch.training.evaluation import BeforeChunk, Score, evaluate, forward_in_chunks
 from bp_torch.training.interruption import Stopped
-from bp_torch.training.log import RunLog
-from bp_torch.training.run import Run, RunResult, TrainingError, opened
+from bp_torch.training.run import Run, RunResult, opened
 
 LARGEST_PAGE = (784, 128, 64, 10)  # has the most parameters that ``explain page`` takes: its file is below 1.5 MB
 DEEPEST_PAGE = 6  # layers that fit beside each other on it
@@ -47,6 +46,8 @@ def train(config: Config, store: str = "env://") -> Path:
         if config.verify_every:
             run.inspect = GradientCheck(run)
         if config.log and world.is_first:
+            from bp_torch.training.log import RunLog
+
             every = min(config.log_every, run.steps_per_epoch)  # a short epoch has a point too
             run.log = RunLog(run.folder, run.network, every, run.state, config.cost, config.evaluated_on)
         with closing(run.log) if run.log else nullcontext(), run.signals:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bp_torch.checkpoint import BEST, CONFIG, LAST, NETWORK_FILE, CheckpointError, State, locked, make_folder
-from bp_torch.cli import UserError, train_command
+from bp_torch.cli import train_command
 from bp_torch.convert import load as load_network
 from bp_torch.data import Examples, load, permutation, subsample
 from bp_torch.deform import EachEpoch, Part
@@ -25,15 +25,13 @@ from bp_torch.distributed import World
 from bp_torch.files import replace_file
 from bp_torch.flags import flags_of
 from bp_torch.network import Network
-from bp_torch.training.config import LONGEST_NAME, AnyConfig, Config
+from bp_torch.training.config import LONGEST_NAME, Config, TrainingError, read_config
 from bp_torch.training.evaluation import BeforeChunk, Score, evaluate
 from bp_torch.training.interruption import Signals
-from bp_torch.training.log import RunLog
 from bp_torch.training.step import Inspect, StepResult, TrainingStep
 
-
-class TrainingError(UserError):
-    """The run cannot start or continue. The message says why, and what to try."""
+if TYPE_CHECKING:  # imported where it is used: a run with --no-log needs no tensorboard
+    from bp_torch.training.log import RunLog
 
 
 @dataclass
@@ -79,7 +77,7 @@ class Run(InTraining):
     validation: Examples | None  # held out
     world: World
     signals: Signals
-    log: RunLog | None = None  # in the first process, while it trains
+    log: "RunLog | None" = None  # in the first process, while it trains
     inspect: Inspect | None = None  # is called with each step before its update
     last: StepResult | None = None  # of the last step
     outputs: list[Tensor] = field(default_factory=list)  # a^L of what was evaluated last, (…, 10) each, of the shard
@@ -239,22 +237,6 @@ def default_run_name(config: Config) -> str:
     name, time = "_".join([*parts, "-".join(map(str, config.sizes))]), datetime.now().strftime("_%m%d-%H%M%S")
     most, digest = LONGEST_NAME - len(time), hashlib.sha256(name.encode()).hexdigest()[:8]
     return (name if len(name) <= most else f"{name[: most - 9]}-{digest}") + time
-
-
-def read_config(folder: Path) -> Config:
-    """The config of the run in ``folder``. Raises TrainingError if there is none."""
-    return read_config_as(Config, folder, f"no run in {folder}", train_command())
-
-
-def read_config_as(kind: type[AnyConfig], folder: Path, missing: str, make: str) -> AnyConfig:
-    """The config in ``folder``. Raises TrainingError if it is ``missing``, with the command to ``make`` it."""
-    path = folder / CONFIG
-    try:
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is not a regular file")
-        return kind.from_json(path.read_text())
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{missing} ({error}); make one with: {make}") from error
 
 
 def open_run(folder: Path, device: torch.device | str = "cpu") -> tuple[Config, Network]:
