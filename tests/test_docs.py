@@ -200,7 +200,7 @@ def known_flags() -> set[str]:
     options = [options_of(command) for command in ("train", "sweep", "ladder", "verify", "benchmark", "accuracy")]
     options += [options_of("explain", idea) for idea in (*explain.IDEAS, "page", "all")]
     names = {field.name.replace("_", "-") for kind in options for field in fields(kind)}
-    return {f"--{prefix}{name}" for name in names for prefix in ("", "no-")} | {"--help"}
+    return {f"--{prefix}{name}" for name in names for prefix in ("", "no-")} | {"--help", "--version"}
 
 
 @each_page
