@@ -37,11 +37,6 @@ def train_command() -> str:
     return "python train.py" if program.name == "train.py" else "bp-torch train"
 
 
-def version() -> str:
-    """The name of the package and its version."""
-    return f"bp_torch {VERSION}"
-
-
 def parse(
     config: type[T],
     *,
@@ -62,7 +57,7 @@ def parse(
         print(help_text(config, prog or Path(sys.argv[0]).name, description))
         sys.exit()
     if "--version" in given:
-        print(version())
+        print(f"bp_torch {VERSION}")
         sys.exit()
     import tyro  # here: start and the help must come first
 

@@ -103,7 +103,8 @@ def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> t
     if tensors is None:
         read = (*_read(family, directory, train=True), *_read(family, directory, train=False))
         tensors = dict(zip(NAMES, read, strict=True))
-        _keep(raw / TENSORS, tensors, sums)
+        with suppress(OSError):  # where it cannot be kept, do without
+            replace_file(raw / TENSORS, save_tensors(tensors, sums | _sums_of(tensors)))
     x, labels, test_x, test_labels = (tensor.to(device) for tensor in tensors.values())
     return Examples(x, labels), Examples(test_x, test_labels)
 
@@ -158,12 +159,6 @@ def _verify(dataset: str, raw: Path) -> dict[str, str]:
         files = f"{processed} holds .pt files"
         raise DataError(f"{files}, which torchvision would read unchecked in place of {raw}: delete it")
     return sums
-
-
-def _keep(path: Path, tensors: dict[str, Tensor], sums: dict[str, str]) -> None:
-    """Write the tensors, with their checksums and those of the raw files. Where that is impossible, do without."""
-    with suppress(OSError):
-        replace_file(path, save_tensors(tensors, sums | _sums_of(tensors)))
 
 
 def _kept(path: Path, sums: dict[str, str]) -> dict[str, Tensor] | None:

@@ -1,9 +1,8 @@
 """What is known without torch, above all what flags take: a command's help and its errors do not wait for torch."""
 
-import struct
 from dataclasses import dataclass
 from itertools import pairwise
-from math import copysign, inf
+from math import inf
 from typing import Annotated, Literal
 
 from bp_torch.flags import Within, check_bounds
@@ -24,6 +23,13 @@ PIXELS = SIDE * SIDE
 CLASSES = 10
 
 CONFIG = "config.json"  # in the folder of a run
+
+ROUNDED_TO = {  # the largest number that a type of torch rounds to 0, and the smallest that it rounds to ∞
+    "float64": (0.0, inf),
+    "float32": (2.0**-150, 2.0**128 - 2.0**103),
+    "float16": (2.0**-25, 2.0**16 - 2.0**4),
+    "bfloat16": (2.0**-134, 2.0**128 - 2.0**119),
+}
 
 MOST_THREADS = 1024
 """More than any machine has cores; torch ends in a segmentation fault where it cannot start them."""
@@ -56,22 +62,9 @@ def check_positive(name: str, value: float, dtype: str, wanted: str = "a positiv
     """Raise ValueError unless ``value`` is positive and finite, and still is when it is rounded to ``dtype``."""
     if not 0 < value < inf:
         raise ValueError(f"{name} is {wanted}, not {value}")
-    if not 0 < (number := rounded(value, dtype)) < inf:
-        raise ValueError(f"{name} is {wanted}, but {value} is {'0' if number == 0 else 'infinite'} in {dtype}")
-
-
-def rounded(value: float, dtype: str) -> float:
-    """A number as a tensor of ``dtype`` has it: float64, float32, float16 or bfloat16."""
-    form = {"float64": "<d", "float16": "<e"}.get(dtype, "<f")
-    try:
-        packed = struct.pack(form, value)
-    except OverflowError:
-        return copysign(inf, value)
-    if dtype == "bfloat16":  # the upper half of a float32, which is rounded to the nearest, or to the even one
-        (bits,) = struct.unpack("<I", packed)
-        packed = struct.pack("<I", bits + 0x7FFF + (bits >> 16 & 1) & 0xFFFF0000)
-    (number,) = struct.unpack(form, packed)
-    return float(number)
+    zero, infinite = ROUNDED_TO[dtype]
+    if not zero < value < infinite:
+        raise ValueError(f"{name} is {wanted}, but {value} is {'0' if value <= zero else 'infinite'} in {dtype}")
 
 
 @dataclass(frozen=True)

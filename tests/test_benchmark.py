@@ -22,17 +22,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bp_torch.backprop import forward
-from bp_torch.benchmark import (
-    CONTENDERS,
-    BenchmarkError,
-    Contender,
-    Measurement,
-    Task,
-    Timing,
-    compare,
-    networks,
-)
+from bp_torch.benchmark import networks
 from bp_torch.benchmark.contenders import (
+    CONTENDERS,
     IN_MEMORY,
     OURS,
     autograd_compiled,
@@ -41,9 +33,19 @@ from bp_torch.benchmark.contenders import (
     ours,
 )
 from bp_torch.benchmark.networks import MAKERS, at_once, one_after_another, tasks_of_many
-from bp_torch.benchmark.race import FLOOR, TOLERANCE, UnavailableError, first_epochs
+from bp_torch.benchmark.race import (
+    FLOOR,
+    TOLERANCE,
+    Contender,
+    Measurement,
+    Task,
+    Timing,
+    UnavailableError,
+    compare,
+    first_epochs,
+)
 from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table
-from bp_torch.benchmark.scripts import THREAD_VARIABLES
+from bp_torch.benchmark.scripts import THREAD_VARIABLES, BenchmarkError
 from bp_torch.benchmark.with_jax import jax_contender, load_jax
 from bp_torch.commands import benchmark as command
 from bp_torch.commands.benchmark import main

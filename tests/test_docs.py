@@ -137,7 +137,7 @@ def numbers(line: str) -> list[float]:
 # ---- commands, flags, paths, links ----
 
 
-def options_of(command: str, idea: str = "") -> type[Any]:
+def options_of(command: str, idea: str = "") -> Any:
     if command == "explain":
         return explain_options.options_of(idea)
     options = {

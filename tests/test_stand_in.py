@@ -16,7 +16,7 @@ from bp_torch.checkpoint import State
 from bp_torch.commands import explain
 from bp_torch.commands import verify_networks as verify
 from bp_torch.data import load
-from bp_torch.explain.options import CommonOptions, ExampleOptions
+from bp_torch.explain.options import CommonOptions, ExampleOptions, options_of
 from bp_torch.explain.subject import choose_example, open_subject
 from bp_torch.training import Config, TrainingError, TrainingStep, loop, open_run, train
 from tests.conftest import brief_run
@@ -115,7 +115,7 @@ def test_run_that_diverges_elsewhere_names_the_tensor(config: Config, elsewhere:
     "name", [pytest.param(n, marks=pytest.mark.long if idea.passes else ()) for n, idea in explain.IDEAS.items()]
 )
 def test_every_idea_is_explained_elsewhere(name: str, narrow: bool, run: Path, elsewhere: Device) -> None:
-    options = explain.load_idea(name).Options(**QUICK.get(name, {}))
+    options = options_of(name)(**QUICK.get(name, {}))
     idea = explain.compute(name, open_subject(CommonOptions(run=run, device="cuda")), options)
     assert idea.table() and idea.finding()
     idea.figure(narrow=narrow)

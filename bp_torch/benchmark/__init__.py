@@ -11,16 +11,3 @@ Every contender does the same task: the same start, the same batches in the same
 float32, with the shuffle and the gathering of the batches included. This package may use autograd: it is what it
 compares with.
 """
-
-from typing import TYPE_CHECKING
-
-from bp_torch import on_demand
-
-if TYPE_CHECKING:
-    from bp_torch.benchmark.contenders import CONTENDERS
-    from bp_torch.benchmark.race import Contender, Measurement, Task, Timing, compare
-    from bp_torch.benchmark.scripts import BenchmarkError
-
-__all__ = ["CONTENDERS", "BenchmarkError", "Contender", "Measurement", "Task", "Timing", "compare"]
-
-__getattr__ = on_demand(__name__, __all__, "scripts", "race", "contenders")

@@ -3,16 +3,15 @@
     python -m bp_torch benchmark scripts
 
 784-16-16-10, 20 epochs: imports, data, training, and an evaluation at the end, of ours and of scripts that are written
-for the purpose (default_run.py). All run in turns, each time in a new process.
+for the purpose, in tests/default_run.py of a clone. All run in turns, each time in a new process.
 """
 
-import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -26,39 +25,16 @@ from bp_torch.values import check_threads
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """Where the libraries of numerics read their number of threads, once, when they are loaded."""
 
-STEPS_ALONE = """
-import time
-start = time.perf_counter()
-import torch
-seconds = time.perf_counter() - start
-from collections import deque
-from pathlib import Path
-from bp_torch.data import load, permutation
-from bp_torch.training import Config
-torch.set_num_threads({threads})
-config, (examples, _) = Config(log=False), load("mnist", Path({data_dir!r}))
-network = config.network(torch.device("cpu"))
-step = config.training_step(network, config.optimizer(network), examples)
-start = time.perf_counter()
-with torch.inference_mode():
-    for epoch in range(1, config.epochs + 1):
-        step.optimizer.learning_rate = config.learning_rate_at(epoch)
-        deque(step.run(permutation(60_000, 0, epoch)), maxlen=0)
-print(seconds + time.perf_counter() - start)
-"""
-"""Prints its own seconds: to import torch, and to make the steps."""
-
-SCRIPT = str(Path(__file__).with_name("default_run.py"))
-OURS, ALONE = "ours, `--no-log`", "importing torch and our steps alone"
+SCRIPT = Path(__file__).parents[2] / "tests" / "default_run.py"
+OURS = "ours, `--no-log`"
 COMMANDS: dict[str, list[str]] = {
     OURS: ["-m", "bp_torch", "train", "--no-log"],
     "ours": ["-m", "bp_torch", "train"],
-    "NumPy by hand": [SCRIPT, "numpy"],
-    "JAX, `jit(scan)`": [SCRIPT, "jax"],
-    "scikit-learn's `MLPClassifier`": [SCRIPT, "sklearn"],
-    "autograd, tensors in memory": [SCRIPT, "autograd"],
-    "autograd as in pytorch/examples, with a `DataLoader`": [SCRIPT, "loader"],
-    ALONE: ["-c", STEPS_ALONE],
+    "NumPy by hand": [str(SCRIPT), "numpy"],
+    "JAX, `jit(scan)`": [str(SCRIPT), "jax"],
+    "scikit-learn's `MLPClassifier`": [str(SCRIPT), "sklearn"],
+    "autograd, tensors in memory": [str(SCRIPT), "autograd"],
+    "autograd as in pytorch/examples, with a `DataLoader`": [str(SCRIPT), "loader"],
 }
 """What follows ``python``; data, threads and the folder of the runs are added."""
 
@@ -75,8 +51,6 @@ class Scripts:
     """Times that each is started, in turns; the median is reported."""
     threads: int = 1
     """CPU threads of each."""
-    json: bool = False
-    """Print the seconds of all turns as JSON."""
     data_dir: Path = Path("data")
     """Folder of the data sets; filled before the first measurement."""
 
@@ -88,6 +62,8 @@ class Scripts:
 
 def measure(wanted: Scripts) -> dict[str, list[float]]:
     """The seconds of each turn of each contender; none of one whose library is missing. Raises BenchmarkError."""
+    if not SCRIPT.exists():
+        raise BenchmarkError(f"there is no {SCRIPT}: run this command in a clone of the repository")
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(wanted.rounds):
         for name in COMMANDS:
@@ -99,24 +75,19 @@ def measure(wanted: Scripts) -> dict[str, list[float]]:
 def seconds_of(name: str, wanted: Scripts, runs: str) -> list[float]:
     """The seconds of one run; none if its library is missing. Raises BenchmarkError if it fails or learns nothing."""
     data_dir, threads = str(wanted.data_dir.absolute()), str(wanted.threads)
-    command = [part.replace("{threads}", threads).replace("{data_dir!r}", repr(data_dir)) for part in COMMANDS[name]]
-    if name != ALONE:
-        command += ["--data-dir", data_dir, "--threads", threads]
-        command += ["--runs-dir", runs, "--device", "cpu"] if command[0] == "-m" else []
+    command = [sys.executable, *COMMANDS[name], "--data-dir", data_dir, "--threads", threads]
+    command += ["--runs-dir", runs, "--device", "cpu"] if "train" in command else []
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, threads)
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     took = time.perf_counter() - start
-    said = done.stdout.split()
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         if "ModuleNotFoundError" in reason:
             return []
         raise BenchmarkError(f"{name}: ended with code {done.returncode}: {reason}")
-    if name == ALONE:
-        return [float(said[-1])]
-    accuracies = [float(word.rstrip("%")) for word in said if word.endswith("%")]
-    if not accuracies or accuracies[-1] < 90:
+    accuracies = re.findall(r"([\d.]+)%", done.stdout)
+    if not accuracies or float(accuracies[-1]) < 90:
         raise BenchmarkError(f"{name}: wanted a test accuracy of 90 % or more, got {accuracies[-1:] or 'none'}")
     return [took]
 
@@ -124,17 +95,8 @@ def seconds_of(name: str, wanted: Scripts, runs: str) -> list[float]:
 def table(seconds: dict[str, list[float]]) -> str:
     """A row for each contender, the quickest first, in Markdown."""
     found = {name: median(times) for name, times in seconds.items() if times}
-    rows = [[name, *cells(found[name], found)] for name in sorted(found, key=found.__getitem__)]
-    rows += [[f"{name}: not installed", "", "", ""] for name in seconds if name not in found]
-    header: Sequence[str] = ("from the start of the process to the trained network", "seconds", "÷ ours", "÷ the least")
+    rows = [[name, text.number(found[name]), text.number(found[name] / found[OURS])] for name in found]
+    rows.sort(key=lambda row: found[row[0]])
+    rows += [[f"{name}: not installed", "", ""] for name in seconds if name not in found]
+    header = ("from the start of the process to the trained network", "seconds", "÷ ours")
     return text.table(header, rows, markdown=True)
-
-
-def cells(value: float, found: dict[str, float]) -> list[str]:
-    """The seconds, and their ratios to ours and to what is the least for ours."""
-    return [text.number(value), text.number(value / found[OURS]), text.number(value / found[ALONE])]
-
-
-def as_json(seconds: dict[str, list[float]], machine: dict[str, str | int]) -> str:
-    """Everything that was measured."""
-    return json.dumps({"machine": machine, "seconds": seconds}, indent=2)

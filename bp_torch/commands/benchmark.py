@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run_scripts(wanted: Scripts) -> None:
-    """Measure the scripts and report. Raises BenchmarkError or DataError."""
+    """Start the scripts and report. Raises BenchmarkError or DataError."""
     load_torch()
     import torch
 
@@ -118,11 +118,8 @@ def run_scripts(wanted: Scripts) -> None:
 
     load("mnist", wanted.data_dir)  # unpacked before the first measurement
     machine = describe_machine(torch.device("cpu")) | {"threads": wanted.threads}
-    seconds = scripts.measure(wanted)
-    if wanted.json:
-        print(scripts.as_json(seconds, machine))
-        return
-    print(f"{', '.join(f'{name} {value}' for name, value in machine.items())}\n\n{scripts.table(seconds)}")
+    print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+    print(f"\n{scripts.table(scripts.measure(wanted))}")
 
 
 def run(options: Options) -> None:

@@ -33,9 +33,6 @@ MADE_OF = (1, 10, 100, 1_000)  # after so many examples the average is shown, an
 KEPT = 3_000_000  # components of gradients in memory at once, 24 MB of float64: 230 examples of 13,002 parameters
 
 
-Options = AverageOptions
-
-
 class Statistics(NamedTuple):
     """The negative gradients −∂C_k/∂θ of all examples in numbers."""
 
@@ -88,7 +85,7 @@ def averages(network: Network, examples: Examples, cost: str, first: int) -> dic
 class Average(Idea):
     """The wishes of single examples, their average as it is made, and the statistics of all."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: AverageOptions) -> None:
         """Compute the negative gradients of all training examples; the columns are those that ``options`` choose."""
         network, cost, training = subject.exact, subject.config.cost, subject.training
         self.caption, self.sizes = subject.caption, network.sizes

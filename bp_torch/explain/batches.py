@@ -25,13 +25,11 @@ from bp_torch.explain.subject import Subject, UsageError, full_gradient
 from bp_torch.network import layer_views
 from bp_torch.text import column_table, count
 
-Options = BatchesOptions
-
 
 class Batches(Idea):
     """The mini-batches of one epoch: a few of them, and the angles of all."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: BatchesOptions) -> None:
         """Cut the shuffled examples into batches, and compute the gradient of each."""
         training, cost, n = subject.training, subject.config.cost, len(subject.training.labels)
         if options.batch_size > n:

@@ -40,9 +40,6 @@ OUTLINE = [Stroke(linewidth=3.6, foreground="white"), Normal()]
 TEXT_OUTLINE = [Stroke(linewidth=2.6, foreground="white"), Normal()]
 
 
-Options = DescentOptions
-
-
 class Path(NamedTuple):
     """The path of one method as S snapshots, of which the first is of the start."""
 
@@ -130,7 +127,7 @@ def angles_by_size(network: Network, examples: Examples, cost: str, seed: int) -
 class Descent(Idea):
     """Three paths down (all examples, mini-batches, single examples), the surface below them, and angles."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: DescentOptions) -> None:
         """Compute three paths from the run's start, and the surface below them."""
         config, training, self.caption, self.measured = subject.config, subject.training, subject.caption, MEASURED
         start = config.network(subject.network.device)

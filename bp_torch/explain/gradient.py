@@ -28,9 +28,6 @@ from bp_torch.text import column_table, number, times
 PAIR = (style.LINES[0], style.LINES[1])  # the colours of the two weights, which say nothing about signs
 
 
-Options = GradientOptions
-
-
 class Wiggle(NamedTuple):
     """One parameter moved, by h and by −h."""
 
@@ -99,7 +96,7 @@ def find_pair(gradient: Tensor, sizes: tuple[int, ...], ratio: float) -> tuple[i
 class Gradient(Idea):
     """∇C over the training examples, and the wiggles of two weights of the last layer."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: GradientOptions) -> None:
         """Compute ∇C, and move two weights: by the whole step, and by half of it."""
         network, cost, training = subject.exact, subject.config.cost, subject.training
         self.caption, self.sizes, self.step = subject.caption, network.sizes, options.step

@@ -23,8 +23,6 @@ from bp_torch.explain.subject import Subject, UsageError
 from bp_torch.network import layer_views
 from bp_torch.text import column_table, number
 
-Options = HebbianOptions
-
 
 class Factors(NamedTuple):
     """The nudges of the weights of one layer for one example, and their three factors."""
@@ -66,7 +64,7 @@ def blocked(wanted: Tensor, phi_prime: Tensor) -> str:
 class Hebbian(Idea):
     """The nudges of the weights of one layer for one example, against their factors."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: HebbianOptions) -> None:
         """Compute the nudges and their factors, in the layer that ``options`` name."""
         network, cost = subject.exact, subject.config.cost
         self.caption, self.example = subject.caption, subject.example

@@ -33,9 +33,6 @@ DISTANCES = torch.linspace(-1, 1, 21).tolist()  # along a line; the network is i
 SETTLED = 1e-3  # if the cost can fall along −∇C by less than this fraction, the network counts as being at a minimum
 
 
-Options = MinimumOptions
-
-
 class Line(NamedTuple):
     """The cost along a line through the network's θ."""
 
@@ -81,7 +78,7 @@ def cost_along(network: Network, examples: Examples, cost: str, name: str, direc
 class Minimum(Idea):
     """The course of the run, and the cost around its end."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: MinimumOptions) -> None:
         """Repeat the run, then measure the cost around its network."""
         config, training = subject.config, subject.training
         self.caption, self.measured = subject.caption, MEASURED

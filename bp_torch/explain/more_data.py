@@ -33,9 +33,6 @@ COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000)  # numbers of training example
 DEFORMED = COUNTS[::2]  # those that are also deformed, which takes longer than training on them
 
 
-Options = DataOptions
-
-
 class Trained(NamedTuple):
     """A trained network's scores."""
 
@@ -85,7 +82,7 @@ def deforming(config: Config, kind: DeformName) -> Config:
 class Data(Idea):
     """Networks that learned from few examples and from many."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: DataOptions) -> None:
         """Train every network."""
         training, n = subject.training, len(subject.training.labels)
         self.caption, self.seeds = subject.caption, options.seeds

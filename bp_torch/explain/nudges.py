@@ -27,9 +27,6 @@ from bp_torch.text import Column, column_table, number, signed
 SHOWN = 16  # weights and activations that the picture shows, at most
 
 
-Options = NudgesOptions
-
-
 class Ways(NamedTuple):
     """The ways in which output ``neuron`` could be moved, k counting the neurons before it."""
 
@@ -69,7 +66,7 @@ def ways_to_move(passed: Forward, back: Backward, neuron: int) -> Ways:
 class Nudges(Idea):
     """The wishes of one example for the untrained network, and for the trained one if there is one."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: NudgesOptions) -> None:
         """Compute the nudges of the outputs, and the three ways to move one output of the untrained network."""
         self.caption, self.example, self.cost = subject.caption, subject.example, subject.config.cost
         self.label = self.example.label

@@ -26,9 +26,6 @@ from bp_torch.training import Config
 ONE, RIGHT = style.LINES[1], style.LINES[2]  # the colours of "called DIGIT" and of "called what they are"
 
 
-Options = OnlyOptions
-
-
 def train_on_digit(
     network: Network, config: Config, training: Examples, test: Examples, digit: int, steps: int
 ) -> tuple[Tensor, int]:
@@ -55,7 +52,7 @@ def figure_steps(fraction: Tensor, predictions: Tensor) -> list[int]:
 class Only(Idea):
     """How the network classifies the test images after each step; index 0 is before the first."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: OnlyOptions) -> None:
         """Train a copy of the network on ``--digit`` alone for ``--steps`` steps."""
         self.caption, self.digit, training, test = subject.caption, options.digit, subject.training, subject.test
         if not (training.labels == self.digit).any():

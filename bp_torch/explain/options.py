@@ -188,22 +188,6 @@ class PageOptions(NetworkOptions):
     """Open the page in the browser."""
 
 
-OPTIONS: dict[str, type[Any]] = {
-    "all": AllOptions,
-    "average": AverageOptions,
-    "batches": BatchesOptions,
-    "descent": DescentOptions,
-    "gradient": GradientOptions,
-    "hebbian": HebbianOptions,
-    "minimum": MinimumOptions,
-    "data": DataOptions,
-    "nudges": NudgesOptions,
-    "only": OnlyOptions,
-    "page": PageOptions,
-}
-"""Those that have flags of their own; the others have ``ExampleOptions``."""
-
-
-def options_of(name: str) -> type[Any]:
-    """The flags of an idea, of ``page`` or of ``all``."""
-    return OPTIONS.get(name, ExampleOptions)
+def options_of(name: str) -> Any:
+    """The flags of an idea, of ``page`` or of ``all``: those of its own name, or else of one example."""
+    return globals().get(f"{name.capitalize()}Options", ExampleOptions)

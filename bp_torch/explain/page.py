@@ -27,7 +27,6 @@ from bp_torch.costs import find_cost
 from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, Examples, one_hot
 from bp_torch.explain import content_of, style
 from bp_torch.explain.drawing import array
-from bp_torch.explain.options import PageOptions
 from bp_torch.explain.subject import Subject, UsageError, nearest_to
 from bp_torch.network import Network, parameter_count
 from bp_torch.recorder import Recording
@@ -44,9 +43,6 @@ Named = dict[str, Tensor]
 
 class PageError(UserError):
     """The page cannot repeat what was recorded. The message names the operation."""
-
-
-Options = PageOptions
 
 
 # ---- what is recorded: functions of tensors ----

@@ -10,25 +10,10 @@ from math import cos, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
+from bp_torch import values
 from bp_torch.cli import UserError, train_command
 from bp_torch.flags import Flag, Role, Within, check_bounds, check_effects, check_types, flag, flags_of
-from bp_torch.values import (
-    ABSORBED,
-    CLASSES,
-    CONFIG,
-    PIXELS,
-    ActivationName,
-    CostName,
-    DatasetName,
-    Deformation,
-    DTypeName,
-    InitName,
-    check_momentum,
-    check_positive,
-    check_threads,
-    check_weight_decay,
-    parameter_count,
-)
+from bp_torch.values import CLASSES, CONFIG, PIXELS, Deformation, check_positive, parameter_count
 
 if TYPE_CHECKING:  # imported where they are used: flags are read before torch is loaded
     import torch
@@ -57,14 +42,14 @@ class Config:
 
     sizes: Annotated[tuple[int, ...], Flag(first_column=True)] = (784, 16, 16, 10)
     """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between."""
-    activation: Annotated[ActivationName, Flag(word="", first_column=True)] = "sigmoid"
+    activation: Annotated[values.ActivationName, Flag(word="", first_column=True)] = "sigmoid"
     """Activation of the hidden layers."""
-    output_activation: ActivationName | None = None
+    output_activation: values.ActivationName | None = None
     """Activation of the last layer. None: sigmoid, or identity for the softmax cost, which contains the softmax."""
-    init: InitName = "lecun"
+    init: values.InitName = "lecun"
     """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform: from
     −1/√n_in to 1/√n_in. Other biases are zero."""
-    cost: Annotated[CostName, Flag(word="", first_column=True)] = "quadratic"
+    cost: Annotated[values.CostName, Flag(word="", first_column=True)] = "quadratic"
     """Cost of one example; it is averaged over examples."""
     learning_rate: Annotated[float, Flag(word="lr", first_column=True)] = 3.0
     """Learning rate of the first epoch."""
@@ -83,7 +68,7 @@ class Config:
     """Weight decay of SGD, 0 or more."""
     decay_biases: bool = False
     """Apply weight decay to the biases too."""
-    dataset: DatasetName = "mnist"
+    dataset: values.DatasetName = "mnist"
     """MNIST is part of the package; the others are downloaded."""
     data_dir: Annotated[Path, Flag("place", may_change=True)] = Path("data")
     """Folder of the data sets; filled on first use."""
@@ -134,7 +119,7 @@ class Config:
     """At the end, add a PR curve for each digit and the last hidden layer's activations for the projector."""
     device: Annotated[str, Flag("place", may_change=True)] = "auto"
     """auto, cpu, cuda or cuda:N. auto is the first NVIDIA GPU, or the CPU without one."""
-    dtype: DTypeName = "float32"
+    dtype: values.DTypeName = "float32"
     """Type of every number in the network."""
     precision: PrecisionName = "full"
     """Precision of both passes. full: that of the parameters; tf32: TF32 in matrix products, on a GPU; bf16: bfloat16
@@ -164,7 +149,7 @@ class Config:
             wanted = f"{PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between"
             raise ValueError(f"--sizes: wanted {wanted}, got {' '.join(map(str, self.sizes)) or 'none'}")
         self._check_names()
-        check_threads(self.threads)
+        values.check_threads(self.threads)
         if parameter_count(self.sizes) >= 2**40:
             raise ValueError(f"--sizes: {parameter_count(self.sizes):,} parameters do not fit in any memory")
         if self.seed >= SEEDS:
@@ -179,10 +164,10 @@ class Config:
             wanted = f"less than 1 with --schedule exponential, got {self.learning_rate_decay}"
             raise ValueError(f"--learning-rate-decay: wanted {wanted}")
         self.deformation  # noqa: B018 (raises for a value out of range)
-        if (needed := ABSORBED.get(self.cost)) not in (None, self.outputs):
+        if (needed := values.ABSORBED.get(self.cost)) not in (None, self.outputs):
             raise ValueError(f"{self.cost} needs {needed} outputs, the network has {self.outputs}")
-        check_momentum(self.momentum)
-        check_weight_decay(self.weight_decay, self.dtype)
+        values.check_momentum(self.momentum)
+        values.check_weight_decay(self.weight_decay, self.dtype)
         check_positive("the learning rate", self.learning_rate, self.dtype)
         try:
             smallest = self.learning_rate_at(max(1, self.epochs))

@@ -47,15 +47,10 @@ def forward_in_chunks(
 
 
 def evaluate(
-    network: Network,
-    examples: Examples,
-    cost: str,
-    world: World = ALONE,
-    before_chunk: BeforeChunk = None,
-    outputs: list[Tensor] | None = None,
+    network: Network, examples: Examples, cost: str, world: World = ALONE, before_chunk: BeforeChunk = None
 ) -> Score:
-    """Cost and accuracy over all ``examples``; each process computes its shard, and adds a^L to ``outputs``."""
-    return evaluate_each(network, examples, cost, world, before_chunk, outputs)[0]
+    """Cost and accuracy over all ``examples``; each process computes its shard."""
+    return evaluate_each(network, examples, cost, world, before_chunk)[0]
 
 
 @torch.inference_mode()
@@ -67,14 +62,13 @@ def evaluate_each(
     before_chunk: BeforeChunk = None,
     outputs: list[Tensor] | None = None,
 ) -> list[Score]:
-    """The score of each of K networks over all ``examples``, or of the only one. ``outputs`` as for ``evaluate``."""
+    """The score of each of K networks over all ``examples``, or of the only one. a^L is added to ``outputs``."""
     n = len(examples.labels)
     sums = torch.zeros(2, *network.leading, dtype=torch.float64, device=network.device)  # of costs, of right answers
     for passed, y, labels in forward_in_chunks(network, examples, world, before_chunk):
-        a = passed.activations[-1]
         sums[0] += example_costs(passed, y, cost).sum(-1, dtype=torch.float64)
-        sums[1] += (a.argmax(-1) == labels).sum(-1)
+        sums[1] += (passed.activations[-1].argmax(-1) == labels).sum(-1)
         if outputs is not None:
-            outputs.append(a)
+            outputs.append(passed.activations[-1])
     world.all_reduce(sums)
     return [Score(cost_sum / n, correct / n) for cost_sum, correct in sums.view(2, -1).T.tolist()]

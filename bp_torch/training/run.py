@@ -26,7 +26,7 @@ from bp_torch.files import replace_file
 from bp_torch.flags import flags_of
 from bp_torch.network import Network
 from bp_torch.training.config import LONGEST_NAME, Config, TrainingError, read_config
-from bp_torch.training.evaluation import BeforeChunk, Score, evaluate
+from bp_torch.training.evaluation import BeforeChunk, Score, evaluate, evaluate_each
 from bp_torch.training.interruption import Signals
 from bp_torch.training.step import Inspect, StepResult, TrainingStep
 
@@ -112,7 +112,8 @@ class Run(InTraining):
         some, cost = subsample(self.training), self.config.cost
         on_training = evaluate(self.network, some, cost, self.world, before_chunk)
         self.outputs.clear()
-        return on_training, evaluate(self.network, self.evaluated, cost, self.world, before_chunk, self.outputs)
+        found = evaluate_each(self.network, self.evaluated, cost, self.world, before_chunk, self.outputs)
+        return on_training, found[0]
 
     def final(self, last_is_best: bool = False) -> tuple[Network, int]:
         """The network that did best on the examples held out (CheckpointError if lost), or else the last; its epoch."""

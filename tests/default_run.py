@@ -1,9 +1,10 @@
 """The default run of train.py as one writes it with other libraries: 784-16-16-10, 20 epochs in batches of 100.
 
-    python bp_torch/benchmark/default_run.py numpy
+    python tests/default_run.py numpy
 
-It knows nothing of bp_torch. Each function is a script of its own, which imports what that would; at the end it prints
-the accuracy on the test set. scikit-learn chooses its own cost, optimizer and rate.
+``python -m bp_torch benchmark scripts`` times it. It knows nothing of bp_torch. Each function is a script of its own,
+which imports what that would; at the end it prints the accuracy on the test set. scikit-learn chooses its own cost,
+optimizer and rate.
 """
 
 import argparse
