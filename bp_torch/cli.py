@@ -59,10 +59,12 @@ def parse(
     if "--version" in given:
         print(f"bp_torch {VERSION}")
         sys.exit()
-    import tyro  # here: start and the help must come first
-
     errors = io.StringIO()
     try:
+        if not given:
+            return config() if default is None else default
+        import tyro  # here: start and the help must come first
+
         with contextlib.redirect_stderr(errors):
             start = tyro.MISSING_NONPROP if default is None else default
             return tyro.cli(config, prog=prog, description=description, args=args, default=start)

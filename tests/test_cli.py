@@ -36,6 +36,13 @@ def test_flags_that_are_not_given_come_from_the_default() -> None:
     assert parse(Flags, description="", args=["--size", "2"], default=Flags(many=(5,))) == Flags((5,), size=2)
 
 
+def test_without_flags_there_is_nothing_to_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.setattr(sys, "argv", ["try"])
+    assert parse(Flags, description="") == parse(Flags, description="", args=[]) == Flags()
+    assert parse(Flags, description="", args=[], default=Flags(size=2)) == Flags(size=2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
