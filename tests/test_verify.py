@@ -206,8 +206,8 @@ def test_custom_autograd_function_is_compared_with_central_differences_or_a_refe
     for report in (check(custom, x), check(custom, x, reference=lambda x: (x**3).sum())):
         assert not report.ok and "0.666667" in next(iter(report.diagnoses))
     itself = check(custom, x, lambda x: 2 * x**2)  # autograd is then the very backward that is checked
-    assert not itself.ok and compared(itself, "x", "autograd").ok
-    assert any("Pass a reference" in note for note in itself.notes)
+    assert itself.verdict == "SETUP" and compared(itself, "x", "autograd").ok
+    assert "Pass a reference" in itself.setup["x"][0]
 
 
 # ---- the shapes that an error has ----
@@ -482,7 +482,6 @@ def test_explicit_tolerance_is_used() -> None:
         (lambda x: x.sum(), torch.tensor([1.0, math.nan]), X, ValueError, r"input x holds 1 entry .* first at \[1\]"),
         (lambda x: x.sum(), torch.tensor([1.0, math.inf]), X, ValueError, "not finite"),
         (lambda x: x.log().sum(), torch.zeros(2), X, ValueError, "the function is -inf"),
-        (lambda x: (x * torch.rand(())).sum(), X, X, ValueError, "for the same inputs"),
         (lambda: torch.zeros(()), [], [], ValueError, "no inputs"),
         (lambda x: x.sum(), [3.0], X, TypeError, "input x is a float, expected a tensor"),
         (square, [X, W], [X], ValueError, "there are 1 gradients for 2 inputs x, w"),

@@ -195,8 +195,8 @@ def test_gradient_of_another_dtype_is_a_fault(dtype: torch.dtype) -> None:
 def test_randomness_is_called_that() -> None:
     report = check_layer(torch.tanh, X, lambda dy, x: tanh_backward(dy, x) * (torch.rand(x.shape) > 0.5))
     assert report.verdict in ("SETUP", "WRONG") and "draws random numbers" in str(report)
-    with pytest.raises(ValueError, match="draws random numbers"):
-        check_layer(lambda x: functional.dropout(x, 0.5), X, lambda dy, x: dy)
+    forward = check_layer(lambda x: functional.dropout(x, 0.5), X, lambda dy, x: dy)
+    assert forward.verdict == "SETUP" and "draws random numbers" in str(forward)
 
 
 # ---- what can be checked ----

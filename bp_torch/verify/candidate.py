@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from bp_torch.verify.compare import DtypesSeen, rounding_noise
 from bp_torch.verify.problem import (
     CallResult,
     Change,
@@ -19,7 +20,6 @@ from bp_torch.verify.problem import (
 )
 from bp_torch.verify.references import References, first_line, with_seed
 from bp_torch.verify.report import Finding, Kind
-from bp_torch.verify.rounding import DtypesSeen, rounding_noise
 
 SCALE = -2.0  # a power of two: it changes no rounding
 

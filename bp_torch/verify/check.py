@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from bp_torch.verify.candidate import Candidate
+from bp_torch.verify.compare_forward import with_forward
 from bp_torch.verify.diagnose import Hypotheses
 from bp_torch.verify.judge import Judge
-from bp_torch.verify.problem import Inputs, Problem, copies, differentiable, flat, named, norm
-from bp_torch.verify.references import References
-from bp_torch.verify.report import Report
+from bp_torch.verify.problem import Inputs, Problem, copies, differentiable, flat, named
+from bp_torch.verify.references import NotReproducibleError, References, Trust
+from bp_torch.verify.report import Finding, Report
 
 
 def check(
@@ -30,6 +31,7 @@ def check(
     batch_size: int | None = None,
     seed: int = 0,
     second_order: bool = False,
+    trust: Trust | None = None,
     hypotheses: Hypotheses | None = None,
 ) -> Report:
     """Compare a hand-written gradient of a scalar function with three independent references.
@@ -49,13 +51,16 @@ def check(
         reference: the same function in plain differentiable operations, for the references; None: ``function``.
             If both this and ``gradient`` are None, central differences are the only reference.
         tolerance: the relative error that is allowed, and nothing beyond it; None: ``tolerance_of`` the coarsest dtype
-            among the inputs, plus a noise allowance where rounding alone moves the gradient further (rounding.py).
+            among the inputs, plus a noise allowance where rounding alone moves the gradient further (compare.py).
         coordinates: for central differences, how many entries of each tensor; 0: none. The one that is furthest off
             is among them, the others are drawn from ``seed``, half of them where the gradient is not zero.
         seconds: after which no further entry of a tensor is begun; random directions are taken in any case.
         batch_size: to name it where it is a factor; None: found by shortening the inputs, if they can be.
         seed: of every random choice.
         second_order: also check the derivatives of the gradient, of an ``autograd.Function`` that has them.
+        trust: "autograd" or "differences", where autograd does not give the derivative of the function (something is
+            detached, rounded or straight-through) and so contradicts central differences: the one that is meant. None:
+            such a contradiction is the finding, with the verdict SETUP.
         hypotheses: more patterns of error: ``hypotheses(name, given)`` yields pairs of words and the tensor that the
             gradient called ``name`` would then be, computed from the gradients ``given``.
 
@@ -67,7 +72,7 @@ def check(
     tensors = None if gradient is None or callable(gradient) else gradient
     backward = gradient if callable(gradient) else None
     problem = Problem(*named(inputs, names, function), function, reference, backward, tensors, seed=seed)
-    return check_problem(problem, tolerance, coordinates, seconds, batch_size, second_order, hypotheses)
+    return check_problem(problem, tolerance, coordinates, seconds, batch_size, second_order, trust, hypotheses)
 
 
 def check_layer(
@@ -130,19 +135,29 @@ def check_problem(
     seconds: float = 1.2,
     batch_size: int | None = None,
     second_order: bool = False,
+    trust: Trust | None = None,
     hypotheses: Hypotheses | None = None,
 ) -> Report:
     """Judge the gradient of a problem; the options are those of ``check``."""
     with full_precision():
-        references = References(problem, tolerance)
+        try:
+            references = References(problem, tolerance, trust)
+        except NotReproducibleError as error:
+            dtype = str(problem.dtype).removeprefix("torch.")
+            return Report([], [Finding("setup", name, str(error)) for name in problem.inputs], dtype=dtype)
         candidate = Candidate(references)
         if not candidate.gradients:
             raise ValueError(f"there is no gradient to check: all of {', '.join(problem.inputs)} are None")
         if not references.gradients and (not coordinates or references.inputs64 is None):
             raise ValueError(f"there is no reference to compare the gradient with: {'; '.join(references.notes)}")
         report = Judge(candidate, coordinates, seconds, batch_size or 0, hypotheses).report
-        report = replace(report, forward=wrong_forward(candidate), slopes=functools.partial(taylor_slopes, candidate))
-    return report + check_problem(second_order_of(problem), tolerance, coordinates, seconds) if second_order else report
+        report = with_forward(report, candidate) if problem.reference else report
+        report = replace(report, slopes=functools.partial(taylor_slopes, candidate))
+    return (
+        report + check_problem(second_order_of(problem), tolerance, coordinates, seconds, trust=trust)
+        if second_order
+        else report
+    )
 
 
 @contextmanager
@@ -162,31 +177,6 @@ def full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(older)
         for switch, precision in zip(switches, newer, strict=True):
             switch.fp32_precision = precision
-
-
-def wrong_forward(candidate: Candidate) -> str:
-    """How the forward differs from the reference; "" if it does not, or there is no reference."""
-    references, problem = candidate.references, candidate.problem
-    if problem.reference is None:
-        return ""
-    with torch.inference_mode(False), torch.no_grad():
-        ours = candidate.outputs or problem.outputs(problem.forward, copies(problem.inputs))
-        right = problem.outputs(problem.reference, copies(problem.inputs))
-        best = problem.outputs(problem.reference, copies(references.inputs64)) if references.inputs64 else right
-    if len(ours) != len(right):
-        return f"returns {len(ours)} tensors, the reference {len(right)}"
-    for i, (y, own, r) in enumerate(zip(ours, right, best, strict=True), 1):
-        which = f" {i}" if len(ours) > 1 else ""
-        if y.shape != own.shape:
-            return f"returns y{which} of shape {list(y.shape)}, the reference {list(own.shape)}"
-        a, b, c = flat(y), flat(r), flat(own)
-        known = b.isfinite() & c.isfinite()
-        if not torch.equal(a.isfinite(), c.isfinite()):
-            return f"returns y{which} that is not finite where the reference is, or the reverse"
-        error, size = norm((a - b)[known]), norm(b[known])
-        if error > references.tolerance * size + 4 * norm((c - b)[known]) + references.underflow:
-            return f"differs from the reference: y{which} is off by {error / size if size else error:.1e} of its norm"
-    return ""
 
 
 def taylor_slopes(candidate: Candidate) -> dict[str, float]:

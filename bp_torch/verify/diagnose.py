@@ -16,9 +16,10 @@ import torch
 from torch import Size, Tensor
 
 from bp_torch.verify.candidate import Candidate
+from bp_torch.verify.compare import Estimate
 from bp_torch.verify.patterns import Pair, entry_patterns
 from bp_torch.verify.problem import Problem, Tensors, as_real, autograd, copies, flat, norm
-from bp_torch.verify.references import EPS32, Estimate, tolerance_of
+from bp_torch.verify.references import EPS32, tolerance_of
 
 Hypotheses = Callable[[str, Tensors], Iterable[tuple[str, Tensor]]]
 MOST_VARIATIONS = 12

@@ -12,8 +12,10 @@ from bp_torch.verify.problem import Tensors, copies
 
 Function = Callable[[Tensors], Tensor]
 EPS = torch.finfo(torch.float64).eps
+MOST_KINKS = 1000  # entries that are tried, of those that differ; of more the same number, side by side
 CENTRAL_ACCURACY = math.sqrt(EPS)
-"""The relative error of central differences at their best. No gradient has to agree with them more closely."""
+"""The relative error of central differences at their best, of a function that computes in float64 throughout. No
+gradient has to agree with them more closely."""
 
 
 class Derivative(NamedTuple):
@@ -25,7 +27,9 @@ class Derivative(NamedTuple):
     kinked: bool  # whether the step crosses a kink
 
 
-def central_difference(function: Callable[[float], float], middle: float, x: float, negligible: float) -> Derivative:
+def central_difference(
+    function: Callable[[float], float], middle: float, x: float, negligible: float, noise: float | None = None
+) -> Derivative:
     """dC/dx of one coordinate from ±h and ±h/2, error O(h⁴). ``function(step)`` is C at x + step, ``middle`` C at x.
 
     With D(h) = (C(x+h) − C(x−h)) / 2h and S(h) = C(x+h) − 2C(x) + C(x−h), smooth functions have D(h) − D(h/2) and
@@ -33,19 +37,19 @@ def central_difference(function: Callable[[float], float], middle: float, x: flo
     |S(h) − 4S(h/2)| / 2h is at least the error that the jump makes (work it out for a kink at x + d: D(h) is off by
     Δ(h − d)/2h). The step starts at ε^(1/4) and shrinks until this uncertainty is ``negligible``: that of a smooth
     function falls as h², that of a kink stays, and noise in C grows as 1/h. The smallest step that a kink is sought
-    with is 8e-6 max(1, |x|).
+    with is 8e-6 max(1, |x|). ``noise`` is the rounding error of C; None: that of float64.
     """
     size = 2.0 ** math.ceil(math.log2(max(1.0, abs(x))))
     best, before, kinked = Derivative(math.nan, math.inf, 0.0, False), math.inf, False
     for level in range(6):
-        h = size * EPS**0.25 / 4**level
+        h = size * (EPS**0.25 if noise is None else 0.05) / 4**level
         up, down, half_up, half_down = function(h), function(-h), function(h / 2), function(-h / 2)
         wide, narrow = (up - down) / (2 * h), (half_up - half_down) / h
         bend = (up - 2 * middle + down) - 4 * (half_up - 2 * middle + half_down)
         largest = max(abs(middle), abs(up), abs(down))
         if max(abs(up - middle), abs(down - middle)) <= 16 * EPS:  # the change may be lost in a sum with numbers near 1
             largest = max(largest, 1.0)
-        rounding = 16 * EPS * largest / h
+        rounding = (16 * EPS * largest if noise is None else 4 * noise) / h
         uncertainty = abs(wide - narrow) + abs(bend) / (2 * h)
         if uncertainty + rounding < best.uncertainty:
             best = Derivative((4 * narrow - wide) / 3, uncertainty + rounding, h, False)
@@ -61,9 +65,11 @@ def central_difference(function: Callable[[float], float], middle: float, x: flo
 class Differences:
     """Central differences of a function by one of its inputs. Autograd's gradient by it only helps to find kinks."""
 
-    def __init__(self, function: Function, inputs: Tensors, name: str, gradient: Function, here: Tensor) -> None:
+    def __init__(
+        self, function: Function, inputs: Tensors, name: str, gradient: Function, here: Tensor, eps: float = EPS
+    ) -> None:
         """By the input ``name``, all in float64 or complex128; ``here`` is what ``gradient(inputs)`` is, (n,)."""
-        self.function, self.name, self.gradient, self.here = function, name, gradient, here
+        self.function, self.name, self.gradient, self.here, self.eps = function, name, gradient, here, eps
         self.inputs = inputs | {name: inputs[name].clone(memory_format=torch.contiguous_format)}
         self.entries = real_view(self.inputs[name])
         self.start = self.entries.clone()
@@ -73,6 +79,14 @@ class Differences:
             lent = copies(self.inputs)
             self.function(lent)
         self.copies = not all(torch.equal(lent[key], t) for key, t in self.inputs.items())
+        self.noise = None if eps == EPS else self._noise()
+
+    def _noise(self) -> float:
+        """The rounding error of the value: fourth differences, in which a smooth function vanishes, by their √70."""
+        generator = torch.Generator().manual_seed(0)
+        direction = torch.randn(len(self.start), generator=generator, dtype=torch.float64).to(self.start.device)
+        values = torch.tensor([self.moved(direction, 1e-4 * k) for k in range(16)], dtype=torch.float64)
+        return float(values.diff(n=4).square().mean().sqrt()) / math.sqrt(70)
 
     def value(self) -> float:
         """The function at ``entries``, as they are now."""
@@ -81,7 +95,8 @@ class Differences:
 
     def at_entry(self, i: int, negligible: float) -> Derivative:
         """The derivative by entry ``i``; it may be ``kinked``."""
-        derivative = central_difference(partial(self.moved_entry, i), self.middle, float(self.start[i]), negligible)
+        x = float(self.start[i])
+        derivative = central_difference(partial(self.moved_entry, i), self.middle, x, negligible, self.noise)
         unit = torch.zeros(len(self.start), dtype=torch.float64)
         unit[i] = 1.0
         return self._with_cancelling_kinks(derivative, unit, negligible)
@@ -89,7 +104,7 @@ class Differences:
     def along(self, direction: Tensor, negligible: float) -> Derivative:
         """The derivative along ``direction`` (n,), on the CPU; it may be ``kinked``."""
         there = direction.to(self.start.device)
-        derivative = central_difference(lambda step: self.moved(there, step), self.middle, 0.0, negligible)
+        derivative = central_difference(lambda step: self.moved(there, step), self.middle, 0.0, negligible, self.noise)
         return self._with_cancelling_kinks(derivative, direction, negligible)
 
     def moved_entry(self, i: int, step: float) -> float:
@@ -107,24 +122,35 @@ class Differences:
         return value
 
     def _with_cancelling_kinks(self, derivative: Derivative, direction: Tensor, negligible: float) -> Derivative:
-        """``kinked`` too if it is not autograd's, which itself changes by as much within a step: there kinks show that
-        cancel each other in the values."""
+        """``kinked`` too if it is not autograd's, which itself bends by as much within a step: there kinks show that
+        cancel each other in the values. A smooth gradient bends by a quarter of that in half a step."""
         if not math.isfinite(derivative.uncertainty):
             return derivative._replace(kinked=True)
         here = float(self.here @ direction)
         off = abs(derivative.value - here)
         if not derivative.kinked and off > 10 * negligible + derivative.uncertainty:
-            for factor in (1, 0.5, -0.5, -1):
-                moved = copies(self.inputs)
-                real_view(moved[self.name]).add_(direction.to(self.start.device), alpha=factor * derivative.step)
-                if abs(float(self.gradient(moved) @ direction) - here) > off / 4:
-                    return derivative._replace(kinked=True)
+            ends = [[self._slope(direction, sign * h * derivative.step) for sign in (1, -1)] for h in (1, 0.5)]
+            bend, half = (abs(one - 2 * here + other) for one, other in ends)
+            if max(bend, half) > off / 4 and not bend / 6 < half < bend / 2.5:
+                return derivative._replace(kinked=True)
         return derivative
+
+    def _slope(self, direction: Tensor, step: float) -> float:
+        """Autograd's, along ``direction``, a ``step`` away."""
+        moved = copies(self.inputs)
+        real_view(moved[self.name]).add_(direction.to(self.start.device), alpha=step)
+        return float(self.gradient(moved) @ direction)
 
     def one_sided(self, i: int) -> tuple[float, float]:
         """The slopes by entry ``i`` to the left and to the right, from one small step each."""
-        step = 2.0 ** math.ceil(math.log2(max(1.0, abs(float(self.start[i]))))) * EPS**0.5 * 8
+        step = 2.0 ** math.ceil(math.log2(max(1.0, abs(float(self.start[i]))))) * self.eps**0.5 * 8
         left, right = ((self.moved_entry(i, signed) - self.middle) / signed for signed in (-step, step))
+        return left, right
+
+    def one_sided_along(self, direction: Tensor) -> tuple[float, float]:
+        """The same along ``direction`` (n,)."""
+        step = 2.0 ** math.ceil(math.log2(max(1.0, float(self.start.abs().max())))) * self.eps**0.5 * 8
+        left, right = ((self.moved(direction, signed) - self.middle) / signed for signed in (-step, step))
         return left, right
 
     def taylor_slope(self, gradient: Tensor, direction: Tensor) -> float | None:
@@ -139,3 +165,43 @@ class Differences:
 def real_view(t: Tensor) -> Tensor:
     """The entries of a contiguous tensor, (n,), as real numbers."""
     return (torch.view_as_real(t) if t.is_complex() else t).view(-1)
+
+
+# ---- kinks: any slope between the one-sided ones will do there ----
+
+
+def slopes_on_kinks(
+    differences: Differences, ours: Tensor, suspects: Tensor, tolerance: float, seed: int
+) -> list[tuple[float, float]] | None:
+    """The one-sided slopes (low, high) at the entries ``suspects`` (k,) of the gradient ``ours`` (n,), in that order.
+
+    None if one of them lies on no kink, or not between its slopes; or if they pull together (entries of a maximum that
+    are equal), and their sum is not between the slopes along all of them at once.
+    """
+    chosen = suspects
+    if len(suspects) > MOST_KINKS:
+        first = int(torch.randint(len(suspects), (1,), generator=torch.Generator().manual_seed(seed)))
+        chosen = suspects.sort().values.roll(-first)[:MOST_KINKS]
+    pairs = list[tuple[float, float]]()
+    for i in chosen.tolist():
+        left, right = differences.one_sided(i)
+        size = max(abs(left), abs(right))
+        if not abs(right - left) > 1e-4 * max(size, 1e-300) or not between(float(ours[i]), left, right, tolerance):
+            return None
+        pairs.append((left, right))
+    together = torch.zeros_like(ours)
+    together[chosen] = 1.0
+    left, right = differences.one_sided_along(together)
+    sums = [sum(pair[side] for pair in pairs) for side in (0, 1)]
+    scale = sum(max(abs(a), abs(b)) for a, b in pairs)
+    apart = max(abs(left - sums[0]), abs(right - sums[1])) <= 1e-4 * scale
+    if not apart and not between(float(ours[chosen].sum()), left, right, tolerance, scale):
+        return None
+    return [(min(pair) + 0.0, max(pair) + 0.0) for pair in pairs]
+
+
+def between(slope: float, left: float, right: float, tolerance: float, scale: float = 0.0) -> bool:
+    """Whether a slope lies between the one-sided ones, to the tolerance of their size or another ``scale``."""
+    low, high = min(left, right), max(left, right)
+    room = max(1e-4, tolerance) * max(abs(low), abs(high), scale) + 1e-5 * (high - low)
+    return low - room <= slope <= high + room

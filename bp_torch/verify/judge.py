@@ -1,24 +1,34 @@
-"""From the comparisons to a verdict: which of them decide, what rounding, kinks and a coarse dtype excuse."""
+"""From the comparisons to a verdict: which of them decide, what rounding, kinks and a coarse dtype excuse, and whether
+a wrong gradient would have been seen."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bp_torch.verify.candidate import Candidate
+from bp_torch.verify.compare import Allowance, Estimate
 from bp_torch.verify.diagnose import Hypotheses, WrongGradient, diagnose
-from bp_torch.verify.problem import as_real, flat, in_float64, norm, not_finite
-from bp_torch.verify.references import EPS32, NOISE_FACTOR, Estimate, tolerance_of
-from bp_torch.verify.report import Comparison, Report
-from bp_torch.verify.rounding import rounding_noise
+from bp_torch.verify.differences import slopes_on_kinks
+from bp_torch.verify.mutants import mutations
+from bp_torch.verify.problem import as_real, flat, norm, not_finite
+from bp_torch.verify.references import ALLOWED_IN_FLOAT64, COARSE, EPS32, tolerance_of
+from bp_torch.verify.report import Comparison, Proof, Report
 
-ALLOWED_IN_FLOAT64 = 8 * EPS32
-"""The relative error that is allowed in float64 to a gradient of a coarser dtype: constants may have 7 digits only."""
-AT_MOST_TIMES_AUTOGRADS_ERROR = 4.0
-"""A 16-bit gradient that cannot run in float64, and is this close to it, is right without a further test."""
 SLICE_FACTOR = 8.0  # times what rounding explains, for one slice of many
-MOST_KINKS = 100  # entries that are looked at for a kink
+FAR = 4.0  # times what is allowed: in 16 bits, an error beyond it is no noise
+SURELY = 100.0  # times a rough measure of rounding: what is further off needs no better one
+
+
+class Trial(NamedTuple):
+    """A gradient to judge, or a mutant of it."""
+
+    ours: Tensor  # (n,)
+    in_float64: Tensor | None  # (n,), computed from float64 inputs
 
 
 class Judge:
@@ -31,9 +41,9 @@ class Judge:
         references = candidate.references
         self.candidate, self.references, self.say = candidate, references, candidate.say
         self.batch_size, self.hypotheses = batch_size, hypotheses
-        self.dtype, self.is_coarse = str(references.dtype).removeprefix("torch."), references.eps > 1e-5  # 16 bits
+        self.dtype = str(references.dtype).removeprefix("torch.")
         self.report = Report([], candidate.findings, tolerance=references.tolerance, dtype=self.dtype)
-        self.estimates = {name: self._compare(name, coordinates, seconds) for name in candidate.gradients}
+        self.estimates = {name: self._judge(name, coordinates, seconds) for name in candidate.gradients}
         for name in references.inputs:
             if name not in candidate.gradients:
                 self.say("unjudged", [name], "no gradient of it is given")
@@ -44,32 +54,33 @@ class Judge:
         self.expected = {name: estimate for name, estimate in expected.items() if estimate}
         for name in (name for name in candidate.gradients if name in wrong):
             self._explain(name)
-        self.report.notes.extend([*references.notes, *candidate.notes, *self._contradictions(), *self._noisy()])
+        self.report.notes.extend([*references.notes, *candidate.notes, *self._noisy()])
 
-    # ---- the comparisons of one gradient ----
+    # ---- one gradient ----
 
-    def _compare(self, name: str, coordinates: int, seconds: float) -> dict[str, Estimate]:
+    def _judge(self, name: str, coordinates: int, seconds: float) -> dict[str, Estimate]:
         references, report, given = self.references, self.report, self.candidate.gradients[name]
-        sure = name in report.problems
-        comparable, ours = self._comparable(name), flat(given)
+        ours = flat(given)
         if not given.numel() and given.shape == references.inputs[name].shape:
             self.say("unjudged", [name], "it is empty, and has the right shape")
             return {}
+        comparable = self._comparable(name)
         found = references.estimates(name, ours, coordinates if comparable else 0, seconds)
         if not comparable:
             return found
-        compared = self._outvoted([references.compare(name, ours, estimate) for estimate in found.values()])
-        report.comparisons.extend(compared)
         if not any(len(estimate.values) for estimate in found.values()):
             self.say("unjudged", [name], "no reference gives any of its entries")
             report.notes.append(f"{name} is not checked: no reference gives any of its entries")
-        run_in_float64 = self._compare_in_float64(name)
-        if run_in_float64 and not run_in_float64.ok:
-            report.comparisons.append(run_in_float64)
-        elif "float64" in found and references.dtype != torch.float64 and not references.strict:
-            right = found["float64"]
-            if right.entries is None:
-                self._judge_precision(name, ours, right, compared, run_in_float64 is not None, sure)
+        trial = Trial(ours, self._in_float64(name))
+        compared = self._comparisons(name, trial, found)
+        if references.contradiction(name, found):
+            found, compared = self._settle(name, trial, found, compared)
+        report.comparisons.extend(compared)
+        if name in report.setup or self._excused_by_kinks(name, trial, found, compared):
+            return found
+        self._judge_precision(name, trial, found, compared)
+        if name not in report.wrong and any(len(estimate.values) for estimate in found.values()):
+            self._prove(name, trial, found)
         return found
 
     def _comparable(self, name: str) -> bool:
@@ -87,97 +98,338 @@ class Judge:
             self.say("problem", [name], f"holds {not_finite(given)}")
         return True
 
-    def _outvoted(self, compared: list[Comparison]) -> list[Comparison]:
-        """Nearer to float64 than autograd's own is right: float64 and central differences outvote the same dtype."""
-        ok = {c.reference: c.ok for c in compared}
-        if self.references.dtype == torch.float64 or not ok.get("float64"):
-            return compared
-        if not ok.get("central", True) or not ok.get("directions", True):
-            return compared
-        return [c if c.reference != "autograd" else replace(c, decides=c.ok) for c in compared]
-
-    def _compare_in_float64(self, name: str) -> Comparison | None:
-        """The gradient from float64 inputs against the float64 reference; None if it cannot be had in a wider dtype."""
-        references, eps = self.references, self.candidate.eps_in_float64
-        ours, right = self.candidate.in_float64.get(name), references.gradients.get("float64", {}).get(name)
-        if ours is None or right is None or eps >= references.eps or not right.isfinite().all():
+    def _in_float64(self, name: str) -> Tensor | None:
+        """The gradient from float64 inputs, if that is in a wider dtype and there is a reference for it."""
+        eps, right = self.candidate.eps_in_float64, self.references.gradients.get("float64", {}).get(name)
+        if eps >= self.references.eps or (right is not None and not right.isfinite().all()):
             return None
+        return self.candidate.in_float64.get(name)
+
+    def _widened(self, name: str, found: dict[str, Estimate]) -> Iterator[Estimate]:
+        """The estimates that a gradient from float64 inputs is compared with: autograd's, or else differences."""
+        eps = max(self.candidate.eps_in_float64, self.references.eps64)
         allowed = ALLOWED_IN_FLOAT64 if eps < EPS32 else tolerance_of(torch.float32)
-        estimate = Estimate("widened", right, None, norm(right), allowed, references.underflow)
+        right = self.references.gradients.get("float64", {}).get(name)
+        if right is not None:
+            yield Estimate("widened", right, None, norm(right), allowed, self.references.underflow)
+        else:
+            for kind, wider in (("central", 1), ("directions", 4)):
+                if kind in found and len(found[kind].values):
+                    tolerance = wider * max(allowed, math.sqrt(self.references.eps64))
+                    yield found[kind]._replace(reference="widened", tolerance=tolerance)
 
-        def noise() -> float:
-            inputs = references.inputs
-            inputs = in_float64(inputs) if eps < EPS32 else {n: t.to(torch.float32) for n, t in inputs.items()}
-            squares = rounding_noise(references.function, inputs, references.seed)
-            return NOISE_FACTOR * math.sqrt(float(squares[name].sum()))
+    def _allowance(self, name: str, estimate: Estimate) -> Allowance:
+        if estimate.reference != "widened":
+            return self.references.allowance(name, estimate)
+        eps = max(self.candidate.eps_in_float64, self.references.eps64)
+        return self.references.allowance(name, estimate, torch.float64 if eps < EPS32 else torch.float32)
 
-        return references.compare(name, ours, estimate, noise)
+    def _comparisons(self, name: str, trial: Trial, found: dict[str, Estimate]) -> list[Comparison]:
+        """With every reference. The run in float64 is shown where it is wrong."""
+        references = self.references
+        compared = self._outvoted([references.compare(name, trial.ours, estimate) for estimate in found.values()])
+        if trial.in_float64 is not None:
+            for estimate in self._widened(name, found):
+                one = references.compare(name, trial.in_float64, estimate, partial(self._allowance, name, estimate))
+                compared += [one] if not one.ok else []
+        return compared
 
-    def _is_wrong_in_float64(self, name: str) -> bool:
-        return any(c.reference == "widened" and c.gradient == name for c in self.report.comparisons)
+    def _outvoted(self, compared: list[Comparison]) -> list[Comparison]:
+        """Nearer to float64 than autograd's own is right: float64 and central differences outvote the same dtype.
 
-    # ---- sixteen bits ----
+        So is what float32 rounds as autograd's own, if that is little more than is allowed.
+        """
+        found = {c.reference: c for c in compared}
+        if self.references.dtype == torch.float64 or "float64" not in found or "autograd" not in found:
+            return compared
+        others = [c for c in compared if c.reference != "autograd"]
+        if all(c.ok for c in others):
+            return [c if c.reference != "autograd" else replace(c, decides=c.ok) for c in compared]
+        if found["autograd"].ok and self.references.eps < COARSE and all(c.error_ratio <= FAR for c in others):
+            return [replace(c, decides=c.ok) for c in compared]
+        return compared
 
-    def _judge_precision(
-        self, name: str, ours: Tensor, right: Estimate, compared: list[Comparison], runs_in_float64: bool, sure: bool
-    ) -> None:
-        """How many times autograd's own error, told from rounding or not; what is ``sure`` to be wrong is no noise."""
-        autograds_error = norm(self.references.gradients["autograd"][name] - right.values)
-        error = norm(ours - right.values)
-        times = error / autograds_error if autograds_error else math.inf
-        if autograds_error and math.isfinite(error) and self.is_coarse:
-            self.report.multiples[name] = times
-        ok = all(c.ok for c in compared if c.decides)
-        in_own_dtype = next(c for c in compared if c.reference == "float64")
-        if runs_in_float64:
-            if not ok and in_own_dtype.error_ratio <= 4 and not sure:
-                text = f"is right when run in float64, and further off in {self.dtype} than rounding usually makes it: "
-                self.say("noise", [name], text + "its products or sums may need a wider dtype")
-            return
-        if self.is_coarse and ok and self._is_far(name, error, autograds_error, right):
-            text = (
-                f"the error is {times:.2g} times autograd's own in {self.dtype}: too much to call it right, too little "
-                "to call it wrong. The same check in float32 or float64 would tell, or a tolerance="
+    def _settle(
+        self, name: str, trial: Trial, found: dict[str, Estimate], compared: list[Comparison]
+    ) -> tuple[dict[str, Estimate], list[Comparison]]:
+        """Autograd and central differences contradict each other: that is the finding, unless the gradient is neither.
+
+        A lookup with padding_idx says itself what is meant: its row gets no gradient.
+        """
+        if self.references.has_padding():
+            self.report.notes.append(f"{name}: the row at padding_idx gets no gradient, which differences do not know")
+            found = {kind: estimate for kind, estimate in found.items() if kind not in ("central", "directions")}
+            return found, self._comparisons(name, trial, found)
+        ok = {c.reference: c.ok for c in compared}
+        by_autograd, by_differences = (
+            ok.get("float64", ok.get("autograd")),
+            ok["central"] and ok.get("directions", True),
+        )
+        if by_autograd or by_differences:
+            sides = ["autograd agrees", "central differences do not"]
+            sides = sides if by_autograd else ["central differences agree", "autograd does not"]
+            self.say(
+                "setup",
+                [name],
+                f"{sides[0]} with it, {sides[1]}: autograd does not give the derivative of this function. Something in "
+                "it is detached, rounded or straight-through, or autograd itself is wrong here, or goes through the "
+                'backward that is checked. Pass a reference=, or say which is meant: trust="autograd" or "differences"',
             )
-            self.say("noise", [name], text)
-        if in_own_dtype.ok:
-            self._look_for_a_wrong_slice(name, ours, right)
+        return found, compared
 
-    def _is_far(self, name: str, error: float, autograds_error: float, right: Estimate) -> bool:
-        """Whether the error is several times autograd's own, and larger than what rounding explains."""
-        floor = 0.25 * self.references.eps * right.size + right.uncertainty  # of a right result that is rounded once
-        if error <= AT_MOST_TIMES_AUTOGRADS_ERROR * (autograds_error + floor):
+    # ---- kinks ----
+
+    def _excused_by_kinks(
+        self, name: str, trial: Trial, found: dict[str, Estimate], compared: list[Comparison]
+    ) -> bool:
+        """Whether every entry that differs lies on a kink, and all others are right by themselves: then it says so."""
+        references, right = self.references, self._best(name)
+        if right is None or references.inputs64 is None or name in self.report.problems:
             return False
-        return error > math.sqrt(float(self.references.squared_noise(name).sum()))
+        if all(c.ok for c in compared if c.decides) and not self._wrong_part(name, trial, found):
+            return False
+        if references.inputs[name].is_complex() or not trial.ours.isfinite().all() or not right.isfinite().all():
+            return False
+        in_float64 = any(c.reference == "widened" for c in compared) and trial.in_float64 is not None
+        ours = trial.in_float64 if in_float64 and trial.in_float64 is not None else trial.ours
+        tolerance = ALLOWED_IN_FLOAT64 if in_float64 else references.tolerance_for(name)
+        off, usual = (ours - right).abs(), float(right.abs().mean())
+        suspects = (off > tolerance * torch.maximum(right.abs(), torch.tensor(usual)) + references.underflow).nonzero()
+        suspects = suspects.flatten()
+        suspects = suspects[off[suspects].argsort(descending=True)]
+        try:
+            slopes = len(suspects) and slopes_on_kinks(
+                references.differences(name), ours, suspects, tolerance, references.seed
+            )
+        except Exception:  # a step may leave the region in which the function can be evaluated
+            return False
+        if not slopes:
+            return False
+        rest = Trial(
+            trial.ours.index_copy(0, suspects, right[suspects]),
+            None if trial.in_float64 is None else trial.in_float64.index_copy(0, suspects, right[suspects]),
+        )
+        if not all(c.ok for c in self._comparisons(name, rest, found) if c.decides):
+            return False
+        if self._wrong_part(name, rest, found):
+            return False
+        (low, high), i = slopes[0], int(suspects[0])
+        tried = f", of which {len(slopes):,} were tried" if len(slopes) < len(suspects) else ""
+        self.say(
+            "kink",
+            [name],
+            f"differs from autograd at {len(suspects):,} of its entries{tried}, and each lies on a kink, where any "
+            f"slope between the one-sided ones will do: at {self._place(name, i)} they are {low:.4g} and {high:.4g}, "
+            f"the gradient has {float(ours[i]):.4g}, autograd {float(right[i]):.4g}. Every other entry is right",
+        )
+        return True
 
-    def _look_for_a_wrong_slice(self, name: str, ours: Tensor, expected: Estimate) -> None:
-        """A row, a column or the like that is wrong by itself, and too small to show in the whole."""
-        references, shape = self.references, self.references.inputs[name].shape
-        if len(shape) < 2 or references.inputs[name].is_complex():
-            return
-        squares, right = (ours - expected.values).square().reshape(shape), expected.values.square().reshape(shape)
-        for d in (d for d in range(len(shape)) if shape[d] >= 4):
+    def _best(self, name: str) -> Tensor | None:
+        """(n,): autograd's in float64, or in its own dtype; None without a reference."""
+        gradients = self.references.gradients
+        return (gradients.get("float64") or gradients.get("autograd") or {}).get(name)
+
+    # ---- parts of a gradient, and sixteen bits ----
+
+    def _wrong_part(self, name: str, trial: Trial, found: dict[str, Estimate]) -> tuple[str, bool] | None:
+        """A slice or an entry that is wrong by itself and may be too small to show in the whole, in words, and whether
+        rounding might still be the cause. Looked for in float64 if it runs there, and in 16 bits in any case."""
+        references, right = self.references, self._best(name)
+        if right is None or not right.isfinite().all() or not trial.ours.isfinite().all():
+            return None
+        if references.trust == "differences" or ("float64" not in found and "autograd" not in found):
+            return None
+        if trial.in_float64 is not None:
+            allowed = next(self._widened(name, found)).tolerance
+            if text := self._wrong_slice(name, trial.in_float64, right, allowed, torch.float64):
+                return text, False
+        elif text := self._wrong_slice(name, trial.ours, right, references.tolerance_for(name), None):
+            return text, False
+        return self._wrong_entry(name, trial.ours, right) if references.eps_of(name) > COARSE else None
+
+    def _wrong_slice(
+        self, name: str, ours: Tensor, right: Tensor, tolerance: float, dtype: torch.dtype | None
+    ) -> str | None:
+        references, shape = self.references, as_real(self.references.inputs[name]).shape
+        unit = float(right.abs().max()) or 1.0  # so that no square overflows
+        squares, sizes = ((ours - right) / unit).square().reshape(shape), (right / unit).square().reshape(shape)
+        for d in (d for d in range(len(shape)) if shape[d] >= 2 and len(shape) > 1):
             others = [k for k in range(len(shape)) if k != d]
-            error, size = squares.sum(others).sqrt(), right.sum(others).sqrt()
-            limit = 2 * references.tolerance * size + references.underflow
+            error, size = squares.sum(others).sqrt(), sizes.sum(others).sqrt()
+            limit = 2 * tolerance * size + references.underflow / unit * math.sqrt(right.numel() / shape[d])
             if not (error > limit).any():
                 continue
-            noise = references.squared_noise(name).reshape(shape)
-            ratio = error / (limit + SLICE_FACTOR * (noise.sum(others) + noise.sum() / shape[d]).sqrt())
+            if not references.strict:
+                noise = (references.noise(name, dtype) / unit).square().reshape(shape)
+                limit = limit + SLICE_FACTOR * (noise.sum(others) + noise.sum() / shape[d]).sqrt()
+            ratio = (error / limit).nan_to_num(0)
             at = int(ratio.argmax())
             if ratio[at] > 1:
-                text = f"is wrong at index {at} of dimension {d}: off by {float(error[at] / size[at]):.0%} there"
-                return self.say("problem", [name], f"{text}, which is lost in the whole")
+                share = (
+                    f"{float(error[at] / size[at]):.2g} of its size" if size[at] else f"{unit * float(error[at]):.2g}"
+                )
+                return f"is wrong at index {at} of dimension {d}: off by {share} there, which is lost in the whole"
+        return None
+
+    def _wrong_entry(self, name: str, ours: Tensor, right: Tensor) -> tuple[str, bool] | None:
+        """In 16 bits: an entry, or all of them in one direction, further off than the dtype's rounding explains."""
+        references = self.references
+        off, estimate = (ours - right).abs(), Estimate("float64", right, None, 0.0, 0.0)
+        plain = references.tolerance_for(name) * right.abs() + references.underflow
+        if (off > plain).any():
+            limit = plain + references.allowance(name, estimate)[0]
+            count, worst = int((off > limit).sum()), int((off / limit).argmax())
+            if count:
+                place = f"{count:,} of {len(off):,} entries are further off than rounding explains, the worst at "
+                place += f"{self._place(name, worst)}: {ours[worst]:.4g}, where {right[worst]:.4g} is right"
+                return place, bool(off[worst] <= FAR * limit[worst])
+        size = float(right @ right)
+        share = float((ours - right) @ right) / size if size else 0.0
+        if abs(share) > references.eps_of(name):
+            moved = references.errors(name) @ right / size if not references.strict else torch.zeros(1)
+            if abs(share) > references.eps_of(name) + FAR * float(moved.square().mean().sqrt()):
+                return f"is {1 + share:.4g} times what it should be, taken together", True
+        return None
+
+    def _judge_precision(self, name: str, trial: Trial, found: dict[str, Estimate], compared: list[Comparison]) -> None:
+        """Tell what a coarse dtype explains from what is wrong."""
+        references, right, ours = self.references, self._best(name), trial.ours
+        sure = name in self.report.problems
+        ok = {c.reference: c.ok for c in compared}
+        coarse = references.dtype != torch.float64 and not references.strict
+        if coarse and right is not None and "float64" in ok:
+            error, autograds = norm(ours - right), norm(references.gradients["autograd"][name] - right)
+            if references.eps > COARSE and autograds and math.isfinite(error):
+                self.report.multiples[name] = error / autograds
+            worst = max((c.error_ratio for c in compared if c.decides), default=0.0)
+            if worst > 1 and not sure and "widened" not in ok:
+                self._noise(name, trial, ok, worst)
+        by_autograd = [c for c in compared if c.decides and c.reference in ("autograd", "float64", "widened")]
+        if all(c.ok for c in by_autograd) and not sure and (part := self._wrong_part(name, trial, found)):
+            text, perhaps_noise = part
+            if not perhaps_noise:
+                return self.say("problem", [name], text)
+            if trial.in_float64 is not None:
+                text += f". Run in float64 it is right: in {self.dtype} its products or sums may need a wider dtype"
+            else:
+                text += f": too much to call it right in {self.dtype}, too little to call it wrong. float64 would tell"
+            self.say("noise", [name], text)
+
+    def _noise(self, name: str, trial: Trial, ok: dict[str, bool], worst: float) -> None:
+        """Say what a gradient that is off in its own dtype may yet be: right in a wider one, or as far as autograd."""
+        references = self.references
+        if ok.get("autograd") and not ok["float64"]:
+            text = (
+                f"is as far from float64 as autograd's own in {self.dtype}: a sum or product in it needs a wider dtype"
+            )
+        elif trial.in_float64 is not None and worst <= FAR:
+            text = f"is right when run in float64, and further off in {self.dtype} than rounding usually makes it: "
+            text += "its products or sums may need a wider dtype"
+        elif references.eps_of(name) < references.eps and self._fits(name, trial.ours):
+            own = str(references.inputs[name].dtype).removeprefix("torch.")
+            text = (
+                f"is as exact as {self.dtype}, not as its own {own}: float64 would tell whether it is more than rounded"
+            )
+        else:
+            return
+        self.say("noise", [name], text)
+
+    def _fits(self, name: str, ours: Tensor) -> bool:
+        """Whether every entry is right at the tolerance of the coarsest input."""
+        right = self._best(name)
+        assert right is not None
+        return bool(((ours - right).abs() <= self.references.tolerance * right.abs()).all())
+
+    # ---- the proof ----
+
+    def _prove(self, name: str, trial: Trial, found: dict[str, Estimate]) -> None:
+        """Judge mutants of a gradient that seems right: if one of them would be right too, nothing has been shown."""
+        shape, tolerance = as_real(self.references.inputs[name]).shape, self.references.tolerance_for(name)
+        factor = 1.01 if trial.in_float64 is not None or tolerance < 4e-3 else max(1.1, 1 + 2.5 * tolerance)
+        known = self._known(trial, found)
+        tried, survivor = list[str](), ""
+        for words, mutation in mutations((trial.ours * known).reshape(shape), factor, tolerance):
+            of = [None if t is None else mutation(t.reshape(shape)).reshape(-1) for t in trial]
+            assert of[0] is not None
+            tried.append(words)
+            if not self._is_seen(name, Trial(of[0], of[1]), found):
+                survivor = words
+                break
+        if 2 * int(known.sum()) < len(known):
+            text = f"only {int(known.sum()):,} of its {len(known):,} entries could be compared: "
+            self.say("noise", [name], text + self._what_would_tell(found))
+        elif not tried:
+            self.report.notes.append(f"{name}: the gradient is zero throughout")
+        elif survivor and not self._is_zero(name, trial, found):
+            text = f"cannot be told from {survivor}, which would be called right as well: "
+            self.say("noise", [name], text + self._what_would_tell(found))
+        smallest = partial(self._smallest_error, name, trial, found)
+        self.report.proofs[name] = Proof(int(known.sum()), len(known), tried, smallest)
+
+    def _known(self, trial: Trial, found: dict[str, Estimate]) -> Tensor:
+        """(n,): the entries that a reference gives, by themselves or in a direction."""
+        known = torch.zeros(len(trial.ours), dtype=torch.bool)
+        for estimate in (e for e in found.values() if len(e.values)):
+            known[slice(None) if estimate.entries is None else estimate.entries] = True
+        return known
+
+    def _what_would_tell(self, found: dict[str, Estimate]) -> str:
+        if not self.references.gradients:
+            return "a reference=, or more seconds= and coordinates=, would tell"
+        if self.references.dtype != torch.float64:
+            return "the same check in float64 would tell"
+        return "inputs at which less of it is rounding would tell"
+
+    def _is_seen(self, name: str, trial: Trial, found: dict[str, Estimate]) -> bool:
+        """Whether a mutant is called wrong."""
+        decisive = [e for e in found.values() if e.reference != "autograd" or "float64" not in found]
+        trials = [(trial.ours, estimate) for estimate in decisive]
+        if trial.in_float64 is not None:
+            trials += [(trial.in_float64, estimate) for estimate in self._widened(name, found)]
+        for ours, estimate in trials:
+            error = (estimate.select(ours) - estimate.values).abs()
+            if estimate.ratio(error, (0.0, 0.0)) > 1 and len(error):
+                spread = math.sqrt(len(error)) if estimate.directions is not None else 1.0
+                if norm(error) > SURELY * spread * self.references.rough_noise(name):
+                    return True
+                if not estimate.agrees(ours, partial(self._allowance, name, estimate)):
+                    return True
+        return self._wrong_part(name, trial, found) is not None
+
+    def _is_zero(self, name: str, trial: Trial, found: dict[str, Estimate]) -> bool:
+        """Whether the gradient is zero to rounding, and an error of the size of the terms that cancel in it is seen."""
+        references, right = self.references, self._best(name)
+        if right is None:
+            return False
+        best = torch.float64 if references.inputs64 is not None else None
+        noise = norm(references.noise(name, best))
+        if norm(right) > FAR * noise + references.underflow * math.sqrt(len(right)):
+            return False
+        direction = torch.randn(
+            len(right), generator=torch.Generator().manual_seed(references.seed), dtype=torch.float64
+        )
+        direction *= norm(references.noise(name)) / references.eps_of(name) / norm(direction)
+        in_float64 = None if trial.in_float64 is None else trial.in_float64 + direction
+        return self._is_seen(name, Trial(trial.ours + direction, in_float64), found)
+
+    def _smallest_error(self, name: str, trial: Trial, found: dict[str, Estimate]) -> float:
+        """About the smallest uniform error, relative, that would be called wrong; infinite if none is."""
+        error = 1e-12
+        while error < 8:
+            of = [None if t is None else (1 + error) * t for t in trial]
+            assert of[0] is not None
+            if self._is_seen(name, Trial(of[0], of[1]), found):
+                return error
+            error *= math.sqrt(10)
+        return math.inf
 
     # ---- what is wrong ----
 
     def _explain(self, name: str) -> None:
-        """Look for a kink, or for a diagnosis."""
+        """Look for a diagnosis."""
         report, known = self.report, name in self.expected
-        if name in report.noise or name in report.setup:
+        if name in report.noise or name in report.setup or name in report.kinks:
             return
-        if name not in report.problems and (text := self._only_on_kinks(name)):
-            return self.say("kink", [name], text)
         text = self.candidate.diagnoses.get(name)
         if not text and known:
             in_float64 = self._is_wrong_in_float64(name)
@@ -187,6 +439,11 @@ class Judge:
             self.say("diagnosis", [name], text)
         elif name not in report.problems and known:
             self.say("where", [name], self._where(name))
+
+    def _is_wrong_in_float64(self, name: str) -> bool:
+        """By the run on float64 inputs, of which autograd's gradient is known."""
+        found = any(c.reference == "widened" and c.gradient == name for c in self.report.comparisons)
+        return found and "float64" in self.references.gradients
 
     def _low_precision(self, name: str) -> str | None:
         c = next((c for c in self.report.comparisons if c.gradient == name and not c.ok), None)
@@ -216,60 +473,10 @@ class Judge:
         shape = as_real(self.references.inputs[name]).shape
         return [int(k) for k in torch.unravel_index(torch.tensor(i), shape)]
 
-    # ---- kinks ----
-
-    def _only_on_kinks(self, name: str) -> str | None:
-        """The one-sided slopes, if every entry that differs lies on a kink and between them."""
-        estimate, references = self.expected.get(name), self.references
-        known = estimate is not None and estimate.entries is None and references.inputs64 is not None
-        if not known or not references.gradients or references.inputs[name].is_complex():
-            return None
-        right = references.gradients.get("float64", references.gradients["autograd"])[name]
-        ours, tolerance = flat(self.candidate.gradients[name]), references.tolerance
-        if self._is_wrong_in_float64(name):
-            ours, tolerance = self.candidate.in_float64[name], ALLOWED_IN_FLOAT64
-        if len(ours) != len(right) or not ours.isfinite().all() or not right.isfinite().all():
-            return None
-        off = (ours - right).abs()
-        order = off.argsort(descending=True)
-        left = (off[order] ** 2).flip(0).cumsum(0).flip(0).sqrt()
-        differing = order[: int((left > tolerance * norm(right) + references.underflow).sum())].tolist()
-        if not 0 < len(differing) <= MOST_KINKS:
-            return None
-        try:
-            differences, slopes = references.differences(name), []
-            for i in differing:
-                low, high = sorted(differences.one_sided(i))
-                size = max(abs(low), abs(high))
-                room = 1e-4 * size + 1e-5 * (high - low)
-                if not high - low > 1e-4 * max(size, 1e-300) or not low - room <= float(ours[i]) <= high + room:
-                    return None
-                slopes.append((low + 0.0, high + 0.0))
-        except Exception:  # a step may leave the region in which the function can be evaluated
-            return None
-        i, (low, high) = differing[0], slopes[0]
-        return (
-            f"differs from autograd at {len(differing):,} of its entries, and each lies on a kink, where any slope "
-            f"between the one-sided ones will do: at {self._place(name, i)} they are {low:.4g} and {high:.4g}, the "
-            f"gradient has {float(ours[i]):.4g}, autograd {float(right[i]):.4g}. Move the inputs off the kink to judge "
-            "the rest"
-        )
-
-    def _contradictions(self) -> list[str]:
-        """If central differences and autograd contradict each other, one of them is wrong whatever the gradient is."""
-        texts = {
-            "central": "central differences agree with the gradient, autograd does not: is something detached?",
-            "autograd": "autograd agrees with the gradient, central differences do not: does the function go through "
-            "the backward that is checked? Pass a reference=",
-        }
-        doubtful = [name for name, estimate in self.expected.items() if estimate.reference == "central"]
-        agree = [c for c in self.report.comparisons if c.ok and c.gradient in doubtful]
-        names = {reference: ", ".join(c.gradient for c in agree if c.reference == reference) for reference in texts}
-        return [f"{names[reference]}: {text}" for reference, text in texts.items() if names[reference]]
-
     def _noisy(self) -> list[str]:
         """The gradients that agree only because rounding alone moves them far."""
         report, wrong = self.report, self.report.wrong
         far = [c for c in report.comparisons if c.relative_error > 100 * report.tolerance and c.gradient not in wrong]
         names = ", ".join(dict.fromkeys(c.gradient for c in far if c.reference in ("autograd", "float64")))
-        return [f"{names}: rounding alone moves it as far as this; a check in float64 can tell more"] if names else []
+        more = "; a check in float64 can tell more" if self.references.dtype != torch.float64 else ""
+        return [f"{names}: rounding alone moves it as far as this{more}"] if names else []

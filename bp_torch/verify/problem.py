@@ -81,8 +81,7 @@ class Problem:
         outputs = self.outputs(self.reference or self.forward, t)
         if self.scalar:
             return outputs[0].reshape(())
-        terms = [(y * dy.conj()).sum() for y, dy in zip(outputs, self.output_gradients(outputs), strict=True)]
-        total = sum(t.real if t.is_complex() else t for t in terms)
+        total = sum(WeightedSum.apply(y, dy) for y, dy in zip(outputs, self.output_gradients(outputs), strict=True))
         assert isinstance(total, Tensor)
         return total
 
@@ -229,6 +228,23 @@ def require_dependence(outputs: list[Tensor], inputs: Tensors) -> None:
     if not any(y.requires_grad for y in outputs):
         text = f"as far as autograd can see, the function does not depend on {', '.join(inputs)}"
         raise ValueError(f"{text}: does it detach them, or leave torch?")
+
+
+class WeightedSum(torch.autograd.Function):
+    """Re Σ y ⊙ conj(dy), (), whose gradient by y is dy as it is: no product in it rounds."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, dy: Tensor) -> Tensor:
+        """From y and dy in one shape."""
+        ctx.save_for_backward(dy)
+        total = (y * dy.conj()).sum()
+        return total.real if total.is_complex() else total
+
+    @staticmethod
+    def backward(ctx: Any, *g: Any) -> tuple[Tensor, None]:
+        """By y, for the gradient g () of the sum, which is 1."""
+        (dy,) = ctx.saved_tensors
+        return (dy.clone() if float(g[0]) == 1 else g[0] * dy), None
 
 
 # ---- what can be checked ----

@@ -1,27 +1,41 @@
 """The references: the gradients of one function at one point by autograd, in two dtypes, and by central differences.
 
-A gradient under test is compared with each. Everything is compared flat (n,), in float64, on the CPU; a complex number
-is two entries.
+A gradient under test is compared with each (compare.py).
 """
 
 import math
 import time
-from collections.abc import Callable
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import cache, cached_property, partial
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bp_torch.verify.differences import CENTRAL_ACCURACY, Derivative, Differences
+from bp_torch.verify.compare import (
+    MANY,
+    NONE,
+    SAMPLES,
+    Allowance,
+    DtypesSeen,
+    Estimate,
+    choose,
+    compare,
+    jumps,
+    root_mean_square,
+    rounding_errors,
+)
+from bp_torch.verify.differences import EPS, Derivative, Differences
 from bp_torch.verify.problem import Problem, Tensors, autograd, copies, flat, in_float64, norm
 from bp_torch.verify.report import Comparison
-from bp_torch.verify.rounding import rounding_noise
 
+Trust = Literal["autograd", "differences"]
 EPS32 = torch.finfo(torch.float32).eps
+COARSE = 1e-5  # a rounding above this is that of 16 bits
 NOISE_FACTOR = 4.0  # how many times further than rounding moves autograd's gradient another one may be off
+ALLOWED_IN_FLOAT64 = 8 * EPS32
+"""The relative error that is allowed in float64 to a gradient of a coarser dtype: constants may have 7 digits only."""
 DIRECTIONS = 8
 
 
@@ -30,96 +44,47 @@ def tolerance_of(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).eps ** (2 / 3))
 
 
-class Estimate(NamedTuple):
-    """One gradient as one reference gives it: all of it, some of its entries, or its products with some directions."""
-
-    reference: str
-    values: Tensor  # (k,)
-    entries: Tensor | None  # (k,), the indices of the values; None: of all, or along ``directions``
-    size: float  # the norm that an error is relative to
-    tolerance: float  # the relative error that is allowed
-    uncertainty: float = 0.0  # how far off the estimate itself may be, as a norm
-    skipped: int = 0  # how many entries the reference cannot give
-    directions: Tensor | None = None  # (k, n)
-
-    def select(self, whole: Tensor) -> Tensor:
-        """The entries of ``whole`` (n,) that the estimate holds, (k,), or its products with the directions."""
-        if self.directions is not None:
-            return self.directions @ whole
-        return whole if self.entries is None else whole[self.entries]
-
-
-def compare(
-    name: str, shape: tuple[int, ...], ours: Tensor, estimate: Estimate, noise_allowance: Callable[[], float]
-) -> Comparison:
-    """``ours`` (n,), the gradient called ``name``, against an estimate; ``noise_allowance`` is called if needed."""
-    if not len(estimate.values):
-        return Comparison(name, shape, estimate.reference, 0, 0, 0, 0, False, 0, (), 1, 0, estimate.skipped)
-    ours, theirs, size = estimate.select(ours), estimate.values, estimate.size
-    difference = (ours - theirs).abs()
-    at = int(difference.nan_to_num(math.inf).argmax())
-    entry = at if estimate.entries is None else int(estimate.entries[at])
-    where = () if estimate.directions is not None else np.unravel_index(entry, shape)
-    error, allowed = norm(difference), estimate.tolerance * size + estimate.uncertainty
-    finite = math.isfinite(error)
-    noise = noise_allowance() if finite and error > allowed else 0.0
-    allowed += noise
-    return Comparison(
-        gradient=name,
-        shape=shape,
-        reference=estimate.reference,
-        relative_error=_ratio(error, size) if finite else math.inf,
-        allowed=_ratio(allowed, size),
-        noise_allowance=_ratio(noise, size),
-        error_ratio=error / allowed if finite else math.inf,
-        identical=torch.equal(ours.view(torch.int64), theirs.view(torch.int64)),  # unlike ==, this tells −0 from 0
-        largest=float(difference[at]) if finite else math.inf,
-        where=tuple(int(i) for i in where),
-        cosine=_cosine(ours, theirs) if finite else 0.0,
-        compared=len(theirs),
-        skipped=estimate.skipped,
-    )
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else math.inf if part else 0.0
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    """Of the angle between two vectors, 1 if both are zero."""
-    sizes = norm(a), norm(b)
-    return float((a / sizes[0]) @ (b / sizes[1])) if all(sizes) else float(sizes == (0.0, 0.0))
+class NotReproducibleError(ValueError):
+    """The function gives another value for the same inputs: nothing of it can be checked."""
 
 
 class References:
     """The gradients of one function at one point, without the one under test."""
 
-    def __init__(self, problem: Problem, tolerance: float | None) -> None:
+    def __init__(self, problem: Problem, tolerance: float | None, trust: Trust | None = None) -> None:
         """Compute the gradients by autograd. Raises as ``check`` does."""
         self.problem, self.function, self.inputs, self.seed = problem, problem.value, problem.inputs, problem.seed
         self.notes: list[str] = []  # why a reference is unavailable
+        self.trust = trust  # which of autograd and differences is meant where they contradict each other
         self.dtype, self.eps = problem.dtype, float(torch.finfo(problem.dtype).eps)  # of the coarsest input
-        self.strict = tolerance is not None  # then there is no noise allowance beyond the tolerance
-        self.tolerance = tolerance_of(self.dtype) if tolerance is None else tolerance  # relative
+        self.given_tolerance = tolerance  # then there is no noise allowance beyond it
+        self.strict = tolerance is not None
+        self.tolerance = tolerance_of(self.dtype) if tolerance is None else tolerance  # relative, of the coarsest input
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance: expected a relative error between 0 and 1, got {self.tolerance}")
-        self.underflow = 64 * torch.finfo(self.dtype).smallest_normal * self.eps
-        value, gradients, self.unused = self._in_own_dtype()  # unused: the inputs that autograd finds no use of
+        self.underflow = self.underflow_of(self.dtype)
+        value, gradients, self.unused, seen = self._in_own_dtype()  # unused: the inputs that autograd finds no use of
         self._require_reproducible(value)
         self.gradients = {"autograd": {name: flat(g) for name, g in gradients.items()}}  # by reference and name
         self.inputs64: Tensors | None = in_float64(self.inputs)  # None if the function does not compute in float64
+        self.eps64 = EPS  # of the coarsest dtype that the function computes in for float64 inputs
         if self.dtype in (torch.float64, torch.complex128):
             self.gradients["float64"] = self.gradients["autograd"]
+            self._note_rounding_inside(value, seen)
         else:
             self._compute_in_float64(self.inputs64)
+        self._raise_tolerance(seen)
         if problem.tensors is None and problem.backward is None and problem.reference is None:
             self.gradients = {}
             text = "without a reference= autograd would only repeat the gradient under test: central differences alone "
             self.notes.append(text + "decide")
+        elif trust == "differences":
+            self.gradients = {}
 
-    def _in_own_dtype(self) -> tuple[Tensor, Tensors, list[str]]:
+    def _in_own_dtype(self) -> tuple[Tensor, Tensors, list[str], float]:
         try:
-            return autograd(self.function, self.inputs)
+            with DtypesSeen() as seen:
+                return *autograd(self.function, self.inputs), seen.eps
         except (RuntimeError, NotImplementedError) as error:
             if torch.finfo(self.dtype).bits > 16:
                 raise
@@ -136,23 +101,83 @@ class References:
         if torch.equal(with_seed(self.seed, self._once), with_seed(self.seed, self._once)):
             kind, advice = "draws random numbers", "draw what is random in it (a dropout mask) once, outside"
         text = f"it returns {value.item():.6g} and then {again.item():.6g} for the same inputs"
-        raise ValueError(f"SETUP: the function {kind}: {text}: {advice}")
+        raise NotReproducibleError(f"the function {kind}: {text}: {advice}")
 
     def _once(self) -> Tensor:
         with torch.inference_mode(False), torch.no_grad():
             return self.function(copies(self.inputs)).detach().reshape(())
 
+    # ---- in float64, and what rounds more coarsely inside ----
+
     def _compute_in_float64(self, inputs64: Tensors) -> None:
         try:
-            value, gradients, _ = autograd(self.function, inputs64)
-            reason = "" if value.dtype == torch.float64 else f"returns {value.dtype} for float64 inputs"
+            with DtypesSeen() as seen:
+                value, gradients, _ = autograd(self.function, inputs64)
+            reason = ""
         except Exception as error:  # whatever a function raises that was not made for float64
             reason = f"fails in float64 ({first_line(error)})"
-        if reason:
-            self.inputs64 = None
-            self.notes.append(f"float64 and central differences are unavailable: the function {reason}")
-        else:
+        if not reason:
             self.gradients["float64"] = {name: flat(g) for name, g in gradients.items()}
+            return self._note_rounding_inside(value, seen.eps)
+        self.inputs64 = None
+        self.notes.append(f"float64 and central differences are unavailable: the function {reason}")
+
+    def _note_rounding_inside(self, value: Tensor, seen: float) -> None:
+        """Find out whether a function of float64 inputs computes in a coarser dtype, as far as its value shows it."""
+        seen = max(seen, torch.finfo(value.dtype).eps)
+        if seen <= EPS or not (value.dtype != torch.float64 or self._rounds_coarsely(float(value))):
+            return
+        self.eps64 = seen
+        if seen > COARSE:
+            self.inputs64 = None
+            self.gradients.pop("float64" if self.gradients["autograd"] is not self.gradients["float64"] else "")
+            self.notes.append(
+                "float64 and central differences are unavailable: the function computes in 16 bits inside"
+            )
+        else:
+            self.notes.append("for float64 inputs the function computes in float32 inside: it is judged as float32")
+
+    def _rounds_coarsely(self, value: float) -> bool:
+        """Whether the function's steps of 1e-8 are not what its gradient in float64 says, along several directions."""
+        assert self.inputs64 is not None
+        generator = torch.Generator().manual_seed(self.seed + 4)
+        for _ in range(3):
+            v = {n: flat(t) * torch.rand(len(flat(t)), generator=generator) for n, t in self.inputs64.items()}
+            slope = sum(float(self.gradients["float64"][n].nan_to_num() @ d.nan_to_num(0, 0, 0)) for n, d in v.items())
+            ends = [float(self.function(self._moved(v, h)).detach()) for h in (1e-8, -1e-8)]
+            if abs((ends[0] - ends[1]) / 2e-8 - slope) > 1e-4 * (abs(slope) + abs(value)):
+                return True
+        return False
+
+    def _moved(self, v: Tensors, step: float) -> Tensors:
+        moved = copies(self.inputs64 or {})
+        for name, t in moved.items():
+            (torch.view_as_real(t) if t.is_complex() else t).add_(step * v[name].view(*t.shape, *[2] * t.is_complex()))
+        return moved
+
+    def _raise_tolerance(self, seen: float) -> None:
+        """Judge what computes in a coarser dtype inside (autocast, an output in float32) as that dtype's."""
+        right, eps = self.gradients.get("float64"), self.eps64 if self.eps64 > self.eps else 0.0
+        if right and seen > self.eps and self.dtype != torch.float64:
+            off = [norm(g - right[n]) > 16 * self.eps * norm(right[n]) for n, g in self.gradients["autograd"].items()]
+            eps = max(eps, seen if any(off) else 0.0)
+        self.eps_inside, self.eps = eps, max(eps, self.eps)
+        if not self.strict:
+            self.tolerance = max(self.tolerance, eps ** (2 / 3))
+
+    def eps_of(self, name: str) -> float:
+        """The rounding that the gradient called ``name`` is judged by: of its input, or of what the function does."""
+        return max(torch.finfo(self.inputs[name].dtype).eps, self.eps_inside)
+
+    def tolerance_for(self, name: str) -> float:
+        """The relative error that is allowed to the gradient called ``name``."""
+        return self.given_tolerance or self.eps_of(name) ** (2 / 3)
+
+    @staticmethod
+    def underflow_of(dtype: torch.dtype) -> float:
+        """The error that numbers too small for the dtype make in one entry."""
+        kind = torch.finfo(dtype)
+        return (64 if kind.bits > 16 else 8) * kind.smallest_normal * kind.eps
 
     # ---- what they give ----
 
@@ -160,11 +185,11 @@ class References:
         """Of the gradient ``name`` by each reference; ``ours`` says which entries differences are worth most for."""
         by_autograd = {reference: self._by_autograd(reference, name) for reference in self.gradients}
         found = {reference: estimate for reference, estimate in by_autograd.items() if estimate}
-        if coordinates and self.inputs64 is not None:
+        if coordinates and self.inputs64 is not None and self.trust != "autograd":
             best = found.get("float64") or found.get("autograd")
             whole = best.values if best and best.entries is None else ours
             known = flat(self.inputs[name]).isfinite()
-            indices = _choose(ours, whole, coordinates, self.seed)
+            indices = choose(ours, whole, coordinates, self.seed)
             found |= self._by_differences(name, indices[known[indices]], best.size if best else 0.0, seconds)
         return found
 
@@ -175,8 +200,8 @@ class References:
         values, entries = (whole, None) if finite.all() else (whole[finite], finite.nonzero().flatten())
         if not len(values):
             return None
-        skipped, uncertainty = len(whole) - len(values), self.underflow * math.sqrt(len(values))
-        return Estimate(reference, values, entries, norm(values), self.tolerance, uncertainty, skipped)
+        underflow, skipped = self.underflow_of(self.inputs[name].dtype), len(whole) - len(values)
+        return Estimate(reference, values, entries, norm(values), self.tolerance_for(name), underflow, skipped)
 
     def differences(self, name: str) -> Differences:
         """Central differences by the input ``name``, in float64."""
@@ -186,34 +211,39 @@ class References:
             return flat(autograd(self.function, inputs)[1][name])
 
         here = self.gradients["float64"][name] if self.gradients else gradient(self.inputs64)
-        return Differences(self.function, self.inputs64, name, gradient, here)
+        return Differences(self.function, self.inputs64, name, gradient, here, self.eps64)
 
     def _by_differences(self, name: str, indices: Tensor, size: float, seconds: float) -> dict[str, Estimate]:
         """Of the entries ``indices`` (k,), and along random directions if these are not all; {} if there are none."""
-        tolerance, n, start = max(self.tolerance, CENTRAL_ACCURACY), len(flat(self.inputs[name])), time.monotonic()
-        negligible = 0.1 * tolerance * size / math.sqrt(n)
-        found = list[Derivative]()
+        tolerance, n = max(self.tolerance_for(name), math.sqrt(self.eps64)), len(flat(self.inputs[name]))
+        negligible, start = 0.1 * tolerance * size / math.sqrt(n), time.monotonic()
+        found, along = list[Derivative](), None
         try:
             differences = self.differences(name)
-            few = len(indices) == n or len(indices) < DIRECTIONS
-            along = None if few else self._along_directions(differences, n, size, tolerance)
             for i in tqdm(indices.tolist(), desc=f"central differences of {name}", leave=False, disable=None, delay=2):
                 if found and time.monotonic() - start > seconds:
                     break
                 found.append(differences.at_entry(i, negligible))
+            hidden = len(found) < n and (len(found) < len(indices) or len(indices) >= DIRECTIONS or not self.gradients)
+            if hidden or (self.eps64 > EPS and n > 1):  # what rounds coarsely is heard best in all entries at once
+                along = self._along_directions(differences, n, size, tolerance)
         except Exception as error:  # a step may leave the region in which the function can be evaluated
             what = f"central differences of {name} are unavailable"
             self.notes.append(f"{what}: a step away the function raises {error!r}")
             return {}
+        if len(found) < len(indices):
+            done = f"{len(found):,} of {len(indices):,} entries of {name}"
+            self.notes.append(f"time ran out after central differences of {done}: seconds= gives it more")
         kept = [k for k, derivative in enumerate(found) if not derivative.kinked]
         values = torch.tensor([found[k].value for k in kept], dtype=torch.float64)
+        uncertainty = torch.tensor([2 * found[k].uncertainty for k in kept], dtype=torch.float64)
         central = Estimate(
             "central",
             values,
-            None if len(kept) == n else indices[kept],
-            max(norm(values.float()), size * math.sqrt(len(kept) / n)),  # on average
+            indices[kept],
+            max(norm(values), size * math.sqrt(len(kept) / n)),  # on average
             tolerance,
-            math.hypot(*(found[k].uncertainty for k in kept)) + self.underflow * math.sqrt(len(kept)),
+            uncertainty + self.underflow_of(self.inputs[name].dtype),
             len(found) - len(kept),
         )
         return {"central": central} | ({"directions": along} if along else {})
@@ -230,7 +260,8 @@ class References:
             return None
         vectors, derivatives = zip(*found, strict=True)
         values = torch.tensor([d.value for d in derivatives], dtype=torch.float64)
-        uncertainty = 4 * math.hypot(*(d.uncertainty for d in derivatives)) + self.underflow * math.sqrt(n)
+        uncertainty = 4 * torch.tensor([d.uncertainty for d in derivatives], dtype=torch.float64)
+        uncertainty += self.underflow * math.sqrt(n)
         whole = max(size * math.sqrt(len(found)), norm(values))
         return Estimate("directions", values, None, whole, 4 * tolerance, uncertainty, directions=torch.stack(vectors))
 
@@ -241,43 +272,104 @@ class References:
             return None
         if central is None or not len(central.values):
             return best
-        return best if best and self.compare(name, best.values, central).ok else central
+        return best if best and self.compare(name, best.values, central).ok else whole(central, self._entries(name))
+
+    def contradiction(self, name: str, estimates: dict[str, Estimate]) -> bool:
+        """Whether autograd in its best dtype is not what central differences say, whatever the gradient under test."""
+        best = estimates.get("float64") or estimates.get("autograd")
+        if best is None or best.entries is not None:
+            return False
+        return not all(
+            estimates[kind].agrees(best.values, partial(self.allowance, name, estimates[kind]))
+            for kind in ("central", "directions")
+            if kind in estimates and len(estimates[kind].values)
+        )
+
+    def has_padding(self) -> bool:
+        """Whether the function looks up an embedding with a padding_idx, whose row by its own word gets no gradient."""
+        with torch.enable_grad():
+            value = self.function({name: t.requires_grad_() for name, t in copies(self.inputs).items()})
+        return any(0 <= getattr(node, "_saved_padding_idx", -1) < 2**62 for node in graph(value.grad_fn))
 
     # ---- whether a gradient agrees ----
 
     def compare(
-        self, name: str, ours: Tensor, estimate: Estimate, noise: Callable[[], float] | None = None
+        self, name: str, ours: Tensor, estimate: Estimate, noise: Callable[[], Allowance] | None = None
     ) -> Comparison:
         """``ours`` (n,), the gradient called ``name``, against an estimate of it."""
+        return compare(name, self._shape(name), ours, estimate, noise or (lambda: self.allowance(name, estimate)))
+
+    def _shape(self, name: str) -> tuple[int, ...]:
         t = self.inputs[name]
-        shape = (*t.shape, 2) if t.is_complex() else tuple(t.shape)
-        return compare(name, shape, ours, estimate, noise or (lambda: self.noise_allowance(name, estimate)))
+        return (*t.shape, 2) if t.is_complex() else tuple(t.shape)
+
+    def _entries(self, name: str) -> int:
+        return math.prod(self._shape(name))
 
     @cached_property
-    def noise(self) -> Tensors:
-        """How far rounding moves each entry of autograd's gradients, squared. Measured only if an error needs it."""
-        return rounding_noise(self.function, self.inputs, self.seed)
+    def jumps(self) -> dict[str, Tensor]:
+        """The entries (n,) of each gradient that lie on a kink: what moves them there is no rounding."""
+        if self.inputs64 is None and self.eps > COARSE:
+            return {}
+        return jumps(self.function, self.inputs64 or self.inputs, self.seed)
 
-    def squared_noise(self, name: str, apart: bool = True) -> Tensor:
-        """(n,): what rounding does to autograd's own gradient, and how far that is from float64 already (``apart``)."""
-        noise = self.noise[name]
-        if apart and "float64" in self.gradients:
-            difference = self.gradients["autograd"][name] - self.gradients["float64"][name]
-            noise = noise + difference.square().nan_to_num(0, 0, 0)
-        return noise
+    @cache  # noqa: B019 (it lives as long as the check)
+    def errors(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """How rounding moves autograd's gradient, (samples, n), in the inputs' dtype or another; without jumps."""
+        moved = self._runs(dtype)[name]
+        size = norm(self.gradients["autograd"][name].nan_to_num()) if self.gradients else 0.0
+        if norm(root_mean_square(moved)) > self.tolerance_for(name) * size and name in self.jumps:
+            return moved.masked_fill(self.jumps[name], 0)
+        return moved
 
-    def noise_allowance(self, name: str, estimate: Estimate | None = None) -> float:
-        """How much larger an error may be than the tolerance: a few times what rounding does to these entries."""
-        if self.strict or not self.gradients:
+    @cache  # noqa: B019
+    def _runs(self, dtype: torch.dtype | None) -> Tensors:
+        inputs = self.inputs if dtype is None else {n: t.to(dtype) for n, t in self.inputs.items()}
+        if dtype == torch.float64:
+            inputs = self.inputs64 or in_float64(self.inputs)
+        samples = SAMPLES if sum(t.numel() for t in inputs.values()) < MANY else SAMPLES // 2
+        exact = self.gradients.get(self._reference_in(dtype))
+        return rounding_errors(self.function, inputs, self.seed, samples, exact=exact)
+
+    def _reference_in(self, dtype: torch.dtype | None) -> str:
+        return {None: "autograd", torch.float64: "float64"}.get(dtype, "")
+
+    def noise(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The root mean square of the same for each entry, (n,)."""
+        return root_mean_square(self.errors(name, dtype))
+
+    def allowance(self, name: str, estimate: Estimate, dtype: torch.dtype | None = None) -> Allowance:
+        """How far rounding in a dtype may move the values of an estimate: a few times what it does to autograd's.
+
+        A few runs do not measure an entry's own well: what half of the entries have, each may have.
+        """
+        if self.strict:
+            return NONE
+        if estimate.directions is not None:
+            along = self.errors(name, dtype) @ estimate.directions.T
+            return NOISE_FACTOR * norm(along) / math.sqrt(along.numel()), 0.0
+        noise = self.noise(name, dtype)
+        chosen = (noise if estimate.entries is None else noise[estimate.entries]).clamp(min=noise.median())
+        return NOISE_FACTOR * chosen, norm(chosen)
+
+    @cache  # noqa: B019
+    def rough_noise(self, name: str) -> float:
+        """About how far rounding moves a gradient, as a norm, from what is known already or from one run."""
+        if self.dtype not in (torch.float64, torch.complex128) and "float64" in self.gradients:
+            return norm((self.gradients["autograd"][name] - self.gradients["float64"][name]).nan_to_num(0, 0, 0))
+        return self._one_run[name]
+
+    @cached_property
+    def _one_run(self) -> dict[str, float]:
+        exact = self.gradients.get("autograd")
+        found = rounding_errors(self.function, self.inputs, self.seed, samples=1, exact=exact)
+        return {name: norm(moved) for name, moved in found.items()}
+
+    def noise_allowance(self, name: str) -> float:
+        """The same for the whole of a gradient, as a norm."""
+        if self.strict:
             return 0.0
-        squares = self.squared_noise(name, apart=estimate is None or estimate.reference != "autograd")
-        total = float(squares.sum())
-        if estimate is not None and estimate.directions is not None:
-            total *= len(estimate.values)
-        elif estimate is not None and estimate.entries is not None:
-            share = total * len(estimate.values) / len(squares)  # a few runs do not measure one entry's own well
-            total = float(squares[estimate.entries].sum()) + share
-        return NOISE_FACTOR * math.sqrt(total)
+        return NOISE_FACTOR * norm(self.noise(name))
 
     def same(self, one: Tensor, other: Tensor, name: str) -> bool:
         """Whether two results for the gradient called ``name`` are equal to rounding error."""
@@ -292,6 +384,24 @@ class References:
         return error <= allowed or error <= allowed + self.noise_allowance(name)
 
 
+def whole(estimate: Estimate, n: int) -> Estimate:
+    """The same in the order of the entries, without naming them if it has all n of them."""
+    if estimate.entries is None or len(estimate.entries) < n:
+        return estimate
+    order = estimate.entries.argsort()
+    return estimate._replace(values=estimate.values[order], entries=None, uncertainty=0.0)
+
+
+def graph(node: Any) -> Iterator[Any]:
+    """The nodes of an autograd graph."""
+    seen, left = set[Any](), [node]
+    while left:
+        if (node := left.pop()) is not None and node not in seen:
+            seen.add(node)
+            left += [behind for behind, _ in node.next_functions]
+            yield node
+
+
 def with_seed(seed: int, function: Callable[[], Any]) -> Any:
     """Call a function after seeding torch, whose random numbers elsewhere are left as they were."""
     with torch.random.fork_rng(devices=[]):
@@ -302,16 +412,3 @@ def with_seed(seed: int, function: Callable[[], Any]) -> Any:
 def first_line(error: Exception) -> str:
     """Of what an error says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _choose(ours: Tensor, whole: Tensor, n: int, seed: int) -> Tensor:
-    """The entries to take differences of, the most telling first: all, or n: the one furthest from ``whole``, then
-    others, half of them where the gradient is not zero."""
-    if len(ours) <= n:
-        return torch.arange(len(ours))
-    generator = torch.Generator().manual_seed(seed)
-    furthest = (ours - whole).abs().nan_to_num(torch.inf).argmax().view(1)
-    nonzero = whole.nonzero().flatten()
-    some = nonzero[torch.randint(len(nonzero), (n // 2,), generator=generator)] if len(nonzero) else nonzero
-    others = torch.randint(len(ours), (n - 1 - len(some),), generator=generator)
-    return torch.tensor(list(dict.fromkeys(torch.cat([furthest, some, others]).tolist())))

@@ -86,6 +86,19 @@ class Comparison:
         return [mark, self.gradient, self.reference, *numbers]
 
 
+class Proof(NamedTuple):
+    """How much the check of one gradient can tell."""
+
+    compared: int  # entries that a reference gives
+    entries: int
+    mutants: list[str]  # that were tried: each is called wrong, or the verdict is not RIGHT
+    smallest_error: Callable[[], float]  # the smallest uniform error, relative, that is called wrong; found when asked
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain numbers and words."""
+        return self._asdict() | {"smallest_error": self.smallest_error()}
+
+
 @dataclass(frozen=True)
 class Report:
     """The result of ``check``: print it, or in a test call ``check(...).assert_ok()``. It is true if all is right."""
@@ -97,6 +110,7 @@ class Report:
     dtype: str = ""  # the coarsest of the inputs', without "torch."
     forward: str = ""  # how the forward differs from the reference; "" if it does not
     multiples: dict[str, float] = field(default_factory=dict)  # each gradient's error by autograd's own in that dtype
+    proofs: dict[str, Proof] = field(default_factory=dict)  # of the gradients that seem right
     slopes: Callable[[], dict[str, float]] = field(default=dict, repr=False, compare=False)  # of the Taylor remainders
 
     def __bool__(self) -> bool:
@@ -106,8 +120,8 @@ class Report:
     def __add__(self, other: "Report") -> "Report":
         """Both in one."""
         comparisons, findings = self.comparisons + other.comparisons, self.findings + other.findings
-        notes = list(dict.fromkeys(self.notes + other.notes))
-        return replace(self, comparisons=comparisons, findings=findings, notes=notes)
+        notes, proofs = list(dict.fromkeys(self.notes + other.notes)), self.proofs | other.proofs
+        return replace(self, comparisons=comparisons, findings=findings, notes=notes, proofs=proofs)
 
     # The words of each kind of finding, by gradient: a list of them for setup and problems, else one text.
     setup = told("setup")  # what must be mended before it can be judged
@@ -193,7 +207,7 @@ class Report:
     def _text(self, names: Sequence[str], slopes: str = "") -> str:
         forward = [f"the forward {self.forward}"] if self.forward else []
         how = explanations([c for c in self.comparisons if self._shown(c)], f"{self.tolerance:.1e}")
-        notes = [slopes, *self._multiples(), *(f"note: {note}" for note in self.notes)]
+        notes = [self.proof_line(), slopes, *self._multiples(), *(f"note: {note}" for note in self.notes)]
         blocks = [
             wrapped_lines([self.headline()]),
             wrapped_lines([*forward, *self.problem_lines(), *self.diagnosis_lines()]),
@@ -228,6 +242,18 @@ class Report:
             for text, names in self.diagnoses.items()
         ]
 
+    def proof_line(self) -> str:
+        """What the check can tell; "" if something is wrong."""
+        if not self.ok or not (proofs := list(self.proofs.values())):
+            return ""
+        compared, entries = sum(p.compared for p in proofs), sum(p.entries for p in proofs)
+        mutants = count(sum(len(p.mutants) for p in proofs), "mutant")
+        smallest = max(p.smallest_error() for p in proofs)
+        return (
+            f"proof: {compared:,} of {count(entries, 'entry', 'entries')} compared; a uniform error of {smallest:.1e} "
+            f"or more would be WRONG; {mutants} tried (0, minus itself, a slice lost, …), each of them WRONG"
+        )
+
     def _multiples(self) -> list[str]:
         if not self.multiples:
             return []
@@ -251,8 +277,9 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain numbers and words; what is not finite is None, as in JSON."""
         keys = "problems diagnoses notes tolerance dtype setup kinks noise forward unjudged multiples where"
-        found = {"comparisons": [asdict(c) | {"ok": c.ok} for c in self.comparisons]}
+        found: dict[str, Any] = {"comparisons": [asdict(c) | {"ok": c.ok} for c in self.comparisons]}
         found |= {key: getattr(self, key) for key in [*keys.split(), "ok", "verdict", "wrong"]}
+        found["proofs"] = {name: proof.to_dict() for name, proof in self.proofs.items()}
         plain: dict[str, Any] = json.loads(json.dumps(found), parse_constant=lambda name: None)
         return plain
 
