@@ -135,7 +135,7 @@ def affine_sources(matrices: Tensor, shifts: Tensor) -> Tensor:
 
 
 def basis_of(how: Deformation) -> Tensor:
-    """That of the elastic field; where there is none, one of rank 0."""
+    """``smooth_basis`` of the elastic field; where there is none, a basis of rank 0."""
     return smooth_basis(how.sigma) if how.alpha else torch.zeros(SIDE, 0)
 
 

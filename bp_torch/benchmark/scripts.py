@@ -40,7 +40,7 @@ COMMANDS: dict[str, list[str]] = {
 
 
 class BenchmarkError(UserError):
-    """What cannot be compared, or measured. The message says which contender, and why."""
+    """A contender cannot be compared, or measured. The message says which, and why."""
 
 
 @dataclass(frozen=True)

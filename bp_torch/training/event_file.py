@@ -164,7 +164,7 @@ def checksum(data: bytes) -> int:
 
 @cache
 def block_tables() -> npt.NDArray[np.uint32]:
-    """What each byte of a block adds to its checksum, by its place, (BLOCK, 256)."""
+    """The part of each byte of a block in its checksum, by the place of the byte, (BLOCK, 256)."""
     last = np.array(CRC_TABLE, np.uint32)
     tables = [last]
     for _ in range(BLOCK - 1):
