@@ -156,10 +156,10 @@ def test_signal_during_an_evaluation_is_heeded_there(
                 signal.raise_signal(signal.SIGTERM)
         return forward(network, x)
 
-    # 1,950 training examples are 2 chunks, 10,000 test examples 8; pictures and PR curves are of the test examples.
-    # The network is evaluated at steps 0, 1, 5, 10, 20 and 40, and there are pictures at 0, 20 and 40.
-    before = 2 * 8 + 4 * 10
-    number = before + {"on the training examples": 1, "on the test examples": 4, "for the PR curves": 10 + 18 + 4}[when]
+    # 1,950 training examples are 3 chunks and a small one, 10,000 test examples 16; PR curves are of the test examples.
+    # The network is evaluated at steps 0, 1, 5, 10, 20 and 40.
+    before = 4 * 19
+    number = before + {"on the training examples": 1, "on the test examples": 7, "for the PR curves": 2 * 19 + 4}[when]
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr("bp_torch.training.evaluation.forward", counted)
         train(replace(short, run_name="stopped"))

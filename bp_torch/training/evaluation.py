@@ -12,8 +12,8 @@ from bp_torch.data import Examples, batch
 from bp_torch.distributed import ALONE, World
 from bp_torch.network import Network
 
-CHUNK, GPU_CHUNK = 2**20, 2**26
-"""Activations, the input's included, that are computed at a time: 4 MiB of float32 fit a CPU's cache; a GPU works on
+CHUNK, GPU_CHUNK = 2**19, 2**26
+"""Activations, the input's included, that are computed at a time: 2 MiB of float32 fit a CPU's cache; a GPU works on
 all of them at once, and 256 MiB fit its memory."""
 
 BeforeChunk = Callable[[int], object] | None
