@@ -23,7 +23,7 @@ from bp_torch.convert import MODULES
 from bp_torch.costs import COSTS
 from bp_torch.explain import options as explain_options
 from bp_torch.ladder.rows import find
-from bp_torch.sweep import SweepConfig
+from bp_torch.sweep.config import SweepConfig
 from bp_torch.training import Config, train
 
 ROOT = Path(__file__).parent.parent

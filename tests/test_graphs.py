@@ -18,7 +18,8 @@ from bp_torch.data import Examples
 from bp_torch.network import Network
 from bp_torch.recorder import Recorder
 from bp_torch.sgd import SGD
-from bp_torch.sweep import SweepConfig, sweep
+from bp_torch.sweep.config import SweepConfig
+from bp_torch.sweep.loop import sweep
 from bp_torch.training import Config, TrainingStep, open_run, train
 from tests.conftest import brief_run
 from tests.graphs import CaptureError, Gpu, simulated_gpu

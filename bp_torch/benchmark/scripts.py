@@ -20,7 +20,7 @@ from typing import Annotated
 from bp_torch import text
 from bp_torch.cli import UserError
 from bp_torch.flags import Within, check_bounds
-from bp_torch.values import check_threads
+from bp_torch.values import MOST_THREADS
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """Where the libraries of numerics read their number of threads, once, when they are loaded."""
@@ -49,7 +49,7 @@ class Scripts:
 
     rounds: Annotated[int, Within(least=1)] = 3
     """Times that each is started, in turns; the median is reported."""
-    threads: int = 1
+    threads: Annotated[int, Within(least=1, most=MOST_THREADS)] = 1
     """CPU threads of each."""
     data_dir: Path = Path("data")
     """Folder of the data sets; filled before the first measurement."""
@@ -57,7 +57,6 @@ class Scripts:
     def __post_init__(self) -> None:
         """Check every field."""
         check_bounds(self)
-        check_threads(self.threads)
 
 
 def measure(wanted: Scripts) -> dict[str, list[float]]:

@@ -23,7 +23,7 @@ from bp_torch.explain.drawing import decimal_ticks, mosaic
 from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.options import DataOptions
 from bp_torch.explain.subject import Subject
-from bp_torch.sweep import new_group
+from bp_torch.sweep.group import new_group
 from bp_torch.sweep.plan import even_parts, quickest
 from bp_torch.text import Column, column_table, count
 from bp_torch.training import Config, Score, evaluate

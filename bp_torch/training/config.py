@@ -246,7 +246,7 @@ class Config:
     ) -> "TrainingStep":
         """The step of this run on mini-batches of ``examples``; an epoch has ``epoch_examples`` of them (None: all).
 
-        ``options`` are those of ``TrainingStep``: ``running`` and ``world``.
+        ``options``: ``running`` and ``world``.
         """
         import torch
 

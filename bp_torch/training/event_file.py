@@ -127,10 +127,9 @@ class Records:
         self._file = path.open("ab")
 
     def write(self, record: bytes) -> None:
-        """Add a record: its length, the length's checksum, the record, the record's checksum."""
-        length = struct.pack("<Q", len(record))
-        parts = length, struct.pack("<I", masked(checksum(length))), record, struct.pack("<I", masked(checksum(record)))
-        self._file.write(b"".join(parts))
+        """Add a record: its length with a checksum, then itself with one."""
+        for part in (struct.pack("<Q", len(record)), record):
+            self._file.write(part + struct.pack("<I", masked(checksum(part))))
         self.flush()  # TensorBoard may be reading
 
     def flush(self) -> None:

@@ -197,8 +197,7 @@ def show(run: Run, *, histograms: bool = False, pictures: bool = False) -> None:
     if run.log and histograms:
         run.log.histograms(run.last, run.state.step)
     if run.log and pictures:
-        known = run.outputs if run.world.size == 1 else ()  # of several processes, each has those of its shard
-        run.log.pictures(run.state.step, *outputs_for(run, run.network, run.evaluated, known=known))
+        run.log.pictures(run.state.step, *outputs_for(run, run.network, run.evaluated, known=run.outputs))
         if run.state.step and run.config.deformation:
             run.log.deformed(run.step.examples, run.state.step)
 
@@ -259,11 +258,9 @@ def outputs_for(
     hidden: bool = False,
     known: Sequence[Tensor] = (),
 ) -> list[Tensor]:
-    """The first 10,000 images, labels, outputs, and if asked for the activations before those; on the CPU.
-
-    Outputs of all examples that are ``known`` already are not computed again.
-    """
+    """The first 10,000 images, labels, outputs (if not ``known``), and if asked for what is before those; on the CPU."""
     examples, kept = Examples(examples.x[:10_000], examples.labels[:10_000]), -2 if hidden else -1
+    known = known if run.world.size == 1 else ()  # of several processes, each knows those of its shard
     passes = () if known else forward_in_chunks(network, examples, before_chunk=before_chunk)
     chunks = [[outputs] for outputs in known] or [done.activations[kept:] for done, _, _ in passes]
     *before, outputs = (torch.cat(parts)[:10_000].float().cpu() for parts in zip(*chunks, strict=True))
