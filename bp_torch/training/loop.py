@@ -258,7 +258,7 @@ def outputs_for(
     hidden: bool = False,
     known: Sequence[Tensor] = (),
 ) -> list[Tensor]:
-    """The first 10,000 images, labels, outputs (if not ``known``), and if asked for what is before those; on the CPU."""
+    """The first 10,000 images, labels, outputs (if not ``known``), and if asked for those before them; on the CPU."""
     examples, kept = Examples(examples.x[:10_000], examples.labels[:10_000]), -2 if hidden else -1
     known = known if run.world.size == 1 else ()  # of several processes, each knows those of its shard
     passes = () if known else forward_in_chunks(network, examples, before_chunk=before_chunk)
