@@ -309,6 +309,19 @@ verify/judge.py: test_verify.py test_verify_traps.py -k "another_dtype"
     if given.dtype != t.dtype:                         =>  if False:
 verify/report.py: test_verify_traps.py -k "verdict"
     return self.verdict == "RIGHT"                     =>  return self.verdict != "WRONG"
+verify/diagnose.py: test_verify_words.py
+    norm(self.ours - self.right) / size / 6            =>  math.inf
+    warnings.simplefilter("ignore")                    =>  pass
+    sums = bool(((shares != 0).sum(0) > 1).any())      =>  sums = False
+    term.sum(d)                                        =>  term.mean(d)
+    apart(factor, 1)[0]                                =>  format(factor, '.6g')
+verify/patterns.py: test_verify_words.py
+    ours.where(~chosen, right), right                  =>  ours[~chosen], right[~chosen]
+    (*range(digits, 17, 3), 17)                        =>  (digits,)
+verify/bench.py: test_verify_cases.py
+    len(reports) == len(case.dtypes) and               =>  len(reports) < len(case.dtypes) or
+verify/cases/__init__.py: test_verify_cases.py
+    source.replace(fault.piece, fault.replacement)     =>  source
 
 # distributed
 distributed.py: test_distributed.py -k "shards_make or own_gpu or than_gpus"

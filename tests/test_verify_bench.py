@@ -81,6 +81,15 @@ def test_random_right_backwards_are_called_right(dtype: str) -> None:
     assert false_alarms(40, dtype) == []
 
 
+def test_check_grads_of_jax_finds_a_fault_and_is_not_asked_of_what_it_cannot_run() -> None:
+    pytest.importorskip("jax")
+    for name, runs in (("tanh", True), ("layer norm", False)):
+        score = Score("float64", "check_grads of JAX")
+        add(score, LAYERS[name])
+        assert (score.layers, score.alarms, score.missed) == (int(runs), [], [])
+        assert score.caught == score.faults and (score.faults > 2) == runs
+
+
 @pytest.mark.long
 def test_held_out_faults_are_caught() -> None:
     score = verify_held_out.score(torch.float32)

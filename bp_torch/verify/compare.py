@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from bp_torch.verify.problem import Tensors, autograd, flat, norm
 from bp_torch.verify.report import Comparison
@@ -205,18 +204,23 @@ def root_mean_square(t: Tensor) -> Tensor:
     return squares.sqrt_().mul_(unit)
 
 
-class DtypesSeen(TorchFunctionMode):
-    """A context that notes in which dtypes of real or complex numbers operations compute."""
+class DtypesSeen(TorchDispatchMode):
+    """A context that notes in which dtypes of real or complex numbers operations compute, in a backward too."""
 
     def __init__(self) -> None:
         """Start with nothing noted."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.eps = 0.0  # the coarsest rounding among them
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call ``func`` and note the dtypes of what it takes and returns."""
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func`` and note the dtype of what it returns."""
         result = func(*args, **(kwargs or {}))
-        for t in tree_leaves((args, kwargs, result)):
+        for t in result if isinstance(result, tuple | list) else (result,):
             if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex()):
                 self.eps = max(self.eps, torch.finfo(t.dtype).eps)
         return result

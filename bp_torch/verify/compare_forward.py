@@ -48,7 +48,7 @@ def wrong_forward(candidate: Candidate) -> str:
         known = b.isfinite() & c.isfinite()
         if not torch.equal(a.isfinite(), b.isfinite()) and not torch.equal(a.isfinite(), c.isfinite()):
             return f"returns y{which} that is not finite where the reference is, or the reverse"
-        eps = max(torch.finfo(own.dtype).eps, references.eps_inside)
+        eps = max(torch.finfo(own.dtype).eps, torch.finfo(y.dtype).eps, references.eps_inside)
         tolerance = references.given_tolerance or eps ** (2 / 3)
         estimate = Estimate("", c[known], None, norm(c[known]), tolerance, references.underflow)
 

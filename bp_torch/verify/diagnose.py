@@ -6,19 +6,22 @@ the batch size says nothing; that the factor is 7 for a batch of 7 does.
 """
 
 import math
+import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
-from itertools import chain, combinations
+from itertools import chain, combinations, product
 from typing import Any
 
 import torch
 from torch import Size, Tensor
 
+from bp_torch.text import count
 from bp_torch.verify.candidate import Candidate
 from bp_torch.verify.compare import Estimate
-from bp_torch.verify.patterns import Pair, entry_patterns
-from bp_torch.verify.problem import Problem, Tensors, as_real, autograd, copies, flat, norm
+from bp_torch.verify.patterns import Pair, apart, entry_patterns, indices_of, mask
+from bp_torch.verify.problem import Change, Problem, Tensors, as_real, autograd, copies, flat, norm
 from bp_torch.verify.references import EPS32, tolerance_of
 
 Hypotheses = Callable[[str, Tensors], Iterable[tuple[str, Tensor]]]
@@ -46,7 +49,8 @@ class WrongGradient:
             self.tolerance = tolerance_of(torch.float64 if candidate.eps_in_float64 < EPS32 else torch.float32)
             self.problem = replace(self.problem, arguments=self.problem.arguments | (references.inputs64 or {}))
         self.noise = 0.0 if in_float64 else references.noise_allowance(name)  # the same, as a norm for the whole
-        known = dict(references.inputs)
+        masks = {n: t for n, t in self.problem.arguments.items() if isinstance(t, Tensor) and t.dtype == torch.bool}
+        known = masks | references.inputs
         if candidate.dys and not self.problem.scalar:
             for kind, tensors in (("dy", candidate.dys), ("y", outputs)):
                 known |= {f"{kind}{i}" if len(candidate.dys) > 1 else kind: t for i, t in enumerate(tensors, 1)}
@@ -71,8 +75,27 @@ class WrongGradient:
         return noise < 0.01 and error <= (self.tolerance + noise) * size
 
     def first(self, pairs: Iterable[Pair]) -> str | None:
-        """The first sentence that is true."""
-        return next((text for text, ours, predicted in pairs if self.equal(ours, predicted)), None)
+        """The first sentence that is true, and leaves little of the difference."""
+        size, most = norm(self.right), math.inf
+        if self.given.shape == self.shape and size:
+            most = norm(self.ours - self.right) / size / 6
+        for text, ours, predicted in pairs:
+            if self.equal(ours, predicted) and norm(ours - predicted) <= most * norm(predicted):
+                return text
+        return None
+
+    def right_for(self, inputs: Tensors, change: Change) -> Tensor:
+        """The right gradient by autograd at these inputs, for every dy changed; NaN where the function cannot be."""
+
+        def value(t: Tensors) -> Tensor:
+            outputs = self.problem.outputs(self.problem.reference or self.problem.forward, t)
+            dys = map(change, self.problem.output_gradients(outputs))
+            return torch.stack([(y * dy.conj()).sum().real for y, dy in zip(outputs, dys, strict=True)]).sum()
+
+        try:
+            return as_real(autograd(value, inputs)[1][self.name])
+        except Exception:  # whatever a function raises for inputs that do not fit each other
+            return torch.full_like(self.right, math.nan)
 
 
 def diagnose(wrong: WrongGradient, more: Hypotheses | None = None) -> str | None:
@@ -85,16 +108,38 @@ def diagnose(wrong: WrongGradient, more: Hypotheses | None = None) -> str | None
         return None  # the difference is smaller than what could be explained
     if not wrong.right.any():
         return "should be zero throughout, and is not"
+    if norm(wrong.right) < wrong.tolerance * norm(wrong.ours):
+        return "should be zero, but for rounding, and is not"
     if not wrong.ours.any():
         return "is zero throughout: is it ever computed?"
     if text := simple_factor(wrong):
         return text
     if wrong.partial:
-        return wrong.first(one_factor(wrong))
+        return wrong.first(chain(one_factor(wrong), mask(wrong.ours, wrong.right)))
     listed = more(wrong.name, wrong.candidates) if more else ()
     own = ((text, wrong.ours, t.detach().cpu().double()) for text, t in listed)
-    return wrong.first(chain(own, of_another(wrong), factor_of_an_input(wrong), one_factor(wrong))) or (
-        wrong.first(entry_patterns(wrong.ours, wrong.right, wrong.known_tensors, wrong.tolerance))
+    whole = (of_another, factor_of_an_input, one_factor, over_another_dimension, elsewhere)
+    entries = entry_patterns(wrong.ours, wrong.right, wrong.known_tensors, wrong.tolerance)
+    several = chain(*(pattern(wrong) for pattern in whole), mask(wrong.ours, wrong.right), of_a_part(wrong), entries)
+    return wrong.first(chain(own, several))
+
+
+def furthest(ours: Tensor, right: Tensor, limit: float, place: Callable[[int], list[int]]) -> str:
+    """How many entries (n,) are off by more than ``limit``, and the one that is furthest off, at ``place(i)``."""
+    off = (ours - right).abs()
+    i, n = int(off.argmax()), int((off > limit).sum())
+    one, other = apart(float(ours[i]), float(right[i]))
+    how_many = f"{n:,} of {len(off):,} entries are off" if n else "no entry is far off alone, and together they are"
+    found = f"{how_many}, and no pattern that is known explains it"
+    return f"{found}; the furthest is at {place(i)}: {one}, where {other} is right"
+
+
+def autograds_own_nan(name: str, right: Tensor) -> str:
+    """A note on a gradient by autograd (n,) that is not finite everywhere."""
+    where = count(int((~right.isfinite()).sum()), "entry", "entries")
+    return (
+        f"autograd's own gradient of {name} is not finite at {where}, as where torch.where leaves out a branch that is "
+        "infinite, or at the root of 0: there it is no reference"
     )
 
 
@@ -144,6 +189,54 @@ def _broadcasts(small: Size, shape: Size) -> bool:
     return len(small) <= len(shape) and all(a in (1, b) for a, b in pairs)
 
 
+# ---- another sum, or the right gradient of something else ----
+
+
+def over_another_dimension(wrong: WrongGradient) -> Iterator[Pair]:
+    """dy, or its product with an input or y, summed over another dimension than that which is meant."""
+    dy = wrong.known_tensors.get("dy", torch.ones(()))
+    terms = [dy, *(dy * t for t in wrong.known_tensors.values() if _broadcasts(t.shape, dy.shape))]
+    for term, meant, d in product(terms, range(dy.ndim), range(dy.ndim)):
+        if d != meant and wrong.equal(wrong.right, term.sum(meant)):
+            yield f"is summed over dimension {d} of dy, and should be over {meant}", wrong.ours, term.sum(d)
+
+
+def elsewhere(wrong: WrongGradient) -> Iterator[Pair]:
+    """The right gradient, were an input, or dy, conjugated or transposed."""
+    inputs, lost = wrong.problem.inputs, "conjugated: a conjugate is lost?"
+    for name, t in inputs.items():
+        square = t.ndim >= 2 and t.shape[-1] == t.shape[-2] > 1
+        if (t.is_complex() or square) and _computes(wrong):
+            changed = inputs | {name: t.conj().resolve_conj() if t.is_complex() else t.mT.contiguous()}
+            what = f"would be right for {name} {lost if t.is_complex() else 'transposed'}"
+            yield what, wrong.ours, wrong.right_for(changed, torch.clone)
+            yield f"would be right for dy {lost}", wrong.ours, wrong.right_for(inputs, torch.conj)
+
+
+def of_a_part(wrong: WrongGradient) -> Iterator[Pair]:
+    """A sum over a dimension of dy that leaves out some of it, or counts some of it twice."""
+    shape, start = wrong.known_tensors.get("dy", torch.ones(())).shape, time.monotonic()
+    if not shape or wrong.right.numel() < 3 or not _computes(wrong):
+        return
+    inputs, seconds = wrong.problem.inputs, time.monotonic() - start
+    for d in (d for d, n in enumerate(shape) if n > 1 and n * wrong.right.numel() < 10 * LARGE and seconds * n < 1):
+        kept = torch.eye(shape[d], dtype=torch.float64)
+        weights = kept.reshape(-1, *(n if k == d else 1 for k, n in enumerate(shape))).to(inputs[wrong.name].real)
+        shares = torch.stack([wrong.right_for(inputs, one.mul) for one in weights])
+        sums = bool(((shares != 0).sum(0) > 1).any())
+        for counted in (1 - kept, kept, 1 + kept, kept.cumsum(0)[:-1], kept.flip(0).cumsum(0)[:-1]) if sums else ():
+            for row in counted:
+                left = indices_of(row == 0 if row.min() == 0 else row == 2)
+                what = f"leaves out {left}" if row.min() == 0 else f"counts {left} twice"
+                total = torch.tensordot(row, shares, 1)
+                yield f"{what} of dimension {d} of dy, over which it is summed", wrong.ours, total
+
+
+def _computes(wrong: WrongGradient) -> bool:
+    """Whether autograd gives the right gradient: not if it goes through the backward under test."""
+    return wrong.equal(wrong.right_for(wrong.problem.inputs, torch.clone), wrong.right)
+
+
 # ---- one factor ----
 
 
@@ -169,8 +262,8 @@ def _known_factors(wrong: WrongGradient) -> Iterator[tuple[float, str]]:
     known = [
         (batch, f"is {batch} times what it should be, the batch size: the mean over the batch is missing?"),
         (1 / max(1, batch), f"is 1/{batch} of what it should be, one over the batch size: a mean taken twice?"),
-        (2, "is 2 times what it should be: added twice, or a factor of 2 that cancels?"),
-        (0.5, "is ½ of what it should be, as when the 2 of a square's derivative is lost"),
+        (2, "is 2 times what it should be"),
+        (0.5, "is ½ of what it should be"),
     ]
     for factor, text in known:
         if factor not in (0, 1):
@@ -191,7 +284,7 @@ def _times(factor: float) -> str:
     sign, factor = "the sign is wrong, and it " if factor < 0 else "", abs(factor)
     near = Fraction(factor).limit_denominator(64)
     simple = near.denominator > 1 and math.isclose(float(near), factor, rel_tol=1e-6)
-    return f"{sign}is {factor:.6g}{f' ({near})' if simple else ''} times what it should be"
+    return f"{sign}is {apart(factor, 1)[0]}{f' ({near})' if simple else ''} times what it should be"
 
 
 def factor_of(ours: Tensor, right: Tensor, tolerance: float) -> float | None:
@@ -266,8 +359,10 @@ def _measured_elsewhere(problem: Problem, name: str, tolerance: float) -> Iterat
             return
         try:
             other = replace(problem, arguments=arguments)
-            ours = flat(other.call(other.inputs).gradients[name])
-            right = flat(autograd(other.value, other.inputs)[1][name])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of arguments that are broadcast, which only fit each other by chance
+                ours = flat(other.call(other.inputs).gradients[name])
+                right = flat(autograd(other.value, other.inputs)[1][name])
         except Exception:  # whatever a function raises for arguments that do not fit each other
             continue
         made += 1

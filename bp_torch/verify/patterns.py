@@ -24,6 +24,7 @@ def entry_patterns(ours: Tensor, right: Tensor, known_tensors: Tensors, toleranc
     yield from reordered(ours, right)
     yield from mask(ours, right)
     yield from signs(ours, right)
+    yield from wrong_where(ours, right, known_tensors, tolerance)
     yield from difference_is_a_multiple(ours - right, known_tensors)
     yield from factor_at_indices(ours, right)
     yield from wrong_at_indices(ours, right, tolerance)
@@ -80,7 +81,7 @@ def _whole_slices(chosen: Tensor) -> str:
     for d in (d for d in range(chosen.ndim) if chosen.ndim > 1):
         rows = _slices(chosen, d)
         if bool((rows.all(1) | ~rows.any(1)).all()):
-            return f" (all of {_indices(rows.all(1)).rstrip(',')} of dimension {d})"
+            return f" (all of {indices_of(rows.all(1)).rstrip(',')} of dimension {d})"
     return ""
 
 
@@ -90,7 +91,7 @@ def signs(ours: Tensor, right: Tensor) -> Iterator[Pair]:
         a, b = _slices(ours, d), _slices(right, d)
         flips = (a * b).sum(1) < 0
         if flips.any():
-            text = f"the sign is wrong at {_indices(flips)} of dimension {d}"
+            text = f"the sign is wrong at {indices_of(flips)} of dimension {d}"
             yield text, a, torch.where(flips[:, None], -b, b)
 
 
@@ -141,7 +142,7 @@ def factor_at_indices(ours: Tensor, right: Tensor) -> Iterator[Pair]:
         flat = factor.flatten()
         off = (flat - 1).abs() > 1e-3
         if 0 < off.sum() < len(off) and float(flat[off].max() - flat[off].min()) < 1e-3 * float(flat[off].abs().max()):
-            text = f"is {float(flat[off].mean()):.5g} times what it should be at {_indices(off)} of dimension {d}"
+            text = f"is {float(flat[off].mean()):.5g} times what it should be at {indices_of(off)} of dimension {d}"
             yield f"{text}, and right elsewhere", ours, right * factor
 
 
@@ -164,7 +165,27 @@ def _best_factor(ours: Tensor, right: Tensor, dims: list[int]) -> Tensor:
 
 
 def _range(factor: Tensor) -> str:
-    return f"from {float(factor.min()):.3g} to {float(factor.max()):.3g}"
+    low, high = float(factor.min()), float(factor.max())
+    return f"from {apart(low, 1, 3)[0]} to {apart(high, 1, 3)[0]}"
+
+
+def apart(one: float, other: float, digits: int = 6) -> tuple[str, str]:
+    """Both numbers, with digits enough to tell them apart."""
+    texts = [(f"{one:.{n}g}", f"{other:.{n}g}") for n in (*range(digits, 17, 3), 17)]
+    return next((pair for pair in texts if pair[0] != pair[1]), texts[0])
+
+
+def wrong_where(ours: Tensor, right: Tensor, known_tensors: Tensors, tolerance: float) -> Iterator[Pair]:
+    """Right but for the entries at which an input, such as a mask, is of one kind, and wrong at most of these."""
+    off = (ours - right).abs() > tolerance * max(float(right.abs().max()), 1e-300)
+    for what, t in known_tensors.items():
+        if t.shape == right.shape and not what.startswith("dy"):
+            plain = bool(((t == 0) | (t == 1)).all())
+            kinds = {f"where {what} is true": t == 1, f"where {what} is false": t == 0} if plain else {}
+            kinds |= {f"where {what} = 0": t == 0, f"where {what} > 0": t > 0, f"where {what} < 0": t < 0}
+            for where, chosen in kinds.items():
+                if 3 <= chosen.sum() <= len(off.reshape(-1)) - 3 and off.sum() > 0.8 * chosen.sum():
+                    yield f"is wrong only {where}, and right elsewhere", ours.where(~chosen, right), right
 
 
 def wrong_at_indices(ours: Tensor, right: Tensor, tolerance: float) -> Iterator[Pair]:
@@ -173,7 +194,7 @@ def wrong_at_indices(ours: Tensor, right: Tensor, tolerance: float) -> Iterator[
     for d in (d for d in range(right.ndim) if right.shape[d] >= 3):
         a, b = _slices(ours, d), _slices(right, d)
         off = (a - b).square().sum(1) > (tolerance * norm(b)) ** 2 / len(b)
-        where = _indices(off) if off.any() else ""
+        where = indices_of(off) if off.any() else ""
         irregular = "first" in where  # a few of many at most: more would be no pattern
         if 0 < off.sum() <= max(1, len(off) // (4 if irregular else 2)):
             text = f"is wrong only at {where} of dimension {d}, which has the length {len(off)}"
@@ -186,7 +207,7 @@ def _slices(t: Tensor, d: int) -> Tensor:
     return t.movedim(d, 0).reshape(t.shape[d], -1)
 
 
-def _indices(chosen: Tensor) -> str:
+def indices_of(chosen: Tensor) -> str:
     """index 3; indices 0 and 4; indices 2 to 5; every 2nd index, from 1; 7 indices, 3 the first."""
     at, n = chosen.nonzero().flatten().tolist(), len(chosen)
     if len(at) == 1:

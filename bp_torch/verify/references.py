@@ -125,7 +125,7 @@ class References:
     def _note_rounding_inside(self, value: Tensor, seen: float) -> None:
         """Find out whether a function of float64 inputs computes in a coarser dtype, as far as its value shows it."""
         seen = max(seen, torch.finfo(value.dtype).eps)
-        if seen <= EPS or not (value.dtype != torch.float64 or self._rounds_coarsely(float(value))):
+        if seen <= EPS or not (value.dtype != torch.float64 or self._rounds_coarsely()):
             return
         self.eps64 = seen
         if seen > COARSE:
@@ -137,16 +137,18 @@ class References:
         else:
             self.notes.append("for float64 inputs the function computes in float32 inside: it is judged as float32")
 
-    def _rounds_coarsely(self, value: float) -> bool:
-        """Whether the function's steps of 1e-8 are not what its gradient in float64 says, along several directions."""
+    def _rounds_coarsely(self) -> bool:
+        """Whether the value is rougher than float64 makes it: in fourth differences a smooth function vanishes."""
         assert self.inputs64 is not None
         generator = torch.Generator().manual_seed(self.seed + 4)
-        for _ in range(3):
-            v = {n: flat(t) * torch.rand(len(flat(t)), generator=generator) for n, t in self.inputs64.items()}
-            slope = sum(float(self.gradients["float64"][n].nan_to_num() @ d.nan_to_num(0, 0, 0)) for n, d in v.items())
-            ends = [float(self.function(self._moved(v, h)).detach()) for h in (1e-8, -1e-8)]
-            if abs((ends[0] - ends[1]) / 2e-8 - slope) > 1e-4 * (abs(slope) + abs(value)):
-                return True
+        v = {n: torch.randn(len(flat(t)), generator=generator, dtype=torch.float64) for n, t in self.inputs64.items()}
+        with torch.no_grad():
+            for step, limit in ((1e-6, 100 * EPS), (1e-2, 1e-4)):  # 16 bits do not move at all for the smaller one
+                values = torch.tensor(
+                    [float(self.function(self._moved(v, step * k))) for k in range(12)], dtype=torch.float64
+                )
+                if float(values.diff(n=4).abs().median()) / 8 > limit * float(values.abs().max()):
+                    return True
         return False
 
     def _moved(self, v: Tensors, step: float) -> Tensors:
@@ -161,6 +163,12 @@ class References:
         if right and seen > self.eps and self.dtype != torch.float64:
             off = [norm(g - right[n]) > 16 * self.eps * norm(right[n]) for n, g in self.gradients["autograd"].items()]
             eps = max(eps, seen if any(off) else 0.0)
+        self.judge_as(eps)
+        self.units = 1  # the references compute in it themselves
+
+    def judge_as(self, eps: float) -> None:
+        """Judge every gradient by the rounding ``eps``, of a dtype that the function or the candidate computes in."""
+        self.units = max(1, round(eps / self.eps)) if self.gradients else 1  # of the inputs' rounding
         self.eps_inside, self.eps = eps, max(eps, self.eps)
         if not self.strict:
             self.tolerance = max(self.tolerance, eps ** (2 / 3))
@@ -329,7 +337,7 @@ class References:
             inputs = self.inputs64 or in_float64(self.inputs)
         samples = SAMPLES if sum(t.numel() for t in inputs.values()) < MANY else SAMPLES // 2
         exact = self.gradients.get(self._reference_in(dtype))
-        return rounding_errors(self.function, inputs, self.seed, samples, exact=exact)
+        return rounding_errors(self.function, inputs, self.seed, samples, self.units if dtype is None else 1, exact)
 
     def _reference_in(self, dtype: torch.dtype | None) -> str:
         return {None: "autograd", torch.float64: "float64"}.get(dtype, "")

@@ -94,7 +94,7 @@ def broadcast(dy: Tensor, x: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     g = dy * torch.cos(x + b)
     return g, g.sum(1, keepdim=True)
     """a mean: return g, g.mean(1, keepdim=True) | length of dimension 1 of x
-    the first column only: return g, g[:, :1]; not summed: return g, g | not summed over dimension 1"""
+    the first column only: return g, g[:, :1] | leaves out; not summed: return g, g | not summed over dimension 1"""
 
 
 @layer("slice", "the squares of columns 2 to 5", lambda x: x[:, 2:6] ** 2, x=(6, 8))

@@ -18,13 +18,13 @@ relu | max(x, 0) | torch.relu(x) | dy * (x > 0) | x=(12, 10)
     the mask is inverted: x > 0 → x < 0 | inverted; another threshold: x > 0 → x > 0.5 | is zero in
     the mask is lost: return dy | mask is missing; ±
 leaky relu | x where x > 0, else 0.1 x | functional.leaky_relu(x, 0.1) | torch.where(x > 0, dy, 0.1 * dy) | x=(12, 10)
-    no leak: 0.1 * dy → 0.0 * dy | is zero in; another leak: 0.1 * dy → 0.01 * dy
+    no leak: 0.1 * dy → 0.0 * dy | is zero in; another leak: 0.1 * dy → 0.01 * dy | only where x < 0
     absolute values: return torch.where(x > 0, dy, 0.1 * dy).abs() | absolute values; ±
 softplus | log(1 + eˣ) | functional.softplus(x) | dy * torch.sigmoid(x) | x=(12, 10)
     the sign of x is lost: return dy * torch.sigmoid(-x)
     linear too early: return torch.where(x > 1, dy, dy * torch.sigmoid(x)); ±
 elu | x where x > 0, else eˣ − 1 | functional.elu(x) | torch.where(x > 0, dy, dy * torch.exp(x)) | x=(12, 10)
-    exp − 1 in place of exp: torch.exp → torch.expm1; the slope is lost: return dy; ±
+    exp − 1 in place of exp: torch.exp → torch.expm1 | x < 0; the slope is lost: return dy | x < 0; ±
 softsign | x / (1 + |x|) | functional.softsign(x) | dy / (1 + x.abs()) ** 2 | x=(12, 10)
     the square is lost: return dy / (1 + x.abs()); x² in place of |x|: return dy / (1 + x * x); ±
 silu | x σ(x) | functional.silu(x) | dy * (torch.sigmoid(x) * (1 + x * (1 - torch.sigmoid(x)))) | x=(12, 10)
@@ -44,7 +44,7 @@ square root | √x | torch.sqrt(x) | dy * 0.5 / torch.sqrt(x) | x=positive(12, 1
     the half is lost: return dy / torch.sqrt(x) | 2 times what it should be
     x in place of its root: return dy * 0.5 / x | factor y is missing
 square | x² | torch.square(x) | dy * 2 * x | x=(12, 10)
-    the 2 is lost: return dy * x | ½; the absolute value: return dy * 2 * x.abs()
+    the 2 is lost: return dy * x | ½; the absolute value: return dy * 2 * x.abs() | only where x < 0
     x is lost: return dy * 2 | factor x is missing
 cube | x³ | x**3 | dy * 3 * x**2 | x=(12, 10)
     the power is too low: return dy * 3 * x | factor x is missing
@@ -62,7 +62,7 @@ power | xᵖ | torch.pow(x, p) | dy * p * x ** (p - 1), dy * x**p * torch.log(x)
     the logarithm is lost: * torch.log(x) →; ± dy * x**p * torch.log(x) of p
 dropout, mask given | x ⊙ m / 0.8 | x * m / 0.8 | dy * m / 0.8, None | x=(12, 10), m=chosen(0.8, 12, 10)
     the scale is lost: / 0.8 → | 0.8 \(4/5\) times; the mask is inverted: * m → * ~m | inverted
-    the mask is lost: dy * m → dy | mask is missing
+    the mask is lost: dy * m → dy | factor m is missing
 masked fill | x², and 0 where m | x.masked_fill(m, 0.0) ** 2 | 2 * dy * x * ~m, None | x=(6, 8), m=chosen(0.4, 6, 8)
     the mask is lost: * ~m → | mask is missing; inverted: ~m → m | inverted
 maximum of two | max(a, b) | torch.maximum(a, b) | dy * (a > b), dy * (a < b) | a=(6, 8), b=(6, 8)

@@ -23,8 +23,8 @@ def linear(dy: Tensor, x: Tensor, w: Tensor, b: Tensor) -> Triple:
     dw = dy.T @ x  # (n_out, n_in)
     db = dy.sum(0)  # (n_out,)
     return dx, dw, db
-    """w is transposed: dx = dy @ w.T; dw is transposed: dw = x.T @ dy | is transposed
-    b averaged: db = dy.mean(0) | length of dimension 0 of x; b of one example: db = dy[0]
+    """w is transposed: dx = dy @ w.T | for w transposed; dw is transposed: dw = x.T @ dy | is transposed
+    b averaged: db = dy.mean(0) | length of dimension 0 of x; b of one example: db = dy[0] | leaves out indices 1 to 8
     b not summed: db = dy | not summed over dimension 0
     dw averaged: dw = dy.T @ x / len(x) | length of dimension 0 of x  # many courses' first backward
     columns rolled: return dx, dw[:, torch.arange(6) - 1], db | rolled by 1"""
@@ -37,7 +37,7 @@ def bilinear(dy: Tensor, x: Tensor, w: Tensor, z: Tensor) -> Triple:
     dz = d * (x @ w)
     return d * z @ w.T, dw, dz
     """dy is lost for w: dw = x.T @ z | ignores dy; w transposed: dw = (x.T @ (d * z)).T | is transposed
-    w transposed for z: dz = d * (x @ w.T)"""
+    w transposed for z: dz = d * (x @ w.T) | for w transposed"""
 
 
 @layer("two layers", "tanh(x wᵀ) vᵀ", lambda x, w, v: torch.tanh(x @ w.T) @ v.T, x=(9, 5), w=(6, 5), v=(4, 6))
@@ -173,11 +173,11 @@ def linear_scan(dy: Tensor, a: Tensor, b: Tensor) -> Pair:
 def inverse(dy: Tensor, a: Tensor) -> Tensor:
     y: Tensor = torch.linalg.inv(a)
     return -(y.mT @ dy @ y.mT)
-    """not transposed: return -(y @ dy @ y); the sign is lost: return y.mT @ dy @ y.mT | sign is wrong"""
+    """not transposed: return -(y @ dy @ y) | a transposed; the sign is lost: return y.mT @ dy @ y.mT | sign is wrong"""
 
 
 @layer("log determinant", "log |det a|", lambda a: torch.linalg.slogdet(a)[1].reshape(1), a=INVERTIBLE)
 def log_determinant(dy: Tensor, a: Tensor) -> Tensor:
     y: Tensor = torch.linalg.inv(a)
     return dy * y.mT
-    """not transposed: return dy * y | is transposed; ±"""
+    """not transposed: return dy * y | for a transposed; ±"""
