@@ -113,7 +113,7 @@ def show_all(options: AllOptions) -> None:
         for name in bar:
             bar.set_description(name)
             start = time.perf_counter()
-            idea = compute(name, subject, load_idea(name).Options())
+            idea = compute(name, subject, options_of(name)())
             cards[name] = idea.figure(narrow=True)
             replace_file(folder / f"{name}.png", file_content(idea.figure()))
             replace_file(folder / f"{name}.narrow.png", file_content(cards[name]))
