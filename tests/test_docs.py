@@ -147,6 +147,7 @@ def options_of(command: str, idea: str = "") -> Any:
         "ladder docs": ladder.Docs,
         "verify": verify_options.Options,
         "bench": verify_bench.Options,
+        "file": verify_options.FileOptions,
         "benchmark": benchmark.Options,
         "accuracy": Accuracy,
         "scripts": Scripts,
@@ -176,6 +177,8 @@ def test_commands_are_accepted(line: str) -> None:
         command, *arguments = words[words.index("bp_torch") + 1 :] if "bp_torch" in words else words[1:] or ["train"]
     if command == "verify" and arguments[:1] == ["bench"]:
         command, arguments = "bench", arguments[1:]
+    if command == "verify" and arguments and ":" in arguments[0]:
+        command, arguments = "file", [*itertools.dropwhile(lambda word: ":" in word, arguments)]
     if command == "benchmark" and arguments[:1] in (["accuracy"], ["scripts"]):
         command, arguments = arguments[0], arguments[1:]
     if command == "ladder" and arguments[:1] == ["run"]:
@@ -197,7 +200,9 @@ def test_some_commands_are_found() -> None:
 
 
 def known_flags() -> set[str]:
-    options = [options_of(command) for command in ("train", "sweep", "ladder", "verify", "benchmark", "accuracy")]
+    options = [
+        options_of(command) for command in ("train", "sweep", "ladder", "verify", "file", "benchmark", "accuracy")
+    ]
     options += [options_of("explain", idea) for idea in (*explain.IDEAS, "page", "all")]
     names = {field.name.replace("_", "-") for kind in options for field in fields(kind)}
     return {f"--{prefix}{name}" for name in names for prefix in ("", "no-")} | {"--help", "--version"}

@@ -18,6 +18,7 @@ OPTIONS = {
     "sweep": SweepConfig,
     "verify": verify_options.Options,
     "verify bench": verify_bench.Options,
+    "verify FILE:NAME": verify_options.FileOptions,
     "benchmark": benchmark.Options,
     "benchmark scripts": Scripts,
 } | {f"explain {name}": options_of(name) for name in (*IDEAS, "page", "all")}

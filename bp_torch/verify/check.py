@@ -1,6 +1,7 @@
 """The entry points: any hand-written gradient, layer or module compared with the references."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -9,13 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bp_torch.verify.arguments import Inputs, named
+from bp_torch.verify.arrays import in_tensors, references_of
+from bp_torch.verify.calls import make_calls
 from bp_torch.verify.candidate import Candidate
 from bp_torch.verify.compare_forward import with_forward
 from bp_torch.verify.diagnose import Hypotheses
 from bp_torch.verify.judge import Judge
-from bp_torch.verify.problem import Inputs, Problem, copies, differentiable, flat, named
-from bp_torch.verify.references import NotReproducibleError, References, Trust
+from bp_torch.verify.modules import lent
+from bp_torch.verify.problem import Problem, copies, differentiable, flat
+from bp_torch.verify.references import NotReproducibleError, Trust
 from bp_torch.verify.report import Finding, Report
+
+ACCEPTABLE = {
+    "inputs overwritten": "overwrites its input|changes its input",
+    "dy overwritten": "writes into dy",
+    "other dtype": "has the dtype",
+    "dy contiguous": "for a dy that is not contiguous",
+    "dy not expanded": "for a dy that is one number, expanded",
+}
+"""What may be meant of what is called a problem, with words of the problem."""
 
 
 def check(
@@ -30,23 +44,25 @@ def check(
     seconds: float = 1.2,
     batch_size: int | None = None,
     seed: int = 0,
+    frozen: Sequence[str] = (),
+    nearby: float | Callable[..., Any] | None = 0.4,
     second_order: bool = False,
     trust: Trust | None = None,
     hypotheses: Hypotheses | None = None,
+    **more: Any,
 ) -> Report:
     """Compare a hand-written gradient of a scalar function with three independent references.
 
     Args:
         function: takes the tensors and returns a scalar. If it also computes in float64 when its inputs are float64,
             all three references are available.
-        inputs: a tensor, a sequence of arguments (``function(*inputs)``), or a mapping (``function(**inputs)``). Those
-            that have no gradient (integers, masks, numbers, None) are passed on. None of the tensors needs to require
-            a gradient; they are copied with their strides, and never changed.
+        inputs: a tensor, a sequence of arguments (``function(*inputs)``), or a mapping (``function(**inputs)``). An
+            argument may be a list of tensors. Those that have no gradient (integers, masks, numbers, None) are passed
+            on. None of the tensors needs to require a gradient; they are copied with their strides, and never changed.
         gradient: the hand-written gradient, as a function that is called like ``function``, or as the tensors
             themselves; one for each input, in the same order or under the same names, None for one that is not given.
-            A function is called several times, at other inputs in between, to find out what it keeps from call to
-            call. None: what autograd computes through ``function``, which goes through your own
-            ``torch.autograd.Function``.
+            A function is called some forty times, in the ways that calls.py lists. None: what autograd computes through
+            ``function``, which goes through your own ``torch.autograd.Function``.
         names: of the inputs, for the report; else those of the mapping, or of the function's own arguments.
         reference: the same function in plain differentiable operations, for the references; None: ``function``.
             If both this and ``gradient`` are None, central differences are the only reference.
@@ -56,23 +72,35 @@ def check(
             is among them, the others are drawn from ``seed``, half of them where the gradient is not zero.
         seconds: after which no further entry of a tensor is begun; random directions are taken in any case.
         batch_size: to name it where it is a factor; None: found by shortening the inputs, if they can be.
-        seed: of every random choice.
-        second_order: also check the derivatives of the gradient, of an ``autograd.Function`` that has them.
+        seed: of every random choice. A function that draws random numbers starts from it in every call.
+        frozen: the names of inputs that have no gradient though they are real numbers: they are passed on.
+        nearby: by which part of themselves the inputs are changed where the gradient is called at others; or
+            ``make_inputs(seed)``, which draws all inputs anew; None: it is not called at other inputs.
+        second_order: also check the derivatives of the gradient of an ``autograd.Function``, by its inputs and by dy.
         trust: "autograd" or "differences", where autograd does not give the derivative of the function (something is
             detached, rounded or straight-through) and so contradicts central differences: the one that is meant. None:
             such a contradiction is the finding, with the verdict SETUP.
         hypotheses: more patterns of error: ``hypotheses(name, given)`` yields pairs of words and the tensor that the
             gradient called ``name`` would then be, computed from the gradients ``given``.
+        more: ``compare_forward=False``, or a function: the forward may be any, or has to be this one, and the gradient
+            that of ``reference``, as for a surrogate gradient. ``accept=``: names of deviations that are meant, of
+            ``ACCEPTABLE``; they become notes. ``linear_within=``: the relative difference between calls that counts as
+            none, as for a solver, whose gradient is not linear in dy to the last digit.
+
+    Inputs may be NumPy arrays. Then ``function`` and ``gradient`` are functions of arrays, which return arrays or
+    numbers, and central differences alone decide; ``reference`` takes tensors, and makes autograd a reference too.
 
     Raises:
         TypeError: for inputs among which no tensor has a gradient, or a function that returns no tensor.
         ValueError: for no inputs, an input that is not finite, a function that is not scalar, not finite, not the same
             when called again, or without a gradient; for gradients that do not match the inputs.
     """
+    inputs, called, gradient = in_tensors(inputs, function, gradient)
     tensors = None if gradient is None or callable(gradient) else gradient
     backward = gradient if callable(gradient) else None
-    problem = Problem(*named(inputs, names, function), function, reference, backward, tensors, seed=seed)
-    return check_problem(problem, tolerance, coordinates, seconds, batch_size, second_order, trust, hypotheses)
+    given: Any = {"seed": seed, "frozen": frozen, "nearby": nearby}
+    problem = Problem(*named(inputs, names, function), called, reference, backward, tensors, **given)
+    return check_problem(problem, tolerance, coordinates, seconds, batch_size, second_order, trust, hypotheses, **more)
 
 
 def check_layer(
@@ -83,6 +111,8 @@ def check_layer(
     names: Sequence[str] | None = None,
     reference: Callable[..., Any] | None = None,
     seed: int = 0,
+    frozen: Sequence[str] = (),
+    nearby: float | Callable[..., Any] | None = 0.4,
     **options: Any,
 ) -> Report:
     """``check`` for a layer: ``backward(dy, *inputs)`` returns the inputs' gradients.
@@ -90,10 +120,11 @@ def check_layer(
     ``forward(*inputs)`` returns a tensor or several; of several, ``backward`` takes one dy for each, or a tuple of
     them, before the inputs. It is called right after ``forward``, as a training step does, so both may be methods of a
     layer that keeps what it needs. The scalar is Σ y ⊙ dy with random numbers dy in the shape of the outputs y: its
-    gradient is ``backward`` at that dy. dy also comes scaled, in other strides, and as one number, expanded. The other
-    arguments (``options``) and the errors are those of ``check``.
+    gradient is ``backward`` at that dy. The other arguments (``options``) and the errors are those of ``check``.
     """
-    problem = Problem(*named(inputs, names, forward), forward, reference, backward, scalar=False, seed=seed)
+    inputs, called, backward = in_tensors(inputs, forward, backward)
+    given: Any = {"seed": seed, "frozen": frozen, "nearby": nearby}
+    problem = Problem(*named(inputs, names, forward), called, reference, backward, scalar=False, **given)
     return check_problem(problem, **options)
 
 
@@ -101,31 +132,23 @@ def check_module(module: nn.Module, inputs: Inputs, *, reference: nn.Module | No
     """``check_layer`` for a module with a hand-written backward inside: by its inputs and by its parameters.
 
     ``reference`` is a module with the same parameter names in plain operations; None: central differences alone decide.
-    Buffers (a running mean) start each call as they are now, and are not changed.
+    Parameters that require no gradient are not judged. Buffers (a running mean) start each call as they are now. The
+    gradients are those that ``.backward()`` leaves, as a backward that computes the forward again may need it.
     """
     listed = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    judged = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     keys = ["x"] if len(listed) == 1 else [f"x{i}" for i in range(1, len(listed) + 1)]
-
-    def of(one: nn.Module) -> Callable[..., Any]:
-        def function(*arguments: Any) -> Any:
-            given, values = arguments[: len(listed)], dict(zip(parameters, arguments[len(listed) :], strict=True))
-            dtype = next((t.dtype for t in arguments if isinstance(t, Tensor) and t.is_floating_point()), None)
-            state = {n: b.to(dtype) if b.is_floating_point() else b.clone() for n, b in copies(dict(buffers)).items()}
-            return torch.func.functional_call(one, values | state, given)
-
-        buffers = list(one.named_buffers())
-        return function
-
-    if reference is not None and {n for n, _ in reference.named_parameters()} != set(parameters):
-        raise ValueError(f"the reference module has other parameters than the module: wanted {', '.join(parameters)}")
-    return check_layer(
-        of(module),
-        [*listed, *parameters.values()],
-        names=[*keys, *parameters],
-        reference=of(reference) if reference is not None else None,
-        **options,
-    )
+    if reference is not None and not set(judged) <= {n for n, _ in reference.named_parameters()}:
+        raise ValueError(f"the reference module has other parameters than the module: wanted {', '.join(judged)}")
+    arguments = dict(zip(keys, listed, strict=True)) | judged
+    with lent(module, list(judged)) as (forward, stray), lent(reference or module, list(judged)) as (plain, _):
+        own = {name: options.pop(name) for name in ("seed", "frozen", "nearby") if name in options}
+        right = plain if reference is not None else None
+        more: Any = {"scalar": False, "shared": list(judged), "accumulates": True} | own
+        report = check_problem(Problem(arguments, False, forward, right, **more), **options)
+    text = "autograd never calls the method backward of {}: give it to check_layer, or put it into an autograd.Function"
+    findings = [Finding("setup", name, text.format(one)) for one in stray for name in report.gradients]
+    return replace(report, findings=report.findings + findings)
 
 
 def check_problem(
@@ -137,30 +160,39 @@ def check_problem(
     second_order: bool = False,
     trust: Trust | None = None,
     hypotheses: Hypotheses | None = None,
+    compare_forward: Callable[..., Any] | bool = True,
+    accept: Sequence[str] = (),
+    linear_within: float = 0.0,
 ) -> Report:
     """Judge the gradient of a problem; the options are those of ``check``."""
+    if unknown := {*accept} - ACCEPTABLE.keys():
+        raise ValueError(f"accept: wanted some of {', '.join(ACCEPTABLE)}; got {', '.join(map(repr, sorted(unknown)))}")
     with full_precision():
         try:
-            references = References(problem, tolerance, trust)
+            references = references_of(problem, tolerance, trust)
         except NotReproducibleError as error:
             dtype = str(problem.dtype).removeprefix("torch.")
             return Report([], [Finding("setup", name, str(error)) for name in problem.inputs], dtype=dtype)
+        references.linear_within = linear_within
         candidate = Candidate(references)
         returned = max((torch.finfo(y.dtype).eps for y in candidate.outputs), default=0.0)
         if returned > references.eps:  # an output that is always in float32, or comes out of autocast
             references.judge_as(returned)
+        make_calls(candidate)
         if not candidate.gradients:
             raise ValueError(f"there is no gradient to check: all of {', '.join(problem.inputs)} are None")
         if not references.gradients and (not coordinates or references.inputs64 is None):
             raise ValueError(f"there is no reference to compare the gradient with: {'; '.join(references.notes)}")
         report = Judge(candidate, coordinates, seconds, batch_size or 0, hypotheses).report
-        report = with_forward(report, candidate) if problem.reference else report
+        right = references.problem.reference if compare_forward is True else compare_forward
+        report = with_forward(report, candidate, right) if callable(right) else report
+        report = with_accepted(report, accept)
         report = replace(report, slopes=functools.partial(taylor_slopes, candidate))
-    return (
-        report + check_problem(second_order_of(problem), tolerance, coordinates, seconds, trust=trust)
-        if second_order
-        else report
-    )
+        if compare_forward is not True:
+            text = "compared with compare_forward=" if compare_forward else "not compared"
+            report.notes.append(f"the forward is {text}, the gradient with that of reference=")
+    options = (tolerance, coordinates, seconds, None, False, trust)
+    return report + second_report(problem, *options) if second_order else report
 
 
 @contextmanager
@@ -182,6 +214,14 @@ def full_precision() -> Iterator[None]:
             switch.fp32_precision = precision
 
 
+def with_accepted(report: Report, accept: Sequence[str]) -> Report:
+    """The report without what is accepted, which its notes tell."""
+    pattern = "|".join(ACCEPTABLE[name] for name in accept) or r"\b\B"
+    meant = [f for f in report.findings if f.kind == "problem" and re.search(pattern, f.words)]
+    notes = [f"accepted: {f.gradient} {f.words}" for f in meant]
+    return replace(report, findings=[f for f in report.findings if f not in meant], notes=report.notes + notes)
+
+
 def taylor_slopes(candidate: Candidate) -> dict[str, float]:
     """The slope of the Taylor remainder of each gradient, along a random direction; without those that show none."""
     references, found = candidate.references, dict[str, float]()
@@ -194,18 +234,45 @@ def taylor_slopes(candidate: Candidate) -> dict[str, float]:
     return found
 
 
+class OnceDifferentiableError(Exception):
+    """Says that a backward is marked as ``once_differentiable``: autograd would take its derivative for zero."""
+
+
+def second_report(problem: Problem, *options: Any) -> Report:
+    """The report on the derivatives of the gradient."""
+    try:
+        return check_problem(second_order_of(problem), *options)
+    except OnceDifferentiableError:
+        text = "has no second derivative: its backward is marked once_differentiable"
+        return Report([], [Finding("problem", f"{name} (second order)", text) for name in problem.inputs])
+
+
+def is_once_differentiable(gradients: Sequence[Tensor | None]) -> bool:
+    """Whether one of them was computed by a backward that is marked so."""
+    nodes = [g.grad_fn for g in gradients if g is not None and g.grad_fn]
+    for node in nodes:  # it grows
+        nodes.extend(following for following, _ in node.next_functions if following and following not in nodes)
+    return any("Error" in node.name() for node in nodes)
+
+
 def second_order_of(problem: Problem) -> Problem:
-    """Σ ∂f/∂x ⊙ v as a function of the inputs x, v random: its gradient needs the second derivatives of f."""
+    """Σ ∂f/∂x ⊙ v as a function of the inputs x and of dy, v random: its gradient needs the second derivatives of f."""
     if problem.tensors is not None or problem.backward is not None:
         raise ValueError("second_order: wanted an autograd.Function, whose backward autograd differentiates")
+    with torch.no_grad():
+        dys = problem.output_gradients(problem.outputs(problem.forward, copies(problem.inputs)))
 
     def derivative(function: Callable[..., Any], *values: Any) -> Any:
         with torch.enable_grad():
-            leaves = {n: t for n, t in zip(problem.arguments, values, strict=True) if n in problem.inputs}
+            leaves = {n: t for n, t in zip(problem.arguments, values, strict=False) if n in problem.inputs}
             leaves = {n: t if t.requires_grad else t.detach().requires_grad_() for n, t in leaves.items()}
-            y = differentiable(lambda t: problem.outputs(function, t), leaves)
-            dys, generator = problem.output_gradients(y), torch.Generator().manual_seed(problem.seed + 2)
-            found = torch.autograd.grad(y, list(leaves.values()), dys, create_graph=True, allow_unused=True)
+            y = differentiable(lambda t: problem.outputs(function, t), leaves, copies(leaves))
+            generator = torch.Generator().manual_seed(problem.seed + 2)
+            found = torch.autograd.grad(
+                y, list(leaves.values()), values[len(problem.arguments) :], create_graph=True, allow_unused=True
+            )
+            if is_once_differentiable(found):
+                raise OnceDifferentiableError
             total = next(iter(leaves.values())).real.sum() * 0
             for t, g in zip(leaves.values(), found, strict=True):
                 v = torch.randn(t.shape, generator=generator).to(t.device, t.real.dtype)
@@ -214,5 +281,8 @@ def second_order_of(problem: Problem) -> Problem:
 
     forward = functools.partial(derivative, problem.forward)
     reference = functools.partial(derivative, problem.reference) if problem.reference else None
-    arguments = {f"{name} (second order)": value for name, value in problem.arguments.items()}
-    return Problem(arguments, False, forward, reference, seed=problem.seed)
+    named_dys = {f"dy{i}" if len(dys) > 1 else "dy": dy for i, dy in enumerate(dys, 1)}
+    arguments = {f"{name} (second order)": value for name, value in (problem.arguments | named_dys).items()}
+    fixed = [f"{name} (second order)" for name in problem.arguments if problem.is_frozen(name)]
+    nearby = None if callable(problem.nearby) else problem.nearby
+    return Problem(arguments, False, forward, reference, seed=problem.seed, frozen=fixed, nearby=nearby)

@@ -37,6 +37,7 @@ class Estimate(NamedTuple):
     uncertainty: Tensor | float = 0.0  # how far off each value itself may be, (k,) or one number for all
     skipped: int = 0  # how many entries the reference cannot give
     directions: Tensor | None = None  # (k, n)
+    kinked: Tensor | None = None  # the indices of entries that the reference cannot give, since a step crosses a kink
 
     def select(self, whole: Tensor) -> Tensor:
         """The entries of ``whole`` (n,) that the estimate holds, (k,), or its products with the directions."""
@@ -129,7 +130,7 @@ class PerturbLastDigit(TorchDispatchMode):
     """
 
     ROUNDS = re.compile(
-        r"(?!threshold|hard|leaky|max_pool)((add)?mm|(badd)?bmm|mv|dot|linear|convolution|add|r?sub|mul|div|addcmul|addcdiv|sum|cumsum|prod|mean|var|std|"
+        r"(?!threshold|hardtanh|hardsigmoid|hardshrink|leaky|max_pool)((add)?mm|(badd)?bmm|mv|dot|linear|convolution|add|r?sub|mul|div|addcmul|addcdiv|sum|cumsum|prod|mean|var|std|"
         r"var_mean|exp|expm1|log|log1p|logsumexp|pow|r?sqrt|reciprocal|square|sigmoid|tanh|erf|sin|cos|"
         r".*(norm|softmax|attention|_backward).*)"
     )

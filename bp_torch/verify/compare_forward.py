@@ -1,8 +1,10 @@
 """The forward under test against the reference, as strictly as the gradient: in its own dtype, and run in float64."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,9 +17,9 @@ from bp_torch.verify.references import ALLOWED_IN_FLOAT64, EPS32, NOISE_FACTOR, 
 from bp_torch.verify.report import Report
 
 
-def with_forward(report: Report, candidate: Candidate) -> Report:
+def with_forward(report: Report, candidate: Candidate, expected: Callable[..., Any]) -> Report:
     """The report, with what is wrong in the forward; gradients that are right for that forward are not blamed."""
-    if not (text := wrong_forward(candidate)):
+    if not (text := wrong_forward(candidate, expected)):
         return report
     rightful = [name for name in report.wrong if follows_own_forward(candidate, name)]
     if not rightful:
@@ -28,15 +30,13 @@ def with_forward(report: Report, candidate: Candidate) -> Report:
     return replace(report, forward=text, comparisons=compared, findings=findings)
 
 
-def wrong_forward(candidate: Candidate) -> str:
-    """How the forward differs from the reference; "" if it does not, or there is no reference."""
+def wrong_forward(candidate: Candidate, expected: Callable[..., Any]) -> str:
+    """How the forward differs from the one that is ``expected``; "" if it does not."""
     references, problem = candidate.references, candidate.problem
-    if problem.reference is None:
-        return ""
     with torch.inference_mode(False), torch.no_grad():
         ours = candidate.outputs or problem.outputs(problem.forward, copies(problem.inputs))
-        right = problem.outputs(problem.reference, copies(problem.inputs))
-        best = problem.outputs(problem.reference, copies(references.inputs64)) if references.inputs64 else right
+        right = problem.outputs(expected, copies(problem.inputs))
+        best = problem.outputs(expected, copies(references.inputs64)) if references.inputs64 else right
     if len(ours) != len(right):
         return f"returns {len(ours)} tensors, the reference {len(right)}"
     in_float64 = candidate.outputs_in_float64 if references.inputs64 else []
@@ -53,7 +53,7 @@ def wrong_forward(candidate: Candidate) -> str:
         estimate = Estimate("", c[known], None, norm(c[known]), tolerance, references.underflow)
 
         apart = (b - c)[known].abs()
-        if not estimate.agrees(a[known], partial(output_allowance, references, i, known, apart)):
+        if not estimate.agrees(a[known], partial(output_allowance, references, expected, i, known, apart)):
             return f"differs from the reference: y{which} is off by {_share(a[known], c[known])} of its norm"
         if len(in_float64) > i and in_float64[i].shape == r.shape and candidate.eps_in_float64 < references.eps:
             allowed = ALLOWED_IN_FLOAT64 if candidate.eps_in_float64 < EPS32 else tolerance_of(torch.float32)
@@ -69,16 +69,17 @@ def _share(y: Tensor, right: Tensor) -> str:
     return f"{error / size if size else error:.1e}"
 
 
-def output_allowance(references: References, i: int, known: Tensor, apart: Tensor) -> Allowance:
+def output_allowance(
+    references: References, expected: Callable[..., Any], i: int, known: Tensor, apart: Tensor
+) -> Allowance:
     """How far rounding may move each of the ``known`` entries of the i-th output: by a few times what it moves the
     reference's, and how far that is ``apart`` (k,) from float64."""
     problem = references.problem
-    assert problem.reference is not None
     with torch.inference_mode(False), torch.no_grad():
-        exact, moved = flat(problem.outputs(problem.reference, copies(problem.inputs))[i]), list[Tensor]()
+        exact, moved = flat(problem.outputs(expected, copies(problem.inputs))[i]), list[Tensor]()
         for sample in range(SAMPLES):
             with PerturbLastDigit(references.seed + sample):
-                moved.append(flat(problem.outputs(problem.reference, copies(problem.inputs))[i]))
+                moved.append(flat(problem.outputs(expected, copies(problem.inputs))[i]))
     noise = root_mean_square((torch.stack(moved) - exact).nan_to_num(0, 0, 0))
     return NOISE_FACTOR * (noise[known] + apart), 0.0
 

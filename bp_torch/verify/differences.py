@@ -116,7 +116,7 @@ class Differences:
 
     def moved(self, direction: Tensor, step: float) -> float:
         """The function a ``step`` along ``direction`` from its place."""
-        torch.add(self.start, direction, alpha=step, out=self.entries)
+        torch.add(self.start, direction.to(self.start.device), alpha=step, out=self.entries)
         value = self.value()
         self.entries.copy_(self.start)
         return value
@@ -171,22 +171,24 @@ def real_view(t: Tensor) -> Tensor:
 
 
 def slopes_on_kinks(
-    differences: Differences, ours: Tensor, suspects: Tensor, tolerance: float, seed: int
+    differences: Differences, ours: Tensor, suspects: Tensor, tolerance: float, seed: int, only: bool = True
 ) -> list[tuple[float, float]] | None:
     """The one-sided slopes (low, high) at the entries ``suspects`` (k,) of the gradient ``ours`` (n,), in that order.
 
-    None if one of them lies on no kink, or not between its slopes; or if they pull together (entries of a maximum that
-    are equal), and their sum is not between the slopes along all of them at once.
+    None if one of them lies on no kink (unless not ``only`` these are asked for), or not between its slopes; or if they
+    pull together (entries of a maximum that are equal), and their sum is not between the slopes along all at once.
     """
     chosen = suspects
     if len(suspects) > MOST_KINKS:
         first = int(torch.randint(len(suspects), (1,), generator=torch.Generator().manual_seed(seed)))
         chosen = suspects.sort().values.roll(-first)[:MOST_KINKS]
-    pairs = list[tuple[float, float]]()
+    pairs, rounding = list[tuple[float, float]](), 0.0 if only else EPS**0.5 * abs(differences.middle)
     for i in chosen.tolist():
         left, right = differences.one_sided(i)
         size = max(abs(left), abs(right))
-        if not abs(right - left) > 1e-4 * max(size, 1e-300) or not between(float(ours[i]), left, right, tolerance):
+        if only and not abs(right - left) > 1e-4 * max(size, 1e-300):
+            return None
+        if not between(float(ours[i]), left, right, tolerance, rounding=rounding):
             return None
         pairs.append((left, right))
     together = torch.zeros_like(ours)
@@ -194,14 +196,16 @@ def slopes_on_kinks(
     left, right = differences.one_sided_along(together)
     sums = [sum(pair[side] for pair in pairs) for side in (0, 1)]
     scale = sum(max(abs(a), abs(b)) for a, b in pairs)
-    apart = max(abs(left - sums[0]), abs(right - sums[1])) <= 1e-4 * scale
-    if not apart and not between(float(ours[chosen].sum()), left, right, tolerance, scale):
+    apart = max(abs(left - sums[0]), abs(right - sums[1])) <= 1e-4 * scale + rounding
+    if not apart and not between(float(ours[chosen].sum()), left, right, tolerance, scale, rounding):
         return None
     return [(min(pair) + 0.0, max(pair) + 0.0) for pair in pairs]
 
 
-def between(slope: float, left: float, right: float, tolerance: float, scale: float = 0.0) -> bool:
+def between(
+    slope: float, left: float, right: float, tolerance: float, scale: float = 0.0, rounding: float = 0.0
+) -> bool:
     """Whether a slope lies between the one-sided ones, to the tolerance of their size or another ``scale``."""
     low, high = min(left, right), max(left, right)
-    room = max(1e-4, tolerance) * max(abs(low), abs(high), scale) + 1e-5 * (high - low)
+    room = max(1e-4, tolerance) * max(abs(low), abs(high), scale) + 1e-5 * (high - low) + rounding
     return low - room <= slope <= high + room

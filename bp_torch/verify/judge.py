@@ -3,6 +3,7 @@ a wrong gradient would have been seen."""
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from bp_torch.verify.candidate import Candidate
 from bp_torch.verify.compare import Allowance, Estimate
-from bp_torch.verify.diagnose import Hypotheses, WrongGradient, diagnose
+from bp_torch.verify.diagnose import Hypotheses, WrongGradient, autograds_own_nan, diagnose, furthest
 from bp_torch.verify.differences import slopes_on_kinks
 from bp_torch.verify.mutants import mutations
 from bp_torch.verify.problem import as_real, flat, norm, not_finite
@@ -72,11 +73,15 @@ class Judge:
         if not any(len(estimate.values) for estimate in found.values()):
             self.say("unjudged", [name], "no reference gives any of its entries")
             report.notes.append(f"{name} is not checked: no reference gives any of its entries")
+        if (best := self._best(name)) is not None and not best.isfinite().all():
+            report.notes.append(autograds_own_nan(name, best))
         trial = Trial(ours, self._in_float64(name))
         compared = self._comparisons(name, trial, found)
         if references.contradiction(name, found):
             found, compared = self._settle(name, trial, found, compared)
         report.comparisons.extend(compared)
+        if not references.gradients and "central" in found:
+            self._judge_by_differences(name, ours, found["central"])
         if name in report.setup or self._excused_by_kinks(name, trial, found, compared):
             return found
         self._judge_precision(name, trial, found, compared)
@@ -183,6 +188,26 @@ class Judge:
                 'backward that is checked. Pass a reference=, or say which is meant: trust="autograd" or "differences"',
             )
         return found, compared
+
+    def _judge_by_differences(self, name: str, ours: Tensor, central: Estimate) -> None:
+        """What differences alone can still tell: of entries on kinks, and of a function that moves in steps."""
+        references, kinked = self.references, central.kinked
+        if references.inputs[name].is_complex() or not ours.isfinite().all():
+            return
+        differences, tolerance = references.differences(name), references.tolerance_for(name)
+        far = torch.randn(len(ours), generator=torch.Generator().manual_seed(references.seed), dtype=torch.float64)
+        with suppress(Exception):  # a step may leave the region in which the function can be evaluated
+            if kinked is not None and len(kinked):
+                if not slopes_on_kinks(differences, ours, kinked, tolerance, references.seed, only=False):
+                    text = f"is not between the one-sided slopes at {len(kinked):,} entries where a step crosses a kink"
+                    self.say("problem", [name], text)
+            elif ours.any() and not central.values.any() and differences.moved(far, 1.0) != differences.middle:
+                text = (
+                    "the function moves in steps: its derivative is zero wherever there is one, the gradient is not. "
+                )
+                self.say(
+                    "setup", [name], text + "If that is meant, reference= gives the function whose derivative it is"
+                )
 
     # ---- kinks ----
 
@@ -442,7 +467,7 @@ class Judge:
             text = diagnose(wrong, self.hypotheses) or self._low_precision(name)
         if text:
             self.say("diagnosis", [name], text)
-        elif name not in report.problems and known:
+        elif known and all("dtype" in problem for problem in report.problems.get(name, [])):
             self.say("where", [name], self._where(name))
 
     def _is_wrong_in_float64(self, name: str) -> bool:
@@ -452,7 +477,7 @@ class Judge:
 
     def _low_precision(self, name: str) -> str | None:
         c = next((c for c in self.report.comparisons if c.gradient == name and not c.ok), None)
-        if c is None or name in self.report.problems or not c.relative_error < tolerance_of(torch.float32):
+        if c is None or not c.relative_error < tolerance_of(torch.float32):
             return None
         right = f"is right to {c.relative_error:.0e}"
         if self.candidate.eps_in_float64 >= EPS32 and self.references.dtype == torch.float64:
@@ -463,16 +488,19 @@ class Judge:
 
     def _where(self, name: str) -> str:
         """How many entries are off, and the one that is furthest off."""
-        estimate = self.expected[name]
-        if estimate.entries is not None:
-            return "differs, and no pattern that is known explains it"
-        ours, right = flat(self.candidate.gradients[name]), estimate.values
-        off = (ours - right).abs()
-        limit, i = self.references.tolerance * float(right.abs().max()) + self.references.underflow, int(off.argmax())
-        return (
-            f"{int((off > limit).sum()):,} of {len(off):,} entries are off, and no pattern that is known explains it; "
-            f"the furthest is at {self._place(name, i)}: {float(ours[i]):.6g}, where {float(right[i]):.6g} is right"
+        estimate, tolerance, given = (
+            self.expected[name],
+            self.references.tolerance,
+            flat(self.candidate.gradients[name]),
         )
+        if self._is_wrong_in_float64(name):
+            estimate = estimate._replace(values=self.references.gradients["float64"][name], entries=None)
+            tolerance, given = ALLOWED_IN_FLOAT64, self.candidate.in_float64[name]
+        if not len(estimate.values):
+            return "differs, and no pattern that is known explains it"
+        limit = tolerance * float(estimate.values.abs().max()) + self.references.underflow
+        entries = torch.arange(len(given)) if estimate.entries is None else estimate.entries
+        return furthest(given[entries], estimate.values, limit, lambda i: self._place(name, int(entries[i])))
 
     def _place(self, name: str, i: int) -> list[int]:
         shape = as_real(self.references.inputs[name]).shape

@@ -5,21 +5,22 @@ complex y it is Re Σ y ⊙ conj(dy), whose gradient by y is dy, as torch has it
 with a one-line error.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from bp_torch.text import count
+from bp_torch.verify.arguments import has_gradient, names_in, spread, takes
+from bp_torch.verify.randomness import Randomness
 
 Tensors = dict[str, Tensor]
-Inputs = Any
-"""A tensor, a sequence of arguments, or a mapping of them; some must be tensors of real or complex numbers."""
 Change = Callable[[Tensor], Tensor]
 
 
@@ -35,6 +36,14 @@ class CallResult:
 
 
 @dataclass
+class Progress:
+    """How far the calls of the gradient under test have come."""
+
+    calls: int = 0
+    stage: str = "forward"  # or "backward": which of them the last call began
+
+
+@dataclass
 class Problem:
     """A function, its arguments, and a gradient of it by hand. Raises TypeError and ValueError as ``check`` does."""
 
@@ -46,7 +55,15 @@ class Problem:
     tensors: Any = None  # the gradients themselves, in place of ``backward``; None: they can be computed again
     scalar: bool = True
     seed: int = 0
-    drawn: dict[Any, list[Tensor]] = field(default_factory=dict)  # the dy in float64, by the shapes of the outputs
+    frozen: Sequence[str] = ()  # arguments of real numbers that are passed on, and have no gradient
+    nearby: Any = 0.4  # the other inputs: changed by up to this part of themselves, drawn by a function, or None
+    shared: Sequence[str] = ()  # the parameters of a module: two calls in one graph have these in common
+    accumulates: bool = False  # the gradients are those that .backward() leaves in .grad
+    form: dict[str, Any] = field(default_factory=dict)  # what is passed: names, in the lists that the arguments are in
+    drawn: dict[Any, list[Tensor]] = field(default_factory=dict)  # the dy, by what the outputs are
+    randomness: Randomness = field(default_factory=Randomness)
+    progress: Progress = field(default_factory=Progress)  # of the calls, here and at other arguments
+    plain: bool = field(init=False)  # whether no argument is a list of inputs
     inputs: Tensors = field(init=False)  # the arguments that have a gradient
     dtype: torch.dtype = field(init=False)  # the coarsest of the inputs'; kept, for DtypesSeen sees it being asked for
 
@@ -54,7 +71,17 @@ class Problem:
         """Find the inputs."""
         if not self.arguments:
             raise ValueError("there are no inputs: expected at least one tensor")
-        self.inputs = {name: t for name, t in self.arguments.items() if has_gradient(t)}
+        if not self.form:
+            self.form = {name: names_in(name, value) for name, value in self.arguments.items()}
+            self.arguments = {n: t for name, value in self.arguments.items() for n, t in spread(self.form[name], value)}
+        self.plain = all(isinstance(inner, str) for inner in self.form.values())
+        if unknown := set(self.frozen) - {*self.form, *self.arguments}:
+            names = ", ".join(self.arguments)
+            raise ValueError(f"frozen: there is no input {', '.join(sorted(unknown))}, the inputs are {names}")
+        fixed = {n for name in self.frozen for n in tree_leaves(self.form.get(name, name))}
+        self.inputs = {name: t for name, t in self.arguments.items() if has_gradient(t) and name not in fixed}
+        if not self.inputs and fixed:
+            raise ValueError("frozen: wanted at least one input of real numbers that is not frozen")
         if not self.inputs:
             name, value = next(iter(self.arguments.items()))
             if not isinstance(value, Tensor):
@@ -64,47 +91,65 @@ class Problem:
             _require_usable(name, t)
         self.dtype = max((t.dtype for t in self.inputs.values()), key=lambda dtype: torch.finfo(dtype).eps)
 
-    def nearby(self) -> Tensors:
-        """The inputs with every entry changed by up to 0.4 of itself: none changes its sign."""
-        generator = torch.Generator().manual_seed(self.seed)
-
-        def moved(t: Tensor) -> Tensor:
-            noise = 0.8 * torch.rand(t.shape, generator=generator) - 0.4
-            return t * (1 + noise.to(t.device, t.real.dtype))
-
-        return {name: copy_of(t, change=moved) for name, t in self.inputs.items()}
+    def is_frozen(self, name: str) -> bool:
+        """Whether an argument is passed on though it could have a gradient."""
+        return has_gradient(self.arguments[name]) and name not in self.inputs
 
     # ---- the function ----
 
-    def value(self, t: Tensors) -> Tensor:
-        """The scalar, (), by the reference."""
+    def value(self, t: Tensors, change: Change | None = None) -> Tensor:
+        """The scalar, (), by the reference; ``change`` is made to every dy."""
         outputs = self.outputs(self.reference or self.forward, t)
         if self.scalar:
-            return outputs[0].reshape(())
-        total = sum(WeightedSum.apply(y, dy) for y, dy in zip(outputs, self.output_gradients(outputs), strict=True))
-        assert isinstance(total, Tensor)
-        return total
+            scalar = outputs[0].reshape(())
+            return scalar * change(torch.ones_like(scalar)).sum() if change else scalar
+        dys = [change(dy) if change else dy for dy in self._drawn_for(outputs)]
+        return reduce(torch.add, map(weighted_sum, outputs, dys))
 
     def outputs(self, function: Callable[..., Any], t: Tensors) -> list[Tensor]:
         """The tensors that a function returns. Raises TypeError and ValueError as ``check`` does."""
+        kind = "reference" if function is self.reference else "forward"
+        if self.randomness.is_settled(kind):
+            return self._outputs(function, t)
+        with self.randomness.alike(kind, self.seed, self.dtype):
+            return self._outputs(function, t)
+
+    def _outputs(self, function: Callable[..., Any], t: Tensors) -> list[Tensor]:
         returned = self._apply(function, t)
         if self.scalar:
             return [_scalar(returned)]
-        if not (found := [y for y in tree_leaves(returned) if has_gradient(y)]):
+        several = [returned] if isinstance(returned, Tensor) else tree_leaves(returned)
+        if not (found := [y for y in several if has_gradient(y)]):
             raise TypeError(f"the layer returns a {type(returned).__name__}, expected one tensor or several")
-        return found
+        kept = self.differentiable_outputs if len(found) > 1 and self.backward is None else []
+        return [y for y, keep in zip(found, kept, strict=True) if keep] if len(kept) == len(found) else found
+
+    @cached_property
+    def differentiable_outputs(self) -> list[bool]:
+        """Of each output of an autograd.Function whether it has a derivative: it may be marked as having none."""
+        with torch.enable_grad():
+            leaves = {name: t.requires_grad_() for name, t in copies(self.inputs).items()}
+            returned = differentiable(lambda t: self._apply(self.forward, t), leaves, self.inputs)
+        found = [y.requires_grad for y in tree_leaves(returned) if has_gradient(y)]
+        return found if any(found) else [True] * len(found)
 
     def output_gradients(self, outputs: list[Tensor]) -> list[Tensor]:
         """The dy of the check: 1 for a scalar, else random numbers in the outputs' shapes, the same in every dtype."""
         if self.scalar:
             return [torch.ones_like(y) for y in outputs]
-        key = tuple((y.shape, y.is_complex()) for y in outputs)
-        if key not in self.drawn:
+        return [dy.clone() for dy in self._drawn_for(outputs)]
+
+    def _drawn_for(self, outputs: list[Tensor]) -> list[Tensor]:
+        """These, drawn once for each dtype and shape: not to be written into."""
+        key = tuple((y.shape, y.dtype, y.device) for y in outputs)
+        if key in self.drawn:
+            return self.drawn[key]
+        with torch._C.DisableTorchFunction():  # DtypesSeen looks for what the function does
             generator = torch.Generator().manual_seed(self.seed + 10**6)  # not what the inputs may have been drawn as
             kinds = [torch.complex128 if y.is_complex() else torch.float64 for y in outputs]
             drawn = [torch.randn(y.shape, generator=generator, dtype=k) for y, k in zip(outputs, kinds, strict=True)]
-            self.drawn[key] = [dy.to(self._narrow(y)).to(dy) for dy, y in zip(drawn, outputs, strict=True)]
-        return [dy.to(y.device, y.dtype, copy=True) for dy, y in zip(self.drawn[key], outputs, strict=True)]
+            self.drawn[key] = [dy.to(self._narrow(y)).to(y) for dy, y in zip(drawn, outputs, strict=True)]
+            return self.drawn[key]
 
     def _narrow(self, y: Tensor) -> torch.dtype:
         """The dtype that dy is rounded to: that of the check, so that in float64 it is the same numbers."""
@@ -113,90 +158,107 @@ class Problem:
 
     def _apply(self, function: Callable[..., Any], t: Tensors, *first: Any) -> Any:
         """``function`` of ``first``, and then of all arguments with the tensors ``t`` among them."""
-        given = {name: t.get(name, value) for name, value in self.arguments.items()}
-        given |= {name: value.clone() for name, value in given.items() if isinstance(value, Tensor) and name not in t}
-        return function(*first, **given) if self.by_keyword else function(*first, *given.values())
+        given = {name: t[name] if name in t else self._passed_on(value, t) for name, value in self.arguments.items()}
+        passed = given if self.plain else tree_map(given.__getitem__, self.form)
+        return function(*first, **passed) if self.by_keyword else function(*first, *passed.values())
+
+    def _passed_on(self, value: Any, t: Tensors) -> Any:
+        """A copy of what has no gradient; real numbers are in float64 where the inputs ``t`` are."""
+        if not isinstance(value, Tensor):
+            return value
+        wide = has_gradient(value) and any(x.dtype != self.inputs[name].dtype for name, x in t.items())
+        return in_float64({"": value})[""] if wide else value.clone()
 
     # ---- the gradient under test ----
 
-    def call(self, t: Tensors, change: Change | None = None) -> CallResult:
-        """Run the forward, then the backward, as a training step does; ``change`` is made to every dy."""
-        with torch.inference_mode(False), torch.enable_grad():
-            lent = copies(t)
+    def call(self, t: Tensors, change: Change | None = None, **way: Any) -> CallResult:
+        """Run the forward, then the backward, as a training step does; ``change`` is made to every dy.
+
+        ``lent`` is the memory that the inputs come in, a copy if it is not given. The other words are those of
+        ``_call_by_autograd``.
+        """
+        lent = way.pop("lent", None)
+        self.progress.stage, self.progress.calls = "forward", self.progress.calls + 1
+        lent = copies(t) if lent is None else lent
+        settled = self.randomness.is_settled("call")
+        alike = nullcontext() if settled else self.randomness.alike("call", self.seed, self.dtype)
+        with torch.inference_mode(False), torch.enable_grad(), alike:
             if self.backward is None:
-                return self._call_by_autograd(lent, change)
+                return self._call_by_autograd(t, lent, change, **way)
             if self.scalar:
                 self._apply(self.forward, copies(t))
+                self.progress.stage = "backward"
                 return CallResult(self.by_name(self._apply(self.backward, lent)), lent)
-            outputs = [y.detach() for y in self.outputs(self.forward, lent)]
+            outputs = [y.detach() for y in self._outputs(self.forward, lent)]
             changed = [name for name in t if not torch.equal(lent[name], t[name])]
             memory = {y.untyped_storage().data_ptr() for y in outputs}
             openly = [name for name in changed if lent[name].untyped_storage().data_ptr() in memory]
             lent |= copies({name: t[name] for name in openly})  # an operation in place, and said to be one
             overwritten = [name for name in changed if name not in openly]
             dys = [change(dy) if change else dy for dy in self.output_gradients(outputs)]
-            spread = len(dys) == 1 or _takes(self.backward, len(dys) + len(self.arguments))
+            self.progress.stage = "backward"
+            spread = len(dys) == 1 or takes(self.backward, len(dys) + len(self.form))
             found = self._apply(self.backward, lent, *(dys if spread else [tuple(dys)]))
             return CallResult(self.by_name(found), lent, dys, outputs, overwritten)
 
-    def _call_by_autograd(self, lent: Tensors, change: Change | None) -> CallResult:
+    def _call_by_autograd(
+        self,
+        t: Tensors,
+        lent: Tensors,
+        change: Change | None,
+        frozen: Sequence[str] = (),  # inputs that require no gradient
+        only: int | None = None,  # the one output that is used
+        between: Tensors | None = None,  # other inputs, at which the forward runs once more before the backward
+        times: int = 1,  # the backward runs over one graph; the last gradients are returned
+    ) -> CallResult:
         """Through the function's own autograd.Function."""
-        before = copies(lent)
-        leaves = {name: t.requires_grad_() for name, t in lent.items()}
-        outputs = differentiable(lambda t: self.outputs(self.forward, t), leaves)
+        leaves = {name: x.requires_grad_(name not in frozen) for name, x in lent.items()}
+        outputs = differentiable(lambda t: self._outputs(self.forward, t), leaves, t)
+        if between is not None:
+            others = {name: x.requires_grad_() for name, x in copies(between).items()}
+            others |= {name: leaves[name] for name in self.shared}
+            kept = differentiable(lambda t: self._outputs(self.forward, t), others, between)
         require_dependence(outputs, leaves)
         outputs = [y for y in outputs if y.requires_grad]
-        overwritten = [name for name, t in leaves.items() if not torch.equal(t.detach(), before[name])]
+        overwritten = [name for name, x in leaves.items() if not torch.equal(x.detach(), t[name])]
         dys = [change(dy) if change else dy for dy in self.output_gradients(outputs)]
-        found = torch.autograd.grad(outputs, list(leaves.values()), dys, materialize_grads=True)
-        return CallResult(self.by_name(dict(zip(leaves, found, strict=True))), lent, dys, outputs, overwritten)
+        used = slice(only, only + 1) if only is not None else slice(None)
+        wanted, self.progress.stage = {name: x for name, x in leaves.items() if x.requires_grad}, "backward"
+        for time in range(times):
+            found = self._differentiate(outputs[used], dys[used], wanted, retain_graph=time + 1 < times)
+        if between is not None:
+            del kept
+        return CallResult(self.by_name(found), lent, dys, outputs, overwritten)
+
+    def _differentiate(self, outputs: list[Tensor], dys: list[Tensor], leaves: Tensors, retain_graph: bool) -> Tensors:
+        values = list(leaves.values())
+        if not self.accumulates:
+            found = torch.autograd.grad(outputs, values, dys, retain_graph=retain_graph, materialize_grads=True)
+            return dict(zip(leaves, found, strict=True))
+        for leaf in values:
+            leaf.grad = None
+        torch.autograd.backward(outputs, dys, retain_graph=retain_graph)
+        return {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()}
 
     def by_name(self, gradients: Any) -> Tensors:
         """Gradients by the inputs' names, dense, without those that are None. Raises ValueError if they do not fit."""
         names = list(self.inputs)
         if isinstance(gradients, Mapping):
-            if unknown := [str(name) for name in gradients if name not in self.arguments]:
+            if unknown := [str(name) for name in gradients if name not in self.form and name not in self.arguments]:
                 raise ValueError(f"a gradient is called {', '.join(unknown)}, the inputs are {', '.join(names)}")
             listed = dict(gradients)
         else:
             several = list(gradients) if isinstance(gradients, tuple | list) else [gradients]
-            keys = next((keys for keys in (list(self.arguments), names) if len(keys) == len(several)), None)
-            if keys is None:
-                inputs = count(len(self.arguments), "input")
-                raise ValueError(f"there are {len(several)} gradients for {inputs} {', '.join(self.arguments)}")
+            outer = [name for name, form in self.form.items() if any(n in self.inputs for n in tree_leaves(form))]
+            fitting = (
+                keys for keys in (list(self.form), outer, list(self.arguments), names) if len(keys) == len(several)
+            )
+            if (keys := next(fitting, None)) is None:
+                inputs = count(len(self.form), "input")
+                raise ValueError(f"there are {len(several)} gradients for {inputs} {', '.join(self.form)}")
             listed = dict(zip(keys, several, strict=True))
-        return {name: _dense(name, g, self.inputs[name]) for name in names if (g := listed.get(name)) is not None}
-
-
-def named(inputs: Inputs, names: Sequence[str] | None, function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
-    """The arguments by name, and whether they are passed by keyword. Raises ValueError for names that do not match."""
-    if isinstance(inputs, Mapping):
-        return dict(inputs), True
-    listed = [inputs] if isinstance(inputs, Tensor) else list(inputs)
-    keys = list(names or _argument_names(function, len(listed)))
-    if len(keys) != len(listed) or len(set(keys)) != len(keys):
-        raise ValueError(f"expected one name for each of {count(len(listed), 'input')}, got {', '.join(keys)}")
-    return dict(zip(keys, listed, strict=True)), False
-
-
-def _argument_names(function: Callable[..., Any], n: int) -> list[str]:
-    """The names of the first n arguments, or x1, x2, … if the function does not name them."""
-    try:
-        arguments = list(inspect.signature(function).parameters.values())[:n]
-    except (TypeError, ValueError):
-        arguments = []
-    if len(arguments) == n and all(a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD) for a in arguments):
-        return [a.name for a in arguments]
-    return ["x"] if n == 1 else [f"x{i}" for i in range(1, n + 1)]
-
-
-def _takes(function: Callable[..., Any], n: int) -> bool:
-    """Whether a function can be called with n arguments; True if that is not known."""
-    try:
-        inspect.signature(function).bind(*range(n))
-    except (TypeError, ValueError) as error:
-        return isinstance(error, ValueError)  # there is no signature
-    return True
+        flat = {n: g for name, value in listed.items() for n, g in spread(self.form.get(name, name), value)}
+        return {name: _dense(name, g, self.inputs[name]) for name in names if (g := flat.get(name)) is not None}
 
 
 # ---- autograd ----
@@ -206,20 +268,29 @@ def autograd(function: Callable[[Tensors], Any], inputs: Tensors) -> tuple[Tenso
     """The value () of ``function``, its gradients by autograd, and the names of the inputs that it does not use."""
     with torch.inference_mode(False), torch.enable_grad():
         leaves = {name: t.requires_grad_() for name, t in copies(inputs).items()}
-        value = _scalar(differentiable(function, leaves)).reshape(())
+        value = _scalar(differentiable(function, leaves, inputs)).reshape(())
         require_dependence([value], inputs)
-        found = dict(zip(leaves, torch.autograd.grad(value, list(leaves.values()), allow_unused=True), strict=True))
+        try:
+            several = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
+        except RuntimeError as error:
+            if "incompatible with .grad()" not in str(error):
+                raise
+            _scalar(differentiable(function, leaves, inputs)).backward()  # torch.utils.checkpoint may want this
+            several = tuple(leaf.grad for leaf in leaves.values())  # type: ignore[misc]
+        found = dict(zip(leaves, several, strict=True))
     gradients = {n: torch.zeros_like(t) if (g := found[n]) is None else _dense(n, g, t) for n, t in leaves.items()}
     return value.detach(), gradients, [name for name, g in found.items() if g is None]
 
 
-def differentiable(function: Callable[[Tensors], Any], leaves: Tensors) -> Any:
-    """``function`` of leaves; of copies of them if it works in place, which autograd forbids for a leaf."""
+def differentiable(function: Callable[[Tensors], Any], leaves: Tensors, values: Tensors) -> Any:
+    """``function`` of leaves; of copies of the ``values`` if it works in place, which autograd forbids for a leaf."""
     try:
         return function(leaves)
     except RuntimeError as error:
         if "in-place operation" not in str(error):
             raise
+        with torch.no_grad():  # it may have been written before it was refused
+            leaves = {name: t if torch.equal(t, values[name]) else t.copy_(values[name]) for name, t in leaves.items()}
         return function({name: t.clone() for name, t in leaves.items()})
 
 
@@ -230,6 +301,14 @@ def require_dependence(outputs: list[Tensor], inputs: Tensors) -> None:
         raise ValueError(f"{text}: does it detach them, or leave torch?")
 
 
+def weighted_sum(y: Tensor, dy: Tensor) -> Tensor:
+    """Re Σ y ⊙ conj(dy), ()."""
+    if y.requires_grad:
+        total: Tensor = WeightedSum.apply(y, dy)
+        return total
+    return (y * dy.conj()).sum().real if y.is_complex() else (y * dy).sum()
+
+
 class WeightedSum(torch.autograd.Function):
     """Re Σ y ⊙ conj(dy), (), whose gradient by y is dy as it is: no product in it rounds."""
 
@@ -237,8 +316,7 @@ class WeightedSum(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, dy: Tensor) -> Tensor:
         """From y and dy in one shape."""
         ctx.save_for_backward(dy)
-        total = (y * dy.conj()).sum()
-        return total.real if total.is_complex() else total
+        return weighted_sum(y.detach(), dy)
 
     @staticmethod
     def backward(ctx: Any, *g: Any) -> tuple[Tensor, None]:
@@ -248,11 +326,6 @@ class WeightedSum(torch.autograd.Function):
 
 
 # ---- what can be checked ----
-
-
-def has_gradient(t: Any) -> bool:
-    """Whether it is a tensor of real or complex numbers."""
-    return isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
 
 
 def _require_usable(name: str, t: Tensor) -> None:

@@ -27,7 +27,7 @@ from bp_torch.verify.compare import (
     rounding_errors,
 )
 from bp_torch.verify.differences import EPS, Derivative, Differences
-from bp_torch.verify.problem import Problem, Tensors, autograd, copies, flat, in_float64, norm
+from bp_torch.verify.problem import Problem, Tensors, autograd, copies, copy_of, flat, in_float64, norm
 from bp_torch.verify.report import Comparison
 
 Trust = Literal["autograd", "differences"]
@@ -62,6 +62,7 @@ class References:
         self.tolerance = tolerance_of(self.dtype) if tolerance is None else tolerance  # relative, of the coarsest input
         if not 0 < self.tolerance < 1:
             raise ValueError(f"tolerance: expected a relative error between 0 and 1, got {self.tolerance}")
+        self.linear_within = 0.0  # the relative difference between calls that is rounding in any case
         self.underflow = self.underflow_of(self.dtype)
         value, gradients, self.unused, seen = self._in_own_dtype()  # unused: the inputs that autograd finds no use of
         self._require_reproducible(value)
@@ -253,6 +254,7 @@ class References:
             tolerance,
             uncertainty + self.underflow_of(self.inputs[name].dtype),
             len(found) - len(kept),
+            kinked=indices[[k for k, derivative in enumerate(found) if derivative.kinked]],
         )
         return {"central": central} | ({"directions": along} if along else {})
 
@@ -277,7 +279,7 @@ class References:
         """The best estimate of a gradient: autograd's, or central differences if they contradict autograd."""
         best, central = estimates.get("float64") or estimates.get("autograd"), estimates.get("central")
         if best and best.skipped:
-            return None
+            best = None
         if central is None or not len(central.values):
             return best
         return best if best and self.compare(name, best.values, central).ok else whole(central, self._entries(name))
@@ -332,9 +334,9 @@ class References:
 
     @cache  # noqa: B019
     def _runs(self, dtype: torch.dtype | None) -> Tensors:
-        inputs = self.inputs if dtype is None else {n: t.to(dtype) for n, t in self.inputs.items()}
-        if dtype == torch.float64:
-            inputs = self.inputs64 or in_float64(self.inputs)
+        inputs = self.inputs
+        if dtype is not None:
+            inputs = {n: copy_of(t, dtype.to_complex() if t.is_complex() else dtype) for n, t in inputs.items()}
         samples = SAMPLES if sum(t.numel() for t in inputs.values()) < MANY else SAMPLES // 2
         exact = self.gradients.get(self._reference_in(dtype))
         return rounding_errors(self.function, inputs, self.seed, samples, self.units if dtype is None else 1, exact)
@@ -388,7 +390,7 @@ class References:
             return False
         a, b = a[a.isfinite()], b[b.isfinite()]
         error = norm(a - b)
-        allowed = self.tolerance * max(norm(a), norm(b)) + self.underflow * math.sqrt(len(a))
+        allowed = max(self.tolerance, self.linear_within) * max(norm(a), norm(b)) + self.underflow * math.sqrt(len(a))
         return error <= allowed or error <= allowed + self.noise_allowance(name)
 
 
@@ -417,6 +419,6 @@ def with_seed(seed: int, function: Callable[[], Any]) -> Any:
         return function()
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Of what an error says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

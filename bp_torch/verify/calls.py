@@ -1,0 +1,486 @@
+"""The calls that training makes of a gradient, and others that show what one call does not: SITUATIONS lists them.
+
+Most are compared with the first call, which is cheap: −2 · dy must give −2 times as much. What differs from it is wrong
+only if it differs from the reference in that situation, too. At other inputs the reference decides.
+"""
+
+import math
+import secrets
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property, partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bp_torch.verify.candidate import Candidate
+from bp_torch.verify.compare import rounding_noise
+from bp_torch.verify.elsewhere import Elsewhere
+from bp_torch.verify.problem import Change, Problem, Tensors, autograd, copies, flat, in_float64, norm, not_contiguous
+from bp_torch.verify.references import NOISE_FACTOR, first_line
+
+SCALE = -2.0  # a power of two: it changes no rounding
+MOST_IN_TURN = 8  # inputs that are frozen one at a time, and outputs that are used alone
+LEAST_CALLS = 31
+KEPT = "is right at these inputs, and off by {} at others: something is kept from an earlier call"
+Errors = tuple[type[Exception], ...]
+Found = Iterable[tuple[str, str]]  # the name of a gradient, and what is wrong with it
+
+
+def make_calls(candidate: Candidate) -> None:
+    """Call in every situation until one shows a fault; then in float64."""
+    if candidate.problem.tensors is not None or not candidate.first:
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of an empty batch, say, which is not the caller's
+        calls = Calls(candidate)
+        for when, find, refusals in SITUATIONS:
+            for name, words in findings_of(calls, when, find, refusals):
+                candidate.say("problem", [name], words)
+            if any(finding.kind in ("problem", "setup") for finding in candidate.findings):
+                break
+    candidate.call_in_float64()
+    if candidate.problem.randomness.draws:
+        candidate.notes.append("it draws random numbers: every call starts from the same seed")
+
+
+def findings_of(calls: "Calls", when: str, find: Callable[["Calls"], Found], refusals: Errors) -> Found:
+    """Call in one situation, and say what is wrong there, or that it fails."""
+    found, progress = list[tuple[str, str]](), calls.problem.progress
+    try:
+        for one in find(calls):
+            found.append(one)
+        if found and calls.is_steady and (changed := calls.differing("again", calls.first)):
+            return [(name, f"changes by call {progress.calls}, with the same inputs") for name in changed]
+    except Exception as error:
+        text = f"fails {when}: {first_line(error)}"
+        if progress.stage == "backward" and not isinstance(error, refusals):
+            return [(name, text) for name in calls.first]
+        calls.candidate.notes += [f"it {text}"] if refusals is not ANY else []
+    return found
+
+
+class Calls:
+    """The calls that several situations look at, and what is right in them."""
+
+    def __init__(self, candidate: Candidate) -> None:
+        """Begin after the first call."""
+        self.candidate, self.references, self.problem = candidate, candidate.references, candidate.problem
+        self.first, self.again, self.inputs = candidate.first, candidate.again, candidate.inputs
+        self.by_autograd = self.problem.backward is None
+        self.takes_dy = self.by_autograd or not self.problem.scalar
+        self.others = Elsewhere(self.problem)
+        self.elsewhere = self.others.moved(self.problem, self.problem.seed, mirrored=True)
+        # A mask that is drawn may depend on the strides of the inputs: only a reference can tell.
+        self.has_strides = bool(self.references.gradients) or not self.problem.randomness.draws
+        self.is_steady = False  # whether it was seen that the same call gives the same
+        self.fits = True  # whether the gradients had the shapes of the last other inputs
+        self.results: dict[str, Tensors] = {}  # of some calls
+
+    def differing(
+        self,
+        kind: str,
+        expected: Tensors,
+        inputs: Tensors | None = None,
+        change: Change | None = None,
+        scale: float = 1.0,
+        **way: Any,
+    ) -> list[str]:
+        """The gradients of one more call that are not ``scale`` times as expected, nor as the reference has them there.
+
+        They are compared in the size of the first call, for which rounding was measured.
+        """
+        self.results[kind] = found = self.again(inputs, change, **way)
+        alike = {name: g / scale if scale not in (0, 1) else g for name, g in found.items() if name in expected}
+        wanted = {name: g if scale else g * 0 for name, g in expected.items()}
+        names = [name for name, g in alike.items() if not self.candidate.same(g, wanted[name], name)]
+        problem = replace(self.problem, arguments=self.problem.arguments | (inputs or {})) if names else self.problem
+        if names and (right := self.right(problem, change)):
+            off = self.off({name: found[name] for name in names}, problem, right, change)
+            names = [name for name in names if name in off or name in self.off_here]
+        return names
+
+    def right(self, problem: Problem, change: Change | None = None, wide: bool = False) -> Tensors:
+        """The reference's gradients in a situation, flat; {} if they cannot be had there."""
+        if not self.references.gradients:
+            return {}
+        try:
+            inputs = in_float64(problem.inputs) if wide else problem.inputs
+            value, found, _ = autograd(partial(problem.value, change=change), inputs)
+        except Exception:  # whatever a function raises that is not defined there
+            return {}
+        is_known = value.isfinite() and all(g.isfinite().all() for g in found.values())
+        return {name: flat(g) for name, g in found.items()} if is_known else {}
+
+    def off(self, found: Tensors, problem: Problem, right: Tensors, change: Change | None = None) -> dict[str, float]:
+        """The relative errors of the gradients that are off by more than rounding explains in this situation."""
+        tolerance, underflow = self.references.tolerance, self.references.underflow
+        ours = {n: flat(g) for n, g in found.items() if n in right and 0 < len(flat(g)) == len(right[n])}
+        rooms = {n: tolerance * norm(right[n]) + underflow * len(g) for n, g in ours.items()}
+        far = [n for n, g in ours.items() if not norm(g - right[n]) <= rooms[n]]
+        if not far:
+            return {}
+        noise = rounding_noise(partial(problem.value, change=change), problem.inputs, problem.seed)
+        best = self.right(problem, change, wide=True) if self.references.inputs64 else {}
+        errors = {n: min(norm(ours[n] - one[n]) for one in (right, best) if one) for n in far}
+        wrong = [n for n in far if not errors[n] <= rooms[n] + NOISE_FACTOR * math.sqrt(float(noise[n].sum()))]
+        return {n: errors[n] / norm(right[n]) if norm(right[n]) else math.inf for n in wrong}
+
+    @cached_property
+    def right_here(self) -> list[str]:
+        """The gradients that are right at the check's inputs, without any allowance."""
+        here, tolerance = self.references.gradients.get("autograd", {}), self.references.tolerance
+        known = {n: flat(g) for n, g in self.first.items() if n in here and g.numel() == self.inputs[n].numel()}
+        known = {n: g for n, g in known.items() if len(g) == len(here[n])}
+        known = {n: g for n, g in known.items() if norm(g - here[n]) <= tolerance * norm(here[n])}
+        largest = {n: tolerance * float(here[n].abs().max()) if len(g) else 0.0 for n, g in known.items()}
+        return [n for n, g in known.items() if not (abs(g - here[n]) > 2 * largest[n]).any()]  # no entry is on a kink
+
+    @cached_property
+    def off_here(self) -> dict[str, float]:
+        """The gradients that are wrong at the check's inputs."""
+        return self.off(self.first, self.problem, self.right(self.problem))
+
+    def off_at(
+        self, other: Problem | None, memory: Tensors | None = None, lengths: Mapping[int, int] | None = None
+    ) -> dict[str, str]:
+        """By how much gradients that are right here are off at another problem; those of another shape are left out.
+
+        The inputs come in this ``memory``, or in their own. A gradient may have one of the old ``lengths`` as a number
+        in it: it is made for these, as one is that has another shape.
+        """
+        problems, found = [other], dict[str, str]()
+        if self.references.eps > 1e-5 and other:  # 16 bits: by chance a kink may lie at these very numbers
+            problems.append(self.others.moved(other, other.seed + 1, part=0.05))
+        for one in problems:
+            right = self.right(one) if one and self.right_here else {}
+            if not one or not right:
+                break
+            lent = refilled(memory, one.inputs) if memory else None
+            result = copies(one.call(one.inputs, lent=lent).gradients)
+            self.fits = all(g.shape == one.inputs[name].shape for name, g in result.items())
+            errors = self.off({n: result[n] for n in self.right_here if n in result}, one, right) if self.fits else {}
+            for old, new in (lengths or {}).items() if errors else ():
+                for factor in (old / new, new / old) if new else ():
+                    still = self.off({name: result[name] * factor for name in errors}, one, right)
+                    errors = {name: error for name, error in errors.items() if name in still}
+            found = {name: f"{error:.0%}" for name, error in errors.items() if one is other or name in found}
+            if not found:
+                break
+        return found
+
+
+# ---- what is written, and what is returned ----
+
+
+def writes(calls: Calls) -> Found:
+    """Into the inputs, by forward or backward, and into dy; and a result in the memory of an input."""
+    call, first = calls.candidate.call, next(iter(calls.first))
+    owners = {name: name if name in calls.first else first for name in calls.inputs}
+    for name in call.overwritten:
+        text = f"the forward overwrites its input {name}, and autograd cannot see it: whoever saved {name} for a "
+        yield owners[name], text + "backward of their own gets a wrong gradient"
+    for name in (name for name in calls.inputs if name not in call.overwritten):
+        if not torch.equal(call.inputs[name].detach(), calls.inputs[name]):
+            yield owners[name], f"the gradient function changes its input {name} in place"
+    given = calls.problem.output_gradients(call.outputs) if call.dys else []
+    if not all(map(torch.equal, call.dys, given)):
+        yield from ((name, "the backward writes into dy, which belongs to the caller") for name in calls.first)
+    memory = {t.untyped_storage().data_ptr(): name for name, t in call.inputs.items() if t.numel()}
+    for name, g in call.gradients.items() if calls.takes_dy else ():  # that of a scalar product is the other factor
+        if (place := g.untyped_storage().data_ptr()) in memory:
+            yield name, f"is a view of the input {memory[place]}: what changes the one changes the other"
+
+
+# ---- state, new memory, and −2 · dy ----
+
+
+def state(calls: Calls) -> Found:
+    """The first result must come again for −2 · dy in another layout, in memory that holds no numbers yet."""
+    overwritten = list(call_elsewhere(calls))
+    change = (lambda dy: SCALE * (not_contiguous(dy) if dy.numel() > 1 else dy)) if calls.takes_dy else None
+    scale = SCALE if calls.takes_dy else 1.0
+    with new_memory_is_nan():
+        changed = calls.differing("scaled", calls.first, change=change, scale=scale)
+    if not changed:
+        calls.is_steady = True
+        return overwritten
+    pairs = {name: (calls.results["scaled"][name], calls.first[name]) for name in changed}
+    if unwritten := [name for name, (new, old) in pairs.items() if (new.isnan() & ~old.isnan()).any()]:
+        return [(name, "is not written everywhere: the rest is what the memory held before") for name in unwritten]
+    kept = calls.differing("again", calls.first) or calls.differing("again", calls.first)
+    if not kept and calls.elsewhere:
+        calls.again(calls.elsewhere.inputs)
+        kept = calls.differing("again", calls.first)
+    if not kept:
+        return explained_by_dy(calls, changed)
+    if never_twice_the_same(calls, changed):
+        text = "draws random numbers of its own: it changes from call to call with the same inputs and the same seed"
+        calls.candidate.say("setup", changed, text)
+        return []
+    describe_state(calls, changed)
+    return [(name, "changes when it is computed again after a call at other inputs") for name in changed]
+
+
+def call_elsewhere(calls: Calls) -> Found:
+    """In the memory that the first call had. The results of the first that this overwrites are found."""
+    call, other = calls.candidate.call, calls.elsewhere or calls.problem
+    lent = {t.untyped_storage().data_ptr() for t in call.inputs.values()}
+    try:
+        other.call(other.inputs, lent=refilled(call.inputs, other.inputs))
+    except Exception:  # the other inputs may lie where the gradient is not defined: that is no fault
+        calls.elsewhere = None
+        calls.again(change=lambda dy: SCALE * dy)
+    pairs = [(name, "gradient", call.gradients[name], g) for name, g in calls.first.items()]
+    outputs = zip(call.outputs, calls.candidate.outputs, strict=True)
+    for name, what, now, then in [*pairs, *((next(iter(calls.first)), "output", *ys) for ys in outputs)]:
+        if now.untyped_storage().data_ptr() not in lent and not torch.equal(now.nan_to_num(), then.nan_to_num()):
+            yield name, f"returns the same memory at every call: the next overwrites the {what}"
+
+
+def refilled(memory: Tensors, values: Tensors) -> Tensors:
+    """The same memory with other numbers in it; new memory where one place of it holds several numbers."""
+    try:
+        with torch.no_grad():
+            return {name: t.copy_(values[name]) for name, t in memory.items()}
+    except RuntimeError:
+        return copies(values)
+
+
+def explained_by_dy(calls: Calls, changed: list[str]) -> Found:
+    """Why the result for −2 · dy in another layout is wrong, if the same call gives the same result."""
+    has_layout = any(dy.numel() > 1 for dy in calls.candidate.dys)
+    if has_layout and (layout := calls.differing("again", calls.first, change=not_contiguous)):
+        return [(name, "is wrong for a dy that is not contiguous: it reads memory as if dy were") for name in layout]
+    same = [name for name in changed if calls.candidate.same(calls.results["scaled"][name], calls.first[name], name)]
+    not_linear = "is not −2 times as large for −2·dy: a gradient is linear in dy"
+    return [(name, "ignores dy: it is the same for −2·dy" if name in same else not_linear) for name in changed]
+
+
+def never_twice_the_same(calls: Calls, names: list[str]) -> bool:
+    """Whether results differ from call to call, and not by the same amount, as they do where something adds up."""
+    results = [calls.again() for _ in range(4)]
+    for name in names:
+        steps = [b[name] - a[name] for a, b in pairwise(results)]
+        alike = [*((a[name], b[name]) for a, b in pairwise(results)), *pairwise(steps)]
+        if any(calls.candidate.same(a, b, name) for a, b in alike):
+            return False
+    return True
+
+
+def describe_state(calls: Calls, names: list[str]) -> None:
+    """The thing that is kept from call to call, if one that is known explains a result after one elsewhere."""
+    candidate, references, elsewhere = calls.candidate, calls.references, calls.elsewhere or calls.problem
+    second, again = calls.again(elsewhere.inputs), calls.again()
+    for name in names:
+        shape, one = calls.inputs[name].shape, again[name]
+        candidate.gradients[name] = one
+        if not references.gradients or one.shape != shape or name not in second or one.is_complex():
+            continue
+        if references.same(one - second[name], references.gradients["autograd"][name].reshape(shape).to(one), name):
+            candidate.diagnoses[name] = "adds to what the calls before left: its buffer is not cleared"
+        elif references.same(one, autograd(references.function, elsewhere.inputs)[1][name], name):
+            candidate.diagnoses[name] = "is the gradient at the inputs of the call before: a stale buffer"
+
+
+@contextmanager
+def new_memory_is_nan() -> Iterator[None]:
+    """A context in which torch fills the memory that ``torch.empty`` returns: what is not written shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    set_mode = torch._C._set_deterministic_algorithms  # the public function loads the compiler
+    set_mode(True, warn_only=True)
+    try:
+        yield
+    finally:
+        set_mode(before[0], warn_only=before[1])
+
+
+# ---- other dy, and other layouts of the inputs ----
+
+
+def dy_of_ones(calls: Calls) -> Found:
+    """One number, expanded, as y.sum() gives dy; and dy + 1, which must give the sum of what both give."""
+    if not calls.takes_dy:
+        return []
+    one = calls.again(change=lambda dy: dy.new_ones(()).expand(dy.shape))
+    sums = {name: g + one[name] for name, g in calls.first.items() if name in one and one[name].shape == g.shape}
+    plus = calls.again(change=lambda dy: dy + 1)
+    if all(calls.candidate.same(plus[name], g, name) for name, g in sums.items()):
+        return []
+    expected = {name: plus[name] - calls.first[name] for name in sums}
+    wrong = calls.differing("ones", expected, change=lambda dy: dy.new_ones(()).expand(dy.shape))
+    full = calls.again(change=torch.ones_like)
+    layout = [name for name in wrong if not calls.candidate.same(calls.first[name] + full[name], sums[name], name)]
+    strided = "is wrong for a dy that is one number, expanded, as y.sum() gives it: its strides are 0"
+    found = [(name, strided if name in layout else "is wrong for a dy of ones: it is linear in dy") for name in wrong]
+    not_linear = calls.differing("dy + 1", sums, change=lambda dy: dy + 1) if not found else []
+    return found or [(name, "is wrong for dy + 1: a gradient is linear in dy") for name in not_linear]
+
+
+def layout_of_inputs(calls: Calls) -> Found:
+    """The inputs transposed, or in every second place of memory, within memory that holds NaN."""
+    if not calls.has_strides:
+        return
+    views = dict[str, Tensor]()
+    for name, t in calls.inputs.items():
+        memory = t.new_full((2 * t.numel() + 128,), math.nan)[64:-64]
+        turned = t.ndim > 1 and min(t.shape[-2:]) > 1
+        views[name] = (memory[: t.numel()].view(t.mT.shape).mT if turned else memory[::2].view(t.shape)).copy_(t)
+    for name in calls.differing("inputs", calls.first, views, lent=views):
+        yield name, "is wrong for inputs that are not contiguous, or are views: it reads memory in between or around"
+
+
+def expanded_inputs(calls: Calls) -> Found:
+    """The first entry repeated without memory of its own, against the same with it."""
+    several = [name for name, t in calls.inputs.items() if calls.has_strides and t.ndim and t.shape[0] > 1]
+    if several:
+        expanded = calls.inputs | {name: calls.inputs[name][:1].expand_as(calls.inputs[name]) for name in several}
+        full = calls.again({name: t.contiguous() for name, t in expanded.items()})
+        for name in calls.differing("expanded", full, expanded):
+            yield name, "is wrong for inputs that are expanded: their strides are 0"
+
+
+# ---- graphs ----
+
+
+def twice(calls: Calls) -> Found:
+    """The forward runs at other inputs between forward and backward; then the backward runs twice."""
+    between = calls.elsewhere.inputs if calls.elsewhere else None
+    if not calls.by_autograd or not (names := calls.differing("twice", calls.first, between=between, times=2)):
+        return []
+    uses = calls.differing("between", calls.first, between=between)
+    used = "is wrong if the function is used twice in a graph: the second use overwrites what the first saved"
+    backward = "is wrong in a second backward over one graph: the first overwrites what was saved"
+    return [(name, used if name in uses else backward) for name in names]
+
+
+def frozen_in_turn(calls: Calls) -> Found:
+    """Each input in turn requires no gradient: those of the others must be the same."""
+    for frozen in list(calls.inputs)[:MOST_IN_TURN] if calls.by_autograd and len(calls.inputs) > 1 else ():
+        others = {name: g for name, g in calls.first.items() if name != frozen}
+        try:
+            for name in calls.differing(frozen, others, frozen=[frozen]):
+                yield name, f"is wrong if {frozen} requires no gradient"
+        except REFUSALS as error:
+            if "does not depend on" not in str(error):
+                calls.candidate.notes.append(f"it fails if {frozen} requires no gradient: {first_line(error)}")
+
+
+def outputs_in_turn(calls: Calls) -> Found:
+    """Each output is used alone; the gradients of all these add up."""
+    n = len(calls.candidate.dys)
+    parts = [calls.again(only=i) for i in range(n)] if calls.by_autograd and 1 < n <= MOST_IN_TURN else []
+    for name, whole in calls.first.items() if parts else ():
+        *others, largest = sorted((part[name] for part in parts), key=lambda g: norm(flat(g)))
+        if not calls.candidate.same(largest, whole - torch.stack(others).sum(0), name):
+            yield name, "is wrong if one of the outputs is not used: its dy is None"
+
+
+# ---- other numbers, labels and lengths, and many calls ----
+
+
+def same_memory(calls: Calls) -> Found:
+    """Other numbers in the memory that the first call had."""
+    memory = calls.candidate.call.inputs
+    calls.problem.call(calls.inputs, lent=refilled(memory, calls.inputs))
+    if off := calls.off_at(calls.elsewhere, memory):
+        in_new_memory = calls.off_at(calls.elsewhere)
+        where = "or holds at these inputs only" if in_new_memory else "for this place in memory"
+        yield from ((name, f"{KEPT.format(error)}, {where}") for name, error in (in_new_memory or off).items())
+
+
+def others(calls: Calls) -> Found:
+    """Other labels, signs and lengths at once; which of them it was is found out if something is off."""
+    if calls.problem.nearby is None:
+        return
+    labelled, names = calls.others.relabelled(calls.problem)
+    seed, shorter = calls.problem.seed + 11, {n: n - 1 for n in lengths(calls.problem) if n > 2}
+    moved = calls.others.moved(labelled, seed, mirrored=True) or labelled
+    calls.fits = False
+    try:
+        off = calls.off_at(calls.others.resized(moved, shorter), lengths=shorter)
+    except Exception:  # it may be made for these lengths
+        off = {}
+    if not off and calls.fits:
+        return
+    for name, error in calls.off_at(calls.others.moved(calls.problem, seed, mirrored=True)).items():
+        yield name, KEPT.format(error) + ", or holds at these inputs only"
+    for name, error in calls.off_at(labelled).items() if names else ():
+        yield name, f"is right with these {', '.join(names)}, and off by {error} with other ones: are they kept?"
+    other = calls.others.resized(calls.problem, shorter)
+    shapes = ", ".join(str(list(t.shape)) for t in other.inputs.values())
+    for name, error in calls.off_at(other, lengths=shorter).items():
+        yield name, f"is right at these lengths, and off by {error} at others: {shapes}"
+
+
+def lengths(problem: Problem) -> list[int]:
+    """Every length of a tensor, that of the batch first."""
+    return [n for t in problem.arguments.values() if isinstance(t, Tensor) for n in t.shape]
+
+
+def batch_of_one(calls: Calls) -> Found:
+    """The first length, wherever it comes first."""
+    batch = lengths(calls.problem)[:1]
+    if calls.problem.nearby is not None and batch and batch[0] > 1:
+        other = calls.others.resized(calls.problem, {batch[0]: 1}, first_only=True)
+        for name, error in calls.off_at(other, lengths={batch[0]: 1}).items():
+            yield name, f"is off by {error} for a batch of one"
+
+
+def empty_batch(calls: Calls) -> Found:
+    """Where the reference takes one."""
+    batch = lengths(calls.problem)[:1]
+    if calls.problem.nearby is None or not batch or not batch[0]:
+        return
+    other = calls.others.resized(calls.problem, {batch[0]: 0}, first_only=True)
+    if right := calls.right(other):
+        found = other.call(other.inputs).gradients
+        for name in (name for name in calls.right_here if name in found and found[name].numel() == len(right[name])):
+            if norm(right[name]) == 0 != norm(flat(found[name])):
+                yield name, "is not zero for an empty batch"
+
+
+def many_calls(calls: Calls) -> Found:
+    """As many as it takes, to a number that cannot be foreseen; dy is as it was, tiny, and zero in turn."""
+    entries, progress = sum(t.numel() for t in calls.inputs.values()), calls.problem.progress
+    last = LEAST_CALLS + secrets.randbelow(8) if entries < 10**6 else progress.calls + 1  # then each scale once
+    tiny = 2.0**-6 if any(dy.dtype == torch.float16 for dy in calls.candidate.dys) else 2.0**-40
+    scales = {"the same inputs": 1.0} | ({"a tiny dy": tiny, "a dy of zeros": 0.0} if calls.takes_dy else {})
+    expected = {scale: {name: g * scale for name, g in calls.first.items()} for scale in scales.values()}
+    lent = refilled(calls.candidate.call.inputs, calls.inputs)
+    while progress.calls < last:
+        for words, scale in scales.items():
+            change = partial(torch.mul, other=scale) if scale != 1 else None
+            found = calls.problem.call(calls.inputs, change, lent=lent).gradients
+            if all(torch.equal(g, expected[scale][name]) for name, g in found.items()):
+                continue
+            if changed := calls.differing(words, calls.first, change=change, scale=scale, lent=lent):
+                return [(name, f"is wrong for {words}: a gradient is linear in dy") for name in changed]
+    return []
+
+
+# ---- the table ----
+
+REFUSALS = (RuntimeError, ValueError, AssertionError, NotImplementedError)  # as the author of a backward may mean them
+ANY, NONE = (Exception,), ()
+SITUATIONS: list[tuple[str, Callable[[Calls], Found], Errors]] = [
+    ("at all", writes, NONE),
+    ("for a dy that is not contiguous", state, NONE),
+    ("for a dy that is one number, expanded, as y.sum() gives it", dy_of_ones, NONE),
+    ("in a second backward over one graph", twice, REFUSALS),
+    ("if an input requires no gradient", frozen_in_turn, REFUSALS),
+    ("if one of its outputs is not used: its dy is None", outputs_in_turn, NONE),
+    ("for inputs that are not contiguous", layout_of_inputs, REFUSALS),
+    ("for inputs that are expanded", expanded_inputs, REFUSALS),
+    ("at other inputs", same_memory, ANY),
+    ("with other labels, or at other lengths", others, ANY),
+    ("for a batch of one", batch_of_one, ANY),
+    ("when called often, or for a dy of zeros", many_calls, NONE),
+    ("for an empty batch", empty_batch, ANY),
+]
+"""When a call fails, in words; the calls; and the errors of the backward that are only noted, as all errors of the
+forward are: these may be meant, and are loud. Nothing is noted if there are ANY: it may be made for its own inputs."""
