@@ -12,7 +12,7 @@ import pytest
 
 from bp_torch import __main__ as package
 from bp_torch.cli import one_line_errors, parse
-from bp_torch.commands import COMMANDS
+from bp_torch.commands import COMMANDS, start
 
 
 @dataclass
@@ -179,6 +179,16 @@ def test_ctrl_c_while_modules_are_imported_has_no_traceback() -> None:
         child.send_signal(signal.SIGINT)
         _, said = child.communicate()
     assert (child.returncode, said) == (130, "error: stopped\n")
+
+
+def test_ctrl_c_is_as_usual_after_a_command() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit):
+            start("train", ["--epochs", "many"])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_command_starts_without_torch() -> None:

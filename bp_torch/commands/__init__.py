@@ -33,6 +33,7 @@ def start(command: str, arguments: list[str] | None) -> None:
             importlib.import_module(f"bp_torch.commands.{command}").main(arguments)
         finally:
             sys.stdout.flush()
+            stop_as_usual()
 
 
 def load_torch() -> None:
@@ -42,8 +43,7 @@ def load_torch() -> None:
     importlib.import_module("torch")
     if sys.stderr.isatty():
         print("\x1b[K", end="", file=sys.stderr, flush=True)
-    if signal.getsignal(signal.SIGINT) is stop_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    stop_as_usual()
 
 
 def open_missing_streams() -> None:
@@ -54,6 +54,12 @@ def open_missing_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
             setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
+
+
+def stop_as_usual() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is stop_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def stop_at_once(number: int, frame: FrameType | None) -> NoReturn:
