@@ -238,7 +238,9 @@ def call_elsewhere(calls: Calls) -> Found:
     pairs = [(name, "gradient", call.gradients[name], g) for name, g in calls.first.items()]
     outputs = zip(call.outputs, calls.candidate.outputs, strict=True)
     for name, what, now, then in [*pairs, *((next(iter(calls.first)), "output", *ys) for ys in outputs)]:
-        if now.untyped_storage().data_ptr() not in lent and not torch.equal(now.nan_to_num(), then.nan_to_num()):
+        if now.untyped_storage().data_ptr() not in lent and not torch.equal(
+            now.detach().nan_to_num(), then.detach().nan_to_num()
+        ):
             yield name, f"returns the same memory at every call: the next overwrites the {what}"
 
 
@@ -448,8 +450,9 @@ def many_calls(calls: Calls) -> Found:
     """As many as it takes, to a number that cannot be foreseen; dy is as it was, tiny, and zero in turn."""
     entries, progress = sum(t.numel() for t in calls.inputs.values()), calls.problem.progress
     last = LEAST_CALLS + secrets.randbelow(8) if entries < 10**6 else progress.calls + 1  # then each scale once
-    tiny = 2.0**-6 if any(dy.dtype == torch.float16 for dy in calls.candidate.dys) else 2.0**-40
-    scales = {"the same inputs": 1.0} | ({"a tiny dy": tiny, "a dy of zeros": 0.0} if calls.takes_dy else {})
+    scales = {"the same inputs": 1.0} | ({"a dy of zeros": 0.0} if calls.takes_dy else {})
+    if calls.takes_dy and all(dy.dtype != torch.float16 for dy in calls.candidate.dys):  # in which it would be zero
+        scales["a tiny dy"] = 2.0**-40
     expected = {scale: {name: g * scale for name, g in calls.first.items()} for scale in scales.values()}
     lent = refilled(calls.candidate.call.inputs, calls.inputs)
     while progress.calls < last:

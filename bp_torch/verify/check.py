@@ -23,7 +23,7 @@ from bp_torch.verify.references import NotReproducibleError, Trust
 from bp_torch.verify.report import Finding, Report
 
 ACCEPTABLE = {
-    "inputs overwritten": "overwrites its input|changes its input",
+    "inputs overwritten": "overwrites its input|changes its input|is a view of the input",
     "dy overwritten": "writes into dy",
     "other dtype": "has the dtype",
     "dy contiguous": "for a dy that is not contiguous",

@@ -16,8 +16,8 @@ from torch.utils._pytree import tree_map_only
 
 from bp_torch.text import count, folded, table
 from bp_torch.verify.arguments import named
-from bp_torch.verify.check import check_layer, check_module
-from bp_torch.verify.problem import not_contiguous
+from bp_torch.verify.check import check_layer, check_module, check_problem
+from bp_torch.verify.problem import Problem, not_contiguous
 from bp_torch.verify.process import Died, Process, RaisedError
 from bp_torch.verify.references import first_line, with_seed
 from bp_torch.verify.report import Report, grouped, wrapped_lines
@@ -180,6 +180,10 @@ def _checked(forward: Any, given: Any, backward: Any, reference: Any, dtype: str
         own, names = {}, list(named(given, None, reference or forward.forward)[0])
     if own.keys() != forward.parameters.keys():
         raise ValueError(f"the candidate has the parameters {', '.join(forward.parameters)}, the reference has others")
+    if own:
+        arguments, seed = dict(zip([*names, *own], given, strict=True)), options.pop("seed")
+        parameters: Any = {"scalar": False, "seed": seed, "shared": list(own), "accumulates": True}
+        return check_problem(Problem(arguments, False, forward.forward, reference, **parameters), **options)
     options |= {"names": [*names, *own]} if not isinstance(given, dict) else {}
     return check_layer(forward.forward, given, forward.backward, reference=reference, **options)
 
