@@ -1,7 +1,10 @@
 """Backpropagation by hand, in PyTorch. Start reading at backprop.py."""
 
 import importlib
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
+
+from bp_torch.values import VERSION
 
 if TYPE_CHECKING:
     from bp_torch.backprop import backward, example_costs, forward, input_gradient, per_example_gradients
@@ -12,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SGD",
     "Network",
+    "__version__",
     "backward",
     "example_costs",
     "forward",
@@ -23,14 +27,20 @@ __all__ = [
     "to_sequential",
 ]
 
-MODULES = ("backprop", "convert", "network", "sgd")
+__version__ = VERSION
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: a command answers before torch is loaded."""
-    if name in __all__:
-        for module in MODULES:
-            found = vars(importlib.import_module(f"bp_torch.{module}"))
+def on_demand(package: str, names: Collection[str], *modules: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package, which imports what is asked for: a command answers before torch is loaded."""
+
+    def find(name: str) -> Any:
+        for module in modules if name in names else ():
+            found = vars(importlib.import_module(f"{package}.{module}"))
             if name in found:
                 return found[name]
-    raise AttributeError(f"module 'bp_torch' has no attribute {name!r}")
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find
+
+
+__getattr__ = on_demand(__name__, __all__, "backprop", "convert", "network", "sgd")

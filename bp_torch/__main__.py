@@ -5,6 +5,7 @@ import sys
 from bp_torch.cli import fail, one_line_errors
 from bp_torch.commands import COMMANDS, start
 from bp_torch.text import named, wrapped
+from bp_torch.values import VERSION
 
 USAGE = "usage: bp-torch COMMAND [OPTIONS], or python -m bp_torch COMMAND [OPTIONS]"
 
@@ -15,6 +16,8 @@ def main() -> None:
     if name in ("-h", "--help"):
         with one_line_errors():
             print(f"{wrapped(USAGE)}\n\n{named(COMMANDS)}\n\nEach command has its own --help.", flush=True)
+    elif name == "--version":
+        print(f"bp_torch {VERSION}")
     elif name not in COMMANDS:
         fail(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}", 2)
     else:

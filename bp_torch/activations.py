@@ -1,12 +1,10 @@
 """The activations φ and their derivatives φ′, element by element. φ′(z) is computed from the output a = φ(z)."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-ActivationName = Literal["sigmoid", "relu", "tanh", "scaled-tanh", "identity"]
 
 A, S = 1.7159, 2 / 3  # φ(z) = A tanh(S z), which is ±1 at ±1 (LeCun et al. 1998, appendix A)
 

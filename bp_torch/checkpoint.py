@@ -23,8 +23,8 @@ from torch import Tensor
 from bp_torch.cli import UserError
 from bp_torch.files import remove_unfinished, replace_file, unfinished
 from bp_torch.flags import Within, check_bounds, check_types
+from bp_torch.values import CONFIG as CONFIG
 
-CONFIG = "config.json"
 LAST = "last.pt"
 BEST = "best.pt"
 NETWORK_FILE = "network.safetensors"

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 
 from bp_torch.flags import flag, in_words, types_of
 from bp_torch.help import help_text
+from bp_torch.values import VERSION
 
 T = TypeVar("T")
 
@@ -55,10 +56,15 @@ def parse(
     if {"-h", "--help"} & set(given):
         print(help_text(config, prog or Path(sys.argv[0]).name, description))
         sys.exit()
-    import tyro  # here: start and the help must come first
-
+    if "--version" in given:
+        print(f"bp_torch {VERSION}")
+        sys.exit()
     errors = io.StringIO()
     try:
+        if not given:
+            return config() if default is None else default
+        import tyro  # here: start and the help must come first
+
         with contextlib.redirect_stderr(errors):
             start = tyro.MISSING_NONPROP if default is None else default
             return tyro.cli(config, prog=prog, description=description, args=args, default=start)

@@ -1,12 +1,10 @@
 """The cost C_k of one example and its derivative, from the last layer: z, a and the targets y, each (…, B, n_L)."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-CostName = Literal["quadratic", "binary-cross-entropy", "softmax-cross-entropy"]
 
 
 class Cost(NamedTuple):

@@ -1,30 +1,31 @@
 """MNIST and its 28×28 relatives: from torchvision's folders to tensors on the device, and shuffled mini-batches.
 
 MNIST itself is part of the package (``bp_torch/mnist``): on first use it is unpacked into ``<directory>/MNIST/raw``,
-where ``torchvision.datasets.MNIST`` reads it. The others are downloaded by torchvision. Every file is checked before
-each use. Pixels are kept as bytes, 0..255, until ``batch`` scales them. Nothing here knows of a network.
+where ``torchvision.datasets.MNIST`` reads it. The others are downloaded by torchvision. What it read is kept beside the
+raw files, so that later uses need no torchvision. Every file is checked before each use. Pixels are kept as bytes,
+0..255, until ``batch`` scales them. Nothing here knows of a network.
 """
 
 import hashlib
 import lzma
-from functools import cache
+from contextlib import suppress
 from importlib import resources
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from bp_torch.cli import UserError
 from bp_torch.files import replace_file
+from bp_torch.values import CLASSES as CLASSES
+from bp_torch.values import PIXELS as PIXELS
 
-DatasetName = Literal["mnist", "fashion-mnist", "kmnist", "qmnist", "emnist-digits"]
-
-PIXELS = 28 * 28
-CLASSES = 10
 PIXEL_SCALE = 1 / 255  # takes a pixel byte, 0..255, to an input of the network, 0..1
 
 
@@ -80,6 +81,8 @@ MNIST_SHA256 = {  # of the four files of MNIST as published, unpacked
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+TENSORS = "tensors.safetensors"  # beside the raw files, and may be deleted: what torchvision read from them, with sums
+NAMES = ("train.x", "train.labels", "test.x", "test.labels")
 CHECKSUMS = "SHA256SUMS"  # beside the other families' files: their sums, for ``sha256sum -c``, from when first unpacked
 
 
@@ -95,8 +98,15 @@ def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> t
                     _unpack_mnist(raw) if dataset == "mnist" else _download(family, directory)
         except OSError as error:
             raise DataError(f"cannot put {dataset} into {raw}: {error}; choose another --data-dir") from error
-    _verify(dataset, raw)
-    return _read(family, directory, train=True, device=device), _read(family, directory, train=False, device=device)
+    sums = _verify(dataset, raw)
+    tensors = _kept(raw / TENSORS, sums)
+    if tensors is None:
+        read = (*_read(family, directory, train=True), *_read(family, directory, train=False))
+        tensors = dict(zip(NAMES, read, strict=True))
+        with suppress(OSError):  # where it cannot be kept, do without
+            replace_file(raw / TENSORS, save_tensors(tensors, sums | _sums_of(tensors)))
+    x, labels, test_x, test_labels = (tensor.to(device) for tensor in tensors.values())
+    return Examples(x, labels), Examples(test_x, test_labels)
 
 
 def _complete(dataset: str, raw: Path) -> bool:
@@ -134,8 +144,8 @@ def _download(family: Family, directory: Path) -> None:
     replace_file(raw / CHECKSUMS, sums.encode())
 
 
-def _verify(dataset: str, raw: Path) -> None:
-    """Raise DataError if a file is not what it was when it was published, or unpacked."""
+def _verify(dataset: str, raw: Path) -> dict[str, str]:
+    """The checksum of each file. Raises DataError if one is not what it was when it was published, or unpacked."""
     sums, again = MNIST_SHA256, "from the package"
     if dataset != "mnist":
         lines = (raw / CHECKSUMS).read_text().splitlines()
@@ -148,6 +158,25 @@ def _verify(dataset: str, raw: Path) -> None:
     if any(processed.glob("*.pt")):
         files = f"{processed} holds .pt files"
         raise DataError(f"{files}, which torchvision would read unchecked in place of {raw}: delete it")
+    return sums
+
+
+def _kept(path: Path, sums: dict[str, str]) -> dict[str, Tensor] | None:
+    """The tensors in ``path``, mapped into memory; None unless they are whole, and of raw files with these ``sums``."""
+    try:
+        with safe_open(path, "pt") as file:
+            tensors, about = {name: file.get_tensor(name) for name in NAMES}, file.metadata()
+    except (OSError, SafetensorError):
+        return None
+    return tensors if about == sums | _sums_of(tensors) else None
+
+
+def _sums_of(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """The checksum of each tensor's numbers, by its name and kind."""
+    return {
+        f"{name} {tuple(tensor.shape)} {tensor.dtype}": hashlib.sha256(tensor.numpy().data).hexdigest()
+        for name, tensor in tensors.items()
+    }
 
 
 def _sha256(path: Path) -> str:
@@ -166,7 +195,7 @@ def _check_idx(path: Path) -> None:
         raise DataError(f"{path} is truncated: it has {len(content)} bytes, wanted {wanted}; delete it and start again")
 
 
-def _read(family: Family, directory: Path, *, train: bool, device: torch.device | str) -> Examples:
+def _read(family: Family, directory: Path, *, train: bool) -> Examples:
     data = family.loader(str(directory), train=train, **family.options)
     images, labels = data.data, data.targets
     if labels.ndim == 2:  # QMNIST: the digit, then who wrote it and where
@@ -175,7 +204,7 @@ def _read(family: Family, directory: Path, *, train: bool, device: torch.device 
         images = images.transpose(1, 2)
     if images.shape[1:] != (28, 28) or len(images) != len(labels) or not 0 <= labels.min() <= labels.max() < CLASSES:
         raise DataError(f"{family.raw(directory)} does not hold 28×28 images with one label from 0 to 9 each")
-    return Examples(images.reshape(-1, PIXELS).to(device), labels.to(device))
+    return Examples(images.reshape(-1, PIXELS), labels.contiguous())
 
 
 def one_hot(labels: Tensor, classes: int = CLASSES, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -185,6 +214,10 @@ def one_hot(labels: Tensor, classes: int = CLASSES, dtype: torch.dtype = torch.f
     wrong = labels[(labels < 0) | (labels >= classes)]
     if len(wrong):
         raise ValueError(f"label {wrong[0].item()} is not one of 0 to {classes - 1}")
+    return _one_hot(labels, classes, dtype)
+
+
+def _one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     y = torch.zeros(len(labels), classes, dtype=dtype, device=labels.device)
     return y.scatter_(1, labels[:, None].long(), 1)
 
@@ -207,19 +240,15 @@ def subsample(examples: Examples, about: int = 10_000) -> Examples:
     return Examples(*(tensor[::every] for tensor in examples))
 
 
-def batch(examples: Examples, indices: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x (B, 784), scaled to 0..1, and the targets y (B, 10) of the examples at ``indices`` (B,)."""
-    pixels = examples.x.index_select(0, indices)
-    x = pixels.new_empty(pixels.shape, dtype=dtype).copy_(pixels).mul_(PIXEL_SCALE)
-    return x, class_targets(dtype, x.device).index_select(0, examples.labels.index_select(0, indices))
+def batch(examples: Examples, indices: Tensor | slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x (B, 784), scaled to 0..1, and the targets y (B, 10) of the examples at ``indices`` (B,), or in a slice."""
+    x, labels = (each[indices] if isinstance(indices, slice) else each.index_select(0, indices) for each in examples)
+    return scaled(x, dtype), _one_hot(labels, CLASSES, dtype)
 
 
-def class_targets(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The target of each label as a row, (10, 10), made once."""
-    return _class_targets(dtype, device)  # a function of its own: torch.compile does not trace a cached one
-
-
-@cache
-@torch.inference_mode(False)
-def _class_targets(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return one_hot(torch.arange(CLASSES, device=device), dtype=dtype)
+def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:
+    """``pixels``, bytes, as inputs of the network: from 0 to 1."""
+    x = pixels.new_empty(pixels.shape, dtype=dtype)
+    if pixels.device.type == "cpu":  # where two calls are quicker than one that casts as it multiplies
+        return x.copy_(pixels).mul_(PIXEL_SCALE)
+    return torch.mul(pixels, torch.tensor(PIXEL_SCALE, dtype=torch.promote_types(dtype, torch.float32)), out=x)

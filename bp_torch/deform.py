@@ -9,9 +9,10 @@ process, on every device and in a resumed run, whatever the run's precision. Ano
 other way. Images stay bytes, so that a training step does not know of all this.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from math import pi, radians, sqrt
-from typing import Annotated
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +21,9 @@ from torch.nn import functional
 
 from bp_torch.data import Examples
 from bp_torch.device import full_precision
-from bp_torch.flags import Within, check_bounds
+from bp_torch.values import SIDE as SIDE
+from bp_torch.values import Deformation as Deformation
 
-SIDE = 28
 CENTRE = (SIDE - 1) / 2
 
 CHUNK = 1_000
@@ -35,43 +36,57 @@ ONE_AND_SEVEN = (1, 7)
 """Digits that are turned and sheared half as far: a turned 1 is a 7 to some (Cireşan et al. 2010)."""
 
 
-@dataclass(frozen=True)
-class Deformation:
-    """How far images are deformed at most. All angles are in degrees, all lengths in pixels; 0 leaves a kind out.
+class Drawn(NamedTuple):
+    """Everything random in the deformations of N images."""
 
-    Raises ValueError for a value out of its range.
-    """
+    uniform: Tensor  # (6, N), from −1 to 1: angle, lean, width, height, and the shifts
+    waves: Tensor  # the coefficients of the fields, (N, 2, rank, rank), standard normal
 
-    rotation: Annotated[float, Within(0, 180)] = 15.0
-    """Angle, drawn uniformly from −rotation to rotation."""
-    shear: Annotated[float, Within(0, 80)] = 15.0
-    """Angle by which vertical lines lean, drawn likewise."""
-    scale: Annotated[float, Within(0, 0.9)] = 0.15
-    """Width and height are each multiplied by a number from 1 − scale to 1 + scale."""
-    shift: Annotated[float, Within(0, SIDE)] = 0.0
-    """Pixels to the right and down, each drawn from −shift to shift."""
-    sigma: Annotated[float, Within(0, SIDE)] = 6.0
-    """σ of the Gaussian that smooths the field."""
-    alpha: Annotated[float, Within(0, 10_000)] = 35.0
-    """α, the factor of the smoothed field."""
 
-    def __post_init__(self) -> None:
-        """Check every value."""
-        check_bounds(self)
-        if self.alpha and self.sigma < 0.5:
-            raise ValueError(f"--sigma: wanted 0.5 or more for an elastic field, got {self.sigma}")
+class Part(NamedTuple):
+    """Images that are deformed with one seed."""
+
+    examples: Examples  # as they came
+    seed: int
+    out: Tensor  # (N, 784) bytes, where the deformed images are written
+
+
+class EachEpoch:
+    """Deforms images anew in each epoch. While the steps of one run, a thread draws what is random in the next."""
+
+    def __init__(self, how: Deformation, parts: Sequence[Part], epochs: int) -> None:
+        """For so many ``epochs``."""
+        self.how, self.parts, self.epochs = how, parts, epochs
+        self._thread, self._ahead = ThreadPoolExecutor(1), dict[int, list[Future[Drawn]]]()
+
+    def begin(self, epoch: int) -> None:
+        """Deform all images as in ``epoch``, and begin to draw for the next."""
+        drawn = self._ahead.get(epoch) or self._draw(epoch)
+        for part, found in zip(self.parts, drawn, strict=True):
+            deformed(part.examples, self.how, part.seed, epoch, part.out, found.result())
+        self._ahead = {epoch + 1: self._draw(epoch + 1)} if epoch < self.epochs else {}
+
+    def _draw(self, epoch: int) -> list[Future[Drawn]]:
+        return [self._thread.submit(draw, len(p.out), self.how, p.seed, epoch) for p in self.parts]
 
 
 @full_precision()
-def deformed(examples: Examples, how: Deformation, seed: int, epoch: int, out: Tensor | None = None) -> Examples:
+def deformed(
+    examples: Examples,
+    how: Deformation,
+    seed: int,
+    epoch: int,
+    out: Tensor | None = None,
+    drawn: Drawn | None = None,
+) -> Examples:
     """The same examples with their images deformed, as in ``epoch`` (from 1) of the run with this ``seed``.
 
-    They are written into ``out``, (N, 784) bytes, if that is given.
+    They are written into ``out``, (N, 784) bytes, if that is given. ``drawn``: by ``draw``, None: now.
     """
-    device = examples.x.device
-    basis = smooth_basis(how.sigma) if how.alpha else torch.zeros(SIDE, 0)
-    matrices, shifts, waves = (part.to(device) for part in draw(examples.labels, how, basis.shape[1], seed, epoch))
-    x, basis = torch.empty_like(examples.x) if out is None else out, basis.to(device) * sqrt(how.alpha)
+    device, drawn = examples.x.device, drawn or draw(len(examples.labels), how, seed, epoch)
+    moved = (*motions(examples.labels, how, drawn.uniform), drawn.waves, basis_of(how))
+    matrices, shifts, waves, basis = (tensor.to(device) for tensor in moved)
+    x, basis = torch.empty_like(examples.x) if out is None else out, basis * sqrt(how.alpha)
     for start in range(0, len(x), CHUNK):
         part = slice(start, start + CHUNK)
         sources = affine_sources(matrices[part], shifts[part])
@@ -81,19 +96,23 @@ def deformed(examples: Examples, how: Deformation, seed: int, epoch: int, out: T
     return Examples(x, examples.labels)
 
 
-def draw(labels: Tensor, how: Deformation, rank: int, seed: int, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Everything random: matrices (N, 2, 2), shifts (N, 2), and the coefficients of the fields (N, 2, rank, rank).
+def draw(n: int, how: Deformation, seed: int, epoch: int) -> Drawn:
+    """Everything random for ``n`` images in ``epoch``. NumPy draws it, on the CPU, and lets other threads run."""
+    chance = np.random.default_rng((seed, epoch, 1))  # the shuffles of the epochs are those of (seed, epoch)
+    uniform, rank = chance.uniform(-1, 1, (6, n)).astype(np.float32), basis_of(how).shape[1]
+    waves = chance.standard_normal((n, 2, rank, rank), np.float32)
+    return Drawn(torch.from_numpy(uniform), torch.from_numpy(waves))
+
+
+def motions(labels: Tensor, how: Deformation, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrices (N, 2, 2) and shifts (N, 2) from random numbers ``uniform`` (6, N).
 
     A matrix takes where a pixel is, seen from the centre as (right, down), to where it comes from.
     """
-    chance = np.random.default_rng((seed, epoch, 1))  # the shuffles of the epochs are those of (seed, epoch)
-    n = len(labels)
-    uniform = torch.from_numpy(chance.uniform(-1, 1, (6, n)).astype(np.float32))
-    waves = torch.from_numpy(chance.standard_normal((n, 2, rank, rank), np.float32))
     half = torch.isin(labels.cpu(), torch.tensor(ONE_AND_SEVEN))
     angle, lean = (uniform[k] * radians(most) * (1 - 0.5 * half) for k, most in enumerate((how.rotation, how.shear)))
     width, height = 1 + how.scale * uniform[2:4]
-    return affine_matrices(angle, lean, width, height), how.shift * uniform[4:6].T, waves
+    return affine_matrices(angle, lean, width, height), how.shift * uniform[4:6].T
 
 
 def affine_matrices(angle: Tensor, lean: Tensor, width: Tensor, height: Tensor) -> Tensor:
@@ -113,6 +132,11 @@ def affine_sources(matrices: Tensor, shifts: Tensor) -> Tensor:
     places = torch.stack([right, down]).view(2, -1)
     centre = CENTRE - torch.einsum("nij,nj->ni", matrices, shifts)
     return (matrices @ places + centre[:, :, None]).view(-1, 2, SIDE, SIDE)
+
+
+def basis_of(how: Deformation) -> Tensor:
+    """``smooth_basis`` of the elastic field; where there is none, a basis of rank 0."""
+    return smooth_basis(how.sigma) if how.alpha else torch.zeros(SIDE, 0)
 
 
 def smooth_basis(sigma: float) -> Tensor:

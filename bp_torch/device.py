@@ -22,9 +22,6 @@ By estimate, for no GPU has been timed: about 30 kernels in a recorded step of 7
 55 to 95 µs, and 1 µs would do for what they compute. One core of an AMD EPYC takes 100 to 150 µs.
 """
 
-MOST_THREADS = 1024
-"""More than any machine has cores; torch ends in a segmentation fault where it cannot start them."""
-
 
 class DeviceError(UserError):
     """The device is not there, or cannot do what was asked. The message says what to try."""
@@ -99,12 +96,6 @@ def cpu_hint(device: torch.device, multiplications: int) -> str | None:
     if device.type == "cpu" or multiplications >= STARTING:
         return None
     return "a CPU takes about as long for steps this small; a GPU is for larger networks, or many at once (sweep)"
-
-
-def check_threads(threads: int | None) -> None:
-    """Raise ValueError for a number of CPU threads that no machine has."""
-    if threads is not None and not 1 <= threads <= MOST_THREADS:
-        raise ValueError(f"--threads: wanted 1 to {MOST_THREADS}, got {threads}")
 
 
 def set_threads(threads: int | None, multiplications: int) -> None:

@@ -25,7 +25,8 @@ def help_text(config: type[Any], prog: str, description: str) -> str:
     for name, members in grouped(config).items():
         entries = [entry(field, hints[field.name], told[field.name]) for field in members]
         blocks.append("\n".join([f"{name}:", *entries]))
-    blocks.append("other:\n" + _lines("--help, -h", "Show this help."))
+    other = [_lines("--help, -h", "Show this help."), _lines("--version", "Show the version.")]
+    blocks.append("\n".join(["other:", *other]))
     return "\n\n".join(blocks)
 
 

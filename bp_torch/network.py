@@ -10,14 +10,14 @@ Nothing here computes an activation or a gradient; see backprop.py. Lists count 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import sqrt
-from typing import Any, Literal, NamedTuple, NoReturn, get_args
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import torch
 from torch import Tensor
 
 from bp_torch.activations import ACTIVATIONS, Activation
-
-InitName = Literal["lecun", "normal", "he", "uniform"]
+from bp_torch.values import InitName
+from bp_torch.values import parameter_count as parameter_count
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 INITS: tuple[str, ...] = get_args(InitName)
@@ -39,11 +39,6 @@ class Layer(NamedTuple):
     W: Tensor  # W^l, (…, n_out, n_in)
     b: Tensor  # b^l, (…, n_out)
     phi: Activation  # φ
-
-
-def parameter_count(sizes: tuple[int, ...]) -> int:
-    """P, the number of weights and biases: (784, 16, 16, 10) has 13,002."""
-    return sum(n_in * n_out + n_out for n_in, n_out in pairwise(sizes))
 
 
 def layer_views(vector: Tensor, sizes: tuple[int, ...]) -> tuple[Views, Views]:

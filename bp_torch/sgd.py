@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bp_torch.network import Network, layer_views
+from bp_torch.values import check_momentum, check_positive, check_weight_decay
 
 
 class SGD:
@@ -30,11 +31,9 @@ class SGD:
         """For ``network.parameters``. Raises ValueError for a learning rate, momentum or weight decay out of range."""
         self.parameters = network.parameters
         for number in self.each(momentum):
-            if not 0 <= number < 1:
-                raise ValueError(f"momentum is at least 0 and below 1, not {number}")
+            check_momentum(number)
         for number in self.each(weight_decay):
-            if number != 0:
-                check_positive("weight decay", number, network.dtype, "zero or a positive number")
+            check_weight_decay(number, str(network.dtype).removeprefix("torch."))
         self.rate = self.parameters.new_empty((*network.leading, 1) if isinstance(learning_rate, Tensor) else ())
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
         self.velocity = None
@@ -57,7 +56,7 @@ class SGD:
     @learning_rate.setter
     def learning_rate(self, learning_rate: float | Tensor) -> None:
         for number in self.each(learning_rate):
-            check_positive("the learning rate", number, self.parameters.dtype)
+            check_positive("the learning rate", number, str(self.parameters.dtype).removeprefix("torch."))
         if isinstance(learning_rate, Tensor):
             self.rate.copy_(learning_rate.unsqueeze(-1))
         else:
@@ -99,13 +98,3 @@ class SGD:
     def direction(self, gradient: Tensor) -> Tensor:
         """v after the step with ``gradient``, (…, P)."""
         return gradient if self.velocity is None else self.velocity
-
-
-def check_positive(name: str, value: float, dtype: torch.dtype, wanted: str = "a positive number") -> None:
-    """Raise ValueError unless ``value`` is positive and finite, and still is when it is rounded to ``dtype``."""
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name} is {wanted}, not {value}")
-    rounded = torch.tensor(value, dtype=torch.float64).to(dtype).item()
-    if not 0 < rounded < float("inf"):
-        kind = str(dtype).removeprefix("torch.")
-        raise ValueError(f"{name} is {wanted}, but {value} is {'0' if rounded == 0 else 'infinite'} in {kind}")

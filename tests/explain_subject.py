@@ -10,7 +10,8 @@ from torch import Tensor
 
 from bp_torch.backprop import Backward, Forward, backward, forward
 from bp_torch.data import Examples, one_hot
-from bp_torch.explain.subject import CommonOptions, Example, Subject, open_subject
+from bp_torch.explain.options import CommonOptions
+from bp_torch.explain.subject import Example, Subject, open_subject
 from bp_torch.network import Network
 from bp_torch.training import Config, train
 from tests.conftest import Reference

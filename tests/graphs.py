@@ -160,7 +160,7 @@ def simulated_gpu() -> Iterator[Gpu]:
     """Every command works on the device, and records its steps as graphs there."""
     with pytest.MonkeyPatch.context() as patch, Device() as device:
         gpu = Gpu(device)
-        for room in ("training.loop", "commands.verify", "sweep.loop"):
+        for room in ("training.loop", "commands.verify_networks", "sweep.loop"):
             patch.setattr(f"bp_torch.{room}.choose_device", lambda name: ELSEWHERE)
         patch.setattr("torch.cuda.CUDAGraph", Graph)
         patch.setattr("torch.cuda.graph", gpu.capture)

@@ -22,17 +22,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from bp_torch.backprop import forward
-from bp_torch.benchmark import (
-    CONTENDERS,
-    BenchmarkError,
-    Contender,
-    Measurement,
-    Task,
-    Timing,
-    compare,
-    networks,
-)
+from bp_torch.benchmark import networks
 from bp_torch.benchmark.contenders import (
+    CONTENDERS,
     IN_MEMORY,
     OURS,
     autograd_compiled,
@@ -41,8 +33,19 @@ from bp_torch.benchmark.contenders import (
     ours,
 )
 from bp_torch.benchmark.networks import MAKERS, at_once, one_after_another, tasks_of_many
-from bp_torch.benchmark.race import FLOOR, THREAD_VARIABLES, TOLERANCE, UnavailableError, first_epochs
+from bp_torch.benchmark.race import (
+    FLOOR,
+    TOLERANCE,
+    Contender,
+    Measurement,
+    Task,
+    Timing,
+    UnavailableError,
+    compare,
+    first_epochs,
+)
 from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table
+from bp_torch.benchmark.scripts import THREAD_VARIABLES, BenchmarkError
 from bp_torch.benchmark.with_jax import jax_contender, load_jax
 from bp_torch.commands import benchmark as command
 from bp_torch.commands.benchmark import main
@@ -336,9 +339,9 @@ def test_the_command_prints_tables_or_json_and_writes_a_picture(
     task: Task, sweep: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     one_thread(monkeypatch)
-    monkeypatch.setattr(command, "CPU_CONTENDERS", FEW)
+    monkeypatch.setattr("bp_torch.benchmark.contenders.CPU_CONTENDERS", FEW)
     monkeypatch.setattr(command, "SWEEP", (((784, 16, 16, 10), 100), ((784, 20, 10), 50)))
-    monkeypatch.setattr(command, "load", lambda *_: (task.examples, task.examples))
+    monkeypatch.setattr("bp_torch.data.load", lambda *_: (task.examples, task.examples))
     out = tmp_path / "picture.png"
     arguments = ["--rounds", "1", "--out", str(out), *(["--sweep"] if sweep else [])]
     main(arguments)
@@ -450,7 +453,7 @@ def test_without_jax_its_rows_say_so(
 ) -> None:
     one_thread(monkeypatch)
     monkeypatch.setitem(sys.modules, "jax", None)
-    monkeypatch.setattr(command, "load", lambda *_: (task.examples, task.examples))
+    monkeypatch.setattr("bp_torch.data.load", lambda *_: (task.examples, task.examples))
     main(["--networks", "3", "--rounds", "1"])
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
     assert [("JAX is not installed" in row) for row in rows] == ["JAX" in row for row in rows]
@@ -483,6 +486,7 @@ from bp_torch.benchmark import Task
 from bp_torch.benchmark.race import first_epochs
 from bp_torch.benchmark.networks import MAKERS, tasks_of_many
 from bp_torch.benchmark.contenders import CONTENDERS
+from bp_torch.benchmark.scripts import THREAD_VARIABLES
 from bp_torch.benchmark.with_jax import jax_contender
 from bp_torch.data import Examples, load
 from bp_torch.training import Config

@@ -10,7 +10,7 @@ import pytest
 
 from bp_torch.benchmark import accuracy
 from bp_torch.benchmark.accuracy import EPOCH_LINE, RECIPES, Accuracy, command, measure, seconds_until, shown, table
-from bp_torch.benchmark.race import BenchmarkError
+from bp_torch.benchmark.scripts import BenchmarkError
 from bp_torch.cli import parse
 from bp_torch.training import Config, train
 

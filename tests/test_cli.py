@@ -12,7 +12,7 @@ import pytest
 
 from bp_torch import __main__ as package
 from bp_torch.cli import one_line_errors, parse
-from bp_torch.commands import COMMANDS
+from bp_torch.commands import COMMANDS, start
 
 
 @dataclass
@@ -34,6 +34,13 @@ class Flags:
 def test_flags_that_are_not_given_come_from_the_default() -> None:
     assert parse(Flags, description="", args=["--size", "2"]) == Flags(size=2)
     assert parse(Flags, description="", args=["--size", "2"], default=Flags(many=(5,))) == Flags((5,), size=2)
+
+
+def test_without_flags_there_is_nothing_to_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tyro", None)
+    monkeypatch.setattr(sys, "argv", ["try"])
+    assert parse(Flags, description="") == parse(Flags, description="", args=[]) == Flags()
+    assert parse(Flags, description="", args=[], default=Flags(size=2)) == Flags(size=2)
 
 
 @pytest.mark.parametrize(
@@ -172,6 +179,16 @@ def test_ctrl_c_while_modules_are_imported_has_no_traceback() -> None:
         child.send_signal(signal.SIGINT)
         _, said = child.communicate()
     assert (child.returncode, said) == (130, "error: stopped\n")
+
+
+def test_ctrl_c_is_as_usual_after_a_command() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit):
+            start("train", ["--epochs", "many"])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_command_starts_without_torch() -> None:

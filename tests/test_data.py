@@ -11,6 +11,7 @@ from torchvision import datasets
 from bp_torch import data
 from bp_torch.data import (
     CHECKSUMS,
+    TENSORS,
     DataError,
     Examples,
     batch,
@@ -39,9 +40,9 @@ def test_existing_files_are_used_and_not_written(data_dir: Path, tmp_path: Path)
     raw.mkdir(parents=True)
     for name in data.MNIST_SHA256:
         (raw / name).symlink_to(data_dir / "MNIST/raw" / name)
-    raw.chmod(0o500)
     load("mnist", tmp_path)
-    assert {path.name for path in raw.iterdir()} == set(data.MNIST_SHA256)
+    assert {path.name for path in raw.iterdir()} == {*data.MNIST_SHA256, TENSORS}
+    assert all((raw / name).is_symlink() for name in data.MNIST_SHA256)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +58,64 @@ def test_damaged_file_raises_data_error_naming_it(damage: Callable[[bytes], byte
         load("mnist", tmp_path)
     path.unlink()
     load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "qmnist"])
+def test_torchvision_reads_a_data_set_once(
+    dataset: str, published: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dataset != "mnist":
+        published(dataset)
+    first = load(dataset, tmp_path)
+    monkeypatch.setattr("bp_torch.data.Family.loader", property(lambda family: pytest.fail("torchvision is used")))
+    for one, other in zip(load(dataset, tmp_path), first, strict=True):
+        assert torch.equal(one.x, other.x) and torch.equal(one.labels, other.labels)
+        assert (one.x.dtype, one.labels.dtype) == (torch.uint8, other.labels.dtype) and one.x.is_contiguous()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: content[:-99] + bytes([content[-99] ^ 1]) + content[-98:],
+        lambda content: content.replace(b"[3,784]", b"[4,588]", 1),
+        lambda content: content.replace(b'"I64"', b'"F64"', 1),
+        lambda content: content.replace(b"train.x", b"trial.x"),
+        None,
+    ],
+    ids=["short", "half", "empty", "altered", "another shape", "another dtype", "another name", "of other raw files"],
+)
+def test_damaged_tensors_are_read_from_the_raw_files_again(
+    damage: Callable[[bytes], bytes] | None,
+    published: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raw = published("emnist-digits")
+    first, path = load("emnist-digits", tmp_path), raw / TENSORS
+    whole = path.read_bytes()
+    if damage:
+        assert damage(whole) != whole
+        path.write_bytes(damage(whole))
+    else:
+        path.write_bytes(whole.replace(data._sha256(raw / data.FAMILIES["emnist-digits"].files[0]).encode(), b"0" * 64))
+    for _ in range(2):
+        again = load("emnist-digits", tmp_path)
+        assert torch.equal(again[0].x, first[0].x) and torch.equal(again[1].labels, first[1].labels)
+        monkeypatch.setattr("bp_torch.data.Family.loader", property(lambda family: pytest.fail("it is written anew")))
+
+
+def test_tensors_that_cannot_be_kept_are_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load("mnist", tmp_path)
+    (tmp_path / "MNIST/raw" / TENSORS).unlink()
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("bp_torch.data.replace_file", full)
+    assert len(load("mnist", tmp_path)[1].labels) == 10_000
 
 
 def test_old_cache_of_torchvision_raises_data_error(tmp_path: Path) -> None:

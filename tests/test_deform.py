@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from math import pi, radians, sqrt
+from threading import current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -16,10 +17,14 @@ from bp_torch.data import Examples
 from bp_torch.deform import (
     SIDE,
     Deformation,
+    Drawn,
+    EachEpoch,
+    Part,
     affine_matrices,
     affine_sources,
     deformed,
     draw,
+    motions,
     sampled,
     smooth_basis,
 )
@@ -106,7 +111,7 @@ def test_fields_have_the_covariance_of_smoothed_noise(sigma: float) -> None:
 
 def test_standard_deviation_of_the_field_is_the_papers(examples: Examples) -> None:
     how = only(sigma=6.0, alpha=35.0)
-    _, _, waves = draw(examples.labels, how, smooth_basis(6).shape[1], seed=0, epoch=1)
+    waves = draw(len(examples.labels), how, seed=0, epoch=1).waves
     fields = how.alpha * smooth_basis(6) @ waves @ smooth_basis(6).T
     assert fields.std().item() == pytest.approx(35 / (sqrt(3) * 6 * 2 * sqrt(pi)), rel=0.02)
 
@@ -142,6 +147,30 @@ def test_images_do_not_depend_on_the_precision_of_the_run(examples: Examples) ->
         torch.set_float32_matmul_precision("highest")
 
 
+def test_next_epoch_is_drawn_in_a_thread_and_the_images_are_the_same(
+    examples: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[int, int, bool]] = []
+
+    def noted(n: int, how: Deformation, seed: int, epoch: int) -> Drawn:
+        drawn.append((epoch, seed, current_thread() is main_thread()))
+        return draw(n, how, seed, epoch)
+
+    few = Examples(examples.x[:300], examples.labels[:300])
+    parts = [Part(few, seed, torch.empty_like(few.x)) for seed in (1, 7)]
+    deforming = EachEpoch(Deformation(), parts, epochs=3)
+    with monkeypatch.context() as patch:
+        patch.setattr("bp_torch.deform.draw", noted)
+        deforming.begin(1)
+        deforming._thread.submit(lambda: None).result()  # once this has run, so has all that was asked for before
+    assert drawn == [(epoch, seed, False) for epoch in (1, 2) for seed in (1, 7)]
+    for epoch in (2, 2, 3, 1):  # as a run that goes back to its checkpoint
+        deforming.begin(epoch)
+        assert list(deforming._ahead) == [epoch + 1] * (epoch < 3), "nothing is drawn beyond the last epoch"
+        for part in parts:
+            assert torch.equal(part.out, deformed(few, Deformation(), part.seed, epoch).x)
+
+
 def test_mean_of_many_deformed_images_is_centred_where_the_originals_are(examples: Examples) -> None:
     def centre(x: Tensor) -> Tensor:
         mean = x.double().mean(0).view(SIDE, SIDE)
@@ -154,7 +183,8 @@ def test_mean_of_many_deformed_images_is_centred_where_the_originals_are(example
 
 
 def test_ones_and_sevens_are_turned_half_as_far(examples: Examples) -> None:
-    matrices, _, _ = draw(examples.labels, only(rotation=15.0), 0, seed=0, epoch=1)
+    how = only(rotation=15.0)
+    matrices, _ = motions(examples.labels, how, draw(len(examples.labels), how, seed=0, epoch=1).uniform)
     angles = torch.atan2(matrices[:, 0, 1], matrices[:, 0, 0]).rad2deg().abs()
     half = (examples.labels == 1) | (examples.labels == 7)
     assert 7.3 < angles[half].max() <= 7.5

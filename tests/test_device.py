@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bp_torch import __main__ as package
-from bp_torch.benchmark.race import THREAD_VARIABLES
+from bp_torch.benchmark.scripts import THREAD_VARIABLES
 from bp_torch.device import (
     DeviceError,
     choose_device,

@@ -13,15 +13,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bp_torch import backprop
+from bp_torch import __version__, backprop
 from bp_torch.activations import ACTIVATIONS
 from bp_torch.benchmark.accuracy import Accuracy
+from bp_torch.benchmark.scripts import Scripts
 from bp_torch.cli import parse
-from bp_torch.commands import benchmark, explain, ladder, verify, verify_bench, verify_file
+from bp_torch.commands import benchmark, explain, ladder, verify_bench, verify_options
 from bp_torch.convert import MODULES
 from bp_torch.costs import COSTS
+from bp_torch.explain import options as explain_options
 from bp_torch.ladder.rows import find
-from bp_torch.sweep import SweepConfig
+from bp_torch.sweep.config import SweepConfig
 from bp_torch.training import Config, train
 
 ROOT = Path(__file__).parent.parent
@@ -135,19 +137,20 @@ def numbers(line: str) -> list[float]:
 # ---- commands, flags, paths, links ----
 
 
-def options_of(command: str, idea: str = "") -> type[Any]:
+def options_of(command: str, idea: str = "") -> Any:
     if command == "explain":
-        return explain.AllOptions if idea == "all" else explain.load_idea(idea).Options
+        return explain_options.options_of(idea)
     options = {
         "train": Config,
         "sweep": SweepConfig,
         "ladder": ladder.Run,
         "ladder docs": ladder.Docs,
-        "verify": verify.Options,
+        "verify": verify_options.Options,
         "bench": verify_bench.Options,
-        "file": verify_file.Options,
+        "file": verify_options.FileOptions,
         "benchmark": benchmark.Options,
         "accuracy": Accuracy,
+        "scripts": Scripts,
     }
     return options[command]
 
@@ -176,8 +179,8 @@ def test_commands_are_accepted(line: str) -> None:
         command, arguments = "bench", arguments[1:]
     if command == "verify" and arguments and ":" in arguments[0]:
         command, arguments = "file", [*itertools.dropwhile(lambda word: ":" in word, arguments)]
-    if command == "benchmark" and arguments[:1] == ["accuracy"]:
-        command, arguments = "accuracy", arguments[1:]
+    if command == "benchmark" and arguments[:1] in (["accuracy"], ["scripts"]):
+        command, arguments = arguments[0], arguments[1:]
     if command == "ladder" and arguments[:1] == ["run"]:
         find(arguments[1])
         arguments = arguments[2:]
@@ -202,7 +205,7 @@ def known_flags() -> set[str]:
     ]
     options += [options_of("explain", idea) for idea in (*explain.IDEAS, "page", "all")]
     names = {field.name.replace("_", "-") for kind in options for field in fields(kind)}
-    return {f"--{prefix}{name}" for name in names for prefix in ("", "no-")} | {"--help"}
+    return {f"--{prefix}{name}" for name in names for prefix in ("", "no-")} | {"--help", "--version"}
 
 
 @each_page
@@ -270,7 +273,7 @@ def test_readme_has_two_commands_and_ci_runs_the_second() -> None:
 def test_contributing_names_the_tables_that_each_file_has() -> None:
     functions = (ROOT / "CONTRIBUTING.md").read_text().split("## Add a flag")[0]
     items = re.findall(r"^\d\. \[`([\w/.]+)`\](.*(?:\n   .*)*)", functions, re.M)
-    assert len(items) == 6
+    assert len(items) == 8
     for file, text in items:
         names = re.findall(r"`([A-Z]\w*|absorbs)`", text)
         assert names
@@ -291,7 +294,7 @@ def test_versions_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for name in ("CITATION.cff", "CHANGELOG.md"):
         (first, *_) = re.findall(r"^(?:version: |## )([\d.]+)", (ROOT / name).read_text(), re.M)
-        assert first == project["version"], name
+        assert first == project["version"] == __version__, name
 
 
 def test_console_script_and_types_are_there() -> None:

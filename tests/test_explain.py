@@ -17,8 +17,8 @@ from bp_torch.explain import IDEAS, About, style
 from bp_torch.explain.drawing import diverging
 from bp_torch.explain.idea import new_figure
 from bp_torch.explain.index import Section, html
+from bp_torch.explain.options import ExampleOptions, options_of
 from bp_torch.explain.subject import (
-    ExampleOptions,
     Subject,
     UsageError,
     all_costs,
@@ -93,7 +93,7 @@ def test_gradient_over_chunks_equals_gradient_of_one_batch(subject: Subject, chu
 
 @pytest.mark.parametrize("name", IDEAS)
 def test_every_idea_draws_its_picture_and_prints_its_table(subject: Subject, name: str) -> None:
-    idea = explain.compute(name, subject, explain.load_idea(name).Options(**QUICK.get(name, {})))
+    idea = explain.compute(name, subject, options_of(name)(**QUICK.get(name, {})))
     figure = idea.figure()
     assert figure.get_size_inches()[0] * figure.dpi >= 1200
     head = " ".join(figure.texts[0].get_text().split())
@@ -105,7 +105,7 @@ def test_every_idea_draws_its_picture_and_prints_its_table(subject: Subject, nam
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "nudges" else pytest.mark.long) for n in IDEAS])
 def test_narrow_picture_of_every_idea_is_whole_and_legible(subject: Subject, name: str) -> None:
-    idea = explain.compute(name, subject, explain.load_idea(name).Options(**QUICK.get(name, {})))
+    idea = explain.compute(name, subject, options_of(name)(**QUICK.get(name, {})))
     narrow = idea.figure(narrow=True)
     check_inside(narrow)
     check_legible(narrow)
@@ -134,7 +134,7 @@ def test_other_networks_draw_as_well(subject: Subject, name: str, sizes: tuple[i
     few = Examples(subject.training.x[:60], subject.training.labels[:60])
     network = config.network(torch.device("cpu"))
     other = replace(subject, config=config, network=network, training=few, trained=False)
-    options = explain.load_idea(name).Options(**({"batch_size": 20} if name == "batches" else {}))
+    options = options_of(name)(**({"batch_size": 20} if name == "batches" else {}))
     idea = explain.compute(name, other, options)
     check_inside(idea.figure(narrow=narrow))
     assert "Untrained" in idea.table()
@@ -285,6 +285,6 @@ def test_functions_that_an_idea_names_are_called(subject: Subject, name: str) ->
     few = Examples(subject.training.x[:120], subject.training.labels[:120])
     small = replace(subject, training=few, config=replace(subject.config, epochs=1))
     quick = QUICK.get(name, {}) | {"only": {"steps": 3}, "batches": {"batch_size": 50}}.get(name, {})
-    options, made_by = explain.load_idea(name).Options(**quick), IDEAS[name].made_by
+    options, made_by = options_of(name)(**quick), IDEAS[name].made_by
     found = functions_run(lambda: explain.compute(name, small, options))
     assert made_by and set(made_by) <= {f"{Path(code.co_filename).stem}.{code.co_qualname}" for code in found}

@@ -5,6 +5,7 @@ import torch
 
 from bp_torch.explain import average
 from bp_torch.explain.gradient import parameter_name
+from bp_torch.explain.options import AverageOptions
 from bp_torch.explain.subject import Subject, full_gradient
 from bp_torch.network import layer_views
 
@@ -35,7 +36,7 @@ def test_mean_without_the_last_examples_is_not_the_gradient(subject: Subject) ->
 
 
 def test_average_as_it_is_made_is_the_mean_of_so_many_wishes(subject: Subject) -> None:
-    result = average.Average(subject, average.Options(first=1500))
+    result = average.Average(subject, AverageOptions(first=1500))
     wishes = torch.cat(list(average.negative_gradients(subject.exact, subject.training, "quadratic", 500)))
     around = torch.cat([wishes[1500:], wishes[:1500]])
     assert list(result.made) == [1, 10, 100, 1000, 2000]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bp_torch.explain import backwards
+from bp_torch.explain.options import ExampleOptions
 from bp_torch.explain.subject import Subject, with_example
 from tests.explain_subject import KINDS, activation_gradients, forward_and_backward, some_example, some_network
 
@@ -21,7 +22,7 @@ def test_rows_sum_to_minus_the_gradient_of_the_activations(kind: tuple[str, str,
 
 
 def test_rows_sum_to_minus_the_gradient_before_training_and_after(subject: Subject) -> None:
-    options = backwards.Options(digit=2)
+    options = ExampleOptions(digit=2)
     result = backwards.Backwards(with_example(subject, options), options)
     assert list(result.ways) == ["untrained", "trained"]
     for name, steps in result.ways.items():

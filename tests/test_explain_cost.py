@@ -6,6 +6,7 @@ import torch
 from bp_torch.backprop import example_costs, forward
 from bp_torch.data import batch
 from bp_torch.explain import cost
+from bp_torch.explain.options import ExampleOptions
 from bp_torch.explain.subject import Subject, with_example
 from tests.explain_subject import KINDS, some_example, some_network
 
@@ -27,7 +28,7 @@ def test_terms_of_the_quadratic_cost_are_squared_differences() -> None:
 
 
 def test_average_over_all_examples_is_that_of_one_batch(subject: Subject) -> None:
-    options = cost.Options(digit=4)
+    options = ExampleOptions(digit=4)
     result = cost.Cost(with_example(subject, options), options)
     assert list(result.networks) == ["untrained", "trained"] and result.example.label == 4
     x, y = batch(subject.training, torch.arange(len(subject.training.labels)), torch.float64)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from bp_torch.explain import gradient
+from bp_torch.explain.options import GradientOptions
 from bp_torch.explain.subject import Subject, UsageError, full_gradient
 from bp_torch.network import layer_views
 
@@ -25,7 +26,7 @@ def test_wiggle_agrees_with_the_gradient_to_second_order(subject: Subject) -> No
 
 
 def test_same_wiggle_of_two_weights_changes_the_cost_in_the_ratio_of_their_components(subject: Subject) -> None:
-    result = gradient.Gradient(subject, gradient.Options(ratio=8))
+    result = gradient.Gradient(subject, GradientOptions(ratio=8))
     assert result.measured_ratio == pytest.approx(result.ratio, rel=1e-2)
     assert [w.position for wiggles in result.wiggles for w in wiggles] == [i for i in result.pair for _ in range(2)]
     last = len(result.gradient) - 16 * 10 - 10

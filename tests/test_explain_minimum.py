@@ -6,12 +6,13 @@ from torch import Tensor
 
 from bp_torch.data import PIXEL_SCALE, Examples, one_hot
 from bp_torch.explain import minimum
+from bp_torch.explain.options import MinimumOptions
 from bp_torch.explain.subject import Subject
 from bp_torch.network import Network, layer_views
 
 
 def test_repeated_run_ends_at_the_same_network(subject: Subject) -> None:
-    result = minimum.Minimum(subject, minimum.Options(directions=1))
+    result = minimum.Minimum(subject, MinimumOptions(directions=1))
     assert result.difference == 0
     assert len(result.costs) == 16  # the start, and 15 epochs
     assert result.norms[-1] == pytest.approx(result.gradient_norm, rel=1e-3)

@@ -5,13 +5,14 @@ import torch
 
 from bp_torch.backprop import forward, per_example_gradients
 from bp_torch.explain import nudges
+from bp_torch.explain.options import NudgesOptions
 from bp_torch.explain.subject import Subject, with_example
 from bp_torch.network import layer_views
 from tests.explain_subject import KINDS, activation_gradients, forward_and_backward, some_example, some_network
 
 
 def test_nudges_are_proportional_to_the_distance_from_the_targets(subject: Subject) -> None:
-    options = nudges.Options(digit=7)
+    options = NudgesOptions(digit=7)
     result = nudges.Nudges(with_example(subject, options), options)
     assert list(result.nudges) == ["untrained", "trained"]
     for name, network in subject.before_and_after.items():

@@ -6,7 +6,8 @@ import torch
 
 from bp_torch.data import Examples
 from bp_torch.explain.idea import file_content
-from bp_torch.explain.nudges import Nudges, Options
+from bp_torch.explain.nudges import Nudges
+from bp_torch.explain.options import NudgesOptions
 from bp_torch.explain.subject import Subject, with_example
 from bp_torch.training import Config
 from bp_torch.verify import check
@@ -39,7 +40,7 @@ def test_one_verdict_runs_in_ten_files() -> None:
 
 
 def test_one_picture_with_its_table_runs_in_eight_files(subject: Subject) -> None:
-    options = Options(digit=2)
+    options = NudgesOptions(digit=2)
     opened = with_example(subject, options)
 
     def show() -> None:

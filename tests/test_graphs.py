@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from bp_torch import recorder
-from bp_torch.commands import verify
+from bp_torch.commands import verify_networks as verify
 from bp_torch.data import Examples
 from bp_torch.network import Network
 from bp_torch.recorder import Recorder
 from bp_torch.sgd import SGD
-from bp_torch.sweep import SweepConfig, sweep
+from bp_torch.sweep.config import SweepConfig
+from bp_torch.sweep.loop import sweep
 from bp_torch.training import Config, TrainingStep, open_run, train
 from tests.conftest import brief_run
 from tests.graphs import CaptureError, Gpu, simulated_gpu
@@ -37,13 +38,13 @@ def there(*numbers: float) -> Tensor:
     return torch.tensor(numbers).to(ELSEWHERE)
 
 
-def step_of(device: torch.device) -> TrainingStep:
+def step_of(device: torch.device, sizes: tuple[int, ...] = (784, 5, 10), running: Tensor | None = None) -> TrainingStep:
     """A step of a small network on 40 examples."""
     examples = Examples(
         torch.arange(40 * 784, device=device).view(40, 784).byte(), torch.arange(40, device=device) % 10
     )
-    network = Network((784, 5, 10), device=device)
-    return TrainingStep(network, SGD(network, 0.1), examples, 10, "quadratic")
+    network = Network(sizes, device=device)
+    return TrainingStep(network, SGD(network, 0.1), examples, 10, "quadratic", running=running)
 
 
 # ---- the pools of torch's allocator ----
@@ -70,7 +71,7 @@ def test_each_device_has_a_pool_of_its_own(gpu: Gpu) -> None:
 
 
 def test_networks_are_verified_one_after_another(data_dir: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bp_torch.commands.verify.combinations", lambda: [("tanh", "sigmoid", "quadratic")])
+    monkeypatch.setattr("bp_torch.commands.verify_networks.combinations", lambda: [("tanh", "sigmoid", "quadratic")])
     cases = verify.verify(verify.Options(depths=(1, 2), batch_sizes=(3,), data_dir=data_dir))
     assert len(cases) > 1 and all(case.report.ok for case in cases)
     assert gpu.captures > len(cases)
@@ -184,6 +185,19 @@ def test_nothing_runs_before_the_replay(gpu: Gpu) -> None:
     seen += [total.tolist(), result.isnan().tolist()]
     graph.replay()
     assert [*seen, total.tolist(), result.tolist()] == [[0], [True], [1], [2]]
+
+
+@pytest.mark.parametrize(("logged", "kernels"), [(False, 27), (True, 32)])
+@torch.inference_mode()
+def test_step_takes_no_more_kernels_than_that(logged: bool, kernels: int, gpu: Gpu) -> None:
+    """For 784-16-16-10; one more copies the indices of the batch to where the graph reads them."""
+    running = torch.zeros(2, dtype=torch.float64, device=ELSEWHERE) if logged else None
+    step = step_of(ELSEWHERE, (784, 16, 16, 10), running)
+    list(step.run(torch.arange(40, device=ELSEWHERE)))
+    ((_, graph, _),) = step._whole._recorded.values()
+    called = [call[0]._schema.name.removeprefix("aten::") for call in graph.calls]
+    copies = [n for n, name in enumerate(called) if name == "copy_"]  # of a product into its place: on CUDA one kernel
+    assert all(called[n - 1] == "mm" for n in copies) and len(called) - len(copies) == kernels
 
 
 def test_numbers_of_the_cpu_are_those_of_the_capture(gpu: Gpu) -> None:

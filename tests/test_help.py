@@ -5,7 +5,10 @@ from typing import Any, ClassVar, Literal
 
 import pytest
 
-from bp_torch.commands import benchmark, explain, verify, verify_bench, verify_file
+from bp_torch.benchmark.scripts import Scripts
+from bp_torch.commands import benchmark, verify_bench, verify_options
+from bp_torch.explain import IDEAS
+from bp_torch.explain.options import options_of
 from bp_torch.help import docstrings, grouped, help_text
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.training import Config
@@ -13,12 +16,12 @@ from bp_torch.training import Config
 OPTIONS = {
     "train": Config,
     "sweep": SweepConfig,
-    "verify": verify.Options,
+    "verify": verify_options.Options,
     "verify bench": verify_bench.Options,
-    "verify FILE:NAME": verify_file.Options,
+    "verify FILE:NAME": verify_options.FileOptions,
     "benchmark": benchmark.Options,
-    "explain all": explain.AllOptions,
-} | {f"explain {name}": explain.load_idea(name).Options for name in (*explain.IDEAS, "page")}
+    "benchmark scripts": Scripts,
+} | {f"explain {name}": options_of(name) for name in (*IDEAS, "page", "all")}
 
 each_command = pytest.mark.parametrize("kind", OPTIONS.values(), ids=list(OPTIONS))
 
@@ -72,6 +75,8 @@ def test_help_tells_what_each_flag_does_and_its_default(monkeypatch: pytest.Monk
         "other:",
         "  --help, -h",
         "      Show this help.",
+        "  --version",
+        "      Show the version.",
     ]
     assert "  --log, --no-log\n      Write a log. default: --log\n" in help_text(Base, "try", "Tries.")
 

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 
 from bp_torch.checkpoint import RESULT, State
@@ -202,17 +200,12 @@ def test_checkpoint_is_saved_after_its_points_are_on_disk(
     tmp_path: Path, data_dir: Path, lazy: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_disk: dict[int, list[int]] = {}
-    save, write = State.save, RecordWriter.write
-
-    def slowly(writer: RecordWriter, record: bytes) -> None:  # in a thread of its own, which a checkpoint waits for
-        time.sleep(0.005)
-        write(writer, record)
+    save = State.save
 
     def note(state: State, path: Path) -> None:
         on_disk[state.step] = [step for step, _ in curves(path.parent).get("2_cost_quadratic/train", [])]
         save(state, path)
 
-    monkeypatch.setattr(RecordWriter, "write", slowly)
     monkeypatch.setattr(State, "save", note)
     fields: dict[str, Any] = {"train_examples": N, "epochs": 2, "log_every": 1, "checkpoint_every": 3}
     train(Config(data_dir=data_dir, runs_dir=tmp_path, device="cpu", **fields))

@@ -14,7 +14,7 @@ from torch import Tensor
 from bp_torch.activations import ACTIVATIONS
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.costs import COSTS
-from bp_torch.data import Examples, batch, class_targets
+from bp_torch.data import Examples, batch
 from bp_torch.network import Network
 from bp_torch.recorder import Recorder, Recording
 from bp_torch.sgd import SGD
@@ -331,6 +331,7 @@ def numpy_replay(data: dict[str, Any], contents: dict[str, Tensor]) -> Callable[
         "add": lambda x, y, alpha=1: x + alpha * y,
         "addcmul": lambda x, y, z, value=1: x + value * y * z,
         "sum": lambda x, dim=None, keepdim=False: x.sum(dim, keepdims=keepdim),
+        "mean": np.mean,
         "softmax": softmax,
         "log_softmax": lambda x, dim: np.log(softmax(x, dim)),
         "logaddexp": np.logaddexp,
@@ -378,7 +379,8 @@ def test_numpy_replays_a_training_step(mnist: tuple[Examples, Examples], momentu
     step = TrainingStep(network, optimizer, examples, 20, "quadratic", running=running)
     recording, _ = Recorder(CPU, step.step).record((indices,))
     order = torch.arange(49, 29, -1)
-    inputs = {"x": examples.x, "labels": examples.labels, "targets": class_targets(torch.float64, CPU)}
+    inputs = {"x": examples.x, "labels": examples.labels, "targets": step.targets}
+    inputs["cost_and_one"] = step.cost_and_one
     data = recording.to_data(parameters=network.parameters, indices=indices, running=running, **inputs)
     read = numpy_replay(
         json.loads(json.dumps(data)), inputs | {"parameters": other.parameters.clone(), "indices": order}

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing import plugin_event_accumulator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bp_torch.backprop import Forward, forward
 from bp_torch.checkpoint import BEST, LAST, LOCK, CheckpointError
@@ -56,7 +57,7 @@ def resumed(config: Config, name: str) -> Config:
 
 @pytest.mark.parametrize("wanted", [3, pytest.param(20, marks=pytest.mark.long)])
 def test_kills_at_random_instants_change_nothing(wanted: int, config: Config) -> None:
-    config = replace(config, epochs=10 if wanted < 20 else 30)
+    config = replace(config, epochs=20 if wanted < 20 else 60)
     train(replace(config, run_name="whole"))
     instants = random.Random(0)
     folder = config.runs_dir / "killed"
@@ -65,7 +66,7 @@ def test_kills_at_random_instants_change_nothing(wanted: int, config: Config) ->
         again = resumed(config, "killed") if folder.exists() else replace(config, run_name="killed")
         child = FORK.Process(target=train, args=(again,))
         child.start()
-        child.join(instants.uniform(0.1, 0.5))
+        child.join(instants.uniform(0.1, 0.4))
         assert child.pid is not None
         if child.is_alive():
             os.kill(child.pid, signal.SIGKILL)
@@ -73,7 +74,7 @@ def test_kills_at_random_instants_change_nothing(wanted: int, config: Config) ->
         child.join()
         if child.exitcode == 0:  # done before the kill: begin anew with the rest of the kills
             assert torch.equal(weights(config, "killed"), weights(config, "whole"))
-            folder.rename(folder.with_name(f"done-{kills}"))
+            folder.rename(folder.with_name(f"done-{len(list(config.runs_dir.iterdir()))}"))
     train(resumed(config, "killed") if folder.exists() else replace(config, run_name="killed"))
     assert torch.equal(weights(config, "killed"), weights(config, "whole"))
     assert curves(folder) == curves(config.runs_dir / "whole"), "one unbroken curve"
@@ -155,10 +156,10 @@ def test_signal_during_an_evaluation_is_heeded_there(
                 signal.raise_signal(signal.SIGTERM)
         return forward(network, x)
 
-    # 1,950 training examples are 2 chunks, 10,000 test examples 8; pictures and PR curves are of the test examples.
-    # The network is evaluated at steps 0, 1, 5, 10, 20 and 40, and there are pictures at 0, 20 and 40.
-    before = 2 * 8 + 4 * 10
-    number = before + {"on the training examples": 1, "on the test examples": 4, "for the PR curves": 10 + 18 + 4}[when]
+    # 1,950 training examples are 3 chunks and a small one, 10,000 test examples 16; PR curves are of the test examples.
+    # The network is evaluated at steps 0, 1, 5, 10, 20 and 40.
+    before = 4 * 19
+    number = before + {"on the training examples": 1, "on the test examples": 7, "for the PR curves": 2 * 19 + 4}[when]
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr("bp_torch.training.evaluation.forward", counted)
         train(replace(short, run_name="stopped"))
@@ -259,6 +260,26 @@ def test_deformed_images_are_those_of_the_epoch_after_resuming_too(
     originals = first_shuffled(mnist[0], 1950, seed=0)
     for epoch, images in zip((2, 3), seen, strict=True):
         assert torch.equal(images, deformed(originals, Deformation(), seed=0, epoch=epoch).x)
+
+
+def test_what_is_drawn_after_an_evaluation_is_drawn_once_if_that_was_stopped(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once, polls = replace(config, epochs=1, run_name="once", checkpoint_every=None), list[int]()
+
+    def in_the_evaluation(signals: Signals, poll: int) -> bool:
+        polls.append(poll)
+        return polls.count(5) == 2  # step 5, and the fifth part of the test set
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(Signals, "should_stop", in_the_evaluation)
+        train(once)
+    train(resumed(once, "once"))
+    events = EventAccumulator(str(config.runs_dir / "once"))
+    events.Reload()
+    for shown in (events.Images("3_pictures/confusion"), events.Histograms("9_deltas_log10/layer_1")):
+        assert [event.step for event in shown][-1:] == [20]
+    assert [event.step for event in events.Images("3_pictures/confusion")] == [0, 20]
 
 
 def plain(config: Config) -> torch.Tensor:

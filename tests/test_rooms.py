@@ -49,6 +49,7 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "recorder",
     "cli",
     "help",
+    "values",
     "flags",
     "text",
     "files",

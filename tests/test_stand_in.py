@@ -13,9 +13,11 @@ from bp_torch.activations import ACTIVATIONS
 from bp_torch.benchmark.contenders import CONTENDERS, NOT_RECORDED, OURS
 from bp_torch.benchmark.race import Task, compare
 from bp_torch.checkpoint import State
-from bp_torch.commands import explain, verify
+from bp_torch.commands import explain
+from bp_torch.commands import verify_networks as verify
 from bp_torch.data import load
-from bp_torch.explain.subject import CommonOptions, ExampleOptions, choose_example, open_subject
+from bp_torch.explain.options import CommonOptions, ExampleOptions, options_of
+from bp_torch.explain.subject import choose_example, open_subject
 from bp_torch.training import Config, TrainingError, TrainingStep, loop, open_run, train
 from tests.conftest import brief_run
 from tests.explain_subject import QUICK
@@ -25,7 +27,7 @@ from tests.stand_in import ELSEWHERE, Device
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     """Every command works on the device."""
-    for room in ("training.loop", "explain.subject", "commands.verify"):
+    for room in ("training.loop", "explain.subject", "commands.verify_networks"):
         monkeypatch.setattr(f"bp_torch.{room}.choose_device", lambda name: ELSEWHERE)
     monkeypatch.setattr("bp_torch.benchmark.race.synchronize", lambda device: None)
     with Device() as device:
@@ -113,7 +115,7 @@ def test_run_that_diverges_elsewhere_names_the_tensor(config: Config, elsewhere:
     "name", [pytest.param(n, marks=pytest.mark.long if idea.passes else ()) for n, idea in explain.IDEAS.items()]
 )
 def test_every_idea_is_explained_elsewhere(name: str, narrow: bool, run: Path, elsewhere: Device) -> None:
-    options = explain.load_idea(name).Options(**QUICK.get(name, {}))
+    options = options_of(name)(**QUICK.get(name, {}))
     idea = explain.compute(name, open_subject(CommonOptions(run=run, device="cuda")), options)
     assert idea.table() and idea.finding()
     idea.figure(narrow=narrow)
@@ -131,7 +133,7 @@ def test_verify_checks_elsewhere(
     monkeypatch.setattr("bp_torch.own_backward.Recorder", lambda device, function: function)
     each_once = [(name, name, "quadratic") for name in activations]
     each_once += [("relu", "sigmoid", "binary-cross-entropy"), ("tanh", "identity", "softmax-cross-entropy")]
-    monkeypatch.setattr("bp_torch.commands.verify.combinations", lambda: each_once)
+    monkeypatch.setattr("bp_torch.commands.verify_networks.combinations", lambda: each_once)
     for options in (verify.Options(depths=(2,), data_dir=data_dir), verify.Options(run=run)):
         cases = verify.verify(replace(options, batch_sizes=(3,)))
         assert all(case.report.ok for case in cases)

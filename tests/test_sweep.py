@@ -18,7 +18,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bp_torch.checkpoint import LAST, CheckpointError
 from bp_torch.commands.sweep import main
 from bp_torch.data import Examples
-from bp_torch.sweep import Group, SweepConfig, new_group, sweep
+from bp_torch.sweep.config import SweepConfig
+from bp_torch.sweep.group import Group, new_group
+from bp_torch.sweep.loop import sweep
 from bp_torch.sweep.plan import CACHE, COPIES, groups, working_set
 from bp_torch.training import Config, Stopped, TrainingError, evaluate, open_run, read_config, train
 from bp_torch.training.interruption import Signals

@@ -1,5 +1,6 @@
 """Every tag, read back from the event file as TensorBoard reads it."""
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from bp_torch.backprop import backward, example_costs, forward
@@ -16,8 +18,9 @@ from bp_torch.data import Examples, batch, first_shuffled
 from bp_torch.network import Network
 from bp_torch.sgd import SGD
 from bp_torch.training import Config, StepResult, train
-from bp_torch.training.event_file import EventFile, open_writer
+from bp_torch.training.event_file import BLOCK, EventFile, checksum, masked, open_writer
 from bp_torch.training.log import DESCRIPTIONS, RunLog, average_precision, described
+from bp_torch.training.loop import has_pictures
 
 ALWAYS = ("9_weights", "9_biases")
 AFTER_A_STEP = ("9_activations", "9_deltas_log10", "9_weight_gradients_log10", "9_bias_gradients_log10")
@@ -232,6 +235,24 @@ def test_file_of_a_clock_that_was_set_back_still_comes_last(tmp_path: Path, monk
     assert [int(file.name.split(".")[3]) for file in files] == [2_000_000_000 + n for n in range(4)]
     events = read(tmp_path)
     assert [event.step for event in events.Scalars("clock")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("n", [0, 1, 8, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7, 40_000])
+def test_checksum_is_that_of_tensorboard(n: int) -> None:
+    for data in (bytes(n), b"\xff" * n, random.Random(n).randbytes(n)):
+        assert masked(checksum(data)) == masked_crc32c(data)
+
+
+def test_pictures_are_drawn_the_more_rarely_the_later(tmp_path: Path, data_dir: Path) -> None:
+    assert [epoch for epoch in range(1, 50) if has_pictures(epoch)] == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48]
+    folder = train(Config(epochs=6, train_examples=100, histogram_every=2, data_dir=data_dir, runs_dir=tmp_path))
+    events = read(folder)
+    assert [event.step for event in events.Images("3_pictures/confusion")] == [0, 2, 4, 6]
+    assert [event.step for event in events.Histograms("9_weights/layer_1")] == [0, 2, 4, 6]
+    folder = train(Config(epochs=7, train_examples=100, data_dir=data_dir, runs_dir=tmp_path))
+    events = read(folder)
+    assert [event.step for event in events.Images("3_pictures/confusion")] == [0, 1, 2, 3, 4, 6, 7], "and at the end"
+    assert [event.step for event in events.Histograms("9_weights/layer_1")] == list(range(8))
 
 
 def test_what_was_logged_after_the_last_checkpoint_is_read_once(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_stopped_run_has_the_exit_code_of_the_signal(
     def stopped(config: Config) -> None:
         raise Stopped(signal.SIGTERM, Path("runs/one"))
 
-    monkeypatch.setattr("bp_torch.commands.train.train", stopped)
+    monkeypatch.setattr("bp_torch.training.loop.train", stopped)
     with pytest.raises(SystemExit) as stop:
         command("--device", "cpu")
     assert stop.value.code == 143

@@ -19,7 +19,7 @@ from torch.nn import functional
 from bp_torch import backprop, own_backward, verify
 from bp_torch.backprop import backward, forward
 from bp_torch.commands import verify as command
-from bp_torch.commands.verify import combinations
+from bp_torch.commands.verify_networks import combinations
 from bp_torch.costs import Cost
 from bp_torch.network import Network, layer_views
 from bp_torch.training import Config, train

@@ -20,12 +20,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any, Literal
 
-import torch
-
 from bp_torch import text
-from bp_torch.benchmark.race import THREAD_VARIABLES, BenchmarkError
-from bp_torch.benchmark.report import describe_machine
-from bp_torch.data import load
+from bp_torch.benchmark.scripts import THREAD_VARIABLES, BenchmarkError
 from bp_torch.files import replace_file
 from bp_torch.flags import Within, check_bounds
 
@@ -144,6 +140,11 @@ def read(file: Path) -> list[dict[str, Any]]:
 
 def measure(wanted: Accuracy) -> None:
     """Make the measurements that ``out`` does not have, in turns: all contenders of a seed, then the next seed."""
+    import torch
+
+    from bp_torch.benchmark.report import describe_machine
+    from bp_torch.data import load
+
     load("mnist", wanted.data_dir)  # unpacked before the first measurement
     machine = describe_machine(torch.device("cpu"))
     tasks = [

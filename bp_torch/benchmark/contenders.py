@@ -15,6 +15,7 @@ from torch.nn.utils import parameters_to_vector
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from bp_torch.benchmark.race import FLOOR, Contender, Maker, Task, UnavailableError
+from bp_torch.benchmark.with_jax import jax_contender
 from bp_torch.convert import to_sequential
 from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, one_hot
 from bp_torch.device import DeviceError
@@ -276,6 +277,9 @@ CONTENDERS: dict[str, Maker] = {
     FLOOR: floor,
 }
 """The contenders on every device, ours first."""
+
+CPU_CONTENDERS = CONTENDERS | {"JAX, jit(scan)": jax_contender}
+"""On a CPU: the last where JAX is installed."""
 
 CUDA_CONTENDERS = CONTENDERS | {
     "autograd, reduce-overhead": partial(autograd_compiled, mode="reduce-overhead"),

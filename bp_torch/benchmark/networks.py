@@ -19,7 +19,8 @@ from torch import Tensor
 from bp_torch.benchmark.contenders import ours
 from bp_torch.benchmark.race import Contender, Maker, Task, race
 from bp_torch.benchmark.with_jax import jax_contender
-from bp_torch.sweep import SweepConfig, new_group
+from bp_torch.sweep.config import SweepConfig
+from bp_torch.sweep.group import new_group
 from bp_torch.sweep.plan import groups
 
 ALONE = "ours, one network alone"

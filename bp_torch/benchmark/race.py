@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bp_torch.cli import UserError
+from bp_torch.benchmark.scripts import BenchmarkError
 from bp_torch.data import Examples, permutation
 from bp_torch.network import Network
 from bp_torch.training import Config
@@ -33,13 +33,6 @@ TURN = 1.0
 """Seconds: an epoch that takes more than twice as long is timed on its first part."""
 
 PROBE = 5  # batches on which the time of a batch is estimated
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-"""Where the libraries of numerics read their number of threads, once, when they are loaded."""
-
-
-class BenchmarkError(UserError):
-    """The contenders cannot be compared. The message says which one, and why."""
 
 
 class UnavailableError(RuntimeError):

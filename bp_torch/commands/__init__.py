@@ -1,6 +1,7 @@
 """The top floor: one file for each command reads flags, calls a room, and prints. Nothing below imports these files.
 
-A command is imported when it is named, so that the first word appears before torch is loaded.
+A command's file holds its flags, and imports its room in the function that runs, after ``load_torch``: help and errors
+in flags do not wait for torch.
 """
 
 import importlib
@@ -25,20 +26,24 @@ COMMANDS = {  # each command, a module of this package, and what it does
 def start(command: str, arguments: list[str] | None) -> None:
     """Import and run the command of this name with its ``arguments``. None: those of ``sys.argv``, for train.py."""
     open_missing_streams()
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, stop_at_once)
     with one_line_errors():
-        if sys.stderr.isatty():  # importing torch takes a second or more
-            print(f"{command}: loading torch …\r", end="", file=sys.stderr, flush=True)
-        module = importlib.import_module(f"bp_torch.commands.{command}")
-        if sys.stderr.isatty():
-            print("\x1b[K", end="", file=sys.stderr, flush=True)
-        signal.signal(signal.SIGINT, before)
         try:
-            module.main(arguments)
+            importlib.import_module(f"bp_torch.commands.{command}").main(arguments)
         finally:
             sys.stdout.flush()
+            stop_as_usual()
+
+
+def load_torch() -> None:
+    """Import torch, which takes a second or more. From then on, Ctrl-C is what it usually is."""
+    if sys.stderr.isatty():
+        print("loading torch …\r", end="", file=sys.stderr, flush=True)
+    importlib.import_module("torch")
+    if sys.stderr.isatty():
+        print("\x1b[K", end="", file=sys.stderr, flush=True)
+    stop_as_usual()
 
 
 def open_missing_streams() -> None:
@@ -49,6 +54,12 @@ def open_missing_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
             setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
+
+
+def stop_as_usual() -> None:
+    """Let Ctrl-C raise KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is stop_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def stop_at_once(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""``python -m bp_torch benchmark`` and ``benchmark accuracy``: measure what is asked for, print tables, draw a picture.
+"""``python -m bp_torch benchmark``, ``benchmark scripts`` and ``benchmark accuracy``: measure, print, draw a picture.
 
 On the CPU one thread is the default: on small layers a second one mostly waits. NumPy's library reads its number of
 threads only once, when it is loaded, so the command starts itself again with that number in the environment.
@@ -12,25 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
-
-from bp_torch.benchmark.accuracy import Accuracy, measure, read, table
-from bp_torch.benchmark.contenders import CONTENDERS, CUDA_CONTENDERS
-from bp_torch.benchmark.networks import compare_networks
-from bp_torch.benchmark.race import THREAD_VARIABLES, TOLERANCE, Task, compare
-from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table, networks_table
-from bp_torch.benchmark.with_jax import jax_contender
+from bp_torch.benchmark import accuracy, scripts
+from bp_torch.benchmark.accuracy import Accuracy
+from bp_torch.benchmark.scripts import THREAD_VARIABLES, Scripts
 from bp_torch.cli import one_line_errors, parse
-from bp_torch.data import load
-from bp_torch.device import choose_device, set_precision
+from bp_torch.commands import load_torch
 from bp_torch.files import replace_file
 from bp_torch.flags import Within, check_bounds
-from bp_torch.training import Config
+from bp_torch.training.config import Config
 
 COMMAND = "python -m bp_torch benchmark"
-
-CPU_CONTENDERS = CONTENDERS | {"JAX, jit(scan)": jax_contender}
-"""The contenders on a CPU: the last where JAX is installed."""
 
 SWEEP: tuple[tuple[tuple[int, ...], int], ...] = (
     ((784, 16, 16, 10), 100),
@@ -91,25 +82,57 @@ class Options:
 
 
 def main(arguments: list[str]) -> None:
-    """``python -m bp_torch benchmark``, and ``python -m bp_torch benchmark accuracy``."""
+    """``python -m bp_torch benchmark``, ``benchmark scripts`` and ``benchmark accuracy``."""
     if arguments[:1] == ["accuracy"]:
         about = "Seconds from starting a process until its test accuracy reaches a target."
-        wanted = parse(Accuracy, prog=f"{COMMAND} accuracy", description=about, args=arguments[1:])
+        until = parse(Accuracy, prog=f"{COMMAND} accuracy", description=about, args=arguments[1:])
         with one_line_errors():
-            measure(wanted)
-            print(f"\n{table(read(wanted.out))}")
+            load_torch()
+            accuracy.measure(until)
+            print(f"\n{accuracy.table(accuracy.read(until.out))}")
         return
-    about = "Time the hand-written backward beside what you would otherwise write."
+    if arguments[:1] == ["scripts"]:
+        about = "Seconds from starting a process to the trained network of the default run."
+        wanted = parse(Scripts, prog=f"{COMMAND} scripts", description=about, args=arguments[1:])
+        with one_line_errors():
+            run_scripts(wanted)
+        return
+    about = "Time the hand-written backward beside what you would otherwise write. See also: benchmark scripts, "
+    about += "benchmark accuracy."
     options = parse(Options, prog=COMMAND, description=about, args=arguments)
     threads = dict.fromkeys(THREAD_VARIABLES, str(options.threads))
     if not threads.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", "bp_torch", "benchmark", *arguments], os.environ | threads)
     with one_line_errors():
+        load_torch()
         run(options)
+
+
+def run_scripts(wanted: Scripts) -> None:
+    """Start the scripts and report. Raises BenchmarkError or DataError."""
+    load_torch()
+    import torch
+
+    from bp_torch.benchmark.report import describe_machine
+    from bp_torch.data import load
+
+    load("mnist", wanted.data_dir)  # unpacked before the first measurement
+    machine = describe_machine(torch.device("cpu")) | {"threads": wanted.threads}
+    print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+    print(f"\n{scripts.table(scripts.measure(wanted))}")
 
 
 def run(options: Options) -> None:
     """Measure and report. Raises BenchmarkError, DeviceError, DataError or OSError."""
+    import torch
+
+    from bp_torch.benchmark.contenders import CPU_CONTENDERS, CUDA_CONTENDERS
+    from bp_torch.benchmark.networks import compare_networks
+    from bp_torch.benchmark.race import TOLERANCE, Task, compare
+    from bp_torch.benchmark.report import as_json, contender_table, describe_machine, draw, growth_table, networks_table
+    from bp_torch.data import load
+    from bp_torch.device import choose_device, set_precision
+
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     set_precision("full", device)

@@ -9,33 +9,27 @@ An idea is loaded only when it is named. Nothing here computes.
 import importlib
 import time
 import webbrowser
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from bp_torch.cli import fail, one_line_errors, parse
+from bp_torch.commands import load_torch
 from bp_torch.explain import IDEAS as IDEAS
-from bp_torch.explain.subject import CommonOptions, Subject, UsageError, full_gradient, open_subject, with_example
+from bp_torch.explain.options import AllOptions, options_of
 from bp_torch.files import replace_file
 from bp_torch.text import fitted, named, wrapped
-from bp_torch.training.log import add_figures
+
+if TYPE_CHECKING:
+    from bp_torch.explain.subject import Subject
 
 QUICK = 38  # the time of all ideas together that have no ``passes``, in passes over all training examples
 FILE_TYPES = (".png", ".svg", ".pdf")
 PAGE = "a page for the browser that holds the network, to touch: page.html"
 EVERY_IDEA = "all of them, as one folder of pictures and a page, index.html"
 WHERE = "Each has its own --help. The network is that of the newest run in runs/; make one with: python train.py"
-
-
-@dataclass(frozen=True)
-class AllOptions(CommonOptions):
-    """The flags of ``explain all``."""
-
-    out: Path | None = None
-    """Folder of the pictures and index.html. None: explained/ in the run's folder."""
 
 
 def main(arguments: list[str]) -> None:
@@ -49,10 +43,10 @@ def main(arguments: list[str]) -> None:
         return
     if name not in (*IDEAS, "page", "all"):
         fail(f"unknown idea {name!r}: choose from {', '.join(IDEAS)}, page, all", 2)
-    kind = AllOptions if name == "all" else load_idea(name).Options
     about = IDEAS[name].words if name in IDEAS else f"Write {PAGE}." if name == "page" else f"Show {EVERY_IDEA}."
-    options = parse(kind, prog=f"python -m bp_torch explain {name}", description=about, args=rest)
+    options = parse(options_of(name), prog=f"python -m bp_torch explain {name}", description=about, args=rest)
     with one_line_errors():
+        load_torch()
         {"all": show_all, "page": show_page}.get(name, partial(show, name))(options)
 
 
@@ -61,14 +55,18 @@ def load_idea(name: str) -> Any:
     return importlib.import_module(f"bp_torch.explain.{'more_data' if name == 'data' else name}")
 
 
-def compute(name: str, subject: Subject, options: Any) -> Any:
+def compute(name: str, subject: "Subject", options: Any) -> Any:
     """The ``Idea`` of this name on the network of ``subject``."""
+    from bp_torch.explain.subject import with_example
+
     return getattr(load_idea(name), name.capitalize())(with_example(subject, options), options)
 
 
 def show(name: str, options: Any) -> None:
     """Print the numbers of the idea ``name`` and write its picture."""
     from bp_torch.explain.idea import file_content
+    from bp_torch.explain.subject import UsageError, open_subject
+    from bp_torch.training.log import add_figures
 
     if options.out is not None and options.out.suffix not in FILE_TYPES:
         raise UsageError(f"--out: wanted a file ending in {', '.join(FILE_TYPES)}, got {options.out}")
@@ -86,6 +84,7 @@ def show(name: str, options: Any) -> None:
 def show_page(options: Any) -> None:
     """Write the page that holds the network, and open it if that is asked for."""
     from bp_torch.explain.page import write_page
+    from bp_torch.explain.subject import open_subject
 
     subject = open_subject(options)
     out = options.out or subject.folder / "explained" / "page.html"
@@ -101,6 +100,8 @@ def show_all(options: AllOptions) -> None:
     """Write every idea's pictures, and the page that explains them: what is quick at once, then the rest."""
     from bp_torch.explain.idea import file_content
     from bp_torch.explain.index import Section, html
+    from bp_torch.explain.subject import open_subject
+    from bp_torch.training.log import add_figures
 
     subject = open_subject(options)
     folder = options.out or subject.folder / "explained"
@@ -112,7 +113,7 @@ def show_all(options: AllOptions) -> None:
         for name in bar:
             bar.set_description(name)
             start = time.perf_counter()
-            idea = compute(name, subject, load_idea(name).Options())
+            idea = compute(name, subject, options_of(name)())
             cards[name] = idea.figure(narrow=True)
             replace_file(folder / f"{name}.png", file_content(idea.figure()))
             replace_file(folder / f"{name}.narrow.png", file_content(cards[name]))
@@ -125,8 +126,10 @@ def show_all(options: AllOptions) -> None:
     print(f"wrote {folder / 'index.html'}")
 
 
-def forecast(subject: Subject) -> str:
+def forecast(subject: "Subject") -> str:
     """How long ``explain all`` will take, from the time of one pass over all training examples."""
+    from bp_torch.explain.subject import full_gradient
+
     start = time.perf_counter()
     full_gradient(subject.exact, subject.training, subject.config.cost)
     a_pass = time.perf_counter() - start
@@ -136,9 +139,10 @@ def forecast(subject: Subject) -> str:
     return f"This takes about {quick + sum(long.values()):.0f} s: {quick:.0f} for what is quick, then {by_name}"
 
 
-def write_touchable(subject: Subject, folder: Path) -> dict[str, str]:
+def write_touchable(subject: "Subject", folder: Path) -> dict[str, str]:
     """Write page.html, and return the link to it, {file: words}; nothing for a network that it cannot show."""
     from bp_torch.explain.page import PageError, write_page
+    from bp_torch.explain.subject import UsageError
 
     try:
         replace_file(folder / "page.html", write_page(subject).encode())

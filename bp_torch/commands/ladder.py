@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 from bp_torch.cli import fail, one_line_errors, parse
+from bp_torch.commands import load_torch
 from bp_torch.flags import Within, check_bounds
 from bp_torch.ladder import results
-from bp_torch.ladder.report import PAGE, PICTURE, listing, ours, write
-from bp_torch.ladder.rows import find
-from bp_torch.ladder.run import COMMAND, run_row
+from bp_torch.ladder.rows import COMMAND, find
 from bp_torch.training.config import SEEDS
-from bp_torch.training.interruption import Stopped
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,8 @@ def main(arguments: list[str]) -> None:
                 train_row(rest)
             elif name == "docs":
                 docs = parse(Docs, prog=f"{COMMAND} docs", description="Write docs/ladder.md.", args=rest)
+                from bp_torch.ladder.report import PAGE, PICTURE, write
+
                 write(results.read(docs.json), docs.out)
                 print(f"saved {docs.out / PAGE} and {docs.out / PICTURE}")
             elif name and not name.startswith("-"):
@@ -71,9 +71,10 @@ def main(arguments: list[str]) -> None:
             else:
                 about = "Published results of plain networks and ours, as a table."
                 about += " See also: ladder run ROW, ladder docs."
-                print(listing(results.read(parse(Options, prog=COMMAND, description=about, args=arguments).json)))
-        except Stopped as stopped:
-            fail(f"{stopped}, or start this command again", stopped.code)
+                options = parse(Options, prog=COMMAND, description=about, args=arguments)
+                from bp_torch.ladder.report import listing
+
+                print(listing(results.read(options.json)))
         except ValueError as error:
             fail(str(error), 2)
 
@@ -88,5 +89,14 @@ def train_row(arguments: list[str]) -> None:
     row, options = find(arguments[0]), read(args=arguments[1:])
     fields = {name: getattr(options, name) for name in ("threads", "device", "data_dir", "runs_dir")}
     seeds = range(options.first_seed, options.first_seed + (options.seeds or row.seeds))
-    measured = run_row(row, row.config(**fields), seeds, options.json)
+    config = row.config(**fields)
+    load_torch()
+    from bp_torch.ladder.report import ours
+    from bp_torch.ladder.run import run_row
+    from bp_torch.training.interruption import Stopped
+
+    try:
+        measured = run_row(row, config, seeds, options.json)
+    except Stopped as stopped:
+        fail(f"{stopped}, or start this command again", stopped.code)
     print(f"{row.name}: published {row.published:.2f} % ({row.kind}), ours {ours(measured)} %")

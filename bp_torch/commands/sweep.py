@@ -1,13 +1,10 @@
 """``python -m bp_torch sweep``: flags in, many trained networks and a table out, one line for each error."""
 
 from bp_torch.cli import fail, one_line_errors, parse
+from bp_torch.commands import load_torch
 from bp_torch.commands.train import resumed
-from bp_torch.device import choose_device
-from bp_torch.distributed import local_device
-from bp_torch.sweep.config import SweepConfig
-from bp_torch.sweep.loop import COMMAND, sweep
-from bp_torch.sweep.plan import groups
-from bp_torch.training.run import read_config_as
+from bp_torch.sweep.config import COMMAND, SweepConfig
+from bp_torch.training.config import read_config_as
 
 DESCRIPTION = "Train networks of many settings and seeds at once, and compare them."
 
@@ -19,6 +16,12 @@ def main(arguments: list[str]) -> None:
         if folder := config.resume:
             make = f"{COMMAND} --learning-rate 1 3"
             config = resumed(read_config_as(SweepConfig, folder, f"no sweep in {folder}", make), arguments)
+        load_torch()
+        from bp_torch.device import choose_device
+        from bp_torch.distributed import local_device
+        from bp_torch.sweep.loop import sweep
+        from bp_torch.sweep.plan import groups
+
         try:
             groups(config, choose_device(local_device(config.device)))
         except ValueError as error:

@@ -3,11 +3,9 @@
 from argparse import ArgumentParser
 
 from bp_torch.cli import fail, one_line_errors, parse
+from bp_torch.commands import load_torch
 from bp_torch.ladder.rows import Row, find
-from bp_torch.training.config import AnyConfig, Config
-from bp_torch.training.divergence import WrongGradientError
-from bp_torch.training.loop import train
-from bp_torch.training.run import read_config
+from bp_torch.training.config import AnyConfig, Config, read_config
 
 DESCRIPTION = "Train a network on handwritten digits by hand-written backpropagation."
 
@@ -20,6 +18,10 @@ def main(arguments: list[str] | None) -> None:
     with one_line_errors():
         if config.resume:
             config = resumed(read_config(config.resume), arguments)
+        load_torch()
+        from bp_torch.training.divergence import WrongGradientError
+        from bp_torch.training.loop import train
+
         try:
             train(config)
         except WrongGradientError as wrong:

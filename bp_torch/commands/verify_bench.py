@@ -3,17 +3,17 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-
-from bp_torch.cli import parse
+from bp_torch.cli import fail, parse
+from bp_torch.commands import load_torch
 from bp_torch.flags import Within, check_bounds
 from bp_torch.text import table
-from bp_torch.verify.bank import LAYERS
-from bp_torch.verify.bench import DTYPES, Score, bench, false_alarms, outside
-from bp_torch.verify.cases import cases
 
+if TYPE_CHECKING:
+    from bp_torch.verify.bench import Score
+
+DTYPES = ("float64", "float32", "bfloat16")
 COLUMNS = ["dtype", "checker", "caught", "false alarms", "diagnosed", "wrongly", "seconds"]
 OUTSIDE = ["checker", "right", "wrong", *COLUMNS[4:]]
 
@@ -40,14 +40,21 @@ class Options:
         known = (*DTYPES, "float16")
         if bad := [name for name in self.dtypes if name not in known]:
             raise ValueError(f"--dtypes: wanted {', '.join(known)}, got {' '.join(bad)}")
-        if bad := [name for name in self.layers if name not in LAYERS]:
-            raise ValueError(f"--layers: the bank has no {', '.join(bad)}; it has {', '.join(LAYERS)}")
         check_bounds(self)
 
 
 def main(arguments: list[str]) -> None:
     """Print the scores."""
     options = parse(Options, prog="python -m bp_torch verify bench", description="Score the checkers.", args=arguments)
+    load_torch()
+    import torch
+
+    from bp_torch.verify.bank import LAYERS
+    from bp_torch.verify.bench import bench, false_alarms, outside
+    from bp_torch.verify.cases import cases
+
+    if bad := [name for name in options.layers if name not in LAYERS]:
+        fail(f"--layers: the bank has no {', '.join(bad)}; it has {', '.join(LAYERS)}", 2)
     torch.set_num_threads(1)
     scores = bench(options.dtypes, options.layers)
     faults = sum(len(layer.faults) for layer in LAYERS.values())
@@ -69,25 +76,25 @@ def main(arguments: list[str]) -> None:
         options.json.write_text(json.dumps([asdict(score) for score in scores], indent=2) + "\n")
 
 
-def row(score: Score) -> list[str]:
+def row(score: "Score") -> list[str]:
     """The cells below ``COLUMNS``."""
     caught, alarms = f"{score.caught} of {score.faults}", f"{len(score.alarms)} of {score.layers}"
     return [score.dtype, score.checker, caught, alarms, *last_cells(score)]
 
 
-def outside_row(score: Score) -> list[str]:
+def outside_row(score: "Score") -> list[str]:
     """The cells below ``OUTSIDE`` but for the first: how many versions have the verdict that is due."""
     right, wrong = score.layers - len(score.alarms), score.caught
     return [f"{right} of {score.layers}", f"{wrong} of {score.faults}", *last_cells(score)]
 
 
-def last_cells(score: Score) -> list[str]:
+def last_cells(score: "Score") -> list[str]:
     """The diagnoses, if it is verify's, and the time."""
     named = [f"{score.rightly} of {score.faults}", str(score.wrongly)]
     return [*(named if score.checker == "verify" else ["", ""]), f"{score.seconds:.0f}"]
 
 
-def print_details(score: Score, missed: bool) -> None:
+def print_details(score: "Score", missed: bool) -> None:
     """Print the right layers that verify calls wrong, and if ``missed`` the faults that it misses or names wrongly."""
     asked = {"missed": score.missed, "named wrongly": score.misnamed} if missed else {}
     for title, names in ({"false alarms": score.alarms if score.dtype or missed else []} | asked).items():

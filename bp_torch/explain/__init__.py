@@ -1,6 +1,6 @@
 """The lesson, made visible: each idea, with its numbers and its picture, on a real network.
 
-Every idea is a file of this package with ``Options``, its flags, and a subclass of ``Idea``. Words are in ideas.toml.
+Every idea is a file of this package with a subclass of ``Idea``. Flags are in options.py, words in ideas.toml.
 """
 
 import tomllib

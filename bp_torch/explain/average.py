@@ -6,11 +6,10 @@ The negative gradients of single examples come from ``backprop.per_example_gradi
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from math import ceil
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,23 +24,13 @@ from bp_torch.explain import style
 from bp_torch.explain.drawing import decimal_ticks, digit, diverging, hide_ticks, map_grid, percent_histogram
 from bp_torch.explain.gradient import parameter_name
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.subject import CommonOptions, Subject, UsageError, chunks, full_gradient
-from bp_torch.flags import Within
+from bp_torch.explain.options import AverageOptions
+from bp_torch.explain.subject import Subject, UsageError, chunks, full_gradient
 from bp_torch.network import Network, layer_views, parameter_count
 from bp_torch.text import Column, column_table, number, times, unit
 
 MADE_OF = (1, 10, 100, 1_000)  # after so many examples the average is shown, and after all
 KEPT = 3_000_000  # components of gradients in memory at once, 24 MB of float64: 230 examples of 13,002 parameters
-
-
-@dataclass(frozen=True)
-class Options(CommonOptions):
-    """The columns of the table."""
-
-    first: Annotated[int, Within(least=0)] = 0
-    """The first training example that has a column."""
-    columns: Annotated[int, Within(least=1, most=10)] = 6
-    """Number of examples that have a column, from 1 to 10."""
 
 
 class Statistics(NamedTuple):
@@ -96,7 +85,7 @@ def averages(network: Network, examples: Examples, cost: str, first: int) -> dic
 class Average(Idea):
     """The wishes of single examples, their average as it is made, and the statistics of all."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: AverageOptions) -> None:
         """Compute the negative gradients of all training examples; the columns are those that ``options`` choose."""
         network, cost, training = subject.exact, subject.config.cost, subject.training
         self.caption, self.sizes = subject.caption, network.sizes

@@ -18,14 +18,13 @@ from bp_torch.backprop import Forward, backward, forward, input_gradient
 from bp_torch.explain import style
 from bp_torch.explain.drawing import colourbar, diverging, draw_network, map_grid, outline, pixel_map, signed_bars
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.subject import ExampleOptions, Subject
+from bp_torch.explain.options import ExampleOptions
+from bp_torch.explain.subject import Subject
 from bp_torch.network import Network
 from bp_torch.text import column_table, number, unit
 
 FULL_TABLE = 32  # of a layer with more neurons than this, the table gives only the length of each row
 SHOWN = 8  # neurons of layer 1 whose wishes at the pixels are drawn, at most
-
-Options = ExampleOptions
 
 
 class Step(NamedTuple):
@@ -51,7 +50,7 @@ def steps_back(network: Network, deltas: list[Tensor]) -> list[Step]:
 class Backwards(Idea):
     """The way back of one example through the untrained network, and through the trained one if there is one."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: ExampleOptions) -> None:
         """Compute the ways back."""
         self.caption, self.example = subject.caption, subject.example
         self.passed, self.ways = (

@@ -6,9 +6,7 @@ The shuffle is that of training, ``data.permutation``. The gradient of each mini
 the average of all of them is ∇C.
 """
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -22,28 +20,16 @@ from bp_torch.explain import style
 from bp_torch.explain.descent import angle, mean, spread
 from bp_torch.explain.drawing import colourbar, mosaic, pixel_map
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.subject import COUNT, CommonOptions, Subject, UsageError, full_gradient
-from bp_torch.flags import Within
+from bp_torch.explain.options import BatchesOptions
+from bp_torch.explain.subject import Subject, UsageError, full_gradient
 from bp_torch.network import layer_views
 from bp_torch.text import column_table, count
-
-
-@dataclass(frozen=True)
-class Options(CommonOptions):
-    """The batches."""
-
-    batch_size: Annotated[int, COUNT] = 100
-    """Examples in a mini-batch."""
-    shown: Annotated[int, Within(least=1, most=6)] = 4
-    """Mini-batches that are shown, from 1 to 6."""
-    epoch: Annotated[int, COUNT] = 1
-    """The shuffle of this epoch."""
 
 
 class Batches(Idea):
     """The mini-batches of one epoch: a few of them, and the angles of all."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: BatchesOptions) -> None:
         """Cut the shuffled examples into batches, and compute the gradient of each."""
         training, cost, n = subject.training, subject.config.cost, len(subject.training.labels)
         if options.batch_size > n:

@@ -19,10 +19,9 @@ from bp_torch.costs import find_cost
 from bp_torch.explain import style
 from bp_torch.explain.drawing import array, draw_network, label_end, output_dots, percent_histogram
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.subject import ExampleOptions, Subject, all_costs
+from bp_torch.explain.options import ExampleOptions
+from bp_torch.explain.subject import Subject, all_costs
 from bp_torch.text import Column, column_table, number
-
-Options = ExampleOptions
 
 
 class Costs(NamedTuple):
@@ -46,7 +45,7 @@ def terms(passed: Forward, y: Tensor, cost: str) -> Tensor:
 class Cost(Idea):
     """The cost of one example in the untrained network, and in the trained one if there is one."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: ExampleOptions) -> None:
         """Compute the costs of the example and of all."""
         self.caption, self.example, self.cost = subject.caption, subject.example, subject.config.cost
         self.kind = "squared difference" if self.cost == "quadratic" else "part of the cost"  # of one output

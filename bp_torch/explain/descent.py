@@ -9,10 +9,10 @@ the gradient of a mini-batch and the true gradient.
 
 import time
 from collections.abc import Callable, Collection, Container
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from statistics import fmean
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,9 +26,9 @@ from bp_torch.data import Examples, batch, first_shuffled
 from bp_torch.explain import style
 from bp_torch.explain.drawing import array, decimal_ticks
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.subject import SEED, CommonOptions, Subject, UsageError, batch_size_of, full_gradient, train_steps
+from bp_torch.explain.options import DescentOptions
+from bp_torch.explain.subject import Subject, UsageError, batch_size_of, full_gradient, train_steps
 from bp_torch.explain.surface import Plane, Surface, contours, cost_at, plane_of_steps, plane_through, surface_on
-from bp_torch.flags import Within
 from bp_torch.network import Network
 from bp_torch.text import Column, column_table, number
 from bp_torch.training import Config
@@ -38,28 +38,6 @@ MEASURED = 5_000  # training examples that the cost along the paths and on the s
 COLOURS = style.LINES[:3]
 OUTLINE = [Stroke(linewidth=3.6, foreground="white"), Normal()]
 TEXT_OUTLINE = [Stroke(linewidth=2.6, foreground="white"), Normal()]
-
-
-@dataclass(frozen=True)
-class Options(CommonOptions):
-    """The number of steps of each method."""
-
-    full_steps: Annotated[int, Within(least=1)] = 120
-    """Steps on all training examples."""
-    mini_steps: Annotated[int, Within(least=1)] = 3_000
-    """Steps on mini-batches."""
-    single_steps: Annotated[int, Within(least=1)] = 20_000
-    """Steps on single examples."""
-    mini_batch: Annotated[int, Within(least=1)] = 100
-    """Examples in a mini-batch."""
-    single_learning_rate: Annotated[float | None, Within(above=0)] = None
-    """Learning rate on single examples. None: a tenth of the run's, which is too large for one example."""
-    close_steps: Annotated[int, Within(least=2)] = 60
-    """Steps on mini-batches, and on all examples, that are seen from close."""
-    grid: Annotated[int, Within(least=2)] = 25
-    """Points of a surface along each side."""
-    seed: Annotated[int, SEED] = 0
-    """Seed of the mini-batches whose angles are measured."""
 
 
 class Path(NamedTuple):
@@ -149,7 +127,7 @@ def angles_by_size(network: Network, examples: Examples, cost: str, seed: int) -
 class Descent(Idea):
     """Three paths down (all examples, mini-batches, single examples), the surface below them, and angles."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: DescentOptions) -> None:
         """Compute three paths from the run's start, and the surface below them."""
         config, training, self.caption, self.measured = subject.config, subject.training, subject.caption, MEASURED
         start = config.network(subject.network.device)

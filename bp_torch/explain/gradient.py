@@ -7,10 +7,9 @@ computed at both ends.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from math import inf
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import SubFigure
@@ -21,22 +20,12 @@ from bp_torch.data import Examples
 from bp_torch.explain import style
 from bp_torch.explain.drawing import MOST, array, colourbar, diverging, draw_network, map_grid
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.subject import CommonOptions, Subject, UsageError, all_costs, full_gradient
-from bp_torch.flags import Within
+from bp_torch.explain.options import GradientOptions
+from bp_torch.explain.subject import Subject, UsageError, all_costs, full_gradient
 from bp_torch.network import Network, layer_views, parameter_count
 from bp_torch.text import column_table, number, times
 
 PAIR = (style.LINES[0], style.LINES[1])  # the colours of the two weights, which say nothing about signs
-
-
-@dataclass(frozen=True)
-class Options(CommonOptions):
-    """Which two weights are compared, and how far they are moved."""
-
-    ratio: Annotated[float, Within(above=1)] = 32
-    """The first of the two weights is about so many times as sensitive as the second."""
-    step: Annotated[float, Within(above=0, below=1)] = 1e-3
-    """How far a wiggle goes, up and down."""
 
 
 class Wiggle(NamedTuple):
@@ -107,7 +96,7 @@ def find_pair(gradient: Tensor, sizes: tuple[int, ...], ratio: float) -> tuple[i
 class Gradient(Idea):
     """∇C over the training examples, and the wiggles of two weights of the last layer."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: GradientOptions) -> None:
         """Compute ∇C, and move two weights: by the whole step, and by half of it."""
         network, cost, training = subject.exact, subject.config.cost, subject.training
         self.caption, self.sizes, self.step = subject.caption, network.sizes, options.step

@@ -5,7 +5,6 @@
 The nudges to the weights of a layer (BP4) against activation × wanted increase, without φ′ and with it.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -19,17 +18,10 @@ from bp_torch.explain import style
 from bp_torch.explain.drawing import array, colourbar, diverging, draw_network, hide_ticks, signed_bars
 from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.nudges import output_nudges
-from bp_torch.explain.subject import ExampleOptions, Subject, UsageError
+from bp_torch.explain.options import HebbianOptions
+from bp_torch.explain.subject import Subject, UsageError
 from bp_torch.network import layer_views
 from bp_torch.text import column_table, number
-
-
-@dataclass(frozen=True)
-class Options(ExampleOptions):
-    """The example, and the layer whose weights are explained."""
-
-    layer: int | None = None
-    """The layer, counted from 1. None: the last hidden one, whose φ′ differ most."""
 
 
 class Factors(NamedTuple):
@@ -72,7 +64,7 @@ def blocked(wanted: Tensor, phi_prime: Tensor) -> str:
 class Hebbian(Idea):
     """The nudges of the weights of one layer for one example, against their factors."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: HebbianOptions) -> None:
         """Compute the nudges and their factors, in the layer that ``options`` name."""
         network, cost = subject.exact, subject.config.cost
         self.caption, self.example = subject.caption, subject.example

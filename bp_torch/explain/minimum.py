@@ -6,11 +6,11 @@ The run is repeated from its start, as its config says. The curvature is by cent
 gradient: dᵀHd ≈ d·(∇C(θ + εd) − ∇C(θ − εd)) / 2ε.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from math import ceil
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import SubFigure
@@ -22,8 +22,8 @@ from bp_torch.data import Examples, first_shuffled
 from bp_torch.explain import style
 from bp_torch.explain.drawing import decimal_ticks, label_end
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.subject import SEED, CommonOptions, Subject, all_costs, batch_size_of, full_gradient, train_steps
-from bp_torch.flags import Within
+from bp_torch.explain.options import MinimumOptions
+from bp_torch.explain.subject import Subject, all_costs, batch_size_of, full_gradient, train_steps
 from bp_torch.network import Network
 from bp_torch.text import column_table, count, number
 from bp_torch.training import Config, evaluate
@@ -31,18 +31,6 @@ from bp_torch.training import Config, evaluate
 MEASURED = 10_000  # training examples that the cost along lines is measured on, at most
 DISTANCES = torch.linspace(-1, 1, 21).tolist()  # along a line; the network is in the middle
 SETTLED = 1e-3  # if the cost can fall along −∇C by less than this fraction, the network counts as being at a minimum
-
-
-@dataclass(frozen=True)
-class Options(CommonOptions):
-    """How much of the run is repeated, and where the curvature is measured."""
-
-    epochs: Annotated[int | None, Within(least=0)] = None
-    """Repeat this many of the run's epochs. None: all, but 40 at most, and none of an untrained network's."""
-    directions: Annotated[int, Within(least=1)] = 6
-    """Random directions in which the curvature is measured."""
-    seed: Annotated[int, SEED] = 0
-    """Seed of the directions."""
 
 
 class Line(NamedTuple):
@@ -90,7 +78,7 @@ def cost_along(network: Network, examples: Examples, cost: str, name: str, direc
 class Minimum(Idea):
     """The course of the run, and the cost around its end."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: MinimumOptions) -> None:
         """Repeat the run, then measure the cost around its network."""
         config, training = subject.config, subject.training
         self.caption, self.measured = subject.caption, MEASURED

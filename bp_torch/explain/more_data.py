@@ -7,10 +7,10 @@ of one number are trained at once, as a group of the sweep; the scores are from 
 see their images deformed anew each time they come (deform.py): data made from the data one has.
 """
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from statistics import fmean as mean
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import SubFigure
@@ -21,8 +21,9 @@ from bp_torch.deform import Deformation
 from bp_torch.explain import style
 from bp_torch.explain.drawing import decimal_ticks, mosaic
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.subject import COUNT, CommonOptions, Subject
-from bp_torch.sweep import new_group
+from bp_torch.explain.options import DataOptions
+from bp_torch.explain.subject import Subject
+from bp_torch.sweep.group import new_group
 from bp_torch.sweep.plan import even_parts, quickest
 from bp_torch.text import Column, column_table, count
 from bp_torch.training import Config, Score, evaluate
@@ -30,16 +31,6 @@ from bp_torch.training.config import DeformName
 
 COUNTS = (100, 300, 1_000, 3_000, 10_000, 30_000)  # numbers of training examples that are tried, up to all of them
 DEFORMED = COUNTS[::2]  # those that are also deformed, which takes longer than training on them
-
-
-@dataclass(frozen=True)
-class Options(CommonOptions):
-    """How long each network is trained, and how many are trained for each number of examples."""
-
-    epochs: Annotated[int, COUNT] = 5
-    """Each network sees as many images as this many passes over all training examples."""
-    seeds: Annotated[int, COUNT] = 3
-    """Networks for each number of examples: other initial values, other examples, other shuffles."""
 
 
 class Trained(NamedTuple):
@@ -91,7 +82,7 @@ def deforming(config: Config, kind: DeformName) -> Config:
 class Data(Idea):
     """Networks that learned from few examples and from many."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: DataOptions) -> None:
         """Train every network."""
         training, n = subject.training, len(subject.training.labels)
         self.caption, self.seeds = subject.caption, options.seeds

@@ -7,9 +7,8 @@ A nudge is minus a derivative of the cost: ``costs.Cost.derivative`` gives those
 ``input_gradient`` those of the three ways.
 """
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
 from matplotlib.figure import SubFigure
@@ -20,19 +19,12 @@ from bp_torch.costs import COSTS
 from bp_torch.explain import style
 from bp_torch.explain.drawing import arrow, draw_network, label_end, output_dots, signed_bars
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.subject import DIGIT, ExampleOptions, Subject
+from bp_torch.explain.options import NudgesOptions
+from bp_torch.explain.subject import Subject
 from bp_torch.network import layer_views
 from bp_torch.text import Column, column_table, number, signed
 
 SHOWN = 16  # weights and activations that the picture shows, at most
-
-
-@dataclass(frozen=True)
-class Options(ExampleOptions):
-    """The example, and the output whose three ways are ranked."""
-
-    neuron: Annotated[int | None, DIGIT] = None
-    """The output, 0 to 9. None: the one for the digit that the image shows."""
 
 
 class Ways(NamedTuple):
@@ -74,7 +66,7 @@ def ways_to_move(passed: Forward, back: Backward, neuron: int) -> Ways:
 class Nudges(Idea):
     """The wishes of one example for the untrained network, and for the trained one if there is one."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: NudgesOptions) -> None:
         """Compute the nudges of the outputs, and the three ways to move one output of the untrained network."""
         self.caption, self.example, self.cost = subject.caption, subject.example, subject.config.cost
         self.label = self.example.label

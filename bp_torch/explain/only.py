@@ -5,10 +5,8 @@
 Every step is one of ``training.TrainingStep``; after each, all test images go forward through the network.
 """
 
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Annotated
 
 import torch
 from matplotlib.figure import SubFigure
@@ -19,22 +17,13 @@ from bp_torch.data import CLASSES, PIXEL_SCALE, Examples
 from bp_torch.explain import style
 from bp_torch.explain.drawing import array, digit
 from bp_torch.explain.idea import Idea, Panel, Row
-from bp_torch.explain.subject import COUNT, DIGIT, CommonOptions, Subject, UsageError, batch_size_of, train_steps
+from bp_torch.explain.options import OnlyOptions
+from bp_torch.explain.subject import Subject, UsageError, batch_size_of, train_steps
 from bp_torch.network import Network
 from bp_torch.text import column_table
 from bp_torch.training import Config
 
 ONE, RIGHT = style.LINES[1], style.LINES[2]  # the colours of "called DIGIT" and of "called what they are"
-
-
-@dataclass(frozen=True)
-class Options(CommonOptions):
-    """The digit, and the number of steps."""
-
-    digit: Annotated[int, DIGIT] = 2
-    """The digit whose images are the only ones."""
-    steps: Annotated[int, COUNT] = 400
-    """Training steps, each on a mini-batch as large as the run's."""
 
 
 def train_on_digit(
@@ -63,7 +52,7 @@ def figure_steps(fraction: Tensor, predictions: Tensor) -> list[int]:
 class Only(Idea):
     """How the network classifies the test images after each step; index 0 is before the first."""
 
-    def __init__(self, subject: Subject, options: Options) -> None:
+    def __init__(self, subject: Subject, options: OnlyOptions) -> None:
         """Train a copy of the network on ``--digit`` alone for ``--steps`` steps."""
         self.caption, self.digit, training, test = subject.caption, options.digit, subject.training, subject.test
         if not (training.labels == self.digit).any():

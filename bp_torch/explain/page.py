@@ -14,9 +14,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +27,7 @@ from bp_torch.costs import find_cost
 from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, Examples, one_hot
 from bp_torch.explain import content_of, style
 from bp_torch.explain.drawing import array
-from bp_torch.explain.subject import NetworkOptions, Subject, UsageError, nearest_to
+from bp_torch.explain.subject import Subject, UsageError, nearest_to
 from bp_torch.network import Network, parameter_count
 from bp_torch.recorder import Recording
 from bp_torch.sgd import SGD
@@ -45,16 +43,6 @@ Named = dict[str, Tensor]
 
 class PageError(UserError):
     """The page cannot repeat what was recorded. The message names the operation."""
-
-
-@dataclass(frozen=True)
-class Options(NetworkOptions):
-    """The flags of ``explain page``."""
-
-    out: Path | None = None
-    """The page's file. None: explained/page.html in the run's folder."""
-    open: bool = False
-    """Open the page in the browser."""
 
 
 # ---- what is recorded: functions of tensors ----

@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from math import ceil
 from pathlib import Path
-from typing import Annotated, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,80 +18,21 @@ from tqdm import tqdm
 
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.cli import UserError, train_command
-from bp_torch.data import CLASSES, Examples, batch, load, permutation
+from bp_torch.data import Examples, batch, load, permutation
 from bp_torch.deform import deformed
-from bp_torch.device import check_threads, choose_device
-from bp_torch.flags import Within, check_bounds
+from bp_torch.device import choose_device
+from bp_torch.explain.options import ExampleOptions, NetworkOptions
 from bp_torch.network import Network
 from bp_torch.training import NETWORK_FILE, Config, open_run
-from bp_torch.training.config import SEEDS
 from bp_torch.training.run import split
 
 CHUNK = 10_000  # examples at once: enough to keep a core busy, few enough for 64 MB of float64 pixels
-DIGIT = Within(least=0, most=CLASSES - 1)
-SEED = Within(least=0, most=SEEDS - 1)
-COUNT = Within(least=1)
 
 
 class UsageError(UserError):
     """The arguments name something that does not exist. The message says what does."""
 
     exit_code = 2
-
-
-@dataclass(frozen=True)
-class NetworkOptions:
-    """The flags that choose a network and its data."""
-
-    run: Path | None = None
-    """Folder of the run whose network is explained. None: the newest in runs/."""
-    untrained: bool = False
-    """Explain an untrained network with all defaults instead of a run's."""
-    data_dir: Path | None = None
-    """Folder of the data sets. None: the run's own."""
-    device: str = "cpu"
-    """auto, cpu, cuda or cuda:N. The CPU suffices."""
-    threads: int = 1
-    """CPU threads. Small networks are quickest on one."""
-
-    groups: ClassVar[dict[str, str]] = {"run": "the network", "device": "the machine"}
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a number outside its bounds, here or in a subclass."""
-        check_threads(self.threads)
-        check_bounds(self)
-
-
-@dataclass(frozen=True)
-class CommonOptions(NetworkOptions):
-    """The flags of every idea."""
-
-    out: Path | None = None
-    """The picture's file (.png, .svg or .pdf). None: explained/IDEA.png in the run's folder."""
-    log: bool = False
-    """Add the picture to the run's TensorBoard."""
-
-    groups: ClassVar[dict[str, str]] = {"out": "the picture"}
-
-
-@dataclass(frozen=True)
-class ExampleOptions(CommonOptions):
-    """The flags of the ideas that explain one training example."""
-
-    digit: Annotated[int | None, DIGIT] = None
-    """Take an example of this digit. None: of a 2, or of any where --index is given."""
-    index: int | None = None
-    """Which one, from 0: of the digit's examples with --digit, else of all. None: a plainly written one."""
-    loudest: bool = False
-    """Take the digit's example with the largest δ^L, the one that wants the most."""
-
-    groups: ClassVar[dict[str, str]] = {"digit": "the example"}
-
-    def __post_init__(self) -> None:
-        """Check that one example is named once."""
-        super().__post_init__()
-        if self.loudest and self.index is not None:
-            raise ValueError("--index and --loudest exclude each other")
 
 
 class Example(NamedTuple):

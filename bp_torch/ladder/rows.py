@@ -7,8 +7,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from bp_torch.data import CLASSES, PIXELS
 from bp_torch.training.config import Config
+from bp_torch.values import CLASSES, PIXELS
+
+COMMAND = "python -m bp_torch ladder"
 
 Kind = Literal["one network", "best of several", "best of several epochs", "on validation data", "chosen by validation"]
 """What kind of number the published one is. ``one network``: the source says no more."""

@@ -2,9 +2,3 @@
 
 python -m bp_torch sweep --learning-rate 0.3 1 3 10 --seeds 16
 """
-
-from bp_torch.sweep.config import SweepConfig
-from bp_torch.sweep.group import Group, new_group
-from bp_torch.sweep.loop import sweep
-
-__all__ = ["Group", "SweepConfig", "new_group", "sweep"]

@@ -6,9 +6,10 @@ from math import prod
 from typing import Annotated, Any, ClassVar, Literal
 
 from bp_torch.flags import Flag, Within, check_bounds, check_types, flag
-from bp_torch.network import InitName
 from bp_torch.training.config import SEEDS, Config
+from bp_torch.values import InitName
 
+COMMAND = "python -m bp_torch sweep"
 MOST = 10_000  # networks in a sweep: each has a folder
 Setting = tuple[Any, ...]  # a value for each of LISTS
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bp_torch.checkpoint import State
 from bp_torch.data import Examples, permutation, subsample
-from bp_torch.deform import deformed
+from bp_torch.deform import EachEpoch, Part
 from bp_torch.network import Network
 from bp_torch.training.config import Config, scalar_or_column
 from bp_torch.training.evaluation import BeforeChunk, Score, evaluate_each
@@ -86,9 +86,8 @@ class Group(InTraining):
         """Train from where the state is to the last step of its epoch."""
         state, step = self.state, self.step
         step.optimizer.learning_rate = self.learning_rate()
-        if how := self.config.deformation:
-            for own, out in zip(self.seeds, step.examples.x.split(self.examples), strict=True):
-                deformed(own.used, how, own.seed, state.epoch, out=out)
+        if self.deforming:
+            self.deforming.begin(state.epoch)
         for result in step.run(self.order(state.epoch)[..., state.steps * step.batch_size :]):
             state.count_step()
             yield result
@@ -213,6 +212,9 @@ def new_group(members: list[Config], training: Examples, test: Examples, folder:
     each: dict[str, Any] = {name: [value] * k for name, value in GroupState.EACH.items()}
     chosen, name = network.parameters.clone() if first.validation else None, f"{k} of {first.network_name}"
     state = GroupState(network.parameters, optimizer.velocity, running, network=name, chosen=chosen, **each)
-    n, counted = len(seeds[0].used.labels), running if first.log else None
+    n, counted, deforming = len(seeds[0].used.labels), running if first.log else None, None
+    if how := first.deformation:
+        joined = zip(seeds, examples.x.split(n), strict=True)
+        deforming = EachEpoch(how, [Part(own.used, own.seed, out) for own, out in joined], first.epochs)
     step = first.training_step(network, optimizer, examples, epoch_examples=n, running=counted)
-    return Group(first, folder, training, test, n, step, state, members, seeds)
+    return Group(first, folder, training, test, n, step, state, deforming, members, seeds)

@@ -27,21 +27,20 @@ from bp_torch.device import choose_device, set_precision, set_threads
 from bp_torch.distributed import World, joined, local_device
 from bp_torch.files import remove_unfinished, replace_file
 from bp_torch.sweep import report
-from bp_torch.sweep.config import LISTS, SweepConfig
+from bp_torch.sweep.config import COMMAND, LISTS, SweepConfig
 from bp_torch.sweep.group import Group, new_group
 from bp_torch.sweep.plan import groups
 from bp_torch.text import count
-from bp_torch.training.config import Config
+from bp_torch.training.config import Config, TrainingError
 from bp_torch.training.evaluation import Score
 from bp_torch.training.interruption import Signals, Stopped
 from bp_torch.training.log import RunLog
 from bp_torch.training.loop import early_steps, synchronize
-from bp_torch.training.run import TrainingError, default_run_name, load_data
+from bp_torch.training.run import default_run_name, load_data
 
 GROUPS = "groups"
 PLAN = "groups.json"  # the networks that are trained at once, by name: a sweep is resumed with the groups it began with
 RESULTS = "results.json"
-COMMAND = "python -m bp_torch sweep"
 
 
 class SweepRun(NamedTuple):

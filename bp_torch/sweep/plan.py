@@ -74,10 +74,13 @@ def working_set(member: Config, *, separate_batches: bool) -> int:
 
 
 def own_images(member: Config) -> int:
-    """Bytes of the images of one seed, where they are not those of every other: as they came, and deformed."""
+    """Bytes of the images of one seed, where they are not those of every other: as they came, and joined or deformed.
+
+    What is drawn ahead for deformations is about half as much as images.
+    """
     if member.deform == "none" and not member.train_examples and not member.validation:
         return 0
-    return 2 * PIXELS * (member.train_examples or FULL_BATCH)
+    return (3 if member.deform != "none" else 2) * PIXELS * (member.train_examples or FULL_BATCH)
 
 
 def free_memory(device: torch.device) -> int:

@@ -8,23 +8,22 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import cos, pi
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
-import torch
-from torch import Tensor
-
-from bp_torch.activations import ActivationName
-from bp_torch.costs import CostName, find_cost
-from bp_torch.data import CLASSES, PIXELS, DatasetName, Examples
-from bp_torch.deform import Deformation
-from bp_torch.device import check_threads, has_bfloat16
-from bp_torch.distributed import ALONE, World
+from bp_torch import values
+from bp_torch.cli import UserError, train_command
 from bp_torch.flags import Flag, Role, Within, check_bounds, check_effects, check_types, flag, flags_of
-from bp_torch.network import InitName, Network, parameter_count
-from bp_torch.sgd import SGD
-from bp_torch.training.step import TrainingStep
+from bp_torch.values import CLASSES, CONFIG, PIXELS, Deformation, check_positive, parameter_count
 
-DTypeName = Literal["float32", "float64", "bfloat16", "float16"]
+if TYPE_CHECKING:  # imported where they are used: flags are read before torch is loaded
+    import torch
+    from torch import Tensor
+
+    from bp_torch.data import Examples
+    from bp_torch.network import Network
+    from bp_torch.sgd import SGD
+    from bp_torch.training.step import TrainingStep
+
 PrecisionName = Literal["full", "tf32", "bf16", "auto"]
 Schedule = Literal["inverse", "exponential", "cosine", "constant"]
 DeformName = Literal["none", "affine", "elastic", "both"]
@@ -43,14 +42,14 @@ class Config:
 
     sizes: Annotated[tuple[int, ...], Flag(first_column=True)] = (784, 16, 16, 10)
     """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between."""
-    activation: Annotated[ActivationName, Flag(word="", first_column=True)] = "sigmoid"
+    activation: Annotated[values.ActivationName, Flag(word="", first_column=True)] = "sigmoid"
     """Activation of the hidden layers."""
-    output_activation: ActivationName | None = None
+    output_activation: values.ActivationName | None = None
     """Activation of the last layer. None: sigmoid, or identity for the softmax cost, which contains the softmax."""
-    init: InitName = "lecun"
+    init: values.InitName = "lecun"
     """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform: from
     −1/√n_in to 1/√n_in. Other biases are zero."""
-    cost: Annotated[CostName, Flag(word="", first_column=True)] = "quadratic"
+    cost: Annotated[values.CostName, Flag(word="", first_column=True)] = "quadratic"
     """Cost of one example; it is averaged over examples."""
     learning_rate: Annotated[float, Flag(word="lr", first_column=True)] = 3.0
     """Learning rate of the first epoch."""
@@ -69,7 +68,7 @@ class Config:
     """Weight decay of SGD, 0 or more."""
     decay_biases: bool = False
     """Apply weight decay to the biases too."""
-    dataset: DatasetName = "mnist"
+    dataset: values.DatasetName = "mnist"
     """MNIST is part of the package; the others are downloaded."""
     data_dir: Annotated[Path, Flag("place", may_change=True)] = Path("data")
     """Folder of the data sets; filled on first use."""
@@ -120,7 +119,7 @@ class Config:
     """At the end, add a PR curve for each digit and the last hidden layer's activations for the projector."""
     device: Annotated[str, Flag("place", may_change=True)] = "auto"
     """auto, cpu, cuda or cuda:N. auto is the first NVIDIA GPU, or the CPU without one."""
-    dtype: DTypeName = "float32"
+    dtype: values.DTypeName = "float32"
     """Type of every number in the network."""
     precision: PrecisionName = "full"
     """Precision of both passes. full: that of the parameters; tf32: TF32 in matrix products, on a GPU; bf16: bfloat16
@@ -150,7 +149,7 @@ class Config:
             wanted = f"{PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between"
             raise ValueError(f"--sizes: wanted {wanted}, got {' '.join(map(str, self.sizes)) or 'none'}")
         self._check_names()
-        check_threads(self.threads)
+        values.check_threads(self.threads)
         if parameter_count(self.sizes) >= 2**40:
             raise ValueError(f"--sizes: {parameter_count(self.sizes):,} parameters do not fit in any memory")
         if self.seed >= SEEDS:
@@ -165,10 +164,14 @@ class Config:
             wanted = f"less than 1 with --schedule exponential, got {self.learning_rate_decay}"
             raise ValueError(f"--learning-rate-decay: wanted {wanted}")
         self.deformation  # noqa: B018 (raises for a value out of range)
-        find_cost(self.cost, self.outputs)
-        optimizer = self.optimizer(Network((1, 1), dtype=getattr(torch, self.dtype)))
+        if (needed := values.ABSORBED.get(self.cost)) not in (None, self.outputs):
+            raise ValueError(f"{self.cost} needs {needed} outputs, the network has {self.outputs}")
+        values.check_momentum(self.momentum)
+        values.check_weight_decay(self.weight_decay, self.dtype)
+        check_positive("the learning rate", self.learning_rate, self.dtype)
         try:
-            optimizer.learning_rate = self.learning_rate_at(max(1, self.epochs))  # the smallest
+            smallest = self.learning_rate_at(max(1, self.epochs))
+            check_positive("the learning rate", smallest, self.dtype)
         except ValueError as error:
             raise ValueError(f"--learning-rate-decay: in epoch {self.epochs}, {error}") from error
 
@@ -206,8 +209,12 @@ class Config:
         """Name of the output activation: the one chosen, or the default of the cost."""
         return self.output_activation or ("identity" if self.cost == "softmax-cross-entropy" else "sigmoid")
 
-    def network(self, device: torch.device, members: "Sequence[Config] | None" = None) -> Network:
+    def network(self, device: "torch.device", members: "Sequence[Config] | None" = None) -> "Network":
         """The network with the initial values of this run; or of ``members``, those of the K runs as one network."""
+        import torch
+
+        from bp_torch.network import Network
+
         return Network(
             self.sizes,
             activation=self.activation,
@@ -219,24 +226,32 @@ class Config:
             networks=len(members) if members else None,
         )
 
-    def optimizer(self, network: Network, members: "Sequence[Config] | None" = None) -> SGD:
+    def optimizer(self, network: "Network", members: "Sequence[Config] | None" = None) -> "SGD":
         """The optimizer of this run; or of ``members``, K runs whose parameters are those of ``network``."""
+        from bp_torch.sgd import SGD
+
         names, several = ("learning_rate", "momentum", "weight_decay"), members or [self]
         numbers = {name: scalar_or_column([getattr(member, name) for member in several]) for name in names}
         return SGD(network, **numbers, decay_biases=self.decay_biases)
 
     def training_step(
         self,
-        network: Network,
-        optimizer: SGD,
-        examples: Examples,
+        network: "Network",
+        optimizer: "SGD",
+        examples: "Examples",
         *,
         epoch_examples: int | None = None,
-        running: Tensor | None = None,
-        world: World = ALONE,
         record: bool = True,
-    ) -> TrainingStep:
-        """The step of this run on mini-batches of ``examples``; an epoch has ``epoch_examples`` of them (None: all)."""
+        **options: Any,
+    ) -> "TrainingStep":
+        """The step of this run on mini-batches of ``examples``; an epoch has ``epoch_examples`` of them (None: all).
+
+        ``options``: ``running`` and ``world``.
+        """
+        import torch
+
+        from bp_torch.training.step import TrainingStep
+
         n = epoch_examples or len(examples.labels)
         return TrainingStep(
             network,
@@ -245,14 +260,15 @@ class Config:
             n if self.batch_size == "full" else min(self.batch_size, n),
             self.cost,
             precision=torch.bfloat16 if self.precision_on(network.device) == "bf16" else None,
-            running=running,
-            world=world,
             record=record and self.replay,
             compiled=record and self.compile,
+            **options,
         )
 
-    def precision_on(self, device: torch.device) -> PrecisionName:
+    def precision_on(self, device: "torch.device") -> PrecisionName:
         """The precision of both passes on ``device``: for auto, bf16 or full."""
+        from bp_torch.device import has_bfloat16
+
         if self.precision != "auto":
             return self.precision
         return "bf16" if has_bfloat16(device) else "full"
@@ -316,8 +332,30 @@ class Config:
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
-def scalar_or_column(values: Sequence[float]) -> float | Tensor:
+class TrainingError(UserError):
+    """The run cannot start or continue. The message says why, and what to try."""
+
+
+def read_config(folder: Path) -> Config:
+    """The config of the run in ``folder``. Raises TrainingError if there is none."""
+    return read_config_as(Config, folder, f"no run in {folder}", train_command())
+
+
+def read_config_as(kind: type[AnyConfig], folder: Path, missing: str, make: str) -> AnyConfig:
+    """The config in ``folder``. Raises TrainingError if it is ``missing``, with the command to ``make`` it."""
+    path = folder / CONFIG
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is not a regular file")
+        return kind.from_json(path.read_text())
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{missing} ({error}); make one with: {make}") from error
+
+
+def scalar_or_column(values: Sequence[float]) -> "float | Tensor":
     """The value that all networks have, or else a value for each, (K,)."""
+    import torch
+
     return values[0] if len(set(values)) == 1 else torch.tensor(values, dtype=torch.float64)
 
 

@@ -9,7 +9,8 @@ from bp_torch.backprop import example_costs
 from bp_torch.checkpoint import LAST
 from bp_torch.distributed import ALONE
 from bp_torch.network import layer_views
-from bp_torch.training.run import Run, TrainingError
+from bp_torch.training.config import TrainingError
+from bp_torch.training.run import Run
 from bp_torch.training.step import StepResult
 
 if TYPE_CHECKING:  # imported where it is used: a run without --verify-every needs no autograd

@@ -12,8 +12,8 @@ from bp_torch.data import Examples, batch
 from bp_torch.distributed import ALONE, World
 from bp_torch.network import Network
 
-CHUNK, GPU_CHUNK = 2**20, 2**26
-"""Activations, the input's included, that are computed at a time: 4 MiB of float32 fit a CPU's cache; a GPU works on
+CHUNK, GPU_CHUNK = 2**19, 2**26
+"""Activations, the input's included, that are computed at a time: 2 MiB of float32 fit a CPU's cache; a GPU works on
 all of them at once, and 256 MiB fit its memory."""
 
 BeforeChunk = Callable[[int], object] | None
@@ -37,13 +37,13 @@ def forward_in_chunks(
     """The forward pass of some of this process's ``examples`` at a time, their targets y, and their labels."""
     most = CHUNK if network.device.type == "cpu" else GPU_CHUNK
     size = max(1, most // (network.sizes[0] + sum(network.sizes[1:]) * prod(network.leading)))
-    indices = world.shard(torch.arange(len(examples.labels), device=network.device))
+    shard = Examples(*map(world.shard, examples))
     for number in range(ceil(len(examples.labels) / world.size / size)):
         if before_chunk:
             before_chunk(number + 1)
-        chunk = indices[number * size : (number + 1) * size]  # may be empty: shards differ by one
-        x, y = batch(examples, chunk, network.dtype)
-        yield forward(network, x), y, examples.labels[chunk]
+        chunk = slice(number * size, (number + 1) * size)  # may be empty: shards differ by one
+        x, y = batch(shard, chunk, network.dtype)
+        yield forward(network, x), y, shard.labels[chunk]
 
 
 def evaluate(
@@ -55,13 +55,20 @@ def evaluate(
 
 @torch.inference_mode()
 def evaluate_each(
-    network: Network, examples: Examples, cost: str, world: World = ALONE, before_chunk: BeforeChunk = None
+    network: Network,
+    examples: Examples,
+    cost: str,
+    world: World = ALONE,
+    before_chunk: BeforeChunk = None,
+    outputs: list[Tensor] | None = None,
 ) -> list[Score]:
-    """The score of each of K networks over all ``examples``, or of the only one."""
+    """The score of each of K networks over all ``examples``, or of the only one. a^L is added to ``outputs``."""
     n = len(examples.labels)
     sums = torch.zeros(2, *network.leading, dtype=torch.float64, device=network.device)  # of costs, of right answers
     for passed, y, labels in forward_in_chunks(network, examples, world, before_chunk):
         sums[0] += example_costs(passed, y, cost).sum(-1, dtype=torch.float64)
         sums[1] += (passed.activations[-1].argmax(-1) == labels).sum(-1)
+        if outputs is not None:
+            outputs.append(passed.activations[-1])
     world.all_reduce(sums)
     return [Score(cost_sum / n, correct / n) for cost_sum, correct in sums.view(2, -1).T.tolist()]

@@ -162,8 +162,7 @@ class RunLog:
 
     def scalars(self, values: Mapping[str, float], step: int, taken: float | None = None) -> None:
         """Log numbers at a step, taken at this time: seconds since 1970, None for now."""
-        for tag, value in values.items():
-            self.file.scalar(tag, value, step, taken)
+        self.file.scalars(values, step, taken)
 
     def histograms(self, result: StepResult | None, step: int) -> list[str]:
         """Log those of every layer, and after a step of its results too. Returns the tags of those with NaN or ∞."""

@@ -22,12 +22,11 @@ from bp_torch.device import choose_device, cpu_hint, has_bfloat16
 from bp_torch.distributed import joined, local_device
 from bp_torch.files import replace_file
 from bp_torch.network import Network, parameter_count
-from bp_torch.training.config import Config
+from bp_torch.training.config import Config, TrainingError
 from bp_torch.training.divergence import GradientCheck, diverged
 from bp_torch.training.evaluation import BeforeChunk, Score, evaluate, forward_in_chunks
 from bp_torch.training.interruption import Stopped
-from bp_torch.training.log import RunLog
-from bp_torch.training.run import Run, RunResult, TrainingError, opened
+from bp_torch.training.run import Run, RunResult, opened
 
 LARGEST_PAGE = (784, 128, 64, 10)  # has the most parameters that ``explain page`` takes: its file is below 1.5 MB
 DEEPEST_PAGE = 6  # layers that fit beside each other on it
@@ -47,6 +46,8 @@ def train(config: Config, store: str = "env://") -> Path:
         if config.verify_every:
             run.inspect = GradientCheck(run)
         if config.log and world.is_first:
+            from bp_torch.training.log import RunLog
+
             every = min(config.log_every, run.steps_per_epoch)  # a short epoch has a point too
             run.log = RunLog(run.folder, run.network, every, run.state, config.cost, config.evaluated_on)
         with closing(run.log) if run.log else nullcontext(), run.signals:
@@ -74,10 +75,9 @@ def train_epochs(run: Run) -> None:
     bar = tqdm(total=config.epochs * per_epoch, initial=state.step, unit="step", leave=False, disable=quiet)
     with bar:
         while state.epoch <= config.epochs:
-            if log and state.step == 0:
-                show(run)
             if config.log and state.step == 0:
                 score_early(run)
+                show(run, histograms=True, pictures=True)
             start, indices = time.perf_counter(), run.begin_epoch()
 
             # For each mini-batch of these indices: gather it, forward, backward, update (see step.py).
@@ -101,10 +101,10 @@ def train_epochs(run: Run) -> None:
             seconds = time.perf_counter() - start
             rate = len(indices) / seconds
 
-            # Histograms and pictures come first: after a stop in the evaluation there is no last step.
+            # Histograms come first: after a stop in the evaluation there is no last step.
             ends = state.epoch == config.epochs
-            if log and run.last and (state.epoch % config.histogram_every == 0 or ends):
-                show(run)
+            shown = state.epoch % config.histogram_every == 0 or ends
+            show(run, histograms=shown and run.last is not None)
             on_training, score = run.evaluate(partial(stop_if_asked, run))
             if run.world.is_first:
                 width = max(10, len(f"{config.evaluated_on} cost"))
@@ -117,6 +117,7 @@ def train_epochs(run: Run) -> None:
             is_best = score.is_better(state.best_accuracy, later=config.validation > 0)
             if ends:
                 report(run, score, partial(stop_if_asked, run))
+            show(run, pictures=shown and (ends or has_pictures(state.epoch)))
             if log:
                 log.scores(on_training, score, state.step, rate)
 
@@ -186,13 +187,19 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def show(run: Run) -> None:
-    """Log histograms of the last step, and pictures of what the network has learned."""
-    assert run.log
-    run.log.histograms(run.last, run.state.step)
-    run.log.pictures(run.state.step, *outputs_for(run, run.network, run.evaluated))
-    if run.last and run.config.deformation:
-        run.log.deformed(run.step.examples, run.state.step)
+def has_pictures(epoch: int) -> bool:
+    """Whether pictures are drawn after ``epoch``: 1, 2, 3, 4, 6, 8, 12, 16, 24, … The later, the slower they change."""
+    return f"{epoch:b}".rstrip("0") in ("1", "11")
+
+
+def show(run: Run, *, histograms: bool = False, pictures: bool = False) -> None:
+    """Log histograms of the last step, and pictures of what the network had learned when it was evaluated."""
+    if run.log and histograms:
+        run.log.histograms(run.last, run.state.step)
+    if run.log and pictures:
+        run.log.pictures(run.state.step, *outputs_for(run, run.network, run.evaluated, known=run.outputs))
+        if run.state.step and run.config.deformation:
+            run.log.deformed(run.step.examples, run.state.step)
 
 
 def stop_if_asked(run: Run, poll: int) -> None:
@@ -244,13 +251,19 @@ def report(run: Run, score: Score | None = None, before_chunk: BeforeChunk = Non
 
 
 def outputs_for(
-    run: Run, network: Network, examples: Examples, before_chunk: BeforeChunk = None, hidden: bool = False
+    run: Run,
+    network: Network,
+    examples: Examples,
+    before_chunk: BeforeChunk = None,
+    hidden: bool = False,
+    known: Sequence[Tensor] = (),
 ) -> list[Tensor]:
-    """The first 10,000 images, labels, outputs, and if asked for the activations before those; on the CPU."""
-    examples = Examples(examples.x[:10_000], examples.labels[:10_000])
-    kept = -2 if hidden else -1
-    chunks = [done.activations[kept:] for done, _, _ in forward_in_chunks(network, examples, before_chunk=before_chunk)]
-    *before, outputs = (torch.cat(parts).float().cpu() for parts in zip(*chunks, strict=True))
+    """The first 10,000 images, labels, outputs (if not ``known``), and if asked for those before them; on the CPU."""
+    examples, kept = Examples(examples.x[:10_000], examples.labels[:10_000]), -2 if hidden else -1
+    known = known if run.world.size == 1 else ()  # of several processes, each knows those of its shard
+    passes = () if known else forward_in_chunks(network, examples, before_chunk=before_chunk)
+    chunks = [[outputs] for outputs in known] or [done.activations[kept:] for done, _, _ in passes]
+    *before, outputs = (torch.cat(parts)[:10_000].float().cpu() for parts in zip(*chunks, strict=True))
     if run.config.cost == "softmax-cross-entropy":
         outputs = torch.softmax(outputs, 1)
     return [examples.x.cpu(), examples.labels.cpu(), outputs, *before]

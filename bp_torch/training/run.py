@@ -10,30 +10,28 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bp_torch.checkpoint import BEST, CONFIG, LAST, NETWORK_FILE, CheckpointError, State, locked, make_folder
-from bp_torch.cli import UserError, train_command
+from bp_torch.cli import train_command
 from bp_torch.convert import load as load_network
 from bp_torch.data import Examples, load, permutation, subsample
-from bp_torch.deform import deformed
+from bp_torch.deform import EachEpoch, Part
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import World
 from bp_torch.files import replace_file
 from bp_torch.flags import flags_of
 from bp_torch.network import Network
-from bp_torch.training.config import LONGEST_NAME, AnyConfig, Config
-from bp_torch.training.evaluation import BeforeChunk, Score, evaluate
+from bp_torch.training.config import LONGEST_NAME, Config, TrainingError, read_config
+from bp_torch.training.evaluation import BeforeChunk, Score, evaluate, evaluate_each
 from bp_torch.training.interruption import Signals
-from bp_torch.training.log import RunLog
 from bp_torch.training.step import Inspect, StepResult, TrainingStep
 
-
-class TrainingError(UserError):
-    """The run cannot start or continue. The message says why, and what to try."""
+if TYPE_CHECKING:  # imported where it is used: a run with --no-log needs no tensorboard
+    from bp_torch.training.log import RunLog
 
 
 @dataclass
@@ -47,6 +45,7 @@ class InTraining:
     examples: int  # training examples of an epoch
     step: TrainingStep
     state: State  # holds the tensors that training changes, so it is always current
+    deforming: EachEpoch | None  # the images that the step reads
     begun: float = field(default_factory=time.perf_counter, kw_only=True)  # when it would have, without a break
     _order: dict[int, Tensor] = field(default_factory=dict, kw_only=True)
 
@@ -78,9 +77,10 @@ class Run(InTraining):
     validation: Examples | None  # held out
     world: World
     signals: Signals
-    log: RunLog | None = None  # in the first process, while it trains
+    log: "RunLog | None" = None  # in the first process, while it trains
     inspect: Inspect | None = None  # is called with each step before its update
     last: StepResult | None = None  # of the last step
+    outputs: list[Tensor] = field(default_factory=list)  # a^L of what was evaluated last, (…, 10) each, of the shard
 
     @property
     def evaluated(self) -> Examples:
@@ -97,8 +97,8 @@ class Run(InTraining):
         """Set the learning rate of the state's epoch, deform its images, and return the indices that are left, (n,)."""
         config, state, step = self.config, self.state, self.step
         step.optimizer.learning_rate = config.learning_rate_at(state.epoch)
-        if how := config.deformation:
-            deformed(self.training, how, config.seed, state.epoch, out=step.examples.x)
+        if self.deforming:
+            self.deforming.begin(state.epoch)
         return self.order(state.epoch)[state.steps * step.batch_size :]
 
     def rest_of_epoch(self) -> Iterator[StepResult]:
@@ -111,7 +111,9 @@ class Run(InTraining):
         """The scores on (some of) the training examples, and on what is evaluated after each epoch."""
         some, cost = subsample(self.training), self.config.cost
         on_training = evaluate(self.network, some, cost, self.world, before_chunk)
-        return on_training, evaluate(self.network, self.evaluated, cost, self.world, before_chunk)
+        self.outputs.clear()
+        found = evaluate_each(self.network, self.evaluated, cost, self.world, before_chunk, self.outputs)
+        return on_training, found[0]
 
     def final(self, last_is_best: bool = False) -> tuple[Network, int]:
         """The network that did best on the examples held out (CheckpointError if lost), or else the last; its epoch."""
@@ -152,13 +154,16 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     optimizer = config.optimizer(network)
     running = torch.zeros(2, dtype=torch.float64, device=device)
     state = State(network.parameters, optimizer.velocity, running, network=config.network_name)
-    used = training._replace(x=training.x.clone()) if config.deformation else training
+    used, deforming = training, None
+    if how := config.deformation:
+        used = training._replace(x=training.x.clone())
+        deforming = EachEpoch(how, [Part(training, config.seed, used.x)], config.epochs)
     step = config.training_step(network, optimizer, used, running=running if config.log else None, world=world)
     set_precision(config.precision, device)
     set_threads(config.threads, step.batch_size * len(network.parameters))
     folder = config.resume or config.runs_dir / (config.run_name or default_run_name(config))
     n, signals = len(training.labels), Signals(world, device)
-    run = Run(config, folder, training, test, n, step, state, validation, world, signals)
+    run = Run(config, folder, training, test, n, step, state, deforming, validation, world, signals)
     if config.resume:
         run.restore()
         begun = state.epoch - (state.steps == 0)
@@ -233,22 +238,6 @@ def default_run_name(config: Config) -> str:
     name, time = "_".join([*parts, "-".join(map(str, config.sizes))]), datetime.now().strftime("_%m%d-%H%M%S")
     most, digest = LONGEST_NAME - len(time), hashlib.sha256(name.encode()).hexdigest()[:8]
     return (name if len(name) <= most else f"{name[: most - 9]}-{digest}") + time
-
-
-def read_config(folder: Path) -> Config:
-    """The config of the run in ``folder``. Raises TrainingError if there is none."""
-    return read_config_as(Config, folder, f"no run in {folder}", train_command())
-
-
-def read_config_as(kind: type[AnyConfig], folder: Path, missing: str, make: str) -> AnyConfig:
-    """The config in ``folder``. Raises TrainingError if it is ``missing``, with the command to ``make`` it."""
-    path = folder / CONFIG
-    try:
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is not a regular file")
-        return kind.from_json(path.read_text())
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{missing} ({error}); make one with: {make}") from error
 
 
 def open_run(folder: Path, device: torch.device | str = "cpu") -> tuple[Config, Network]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bp_torch.backprop import Backward, Forward, backward, example_costs, forward
-from bp_torch.data import Examples, batch, class_targets
+from bp_torch.data import CLASSES, Examples, one_hot, scaled
 from bp_torch.device import DeviceError
 from bp_torch.distributed import ALONE, World
 from bp_torch.network import Network
@@ -62,11 +62,13 @@ class TrainingStep:
         self.batch_size = batch_size  # of a whole mini-batch, of all processes together
         self.running = running  # each step adds [the sum of its examples' costs, their number], (2, …)
         n, networks = network.parameters.numel(), prod(network.leading)
-        self.reduced = torch.zeros(n + networks, dtype=self.working.dtype, device=network.device)
-        # ∇C (…, P) and C (…), which add up over the shards of a mini-batch
-        self.slope = self.reduced[:n].view(network.parameters.shape)
-        self.mean_cost = self.reduced[n:].view(network.leading)
-        class_targets(self.working.dtype, network.device)  # made now, so that no recording makes it
+        whole = torch.ones(n + 2 * networks, dtype=self.working.dtype, device=network.device)
+        self.reduced = whole[: n + networks]  # ∇C (…, P) and C (…), which add up over the shards of a mini-batch
+        self.slope = whole[:n].view(network.parameters.shape)
+        self.cost_and_one = whole[n:].view(2, *network.leading)
+        # the targets of every class, which a CPU has in its cache; or of every example, which a GPU finds in one kernel
+        of = torch.arange(CLASSES) if network.device.type == "cpu" else examples.labels
+        self.targets = one_hot(of, dtype=self.working.dtype)
         lines: list[Any] = [self.step, self.gradient, self.update]
         if compiled:
             lines = list(map(compiled_lines, lines))
@@ -103,25 +105,29 @@ class TrainingStep:
         if self.working is not self.network:
             self.working.parameters.copy_(self.network.parameters)
         n, shard = indices.shape[-1], indices if self.world.size == 1 else self.world.shard(indices)
-        x, y = batch(self.examples, shard.reshape(-1), self.working.dtype)
+        flat = shard.reshape(-1)
+        rows = self.examples.labels.index_select(0, flat) if self.targets.device.type == "cpu" else flat
+        x, y = scaled(self.examples.x.index_select(0, flat), self.working.dtype), self.targets.index_select(0, rows)
         x, y = (tensor.view(*shard.shape, tensor.shape[-1]) for tensor in (x, y))
         forward_pass = forward(self.working, x)
         backward_pass = backward(self.working, forward_pass, y, self.cost, examples=n, out=self.slope)
-        if self.running is not None:  # each cost is divided first: their sum may be too large for float16
-            torch.sum(example_costs(forward_pass, y, self.cost) / n, -1, out=self.mean_cost)
+        if self.running is not None:
+            costs, mean_cost = example_costs(forward_pass, y, self.cost), self.cost_and_one[0]
+            if self.world.size == 1:
+                torch.mean(costs, -1, out=mean_cost)
+            else:  # each cost is divided first: their sum may be too large for float16
+                torch.sum(costs / n, -1, out=mean_cost)
         return StepResult(x, y, forward_pass, backward_pass)
 
     def update(self, indices: Tensor) -> None:
         """The step along the reduced gradient."""
         if self.running is not None:
-            self.running[0].add_(self.mean_cost, alpha=indices.shape[-1])
-            self.running[1].add_(indices.shape[-1])
+            self.running.add_(self.cost_and_one, alpha=indices.shape[-1])
         self.optimizer.step(self.slope)
 
 
 def compiled_lines(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
     """``function`` compiled as a whole for each batch size. Its first call raises DeviceError where that fails."""
-    torch.compiler.assume_constant_result(class_targets)
     # A GPU's graphs are the recorder's: those of the compiler would copy each batch into memory of their own.
     compiled = torch.compile(function, fullgraph=True, dynamic=False, options={"triton.cudagraphs": False})
 

@@ -1,0 +1,193 @@
+"""The flags of every idea. They are read before torch is loaded, so nothing here knows of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from bp_torch.flags import Within, check_bounds
+from bp_torch.training.config import SEEDS
+from bp_torch.values import CLASSES, check_threads
+
+DIGIT = Within(least=0, most=CLASSES - 1)
+SEED = Within(least=0, most=SEEDS - 1)
+COUNT = Within(least=1)
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """The flags that choose a network and its data."""
+
+    run: Path | None = None
+    """Folder of the run whose network is explained. None: the newest in runs/."""
+    untrained: bool = False
+    """Explain an untrained network with all defaults instead of a run's."""
+    data_dir: Path | None = None
+    """Folder of the data sets. None: the run's own."""
+    device: str = "cpu"
+    """auto, cpu, cuda or cuda:N. The CPU suffices."""
+    threads: int = 1
+    """CPU threads. Small networks are quickest on one."""
+
+    groups: ClassVar[dict[str, str]] = {"run": "the network", "device": "the machine"}
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a number outside its bounds, here or in a subclass."""
+        check_threads(self.threads)
+        check_bounds(self)
+
+
+@dataclass(frozen=True)
+class CommonOptions(NetworkOptions):
+    """The flags of every idea."""
+
+    out: Path | None = None
+    """The picture's file (.png, .svg or .pdf). None: explained/IDEA.png in the run's folder."""
+    log: bool = False
+    """Add the picture to the run's TensorBoard."""
+
+    groups: ClassVar[dict[str, str]] = {"out": "the picture"}
+
+
+@dataclass(frozen=True)
+class ExampleOptions(CommonOptions):
+    """The flags of the ideas that explain one training example."""
+
+    digit: Annotated[int | None, DIGIT] = None
+    """Take an example of this digit. None: of a 2, or of any where --index is given."""
+    index: int | None = None
+    """Which one, from 0: of the digit's examples with --digit, else of all. None: a plainly written one."""
+    loudest: bool = False
+    """Take the digit's example with the largest δ^L, the one that wants the most."""
+
+    groups: ClassVar[dict[str, str]] = {"digit": "the example"}
+
+    def __post_init__(self) -> None:
+        """Check that one example is named once."""
+        super().__post_init__()
+        if self.loudest and self.index is not None:
+            raise ValueError("--index and --loudest exclude each other")
+
+
+@dataclass(frozen=True)
+class AllOptions(CommonOptions):
+    """The flags of ``explain all``."""
+
+    out: Path | None = None
+    """Folder of the pictures and index.html. None: explained/ in the run's folder."""
+
+
+@dataclass(frozen=True)
+class AverageOptions(CommonOptions):
+    """The columns of the table."""
+
+    first: Annotated[int, Within(least=0)] = 0
+    """The first training example that has a column."""
+    columns: Annotated[int, Within(least=1, most=10)] = 6
+    """Number of examples that have a column, from 1 to 10."""
+
+
+@dataclass(frozen=True)
+class BatchesOptions(CommonOptions):
+    """The batches."""
+
+    batch_size: Annotated[int, COUNT] = 100
+    """Examples in a mini-batch."""
+    shown: Annotated[int, Within(least=1, most=6)] = 4
+    """Mini-batches that are shown, from 1 to 6."""
+    epoch: Annotated[int, COUNT] = 1
+    """The shuffle of this epoch."""
+
+
+@dataclass(frozen=True)
+class DescentOptions(CommonOptions):
+    """The number of steps of each method."""
+
+    full_steps: Annotated[int, Within(least=1)] = 120
+    """Steps on all training examples."""
+    mini_steps: Annotated[int, Within(least=1)] = 3_000
+    """Steps on mini-batches."""
+    single_steps: Annotated[int, Within(least=1)] = 20_000
+    """Steps on single examples."""
+    mini_batch: Annotated[int, Within(least=1)] = 100
+    """Examples in a mini-batch."""
+    single_learning_rate: Annotated[float | None, Within(above=0)] = None
+    """Learning rate on single examples. None: a tenth of the run's, which is too large for one example."""
+    close_steps: Annotated[int, Within(least=2)] = 60
+    """Steps on mini-batches, and on all examples, that are seen from close."""
+    grid: Annotated[int, Within(least=2)] = 25
+    """Points of a surface along each side."""
+    seed: Annotated[int, SEED] = 0
+    """Seed of the mini-batches whose angles are measured."""
+
+
+@dataclass(frozen=True)
+class GradientOptions(CommonOptions):
+    """Which two weights are compared, and how far they are moved."""
+
+    ratio: Annotated[float, Within(above=1)] = 32
+    """The first of the two weights is about so many times as sensitive as the second."""
+    step: Annotated[float, Within(above=0, below=1)] = 1e-3
+    """How far a wiggle goes, up and down."""
+
+
+@dataclass(frozen=True)
+class HebbianOptions(ExampleOptions):
+    """The example, and the layer whose weights are explained."""
+
+    layer: int | None = None
+    """The layer, counted from 1. None: the last hidden one, whose φ′ differ most."""
+
+
+@dataclass(frozen=True)
+class MinimumOptions(CommonOptions):
+    """How much of the run is repeated, and where the curvature is measured."""
+
+    epochs: Annotated[int | None, Within(least=0)] = None
+    """Repeat this many of the run's epochs. None: all, but 40 at most, and none of an untrained network's."""
+    directions: Annotated[int, Within(least=1)] = 6
+    """Random directions in which the curvature is measured."""
+    seed: Annotated[int, SEED] = 0
+    """Seed of the directions."""
+
+
+@dataclass(frozen=True)
+class DataOptions(CommonOptions):
+    """How long each network is trained, and how many are trained for each number of examples."""
+
+    epochs: Annotated[int, COUNT] = 5
+    """Each network sees as many images as this many passes over all training examples."""
+    seeds: Annotated[int, COUNT] = 3
+    """Networks for each number of examples: other initial values, other examples, other shuffles."""
+
+
+@dataclass(frozen=True)
+class NudgesOptions(ExampleOptions):
+    """The example, and the output whose three ways are ranked."""
+
+    neuron: Annotated[int | None, DIGIT] = None
+    """The output, 0 to 9. None: the one for the digit that the image shows."""
+
+
+@dataclass(frozen=True)
+class OnlyOptions(CommonOptions):
+    """The digit, and the number of steps."""
+
+    digit: Annotated[int, DIGIT] = 2
+    """The digit whose images are the only ones."""
+    steps: Annotated[int, COUNT] = 400
+    """Training steps, each on a mini-batch as large as the run's."""
+
+
+@dataclass(frozen=True)
+class PageOptions(NetworkOptions):
+    """The flags of ``explain page``."""
+
+    out: Path | None = None
+    """The page's file. None: explained/page.html in the run's folder."""
+    open: bool = False
+    """Open the page in the browser."""
+
+
+def options_of(name: str) -> Any:
+    """The flags of an idea, of ``page`` or of ``all``: those of its own name, or else of one example."""
+    return globals().get(f"{name.capitalize()}Options", ExampleOptions)
