@@ -294,7 +294,8 @@ verify/judge.py: test_verify.py -k "nearer_to_float64"
 verify/judge.py: test_verify_proof.py
     if references.contradiction(name, found):          =>  if False:
     references.eps_of(name) > COARSE else None         =>  references.eps_of(name) > 1 else None
-    elif survivor and not self._is_zero(               =>  elif False and not self._is_zero(
+verify/proof.py: test_verify_proof.py
+    elif survivor and not is_zero(                     =>  elif False and not is_zero(
     if norm(right) > FAR * noise +                     =>  if True or norm(right) > FAR * noise +
 verify/references.py: test_verify_proof.py
     if hidden or (self.eps64 > EPS and n > 1):         =>  if self.eps64 > EPS and n > 1:

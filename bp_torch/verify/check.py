@@ -21,6 +21,7 @@ from bp_torch.verify.diagnose import Hypotheses
 from bp_torch.verify.judge import Judge
 from bp_torch.verify.modules import lent
 from bp_torch.verify.problem import Problem, flat
+from bp_torch.verify.proof import prove
 from bp_torch.verify.references import NotReproducibleError, References, Trust
 from bp_torch.verify.report import Finding, Report
 from bp_torch.verify.second_order import OnceDifferentiableError, second_order_of
@@ -190,7 +191,10 @@ def check_problem(
             raise ValueError(f"there is no gradient to check: all of {', '.join(problem.inputs)} are None")
         if not references.gradients and (not coordinates or references.inputs64 is None):
             raise ValueError(f"there is no reference to compare the gradient with: {'; '.join(references.notes)}")
-        report = Judge(candidate, coordinates, seconds, batch_size or 0, hypotheses).report
+        judge = Judge(candidate, coordinates, seconds, batch_size or 0, hypotheses)
+        for name in judge.seem_right:
+            prove(judge, name)
+        report = judge.explained()
         right = references.problem.reference if compare_forward is True else compare_forward
         report = with_forward(report, candidate, right) if callable(right) else report
         report = with_accepted(report, accept)

@@ -1,8 +1,7 @@
-"""From the comparisons to a verdict: which of them decide, what rounding, kinks and a coarse dtype excuse, and whether
-a wrong gradient would have been seen."""
+"""From the comparisons to a verdict: which of them decide, and what rounding, kinks and a coarse dtype excuse."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -14,14 +13,12 @@ from torch import Tensor
 from bp_torch.verify.calls import Candidate
 from bp_torch.verify.diagnose import Hypotheses, WrongGradient, autograds_own_nan, diagnose, furthest
 from bp_torch.verify.differences import slopes_on_kinks
-from bp_torch.verify.mutants import mutations
 from bp_torch.verify.problem import as_real, flat, norm, not_finite
 from bp_torch.verify.references import ALLOWED_IN_FLOAT64, COARSE, EPS32, tolerance_of
-from bp_torch.verify.report import Allowance, Comparison, Estimate, Proof, Report
+from bp_torch.verify.report import Allowance, Comparison, Estimate, Report
 
 SLICE_FACTOR = 8.0  # times what rounding explains, for one slice of many
 FAR = 4.0  # times what is allowed: in 16 bits, an error beyond it is no noise
-SURELY = 100.0  # times a rough measure of rounding: what is further off needs no better one
 
 
 class Trial(NamedTuple):
@@ -30,9 +27,13 @@ class Trial(NamedTuple):
     ours: Tensor  # (n,)
     in_float64: Tensor | None  # (n,), computed from float64 inputs
 
+    def changed(self, change: Callable[[Tensor], Tensor]) -> "Trial":
+        """The same with a change of both."""
+        return Trial(change(self.ours), None if self.in_float64 is None else change(self.in_float64))
+
 
 class Judge:
-    """Compares every gradient with every reference, and finds what to say of it: the ``report``."""
+    """Compares every gradient with every reference, and finds what to say of it."""
 
     def __init__(
         self, candidate: Candidate, coordinates: int, seconds: float, batch_size: int, hypotheses: Hypotheses | None
@@ -42,9 +43,14 @@ class Judge:
         self.candidate, self.references, self.say = candidate, references, candidate.say
         self.batch_size, self.hypotheses = batch_size, hypotheses
         self.dtype = str(references.dtype).removeprefix("torch.")
+        self.seem_right: dict[str, Trial] = {}  # the gradients of which nothing wrong is found: they are to be proved
         self.inexact = set[str]()  # the gradients of which autograd's own is less exact than central differences
         self.report = Report([], candidate.findings, tolerance=references.tolerance, dtype=self.dtype)
         self.estimates = {name: self._judge(name, coordinates, seconds) for name in candidate.gradients}
+
+    def explained(self) -> Report:
+        """The report, when what seems right is proved, with what is left to say."""
+        candidate, references = self.candidate, self.references
         for name in references.inputs:
             if name not in candidate.gradients:
                 self.say("unjudged", [name], "no gradient of it is given")
@@ -56,6 +62,7 @@ class Judge:
         for name in (name for name in candidate.gradients if name in wrong):
             self._explain(name)
         self.report.notes.extend([*references.notes, *candidate.notes, *self._noisy()])
+        return self.report
 
     # ---- one gradient ----
 
@@ -72,7 +79,7 @@ class Judge:
         if not any(len(estimate.values) for estimate in found.values()):
             self.say("unjudged", [name], "no reference gives any of its entries")
             report.notes.append(f"{name} is not checked: no reference gives any of its entries")
-        if (best := self._best(name)) is not None and not best.isfinite().all():
+        if (best := self.best(name)) is not None and not best.isfinite().all():
             report.notes.append(autograds_own_nan(name, best))
         trial = Trial(ours, self._in_float64(name))
         compared = self._comparisons(name, trial, found)
@@ -85,7 +92,7 @@ class Judge:
             return found
         self._judge_precision(name, trial, found, compared)
         if name not in report.wrong and any(len(estimate.values) for estimate in found.values()):
-            self._prove(name, trial, found)
+            self.seem_right[name] = trial
         return found
 
     def _comparable(self, name: str) -> bool:
@@ -110,7 +117,7 @@ class Judge:
             return None
         return self.candidate.in_float64.get(name)
 
-    def _widened(self, name: str, found: dict[str, Estimate]) -> Iterator[Estimate]:
+    def widened(self, name: str, found: dict[str, Estimate]) -> Iterator[Estimate]:
         """The estimates that a gradient from float64 inputs is compared with: autograd's, or else differences."""
         eps = max(self.candidate.eps_in_float64, self.references.eps64)
         allowed = ALLOWED_IN_FLOAT64 if eps < EPS32 else tolerance_of(torch.float32)
@@ -123,7 +130,8 @@ class Judge:
                     tolerance = wider * max(allowed, math.sqrt(self.references.eps64))
                     yield found[kind]._replace(reference="widened", tolerance=tolerance)
 
-    def _allowance(self, name: str, estimate: Estimate) -> Allowance:
+    def allowance(self, name: str, estimate: Estimate) -> Allowance:
+        """How far rounding may move the values of an estimate, in the dtype of the gradient that it is for."""
         if estimate.reference != "widened":
             return self.references.allowance(name, estimate)
         eps = max(self.candidate.eps_in_float64, self.references.eps64)
@@ -134,8 +142,8 @@ class Judge:
         references = self.references
         compared = self._outvoted([references.compare(name, trial.ours, estimate) for estimate in found.values()])
         if trial.in_float64 is not None:
-            for estimate in self._widened(name, found):
-                one = references.compare(name, trial.in_float64, estimate, partial(self._allowance, name, estimate))
+            for estimate in self.widened(name, found):
+                one = references.compare(name, trial.in_float64, estimate, partial(self.allowance, name, estimate))
                 compared += [one] if not one.ok else []
         return compared
 
@@ -170,7 +178,7 @@ class Judge:
             ok.get("float64", ok.get("autograd")),
             ok["central"] and ok.get("directions", True),
         )
-        best, central = self._best(name), found["central"]
+        best, central = self.best(name), found["central"]
         if best is not None and norm(central.select(best) - central.values) <= ALLOWED_IN_FLOAT64 * central.size:
             self.report.notes.append(f"autograd's gradient of {name} has seven digits only: those of torch's constants")
             exact = ("central", "directions") if by_differences else ("autograd", "float64", "widened")
@@ -214,16 +222,16 @@ class Judge:
         self, name: str, trial: Trial, found: dict[str, Estimate], compared: list[Comparison]
     ) -> bool:
         """Whether every entry that differs lies on a kink, and all others are right by themselves: then it says so."""
-        references, right = self.references, self._best(name)
+        references, right = self.references, self.best(name)
         if right is None or references.inputs64 is None or name in self.report.problems:
             return False
-        if all(c.ok for c in compared if c.decides) and not self._wrong_part(name, trial, found):
+        if all(c.ok for c in compared if c.decides) and not self.wrong_part(name, trial, found):
             return False
         if references.inputs[name].is_complex() or not trial.ours.isfinite().all() or not right.isfinite().all():
             return False
         in_float64 = any(c.reference == "widened" for c in compared) and trial.in_float64 is not None
         ours = trial.in_float64 if in_float64 and trial.in_float64 is not None else trial.ours
-        tolerance = next(self._widened(name, found)).tolerance if in_float64 else references.tolerance_for(name)
+        tolerance = next(self.widened(name, found)).tolerance if in_float64 else references.tolerance_for(name)
         off, estimate = (ours - right).abs(), Estimate("float64", right, None, 0.0, 0.0)
         plain = tolerance * right.abs() + references.underflow
         noise = references.allowance(name, estimate, torch.float64 if in_float64 else None)[0]
@@ -237,13 +245,10 @@ class Judge:
             return False
         if not slopes:
             return False
-        rest = Trial(
-            trial.ours.index_copy(0, suspects, right[suspects]),
-            None if trial.in_float64 is None else trial.in_float64.index_copy(0, suspects, right[suspects]),
-        )
+        rest = trial.changed(lambda t: t.index_copy(0, suspects, right[suspects]))
         if not all(c.ok for c in self._comparisons(name, rest, found) if c.decides):
             return False
-        if self._wrong_part(name, rest, found):
+        if self.wrong_part(name, rest, found):
             return False
         (low, high), i = slopes[0], int(suspects[0])
         tried = f", of which {len(slopes):,} were tried" if len(slopes) < len(suspects) else ""
@@ -256,21 +261,21 @@ class Judge:
         )
         return True
 
-    def _best(self, name: str) -> Tensor | None:
+    def best(self, name: str) -> Tensor | None:
         """(n,): autograd's in float64, or in its own dtype; None without a reference."""
         gradients = self.references.gradients
         return (gradients.get("float64") or gradients.get("autograd") or {}).get(name)
 
     # ---- parts of a gradient, and sixteen bits ----
 
-    def _wrong_part(self, name: str, trial: Trial, found: dict[str, Estimate]) -> tuple[str, bool] | None:
+    def wrong_part(self, name: str, trial: Trial, found: dict[str, Estimate]) -> tuple[str, bool] | None:
         """A slice or an entry that is wrong by itself and may be too small to show in the whole, in words, and whether
         rounding might still be the cause. Looked for in float64 if it runs there, and in 16 bits in any case."""
-        references, right = self.references, self._best(name)
+        references, right = self.references, self.best(name)
         if right is None or name in self.inexact or not (right.isfinite().all() and trial.ours.isfinite().all()):
             return None
         if trial.in_float64 is not None:
-            allowed = next(self._widened(name, found)).tolerance
+            allowed = next(self.widened(name, found)).tolerance
             if text := self._wrong_slice(name, trial.in_float64, right, allowed, torch.float64):
                 return text, False
         elif text := self._wrong_slice(name, trial.ours, right, references.tolerance_for(name), None):
@@ -323,7 +328,7 @@ class Judge:
 
     def _judge_precision(self, name: str, trial: Trial, found: dict[str, Estimate], compared: list[Comparison]) -> None:
         """Tell what a coarse dtype explains from what is wrong."""
-        references, right, ours = self.references, self._best(name), trial.ours
+        references, right, ours = self.references, self.best(name), trial.ours
         sure = name in self.report.problems
         ok = {c.reference: c.ok for c in compared}
         coarse = references.dtype != torch.float64 and not references.strict
@@ -335,7 +340,7 @@ class Judge:
             if worst > 1 and not sure and "widened" not in ok:
                 self._noise(name, trial, ok, worst)
         by_autograd = [c for c in compared if c.decides and c.reference in ("autograd", "float64", "widened")]
-        if all(c.ok for c in by_autograd) and not sure and (part := self._wrong_part(name, trial, found)):
+        if all(c.ok for c in by_autograd) and not sure and (part := self.wrong_part(name, trial, found)):
             text, perhaps_noise = part
             if not perhaps_noise:
                 return self.say("problem", [name], text)
@@ -366,92 +371,9 @@ class Judge:
 
     def _fits(self, name: str, ours: Tensor) -> bool:
         """Whether every entry is right at the tolerance of the coarsest input."""
-        right = self._best(name)
+        right = self.best(name)
         assert right is not None
         return bool(((ours - right).abs() <= self.references.tolerance * right.abs()).all())
-
-    # ---- the proof ----
-
-    def _prove(self, name: str, trial: Trial, found: dict[str, Estimate]) -> None:
-        """Judge mutants of a gradient that seems right: if one of them would be right too, nothing has been shown."""
-        shape, tolerance = as_real(self.references.inputs[name]).shape, self.references.tolerance_for(name)
-        factor = 1.01 if trial.in_float64 is not None or tolerance < 4e-3 else max(1.1, 1 + 2.5 * tolerance)
-        known = self._known(trial, found)
-        tried, survivor = list[str](), ""
-        for words, mutation in mutations((trial.ours * known).reshape(shape), factor, tolerance):
-            of = [None if t is None else mutation(t.reshape(shape)).reshape(-1) for t in trial]
-            assert of[0] is not None
-            tried.append(words)
-            if not self._is_seen(name, Trial(of[0], of[1]), found):
-                survivor = words
-                break
-        if 2 * int(known.sum()) < len(known):
-            text = f"only {int(known.sum()):,} of its {len(known):,} entries could be compared: "
-            self.say("noise", [name], text + self._what_would_tell(found))
-        elif not tried:
-            self.report.notes.append(f"{name}: the gradient is zero throughout")
-        elif survivor and not self._is_zero(name, trial, found):
-            text = f"cannot be told from {survivor}, which would be called right as well: "
-            self.say("noise", [name], text + self._what_would_tell(found))
-        smallest = partial(self._smallest_error, name, trial, found)
-        self.report.proofs[name] = Proof(int(known.sum()), len(known), tried, smallest)
-
-    def _known(self, trial: Trial, found: dict[str, Estimate]) -> Tensor:
-        """(n,): the entries that a reference gives, by themselves or in a direction."""
-        known = torch.zeros(len(trial.ours), dtype=torch.bool)
-        for estimate in (e for e in found.values() if len(e.values)):
-            known[slice(None) if estimate.entries is None else estimate.entries] = True
-        return known
-
-    def _what_would_tell(self, found: dict[str, Estimate]) -> str:
-        if not self.references.gradients:
-            return "a reference=, or more seconds= and coordinates=, would tell"
-        if self.references.dtype != torch.float64:
-            return "the same check in float64 would tell"
-        return "inputs at which less of it is rounding would tell"
-
-    def _is_seen(self, name: str, trial: Trial, found: dict[str, Estimate]) -> bool:
-        """Whether a mutant is called wrong."""
-        decisive = [e for e in found.values() if e.reference != "autograd" or "float64" not in found]
-        trials = [(trial.ours, estimate) for estimate in decisive]
-        if trial.in_float64 is not None:
-            trials += [(trial.in_float64, estimate) for estimate in self._widened(name, found)]
-        for ours, estimate in trials:
-            error = (estimate.select(ours) - estimate.values).abs()
-            if estimate.ratio(error, (0.0, 0.0)) > 1 and len(error):
-                spread = math.sqrt(len(error)) if estimate.directions is not None else 1.0
-                if norm(error) > SURELY * spread * self.references.rough_noise(name):
-                    return True
-                if not estimate.agrees(ours, partial(self._allowance, name, estimate)):
-                    return True
-        return self._wrong_part(name, trial, found) is not None
-
-    def _is_zero(self, name: str, trial: Trial, found: dict[str, Estimate]) -> bool:
-        """Whether the gradient is zero to rounding, and an error of the size of the terms that cancel in it is seen."""
-        references, right = self.references, self._best(name)
-        if right is None:
-            return False
-        best = torch.float64 if references.inputs64 is not None else None
-        noise = norm(references.noise(name, best))
-        if norm(right) > FAR * noise + references.underflow * math.sqrt(len(right)):
-            return False
-        direction = torch.randn(
-            len(right), generator=torch.Generator().manual_seed(references.seed), dtype=torch.float64
-        )
-        direction *= norm(references.noise(name)) / references.eps_of(name) / norm(direction)
-        in_float64 = None if trial.in_float64 is None else trial.in_float64 + direction
-        return self._is_seen(name, Trial(trial.ours + direction, in_float64), found)
-
-    def _smallest_error(self, name: str, trial: Trial, found: dict[str, Estimate]) -> float:
-        """About the smallest uniform error, relative, that would be called wrong; infinite if none is."""
-        error = 1e-12
-        while error < 8:
-            of = [None if t is None else (1 + error) * t for t in trial]
-            assert of[0] is not None
-            if self._is_seen(name, Trial(of[0], of[1]), found):
-                return error
-            error *= math.sqrt(10)
-        return math.inf
 
     # ---- what is wrong ----
 
