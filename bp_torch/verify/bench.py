@@ -164,19 +164,9 @@ def reported(layer: Layer, backward: Backward, dtype: torch.dtype, seed: int = 0
 
 def by_gradcheck(layer: Layer, backward: Backward, dtype: torch.dtype, fast: bool = False) -> Finding:
     """``torch.autograd.gradcheck`` of an autograd.Function with the backward in it."""
-
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *given: Any) -> Any:
-            ctx.save_for_backward(*given)
-            return layer.forward(*given).clone()
-
-        @staticmethod
-        def backward(ctx: Any, *dys: Any) -> Any:
-            return backward(dys[0], *ctx.saved_tensors)
-
+    function = function_of({"reference": lambda *given: layer.forward(*given).clone(), "backward": backward})
     given = [t.requires_grad_() if has_gradient(t) else t for t in layer.arguments(dtype).values()]
-    return gradcheck(Function.apply, given, fast)
+    return gradcheck(function, given, fast)
 
 
 def gradcheck(function: Callable[..., Any], given: list[Any], fast: bool, twice: bool = False) -> Finding:

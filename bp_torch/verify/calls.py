@@ -192,7 +192,8 @@ class Calls:
         far = [n for n, g in ours.items() if not norm(g - right[n]) <= rooms[n]]
         if not far:
             return {}
-        noise = rounding_errors(partial(problem.value, change=change), problem.inputs, problem.seed)
+        value = partial(problem.value, change=change)
+        noise = rounding_errors(lambda: autograd(value, problem.inputs)[1], problem.seed)
         best = self.right(problem, change, wide=True) if self.references.inputs64 else {}
         errors = {n: min(norm(ours[n] - one[n]) for one in (right, best) if one) for n in far}
         wrong = [n for n in far if not errors[n] <= rooms[n] + NOISE_FACTOR * norm(noise[n]) / math.sqrt(len(noise[n]))]

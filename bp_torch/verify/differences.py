@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from bp_torch.verify.problem import Tensors, autograd, copies, flat
+from bp_torch.verify.problem import Tensors, copies, flat
 
 Function = Callable[[Tensors], Tensor]
 EPS = torch.finfo(torch.float64).eps
@@ -264,32 +264,27 @@ class PerturbLastDigit(TorchDispatchMode):
 
 
 def rounding_errors(
-    function: Callable[[Tensors], Tensor],
-    inputs: Tensors,
-    seed: int,
-    samples: int = SAMPLES,
-    units: int = 1,
-    exact: Tensors | None = None,
+    compute: Callable[[], Tensors], seed: int, samples: int = SAMPLES, units: int = 1, exact: Tensors | None = None
 ) -> Tensors:
-    """The change of each of autograd's gradients in each of some perturbed runs, (samples, n); ``exact`` are those
-    without a change, if they are known."""
-    exact = exact or {name: flat(g) for name, g in autograd(function, inputs)[1].items()}
-    found = {name: torch.zeros(samples, len(g), dtype=torch.float64) for name, g in exact.items()}
+    """The change of each tensor that is computed in each of some perturbed runs, (samples, n); ``exact`` are those
+    without a change, flat, if they are known."""
+    exact = exact or {name: flat(t) for name, t in compute().items()}
+    found = {name: torch.zeros(samples, len(t), dtype=torch.float64) for name, t in exact.items()}
     for sample in range(samples):
         with PerturbLastDigit(seed + sample, units):
-            moved = autograd(function, inputs)[1]
-        for name, g in exact.items():
-            torch.sub(flat(moved[name]), g, out=found[name][sample]).nan_to_num_(0, 0, 0)
+            moved = compute()
+        for name, t in exact.items():
+            torch.sub(flat(moved[name]), t, out=found[name][sample]).nan_to_num_(0, 0, 0)
     return found
 
 
-def jumps(function: Callable[[Tensors], Tensor], inputs: Tensors, seed: int) -> dict[str, Tensor]:
+def jumps(compute: Callable[[], Tensors], seed: int) -> dict[str, Tensor]:
     """The entries (n,) of each gradient that jump: 64 times the perturbation moves them less than 8 times as far.
 
     Rounding moves a gradient in proportion to the perturbation. On a kink (equal entries of an L1 loss) the smallest
     one moves it as far as any.
     """
-    one, many = (rounding_errors(function, inputs, seed + 100, n, units) for n, units in ((SAMPLES, 1), (4, 64)))
+    one, many = (rounding_errors(compute, seed + 100, n, units) for n, units in ((SAMPLES, 1), (4, 64)))
     return {n: root_mean_square(many[n]) < 8 * root_mean_square(one[n]) for n in one}
 
 

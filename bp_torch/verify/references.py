@@ -324,7 +324,7 @@ class References:
         """The entries (n,) of each gradient that lie on a kink: what moves them there is no rounding."""
         if self.inputs64 is None and self.eps > COARSE:
             return {}
-        return jumps(self.function, self.inputs64 or self.inputs, self.seed)
+        return jumps(lambda: autograd(self.function, self.inputs64 or self.inputs)[1], self.seed)
 
     @cache  # noqa: B019 (it lives as long as the check)
     def errors(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
@@ -344,7 +344,8 @@ class References:
             inputs = {n: copy_of(t, dtype.to_complex() if t.is_complex() else dtype) for n, t in inputs.items()}
         samples = SAMPLES if sum(t.numel() for t in inputs.values()) < MANY else SAMPLES // 2
         exact = self.gradients.get(self._reference_in(dtype))
-        return rounding_errors(self.function, inputs, self.seed, samples, self.units if dtype is None else 1, exact)
+        units = self.units if dtype is None else 1
+        return rounding_errors(lambda: autograd(self.function, inputs)[1], self.seed, samples, units, exact)
 
     def _reference_in(self, dtype: torch.dtype | None) -> str:
         return {None: "autograd", torch.float64: "float64"}.get(dtype, "")
@@ -377,7 +378,7 @@ class References:
     @cached_property
     def _one_run(self) -> dict[str, float]:
         exact = self.gradients.get("autograd")
-        found = rounding_errors(self.function, self.inputs, self.seed, samples=1, exact=exact)
+        found = rounding_errors(lambda: autograd(self.function, self.inputs)[1], self.seed, samples=1, exact=exact)
         return {name: norm(moved) for name, moved in found.items()}
 
     def noise_allowance(self, name: str) -> float:
