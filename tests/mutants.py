@@ -306,7 +306,7 @@ verify/compare_forward.py: test_verify_proof.py -k "epsilon"
     if follows_own_forward(candidate, name)]           =>  if False]
 verify/calls.py: test_verify.py test_verify_traps.py -k "changes_its_inputs or output_gradient"
     SCALE = -2.0                                       =>  SCALE = 1.0
-    if not torch.equal(call.inputs[name].detach(), calls.inputs[name]):  =>  if False:
+    if not torch.equal(call.inputs[name].detach(), candidate.inputs[name]):  =>  if False:
 verify/calls.py: test_verify_calls.py
     LEAST_CALLS = 31                                   =>  LEAST_CALLS = 1
     "a dy of zeros": 0.0}                              =>  "a dy of zeros": 1.0}
