@@ -20,7 +20,7 @@ from bp_torch.verify.compare_forward import with_forward
 from bp_torch.verify.diagnose import Hypotheses
 from bp_torch.verify.judge import Judge
 from bp_torch.verify.modules import lent
-from bp_torch.verify.problem import Problem, flat
+from bp_torch.verify.problem import Problem, flat, numbered
 from bp_torch.verify.proof import prove
 from bp_torch.verify.references import NotReproducibleError, References, Trust
 from bp_torch.verify.report import Finding, Report
@@ -143,10 +143,9 @@ def check_module(module: nn.Module, inputs: Inputs, *, reference: nn.Module | No
     """
     listed = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     judged = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    keys = ["x"] if len(listed) == 1 else [f"x{i}" for i in range(1, len(listed) + 1)]
     if reference is not None and not set(judged) <= {n for n, _ in reference.named_parameters()}:
         raise ValueError(f"the reference module has other parameters than the module: wanted {', '.join(judged)}")
-    arguments = dict(zip(keys, listed, strict=True)) | judged
+    arguments = dict(zip(numbered("x", len(listed)), listed, strict=True)) | judged
     with lent(module, list(judged)) as (forward, stray), lent(reference or module, list(judged)) as (plain, _):
         own = {name: options.pop(name) for name in ("seed", "frozen", "nearby") if name in options}
         right = plain if reference is not None else None
@@ -231,7 +230,7 @@ def _argument_names(function: Callable[..., Any], n: int) -> list[str]:
         arguments = []
     if len(arguments) == n and all(a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD) for a in arguments):
         return [a.name for a in arguments]
-    return ["x"] if n == 1 else [f"x{i}" for i in range(1, n + 1)]
+    return numbered("x", n)
 
 
 def second_report(problem: Problem, *options: Any) -> Report:

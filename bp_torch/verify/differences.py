@@ -150,16 +150,12 @@ class Differences:
         real_view(moved[self.name]).add_(direction.to(self.start.device), alpha=step)
         return float(self.gradient(moved) @ direction)
 
-    def one_sided(self, i: int) -> tuple[float, float]:
-        """The slopes by entry ``i`` to the left and to the right, from one small step each."""
-        step = 2.0 ** math.ceil(math.log2(max(1.0, abs(float(self.start[i]))))) * self.eps**0.5 * 8
-        left, right = ((self.moved_entry(i, signed) - self.middle) / signed for signed in (-step, step))
-        return left, right
-
-    def one_sided_along(self, direction: Tensor) -> tuple[float, float]:
-        """The same along ``direction`` (n,)."""
-        step = 2.0 ** math.ceil(math.log2(max(1.0, float(self.start.abs().max())))) * self.eps**0.5 * 8
-        left, right = ((self.moved(direction, signed) - self.middle) / signed for signed in (-step, step))
+    def one_sided(self, along: int | Tensor) -> tuple[float, float]:
+        """The slopes to the left and to the right, from one small step each: by an entry, or along a direction (n,)."""
+        move = partial(self.moved_entry, along) if isinstance(along, int) else partial(self.moved, along)
+        size = self.start[along].abs() if isinstance(along, int) else self.start.abs().max()
+        step = 2.0 ** math.ceil(math.log2(max(1.0, float(size)))) * self.eps**0.5 * 8
+        left, right = ((move(signed) - self.middle) / signed for signed in (-step, step))
         return left, right
 
     def taylor_slope(self, gradient: Tensor, direction: Tensor) -> float | None:
@@ -202,7 +198,7 @@ def slopes_on_kinks(
         pairs.append((left, right))
     together = torch.zeros_like(ours)
     together[chosen] = 1.0
-    left, right = differences.one_sided_along(together)
+    left, right = differences.one_sided(together)
     sums = [sum(pair[side] for pair in pairs) for side in (0, 1)]
     scale = sum(max(abs(a), abs(b)) for a, b in pairs)
     apart = max(abs(left - sums[0]), abs(right - sums[1])) <= 1e-4 * scale + rounding

@@ -9,7 +9,7 @@ import inspect
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any
@@ -33,13 +33,13 @@ class Randomness:
         self.seen: set[str] = set()  # the kinds of call that were made
         self.draws = False  # whether any of them drew random numbers
 
-    def is_settled(self, kind: str) -> bool:
-        """Whether calls of a kind need no seed."""
-        return kind in self.seen and not self.draws
+    def alike(self, kind: str, seed: int, narrow: torch.dtype) -> AbstractContextManager[None]:
+        """A context in which to make one call of a kind; the generators are afterwards as they were."""
+        needs_no_seed = kind in self.seen and not self.draws
+        return nullcontext() if needs_no_seed else self._seeded(kind, seed, narrow)
 
     @contextmanager
-    def alike(self, kind: str, seed: int, narrow: torch.dtype) -> Iterator[None]:
-        """A context in which to make one call of a kind; the generators are afterwards as they were."""
+    def _seeded(self, kind: str, seed: int, narrow: torch.dtype) -> Iterator[None]:
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
         before = random.getstate()
         with torch.random.fork_rng(devices=devices):
@@ -182,8 +182,6 @@ class Problem:
     def outputs(self, function: Callable[..., Any], t: Tensors) -> list[Tensor]:
         """The tensors that a function returns. Raises TypeError and ValueError as ``check`` does."""
         kind = "reference" if function is self.reference else "forward"
-        if self.randomness.is_settled(kind):
-            return self._outputs(function, t)
         with self.randomness.alike(kind, self.seed, self.dtype):
             return self._outputs(function, t)
 
@@ -253,9 +251,7 @@ class Problem:
         lent = way.pop("lent", None)
         self.progress.stage, self.progress.calls = "forward", self.progress.calls + 1
         lent = copies(t) if lent is None else lent
-        settled = self.randomness.is_settled("call")
-        alike = nullcontext() if settled else self.randomness.alike("call", self.seed, self.dtype)
-        with torch.inference_mode(False), torch.enable_grad(), alike:
+        with torch.inference_mode(False), torch.enable_grad(), self.randomness.alike("call", self.seed, self.dtype):
             if self.backward is None:
                 return self._call_by_autograd(t, lent, change, **way)
             if self.scalar:
@@ -335,6 +331,11 @@ class Problem:
 
 
 # ---- arguments ----
+
+
+def numbered(name: str, n: int) -> list[str]:
+    """A name for each of n things: the name itself if there is one, else with 1 to n behind it."""
+    return [name] if n == 1 else [f"{name}{i}" for i in range(1, n + 1)]
 
 
 def takes(function: Callable[..., Any], n: int) -> bool:

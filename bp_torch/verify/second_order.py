@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bp_torch.verify.problem import Problem, copies, differentiable
+from bp_torch.verify.problem import Problem, copies, differentiable, numbered
 
 
 class OnceDifferentiableError(Exception):
@@ -48,7 +48,7 @@ def second_order_of(problem: Problem) -> Problem:
 
     forward = functools.partial(derivative, problem.forward)
     reference = functools.partial(derivative, problem.reference) if problem.reference else None
-    named_dys = {f"dy{i}" if len(dys) > 1 else "dy": dy for i, dy in enumerate(dys, 1)}
+    named_dys = dict(zip(numbered("dy", len(dys)), dys, strict=True))
     arguments = {f"{name} (second order)": value for name, value in (problem.arguments | named_dys).items()}
     fixed = [f"{name} (second order)" for name in problem.arguments if problem.is_frozen(name)]
     nearby = None if callable(problem.nearby) else problem.nearby
