@@ -40,7 +40,7 @@ class WrongGradient:
         references, outputs = candidate.references, candidate.outputs
         self.name, self.problem, self.candidates = name, candidate.problem, candidate.gradients
         self.batch_size = batch_size  # as the caller declared it; 0 if not
-        self.shape = as_real(references.inputs[name]).shape  # that the gradient should have
+        self.shape = Size(references.shape(name))  # that the gradient should have
         self.given, self.estimates = as_real(candidate.gradients[name]), expected
         self.tolerance = references.tolerance  # how close ``equal`` is, relative
         if in_float64:

@@ -172,7 +172,7 @@ def _checked(forward: Any, given: Any, backward: Any, reference: Any, dtype: str
     if not isinstance(forward, Process):
         return check_layer(forward, given, backward, reference=reference, **options)
     forward.renew()
-    own, others = dict[str, Tensor](), {"seed": options.pop("seed")}
+    own = dict[str, Tensor]()
     with contextlib.ExitStack() as stack:
         if isinstance(reference, nn.Module):
             own = {name: p.detach() for name, p in reference.named_parameters() if name in forward.parameters}
@@ -181,11 +181,11 @@ def _checked(forward: Any, given: Any, backward: Any, reference: Any, dtype: str
         else:
             names = list(named(given, None, reference or forward.forward)[0])
         if own.keys() != forward.parameters.keys():
-            text = f"the candidate has the parameters {', '.join(forward.parameters)}, the reference has others"
-            raise ValueError(text)
+            wanted = ", ".join(forward.parameters)
+            raise ValueError(f"the candidate has the parameters {wanted}, the reference has others")
         if own:
             arguments = dict(zip([*names, *own], given, strict=True))
-            parameters: Any = {"scalar": False, "shared": list(own), "accumulates": True} | others
+            parameters: Any = {"scalar": False, "shared": list(own), "accumulates": True, "seed": options.pop("seed")}
             return check_problem(Problem(arguments, False, forward.forward, reference, **parameters), **options)
-        options |= others | ({"names": names} if not isinstance(given, dict) else {})
+        options |= {"names": names} if not isinstance(given, dict) else {}
         return check_layer(forward.forward, given, forward.backward, reference=reference, **options)

@@ -13,9 +13,9 @@ from torch import Tensor
 from bp_torch.verify.calls import Candidate
 from bp_torch.verify.diagnose import Hypotheses, WrongGradient, autograds_own_nan, diagnose, furthest
 from bp_torch.verify.differences import slopes_on_kinks
-from bp_torch.verify.problem import as_real, flat, norm, not_finite
+from bp_torch.verify.problem import flat, norm, not_finite
 from bp_torch.verify.references import ALLOWED_IN_FLOAT64, COARSE, EPS32, tolerance_of
-from bp_torch.verify.report import Allowance, Comparison, Estimate, Report
+from bp_torch.verify.report import Allowance, Comparison, Estimate, Kind, Report
 
 SLICE_FACTOR = 8.0  # times what rounding explains, for one slice of many
 FAR = 4.0  # times what is allowed: in 16 bits, an error beyond it is no noise
@@ -40,7 +40,7 @@ class Judge:
     ) -> None:
         """Compare."""
         references = candidate.references
-        self.candidate, self.references, self.say = candidate, references, candidate.say
+        self.candidate, self.references = candidate, references
         self.batch_size, self.hypotheses = batch_size, hypotheses
         self.dtype = str(references.dtype).removeprefix("torch.")
         self.seem_right: dict[str, Trial] = {}  # the gradients of which nothing wrong is found: they are to be proved
@@ -48,14 +48,18 @@ class Judge:
         self.report = Report([], candidate.findings, tolerance=references.tolerance, dtype=self.dtype)
         self.estimates = {name: self._judge(name, coordinates, seconds) for name in candidate.gradients}
 
+    def say(self, kind: Kind, name: str, words: str) -> None:
+        """Add a finding on a gradient."""
+        self.candidate.say(kind, [name], words)
+
     def explained(self) -> Report:
         """The report, when what seems right is proved, with what is left to say."""
         candidate, references = self.candidate, self.references
         for name in references.inputs:
             if name not in candidate.gradients:
-                self.say("unjudged", [name], "no gradient of it is given")
+                self.say("unjudged", name, "no gradient of it is given")
             elif name in references.unused and name not in self.report.wrong:
-                self.say("unjudged", [name], "the function does not use it")
+                self.say("unjudged", name, "the function does not use it")
         wrong = self.report.wrong
         expected = {name: references.expected(name, found) for name, found in self.estimates.items() if wrong}
         self.expected = {name: estimate for name, estimate in expected.items() if estimate}
@@ -70,14 +74,14 @@ class Judge:
         references, report, given = self.references, self.report, self.candidate.gradients[name]
         ours = flat(given)
         if not given.numel() and given.shape == references.inputs[name].shape:
-            self.say("unjudged", [name], "it is empty, and has the right shape")
+            self.say("unjudged", name, "it is empty, and has the right shape")
             return {}
         comparable = self._comparable(name)
         found = references.estimates(name, ours, coordinates if comparable else 0, seconds)
         if not comparable:
             return found
         if not any(len(estimate.values) for estimate in found.values()):
-            self.say("unjudged", [name], "no reference gives any of its entries")
+            self.say("unjudged", name, "no reference gives any of its entries")
             report.notes.append(f"{name} is not checked: no reference gives any of its entries")
         if (best := self.best(name)) is not None and not best.isfinite().all():
             report.notes.append(autograds_own_nan(name, best))
@@ -100,14 +104,14 @@ class Judge:
         given, t = self.candidate.gradients[name], self.references.inputs[name]
         if given.dtype != t.dtype:
             dtypes = [str(x.dtype).removeprefix("torch.") for x in (given, t)]
-            self.say("problem", [name], f"has the dtype {dtypes[0]}, expected {dtypes[1]}, that of the input")
+            self.say("problem", name, f"has the dtype {dtypes[0]}, expected {dtypes[1]}, that of the input")
         if given.shape != t.shape:
-            self.say("problem", [name], f"has the shape {list(given.shape)}, expected {list(t.shape)}")
+            self.say("problem", name, f"has the shape {list(given.shape)}, expected {list(t.shape)}")
             return False
         if given.is_complex() and not t.is_complex():
             return False
         if not given.isfinite().all():
-            self.say("problem", [name], f"holds {not_finite(given)}")
+            self.say("problem", name, f"holds {not_finite(given)}")
         return True
 
     def _in_float64(self, name: str) -> Tensor | None:
@@ -174,10 +178,8 @@ class Judge:
             found = {kind: estimate for kind, estimate in found.items() if kind not in ("central", "directions")}
             return found, self._comparisons(name, trial, found)
         ok = {c.reference: c.ok for c in compared}
-        by_autograd, by_differences = (
-            ok.get("float64", ok.get("autograd")),
-            ok["central"] and ok.get("directions", True),
-        )
+        by_autograd = ok.get("float64", ok.get("autograd"))
+        by_differences = ok["central"] and ok.get("directions", True)
         best, central = self.best(name), found["central"]
         if best is not None and norm(central.select(best) - central.values) <= ALLOWED_IN_FLOAT64 * central.size:
             self.report.notes.append(f"autograd's gradient of {name} has seven digits only: those of torch's constants")
@@ -187,13 +189,12 @@ class Judge:
         if by_autograd or by_differences:
             sides = ["autograd agrees", "central differences do not"]
             sides = sides if by_autograd else ["central differences agree", "autograd does not"]
-            self.say(
-                "setup",
-                [name],
+            text = (
                 f"{sides[0]} with it, {sides[1]}: autograd does not give the derivative of this function. Something in "
                 "it is detached, rounded or straight-through, or autograd itself is wrong here, or goes through the "
-                'backward that is checked. Pass a reference=, or say which is meant: trust="autograd" or "differences"',
+                'backward that is checked. Pass a reference=, or say which is meant: trust="autograd" or "differences"'
             )
+            self.say("setup", name, text)
         return found, compared
 
     def _judge_by_differences(self, name: str, ours: Tensor, central: Estimate) -> None:
@@ -207,14 +208,11 @@ class Judge:
             if kinked is not None and len(kinked):
                 if not slopes_on_kinks(differences, ours, kinked, tolerance, references.seed, only=False):
                     text = f"is not between the one-sided slopes at {len(kinked):,} entries where a step crosses a kink"
-                    self.say("problem", [name], text)
+                    self.say("problem", name, text)
             elif ours.any() and not central.values.any() and differences.moved(far, 1.0) != differences.middle:
-                text = (
-                    "the function moves in steps: its derivative is zero wherever there is one, the gradient is not. "
-                )
-                self.say(
-                    "setup", [name], text + "If that is meant, reference= gives the function whose derivative it is"
-                )
+                text = "the function moves in steps: its derivative is zero wherever there is one, the gradient is not"
+                more = "If that is meant, reference= gives the function whose derivative it is"
+                self.say("setup", name, f"{text}. {more}")
 
     # ---- kinks ----
 
@@ -252,13 +250,12 @@ class Judge:
             return False
         (low, high), i = slopes[0], int(suspects[0])
         tried = f", of which {len(slopes):,} were tried" if len(slopes) < len(suspects) else ""
-        self.say(
-            "kink",
-            [name],
+        text = (
             f"differs from autograd at {len(suspects):,} of its entries{tried}, and each lies on a kink, where any "
             f"slope between the one-sided ones will do: at {self._place(name, i)} they are {low:.4g} and {high:.4g}, "
-            f"the gradient has {float(ours[i]):.4g}, autograd {float(right[i]):.4g}. Every other entry is right",
+            f"the gradient has {float(ours[i]):.4g}, autograd {float(right[i]):.4g}. Every other entry is right"
         )
+        self.say("kink", name, text)
         return True
 
     def best(self, name: str) -> Tensor | None:
@@ -285,7 +282,7 @@ class Judge:
     def _wrong_slice(
         self, name: str, ours: Tensor, right: Tensor, tolerance: float, dtype: torch.dtype | None
     ) -> str | None:
-        references, shape = self.references, as_real(self.references.inputs[name]).shape
+        references, shape = self.references, self.references.shape(name)
         unit = float(right.abs().max()) or 1.0  # so that no square overflows
         squares, sizes = ((ours - right) / unit).square().reshape(shape), (right / unit).square().reshape(shape)
         for d in (d for d in range(len(shape)) if shape[d] >= 2 and len(shape) > 1):
@@ -343,12 +340,12 @@ class Judge:
         if all(c.ok for c in by_autograd) and not sure and (part := self.wrong_part(name, trial, found)):
             text, perhaps_noise = part
             if not perhaps_noise:
-                return self.say("problem", [name], text)
+                return self.say("problem", name, text)
             if trial.in_float64 is not None:
                 text += f". Run in float64 it is right: in {self.dtype} its products or sums may need a wider dtype"
             else:
                 text += f": too much to call it right in {self.dtype}, too little to call it wrong. float64 would tell"
-            self.say("noise", [name], text)
+            self.say("noise", name, text)
 
     def _noise(self, name: str, trial: Trial, ok: dict[str, bool], worst: float) -> None:
         """Say what a gradient that is off in its own dtype may yet be: right in a wider one, or as far as autograd."""
@@ -367,7 +364,7 @@ class Judge:
             )
         else:
             return
-        self.say("noise", [name], text)
+        self.say("noise", name, text)
 
     def _fits(self, name: str, ours: Tensor) -> bool:
         """Whether every entry is right at the tolerance of the coarsest input."""
@@ -388,9 +385,9 @@ class Judge:
             wrong = WrongGradient(name, self.candidate, self.expected, in_float64, self.batch_size)
             text = diagnose(wrong, self.hypotheses) or self._low_precision(name)
         if text:
-            self.say("diagnosis", [name], text)
+            self.say("diagnosis", name, text)
         elif known and all("dtype" in problem for problem in report.problems.get(name, [])):
-            self.say("where", [name], self._where(name))
+            self.say("where", name, self._where(name))
 
     def _is_wrong_in_float64(self, name: str) -> bool:
         """By the run on float64 inputs, of which autograd's gradient is known."""
@@ -410,11 +407,8 @@ class Judge:
 
     def _where(self, name: str) -> str:
         """How many entries are off, and the one that is furthest off."""
-        estimate, tolerance, given = (
-            self.expected[name],
-            self.references.tolerance,
-            flat(self.candidate.gradients[name]),
-        )
+        estimate, tolerance = self.expected[name], self.references.tolerance
+        given = flat(self.candidate.gradients[name])
         if self._is_wrong_in_float64(name):
             estimate = estimate._replace(values=self.references.gradients["float64"][name], entries=None)
             tolerance, given = ALLOWED_IN_FLOAT64, self.candidate.in_float64[name]
@@ -427,8 +421,7 @@ class Judge:
         return furthest(given[entries], estimate.values, limit, lambda i: self._place(name, int(entries[i])))
 
     def _place(self, name: str, i: int) -> list[int]:
-        shape = as_real(self.references.inputs[name]).shape
-        return [int(k) for k in torch.unravel_index(torch.tensor(i), shape)]
+        return [int(k) for k in torch.unravel_index(torch.tensor(i), self.references.shape(name))]
 
     def _noisy(self) -> list[str]:
         """The gradients that agree only because rounding alone moves them far."""

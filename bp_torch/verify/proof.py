@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bp_torch.verify.judge import FAR, Judge, Trial
-from bp_torch.verify.problem import as_real, norm
+from bp_torch.verify.problem import norm
 from bp_torch.verify.report import NONE, Proof
 
 SURELY = 100.0  # times a rough measure of rounding: what is further off needs no better one
@@ -22,7 +22,7 @@ Mutation = Callable[[Tensor], Tensor]
 def prove(judge: Judge, name: str) -> None:
     """Judge mutants of a gradient that seems right: if one of them would be right too, nothing has been shown."""
     references, trial, found = judge.references, judge.seem_right[name], judge.estimates[name]
-    shape, tolerance = as_real(references.inputs[name]).shape, references.tolerance_for(name)
+    shape, tolerance = references.shape(name), references.tolerance_for(name)
     factor = 1.01 if trial.in_float64 is not None or tolerance < 4e-3 else max(1.1, 1 + 2.5 * tolerance)
     known = torch.zeros(len(trial.ours), dtype=torch.bool)  # what a reference gives, by itself or in a direction
     for estimate in (e for e in found.values() if len(e.values)):
@@ -35,12 +35,12 @@ def prove(judge: Judge, name: str) -> None:
             break
     if 2 * compared < len(known):
         text = f"only {compared:,} of its {len(known):,} entries could be compared: "
-        judge.say("noise", [name], text + what_would_tell(judge))
+        judge.say("noise", name, text + what_would_tell(judge))
     elif not tried:
         judge.report.notes.append(f"{name}: the gradient is zero throughout")
     elif survivor and not is_zero(judge, name, trial):
         text = f"cannot be told from {survivor}, which would be called right as well: "
-        judge.say("noise", [name], text + what_would_tell(judge))
+        judge.say("noise", name, text + what_would_tell(judge))
     judge.report.proofs[name] = Proof(compared, len(known), tried, partial(smallest_error, judge, name, trial))
 
 

@@ -285,7 +285,8 @@ class References:
             best = None
         if central is None or not len(central.values):
             return best
-        return best if best and self.compare(name, best.values, central).ok else whole(central, self._entries(name))
+        is_best = best and self.compare(name, best.values, central).ok
+        return best if is_best else whole(central, math.prod(self.shape(name)))
 
     def contradiction(self, name: str, estimates: dict[str, Estimate]) -> bool:
         """Whether autograd in its best dtype is not what central differences say, whatever the gradient under test."""
@@ -310,14 +311,12 @@ class References:
         self, name: str, ours: Tensor, estimate: Estimate, noise: Callable[[], Allowance] | None = None
     ) -> Comparison:
         """``ours`` (n,), the gradient called ``name``, against an estimate of it."""
-        return compare(name, self._shape(name), ours, estimate, noise or (lambda: self.allowance(name, estimate)))
+        return compare(name, self.shape(name), ours, estimate, noise or (lambda: self.allowance(name, estimate)))
 
-    def _shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the gradient called ``name``; a complex number is two entries of one more dimension."""
         t = self.inputs[name]
         return (*t.shape, 2) if t.is_complex() else tuple(t.shape)
-
-    def _entries(self, name: str) -> int:
-        return math.prod(self._shape(name))
 
     @cached_property
     def jumps(self) -> dict[str, Tensor]:
