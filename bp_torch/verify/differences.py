@@ -1,4 +1,4 @@
-"""What is measured by running a function again: derivatives by central differences, and what rounding does.
+"""Measurements that run a function again: derivatives by central differences, and how far rounding moves a result.
 
 The differences are in float64, each with its uncertainty; kinks are recognised. A difference of nearly equal numbers
 (1 − a of a saturated sigmoid, a gradient that is zero because its terms cancel, a ReLU's z within rounding of 0) has

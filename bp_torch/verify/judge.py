@@ -198,7 +198,7 @@ class Judge:
         return found, compared
 
     def _judge_by_differences(self, name: str, ours: Tensor, central: Estimate) -> None:
-        """What differences alone can still tell: of entries on kinks, and of a function that moves in steps."""
+        """Judge by differences alone the entries on kinks, and a function that moves in steps."""
         references, kinked = self.references, central.kinked
         if references.inputs[name].is_complex() or not ours.isfinite().all():
             return

@@ -342,12 +342,9 @@ class References:
         if dtype is not None:
             inputs = {n: copy_of(t, dtype.to_complex() if t.is_complex() else dtype) for n, t in inputs.items()}
         samples = SAMPLES if sum(t.numel() for t in inputs.values()) < MANY else SAMPLES // 2
-        exact = self.gradients.get(self._reference_in(dtype))
+        exact = self.gradients.get({None: "autograd", torch.float64: "float64"}.get(dtype, ""))
         units = self.units if dtype is None else 1
         return rounding_errors(lambda: autograd(self.function, inputs)[1], self.seed, samples, units, exact)
-
-    def _reference_in(self, dtype: torch.dtype | None) -> str:
-        return {None: "autograd", torch.float64: "float64"}.get(dtype, "")
 
     def noise(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """The root mean square of the same for each entry, (n,)."""

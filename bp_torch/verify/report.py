@@ -336,7 +336,7 @@ class Report:
         ]
 
     def proof_line(self) -> str:
-        """What the check can tell; "" if something is wrong."""
+        """The line on how much the check can tell; "" if something is wrong."""
         if not self.ok or not (proofs := list(self.proofs.values())):
             return ""
         compared, entries = sum(p.compared for p in proofs), sum(p.entries for p in proofs)
