@@ -1,7 +1,8 @@
-"""The calls that training makes of a gradient, and others that show what one call does not: SITUATIONS lists them.
+"""The gradient under test, the candidate, and the calls that are made of it: SITUATIONS lists them.
 
-Most are compared with the first call, which is cheap: −2 · dy must give −2 times as much. What differs from it is wrong
-only if it differs from the reference in that situation, too. At other inputs the reference decides.
+Training makes some of these calls; others show what one call does not. Most are compared with the first call, which is
+cheap: −2 · dy must give −2 times as much. What differs from it is wrong only if it differs from the reference in that
+situation, too. At other inputs the reference decides.
 """
 
 import math

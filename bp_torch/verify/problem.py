@@ -2,7 +2,7 @@
 
 A layer's outputs y become a scalar, Σ y ⊙ dy, with random numbers dy: its gradient is ``backward`` at that dy. For
 complex y it is Re Σ y ⊙ conj(dy), whose gradient by y is dy, as torch has it. Inputs that cannot be checked are refused
-with a one-line error.
+with a one-line error. A function that draws random numbers gets the same ones in every call, and in every dtype.
 """
 
 import inspect
