@@ -22,7 +22,7 @@ from bp_torch.verify.judge import Judge
 from bp_torch.verify.modules import lent
 from bp_torch.verify.problem import Problem, flat, numbered
 from bp_torch.verify.proof import prove
-from bp_torch.verify.references import NotReproducibleError, References, Trust
+from bp_torch.verify.references import NotReproducibleError, References, Trust, first_line
 from bp_torch.verify.report import Finding, Report
 from bp_torch.verify.second_order import OnceDifferentiableError, second_order_of
 
@@ -145,11 +145,15 @@ def check_module(module: nn.Module, inputs: Inputs, *, reference: nn.Module | No
     judged = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     if reference is not None and not set(judged) <= {n for n, _ in reference.named_parameters()}:
         raise ValueError(f"the reference module has other parameters than the module: wanted {', '.join(judged)}")
-    arguments = dict(zip(numbered("x", len(listed)), listed, strict=True)) | judged
-    with lent(module, list(judged)) as (forward, stray), lent(reference or module, list(judged)) as (plain, _):
+    shared = {n for n, _ in reference.named_parameters()} if reference else set[str]()
+    still = {n: p.detach() for n, p in module.named_parameters() if n in shared - judged.keys()}  # without a gradient
+    names = [*judged, *still]
+    arguments = dict(zip(numbered("x", len(listed)), listed, strict=True)) | judged | still
+    with lent(module, names) as (forward, stray), lent(reference or module, names) as (plain, _):
         own = {name: options.pop(name) for name in ("seed", "frozen", "nearby") if name in options}
+        own["frozen"] = [*own.get("frozen", ()), *still]
         right = plain if reference is not None else None
-        more: Any = {"scalar": False, "shared": list(judged), "accumulates": True} | own
+        more: Any = {"scalar": False, "shared": names, "accumulates": True} | own
         report = check_problem(Problem(arguments, False, forward, right, **more), **options)
     text = "autograd never calls the method backward of {}: give it to check_layer, or put it into an autograd.Function"
     findings = [Finding("setup", name, text.format(one)) for one in stray for name in report.gradients]
@@ -179,6 +183,9 @@ def check_problem(
             dtype = str(problem.dtype).removeprefix("torch.")
             return Report([], [Finding("setup", name, str(error)) for name in problem.inputs], dtype=dtype)
         except (ValueError, RuntimeError) as error:
+            if "returned an invalid gradient" in str(error):  # autograd's own words on one of another shape
+                dtype = str(problem.dtype).removeprefix("torch.")
+                return Report([], [Finding("problem", n, first_line(error)) for n in problem.inputs], dtype=dtype)
             references = references_outside(problem, tolerance, error)
         references.linear_within = linear_within
         candidate = Candidate(references)

@@ -191,8 +191,11 @@ def slopes_on_kinks(
     for i in chosen.tolist():
         left, right = differences.one_sided(i)
         size = max(abs(left), abs(right))
-        if only and not abs(right - left) > 1e-4 * max(size, 1e-300):
-            return None
+        if not abs(right - left) > 1e-4 * max(size, 1e-300) + rounding:
+            if only:
+                return None
+            chosen = chosen[chosen != i]
+            continue
         if not between(float(ours[i]), left, right, tolerance, rounding=rounding):
             return None
         pairs.append((left, right))

@@ -203,13 +203,15 @@ class Judge:
         if references.inputs[name].is_complex() or not ours.isfinite().all():
             return
         differences, tolerance = references.differences(name), references.tolerance_for(name)
+        ours = self.candidate.in_float64.get(name, ours)
         far = torch.randn(len(ours), generator=torch.Generator().manual_seed(references.seed), dtype=torch.float64)
         with suppress(Exception):  # a step may leave the region in which the function can be evaluated
+            moves = abs(differences.moved(far, 1.0) - differences.middle) > 1e-9 * max(1.0, abs(differences.middle))
             if kinked is not None and len(kinked):
-                if not slopes_on_kinks(differences, ours, kinked, tolerance, references.seed, only=False):
+                if slopes_on_kinks(differences, ours, kinked, tolerance, references.seed, only=False) is None:
                     text = f"is not between the one-sided slopes at {len(kinked):,} entries where a step crosses a kink"
                     self.say("problem", name, text)
-            elif ours.any() and not central.values.any() and differences.moved(far, 1.0) != differences.middle:
+            elif ours.any() and not central.values.any() and moves:
                 text = "the function moves in steps: its derivative is zero wherever there is one, the gradient is not"
                 more = "If that is meant, reference= gives the function whose derivative it is"
                 self.say("setup", name, f"{text}. {more}")
@@ -269,6 +271,8 @@ class Judge:
         """A slice or an entry that is wrong by itself and may be too small to show in the whole, in words, and whether
         rounding might still be the cause. Looked for in float64 if it runs there, and in 16 bits in any case."""
         references, right = self.references, self.best(name)
+        if right is None and trial.in_float64 is not None and references.eps_of(name) > COARSE:
+            return self._wrong_entry(name, trial.ours, trial.in_float64)  # by its own run in float64
         if right is None or name in self.inexact or not (right.isfinite().all() and trial.ours.isfinite().all()):
             return None
         if trial.in_float64 is not None:
@@ -386,7 +390,11 @@ class Judge:
             text = diagnose(wrong, self.hypotheses) or self._low_precision(name)
         if text:
             self.say("diagnosis", name, text)
-        elif known and all("dtype" in problem for problem in report.problems.get(name, [])):
+        elif (
+            known
+            and all("dtype" in problem for problem in report.problems.get(name, []))
+            and any(not c.ok for c in report.comparisons if c.gradient == name)
+        ):
             self.say("where", name, self._where(name))
 
     def _is_wrong_in_float64(self, name: str) -> bool:

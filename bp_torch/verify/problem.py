@@ -285,7 +285,7 @@ class Problem:
         outputs = differentiable(lambda t: self._outputs(self.forward, t), leaves, t)
         if between is not None:
             others = {name: x.requires_grad_() for name, x in copies(between).items()}
-            others |= {name: leaves[name] for name in self.shared}
+            others |= {name: leaves[name] for name in self.shared if name in leaves}
             kept = differentiable(lambda t: self._outputs(self.forward, t), others, between)
         require_dependence(outputs, leaves)
         outputs = [y for y in outputs if y.requires_grad]

@@ -123,7 +123,10 @@ class References:
     def _note_rounding_inside(self, value: Tensor, seen: float) -> None:
         """Find out whether a function of float64 inputs computes in a coarser dtype, as far as its value shows it."""
         seen = max(seen, torch.finfo(value.dtype).eps)
-        if seen <= EPS or not (value.dtype != torch.float64 or self._rounds_coarsely()):
+        if seen <= EPS:
+            return
+        seen = seen if value.dtype != torch.float64 else min(seen, self._roundness())
+        if seen <= EPS:
             return
         self.eps64 = seen
         if seen > COARSE:
@@ -135,13 +138,15 @@ class References:
         else:
             self.notes.append("for float64 inputs the function computes in float32 inside: it is judged as float32")
 
-    def _rounds_coarsely(self) -> bool:
-        """Whether the value is rougher than float64 makes it: in fourth differences a smooth function vanishes.
+    def _roundness(self) -> float:
+        """ε of the coarsest dtype that the value shows to compute in: in fourth differences a smooth function vanishes.
 
         16 bits do not move at all for the smallest step, and at the two larger ones they are as rough; a kink is not.
         """
         fine, wide, widest = (self._roughness(step) for step in (1e-6, 1e-3, 1e-2))
-        return fine > 100 * EPS or (widest > 1e-4 and wide > widest / 20)
+        if widest > 1e-4 and wide > widest / 20:
+            return 1.0
+        return EPS32 if fine > 100 * EPS else EPS
 
     def _roughness(self, step: float) -> float:
         """The median fourth difference of the value along a random direction, relative to its size."""

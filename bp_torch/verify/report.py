@@ -257,7 +257,7 @@ class Report:
             return "WRONG"
         if certain := set(self.wrong) - self.kinks.keys() - self.noise.keys():
             return "SETUP" if certain <= self.setup.keys() else "WRONG"
-        if not self._judged() and any("no reference" in text for text in self.unjudged.values()):
+        if any("no reference" in text for text in self.unjudged.values()):
             return "SETUP"
         return "KINK" if self.kinks else "NOISE" if self.noise else "RIGHT"
 
