@@ -12,6 +12,7 @@ from torch.nn import functional
 from bp_torch.verify import check_layer, check_module
 from bp_torch.verify.report import Report
 
+NOT_RIGHT = ["NOISE", "WRONG"]
 FLOATS = [torch.float64, torch.float32, torch.bfloat16]
 
 
