@@ -209,7 +209,7 @@ class Judge:
             moves = abs(differences.moved(far, 1.0) - differences.middle) > 1e-9 * max(1.0, abs(differences.middle))
             if kinked is not None and len(kinked):
                 if slopes_on_kinks(differences, ours, kinked, tolerance, references.seed, only=False) is None:
-                    text = f"is not between the one-sided slopes at {len(kinked):,} entries where a step crosses a kink"
+                    text = f"is not between the one-sided slopes at some of {len(kinked):,} entries that have no other"
                     self.say("problem", name, text)
             elif ours.any() and not central.values.any() and moves:
                 text = "the function moves in steps: its derivative is zero wherever there is one, the gradient is not"
