@@ -323,6 +323,16 @@ def test_sweep_that_is_killed_goes_on_bit_for_bit(wanted: int, config: SweepConf
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"], "nothing half written is left"
 
 
+@pytest.mark.parametrize("change", [{"learning_rate": (0.5, 3.0)}, {"seed": 7}, {"epochs": 2}])
+def test_other_settings_are_refused_on_resuming_a_sweep(change: dict[str, Any], config: SweepConfig) -> None:
+    config = replace(config, epochs=1, learning_rate=(0.3, 3.0), run_name="s")
+    folder = sweep(config)
+    before = (folder / "sweep.json").read_bytes()
+    with pytest.raises(TrainingError, match=r"cannot continue .*s: --[a-z-]+ .* differs"):
+        sweep(replace(config, resume=folder, **change))
+    assert (folder / "sweep.json").read_bytes() == before
+
+
 def test_stopped_sweep_names_the_command_to_continue(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sweep(replace(config, run_name="whole", save="best"))
     asked: list[int] = []

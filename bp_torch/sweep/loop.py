@@ -31,7 +31,7 @@ from bp_torch.sweep.config import COMMAND, LISTS, SweepConfig
 from bp_torch.sweep.group import Group, new_group
 from bp_torch.sweep.plan import groups
 from bp_torch.text import count
-from bp_torch.training.config import Config, TrainingError
+from bp_torch.training.config import Config, TrainingError, check_resumed, read_config_as
 from bp_torch.training.evaluation import Score
 from bp_torch.training.interruption import Signals, Stopped
 from bp_torch.training.log import RunLog
@@ -86,6 +86,9 @@ def opened(config: SweepConfig, plan: list[list[Config]], world: World) -> Itera
     if world.is_first and not config.resume:
         folder = make_folder(folder, config.to_json(), None, numbered=config.run_name is None)
     with locked(folder) if world.is_first else nullcontext():
+        if config.resume:
+            make = f"{COMMAND} --learning-rate 1 3"
+            check_resumed(config, read_config_as(SweepConfig, folder, f"no sweep in {folder}", make))
         if world.is_first:
             remove_unfinished_folders(folder)
             remove_unfinished(folder, (report.JSON, report.PICTURE, PLAN))

@@ -341,6 +341,14 @@ def read_config(folder: Path) -> Config:
     return read_config_as(Config, folder, f"no run in {folder}", train_command())
 
 
+def check_resumed(config: Config, saved: Config) -> None:
+    """Raise TrainingError unless the run to ``resume``, ``saved`` with its config, may continue with ``config``."""
+    try:
+        saved.resumed(config)
+    except ValueError as error:
+        raise TrainingError(f"cannot continue {config.resume}: {error}") from error
+
+
 def read_config_as(kind: type[AnyConfig], folder: Path, missing: str, make: str) -> AnyConfig:
     """The config in ``folder``. Raises TrainingError if it is ``missing``, with the command to ``make`` it."""
     path = folder / CONFIG

@@ -25,7 +25,7 @@ from bp_torch.distributed import World
 from bp_torch.files import replace_file
 from bp_torch.flags import flags_of
 from bp_torch.network import Network
-from bp_torch.training.config import LONGEST_NAME, Config, TrainingError, read_config
+from bp_torch.training.config import LONGEST_NAME, Config, TrainingError, check_resumed, read_config
 from bp_torch.training.evaluation import BeforeChunk, Score, evaluate, evaluate_each
 from bp_torch.training.interruption import Signals
 from bp_torch.training.step import Inspect, StepResult, TrainingStep
@@ -145,6 +145,8 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     """The run of ``config``: resumed, or in a new folder, which is made last, so that no error leaves one."""
     if config.verify_every and world.size > 1:
         raise TrainingError("--verify-every checks the gradient of one process: start train.py without torchrun")
+    if config.resume:
+        check_resumed(config, read_config(config.resume))
     training, test = load_data(config, device)
     training, validation = split(training, config)
     try:
