@@ -34,6 +34,9 @@ QUERIES = {"__get__", "__len__", "dim", "size", "stride", "numel", "is_floating_
 QUERIES |= {"untyped_storage"}
 """Calls that return what a tensor is (its shape, its dtype, its memory), and nothing that it contains."""
 
+WRITES = torch.Tensor._version.__get__  # type: ignore[attr-defined]
+"""The query for how often a tensor was written to, a number that no replay changes."""
+
 SIZED_BY_CONTENTS = {"nonzero", "argwhere", "masked_select", "unique", "bincount"}
 """Calls that return a tensor whose shape depends on what another contains. An index by a mask does, too."""
 
@@ -184,7 +187,7 @@ class Recording(TorchFunctionMode):
         elif isinstance(result, tuple | list) and all(is_view(part, tensors) for part in result):
             for view in result:
                 self._use(view)
-        elif func.__name__ not in QUERIES and not isinstance(result, torch.dtype):
+        elif func == WRITES or (func.__name__ not in QUERIES and not isinstance(result, torch.dtype)):
             raise RuntimeError(
                 f"{func.__name__}() in a recorded step returns {type(result).__name__}, which no replay can update: "
                 "take it out of the step, or do not record"

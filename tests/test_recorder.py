@@ -81,6 +81,7 @@ def test_assignment_is_replayed() -> None:
         ("tolist", Tensor.tolist),
         ("numpy", Tensor.numpy),
         ("__array__", np.asarray),
+        ("__get__", lambda t: t._version),
         ("is_nonzero", torch.is_nonzero),
         ("__repr__", repr),
         ("equal", lambda t: torch.equal(t, t)),
