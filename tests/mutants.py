@@ -194,6 +194,13 @@ deform.py: test_deform.py
     CENTRE = (SIDE - 1) / 2                            =>  CENTRE = SIDE / 2
 
 # recorder
+recorder.py: test_recorder.py -k "jit or deep_copies"
+    if not self.is_seen:                               =>  if func is None:
+    if func is Tensor.__deepcopy__:                    =>  if func is None:
+convert.py: test_convert.py -k "unsupported or wrong_metadata or single"
+    or mine & others - {0}:                            =>  :
+    if others := set(about) - {*SAVED}:                =>  if others := {*SAVED} - {*SAVED}:
+    if network.leading:                                =>  if max(network.leading, default=0) > 1:
 recorder.py: test_recorder.py
     mine.copy_(given)                                  =>  pass
     (tensor.shape, tensor.dtype) for tensor in tensors]  =>  (tensor.shape, 0) for tensor in tensors]
