@@ -4,6 +4,7 @@ A checkpoint is a plain dict that ``torch.load(weights_only=True)`` reads. The o
 follows from the seed and the epoch (``data.permutation``).
 """
 
+import json
 import os
 import shutil
 import socket
@@ -21,7 +22,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from bp_torch.cli import UserError
-from bp_torch.files import remove_unfinished, replace_file, unfinished
+from bp_torch.files import remove_unfinished, replace_file, unfinished, write_json
 from bp_torch.flags import Within, check_bounds, check_types
 from bp_torch.values import CONFIG as CONFIG
 
@@ -133,7 +134,7 @@ def make_folder(folder: Path, config: str, state: State | None, *, numbered: boo
                 way = f"choose another --run-name, or continue it with --resume {folder}"
                 raise CheckpointError(f"{folder} exists already: {way}")
             with made_whole(folder) as made:
-                replace_file(made / CONFIG, config.encode())
+                write_json(made / CONFIG, json.loads(config))
                 if state:
                     state.save(made / LAST)
     except OSError as error:

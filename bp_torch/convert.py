@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from bp_torch.activations import ACTIVATIONS
-from bp_torch.files import replace_file
+from bp_torch.files import SUM, replace_file, with_sum, without_sum
 from bp_torch.network import Network, checked_sizes
 
 METADATA = "network"  # the key in a file's metadata under which sizes and activations are, as JSON
 SAVED = ("sizes", "activation", "output_activation")  # in the metadata
+NUMBERS = "numbers"  # the key of the SHA-256 of θ
 # By their names in the file.
 DTYPE_NAMES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -110,14 +111,14 @@ def changed(module: Any) -> str:
 
 
 def save(network: Network, path: Path | str) -> None:
-    """Write a ``.safetensors`` file: tensors W1, b1, W2, b2, …; in its metadata, as JSON, sizes, activations, checksum.
+    """Write a ``.safetensors`` file: tensors W1, b1, W2, b2, …; in its metadata, as JSON, sizes, activations, sums.
 
-    The checksum, ``sha256``, is that of θ, which is what the tensors are in this order. Equal networks give equal
-    files, byte for byte. Raises ValueError for networks=K, and OSError if it cannot be written; an old file is then
-    unchanged.
+    ``numbers`` is that of θ, which is what the tensors are in this order, ``sha256`` that of the JSON. Equal networks
+    give equal files, byte for byte. Raises ValueError for networks=K, and OSError if it cannot be written; an old file
+    is then unchanged.
     """
     check_single(network)
-    about = {name: getattr(network, name) for name in SAVED} | {"sha256": checksum(network)}
+    about = with_sum({name: getattr(network, name) for name in SAVED} | {NUMBERS: checksum(network)})
     # One entry: the library writes several in an order that changes from run to run.
     replace_file(Path(path), safetensors.torch.save(named_tensors(network), {METADATA: json.dumps(about)}))
 
@@ -139,7 +140,9 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Network:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[METADATA])
-            digest = about.pop("sha256", None)
+            if NUMBERS in about:
+                about = without_sum(about)
+            digest = about.pop(NUMBERS, None) or about.pop(SUM, None)  # older files have the second, or none
             if others := set(about) - {*SAVED}:
                 raise ValueError(f"its metadata have {', '.join(sorted(others))}")
             found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
@@ -155,7 +158,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Network:
         raise ValueError(f"{path} holds no network: {error} is missing") from error
     except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} holds no network: {error}") from error
-    if digest not in (None, checksum(network)):  # None: a file of an older version
+    if digest not in (None, checksum(network)):
         raise ValueError(f"{path} is damaged: its numbers do not have the checksum that it states")
     return network
 

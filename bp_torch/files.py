@@ -1,11 +1,16 @@
-"""Files are replaced whole: a reader finds the old content or the new, never a part of either."""
+"""Files are replaced whole: a reader finds the old content or the new, never a part of either; JSON has a checksum."""
 
+import hashlib
+import json
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+LARGEST = 2**24  # bytes of a JSON file that is read: the names of 10,000 networks are a megabyte
+SUM = "sha256"
 
 
 def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
@@ -31,6 +36,42 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write ``values``, and the SHA-256 of their JSON, to ``path``, whole. Raises OSError."""
+    replace_file(path, (json.dumps(with_sum(values), indent=2) + "\n").encode())
+
+
+def with_sum(values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` and the SHA-256 of their JSON."""
+    text = json.dumps(values, sort_keys=True)
+    return values | {SUM: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def without_sum(found: dict[str, Any]) -> dict[str, Any]:
+    """What ``with_sum`` was given. Raises ValueError where the checksum is missing or is that of other values."""
+    values = {name: value for name, value in found.items() if name != SUM}
+    if with_sum(values)[SUM] != found.get(SUM):
+        raise ValueError("it was altered: it does not have the checksum that it states")
+    return values
+
+
+def read_json(path: Path, *, older: bool = False) -> dict[str, Any]:
+    """What ``write_json`` wrote, or with ``older`` a file without a checksum. Raises OSError, or ValueError if bad."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"{path} has more than {LARGEST:,} bytes")
+    try:
+        found = json.loads(content.decode())
+    except RecursionError as error:
+        raise ValueError("brackets within brackets") from error
+    if not isinstance(found, dict):
+        raise ValueError("it holds no names with values")
+    return found if older and SUM not in found else without_sum(found)
 
 
 def causes(error: BaseException) -> list[BaseException]:

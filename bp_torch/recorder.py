@@ -158,9 +158,14 @@ class Unseen(TorchDispatchMode):
 
     def __init__(self) -> None:
         """For a Recording, which says when it makes a call."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_seen = False
         self.found: object = None
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say no: else torch loads its compiler, which takes a second."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation."""
@@ -189,13 +194,13 @@ class Recording(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         """Begin to record."""
-        self._unseen.__enter__()
-        return super().__enter__()  # type: ignore[no-any-return]
+        self._unseen.__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
         """End. Raises RuntimeError if an operation was made that no replay would make."""
-        super().__exit__(*error)
-        self._unseen.__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._unseen.__exit__(*error)  # type: ignore[no-untyped-call]
         if self._unseen.found and error[0] is None:
             raise RuntimeError(
                 f"{self._unseen.found} in a recorded step is in a function that no replay would call, as those of "

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bp_torch.checkpoint import LAST, CheckpointError
 from bp_torch.commands.sweep import main
 from bp_torch.data import Examples
+from bp_torch.files import read_json, with_sum
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.sweep.group import Group, new_group
 from bp_torch.sweep.loop import sweep
@@ -100,7 +101,7 @@ def test_deformed_and_held_out_examples_are_those_of_train_py_alone(
         assert relative_error(final.parameters[k], expected) <= 1e-12, member.run_name
         theirs = json.loads((tmp_path / str(member.run_name) / "result.json").read_text())
         ours = json.loads(group.result(k).to_json())
-        del ours["seconds"], theirs["seconds"]
+        del ours["seconds"], theirs["seconds"], theirs["sha256"]
         assert ours == pytest.approx(theirs)
 
 
@@ -425,8 +426,16 @@ def test_checkpoint_of_another_group_is_refused(config: SweepConfig, monkeypatch
 
 def test_damaged_results_are_named(config: SweepConfig) -> None:
     folder = sweep(replace(config, epochs=1))
-    for content in ("{", "{}", "3", '{"accuracy": [], "cost": [], "best": [], "diverged": []}'):
-        (folder / "groups/2/results.json").write_text(content)
+    path = folder / "groups/2/results.json"
+    found = read_json(path)
+    one, other = f"{found['accuracy'][0]:.3f}"[:4], "0.99"
+    contents = ["{", "{}", "3", '{"accuracy": [], "cost": [], "best": [], "diverged": []}', "[" * 100_000]
+    contents += [path.read_text().replace(one, other, 1), json.dumps(found)]
+    wrong: dict[str, list[Any]] = {"accuracy": [1.5], "cost": [True], "best_epoch": [7], "diverged": [-1]}
+    for name, value in wrong.items():
+        contents.append(json.dumps(with_sum(found | {name: value * len(found[name])})))
+    for content in contents:
+        path.write_text(content)
         with pytest.raises(CheckpointError, match=r"groups/2/results\.json is damaged: remove it"):
             sweep(replace(config, epochs=1, resume=folder))
     (folder / "groups/2/results.json").unlink()

@@ -1,11 +1,10 @@
 """The results of each row: ``results.json`` beside this file, which ``ladder run`` writes."""
 
-import json
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from bp_torch.files import replace_file
+from bp_torch.files import read_json, write_json
 
 FILE = Path(__file__).with_name("results.json")
 
@@ -35,11 +34,15 @@ class Measured(NamedTuple):
 def read(file: Path = FILE) -> dict[str, Measured]:
     """The results of every row that has some. Raises ValueError for a file that holds something else."""
     try:
-        rows = json.loads(file.read_text()) if file.exists() else {}
-        return {
+        rows = read_json(file) if file.exists() else {}
+        found = {
             name: Measured({int(seed): values for seed, values in row["seeds"].items()}, row["config"])
             for name, row in rows.items()
         }
+        errors = [error for measured in found.values() for error in measured.errors]
+        if not all(isinstance(error, int | float) and 0 <= error <= 100 for error in errors):
+            raise ValueError("an error is from 0 to 100 %")
+        return found
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{file} holds no results of the ladder: {error!r}") from error
 
@@ -54,5 +57,5 @@ def add(name: str, measured: Measured, file: Path = FILE) -> Measured:
         row: {"config": found.config, "seeds": {str(seed): found.seeds[seed] for seed in sorted(found.seeds)}}
         for row, found in sorted(rows.items())
     }
-    replace_file(file, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(file, data)
     return measured

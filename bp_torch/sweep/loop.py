@@ -25,10 +25,10 @@ from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
 from bp_torch.device import choose_device, set_precision, set_threads
 from bp_torch.distributed import World, joined, local_device
-from bp_torch.files import remove_unfinished, replace_file
+from bp_torch.files import read_json, remove_unfinished, write_json
 from bp_torch.sweep import report
 from bp_torch.sweep.config import COMMAND, LISTS, SweepConfig
-from bp_torch.sweep.group import Group, new_group
+from bp_torch.sweep.group import Group, GroupState, new_group
 from bp_torch.sweep.plan import groups
 from bp_torch.text import count
 from bp_torch.training.config import Config, TrainingError, check_resumed, read_config_as
@@ -94,7 +94,7 @@ def opened(config: SweepConfig, plan: list[list[Config]], world: World) -> Itera
             remove_unfinished(folder, (report.JSON, report.PICTURE, PLAN))
             if not (folder / PLAN).exists():
                 names = [[member.run_name for member in members] for members in plan]
-                replace_file(folder / PLAN, json.dumps(names).encode())
+                write_json(folder / PLAN, {"groups": names})
         yield Path(world.same(str(folder)))
 
 
@@ -102,7 +102,7 @@ def read_plan(config: SweepConfig, folder: Path) -> list[list[Config]]:
     """The groups that the sweep in ``folder`` began with. Raises CheckpointError if they are not of ``config``."""
     members = {member.run_name: member for member in config.members()}
     try:
-        plan = [[members.pop(name) for name in names] for names in json.loads((folder / PLAN).read_text())]
+        plan = [[members.pop(name) for name in names] for names in read_json(folder / PLAN)["groups"]]
         if members:
             raise KeyError(f"{len(members)} networks are missing")
     except (ValueError, TypeError, KeyError) as error:
@@ -146,7 +146,7 @@ def train_groups(run: SweepRun, mine: range) -> None:
                         for k in range(len(group.members)):
                             save_member(group, k, run.folder)
                     scores = {name: getattr(group.state, name) for name in group.state.EACH}
-                    replace_file(own / RESULTS, json.dumps(scores).encode())
+                    write_json(own / RESULTS, scores)
                 if run.config.save != "best":
                     (own / checkpoint.LAST).unlink(missing_ok=True)
 
@@ -239,7 +239,7 @@ def save_member(group: Group, k: int, folder: Path) -> None:
     if (own := folder / member.run_name).exists():
         return
     with made_whole(own) as made:
-        replace_file(made / checkpoint.CONFIG, member.to_json().encode())
+        write_json(made / checkpoint.CONFIG, json.loads(member.to_json()))
         group.member_state(k).save(made / checkpoint.LAST)
         if member.validation and not diverged:
             group.best_state(k).save(made / checkpoint.BEST)
@@ -247,7 +247,7 @@ def save_member(group: Group, k: int, folder: Path) -> None:
             log_member(group, k, made, member)
         if not diverged:
             save_network(group.final_network()[k], made / checkpoint.NETWORK_FILE)
-            replace_file(made / checkpoint.RESULT, group.result(k).to_json().encode())
+            write_json(made / checkpoint.RESULT, json.loads(group.result(k).to_json()))
 
 
 def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
@@ -271,13 +271,25 @@ def finish(run: SweepRun) -> None:
     for number, members in enumerate(run.plan):
         path = run.group_folder(number) / RESULTS
         try:
-            found += report.network_rows(members, json.loads(path.read_text()))
+            found += report.network_rows(members, read_scores(path, members))
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{path} is damaged: remove it, and its networks are trained again") from error
     if config.save == "best":
         save_chosen(run, {row["name"] for each in config.settings for row in report.of_setting(each, found)[:1]})
     report.save(config, found, run.folder)
     print(f"\n{report.table(config, found)}\nsaved {run.folder / report.JSON} and {run.folder / report.PICTURE}")
+
+
+def read_scores(path: Path, members: list[Config]) -> dict[str, list[Any]]:
+    """The lists in the results of a group of these networks. Raises ValueError, TypeError or KeyError for bad ones."""
+    found, most = read_json(path), {"accuracy": 1, "best": 1, "best_epoch": max(1, members[0].epochs)}
+    for name, first in GroupState.EACH.items():
+        values = found[name]
+        if len(values) != len(members) or any(type(value) is not type(first) for value in values):
+            raise ValueError(f"{name} is not a value for each network")
+        if any(value < min(first, 0) or value > most.get(name, value) for value in values):
+            raise ValueError(f"{name} is out of bounds")
+    return found
 
 
 def save_chosen(run: SweepRun, names: set[str]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 
 from bp_torch import values
 from bp_torch.cli import UserError, train_command
+from bp_torch.files import read_json
 from bp_torch.flags import Flag, Role, Within, check_bounds, check_effects, check_types, flag, flags_of
 from bp_torch.values import CLASSES, CONFIG, PIXELS, Deformation, check_positive, parameter_count
 
@@ -353,9 +354,7 @@ def read_config_as(kind: type[AnyConfig], folder: Path, missing: str, make: str)
     """The config in ``folder``. Raises TrainingError if it is ``missing``, with the command to ``make`` it."""
     path = folder / CONFIG
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is not a regular file")
-        return kind.from_json(path.read_text())
+        return kind.from_json(json.dumps(read_json(path, older=True)))
     except (OSError, ValueError) as error:
         raise TrainingError(f"{missing} ({error}); make one with: {make}") from error
 

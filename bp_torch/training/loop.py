@@ -4,6 +4,7 @@
 it. A step is in step.py, the equations are in backprop.py.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
@@ -20,7 +21,7 @@ from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
 from bp_torch.device import choose_device, cpu_hint, has_bfloat16
 from bp_torch.distributed import joined, local_device
-from bp_torch.files import replace_file
+from bp_torch.files import write_json
 from bp_torch.network import Network, parameter_count
 from bp_torch.training.config import Config, TrainingError
 from bp_torch.training.divergence import GradientCheck, diverged
@@ -239,7 +240,7 @@ def report(run: Run, score: Score | None = None, before_chunk: BeforeChunk = Non
     result = RunResult(score.accuracy, score.cost, *held)
     state.reported = config.epochs
     if run.world.is_first:
-        replace_file(run.folder / RESULT, result.to_json().encode())
+        write_json(run.folder / RESULT, json.loads(result.to_json()))
         if run.validation:
             tqdm.write(result.sentence(len(run.validation.labels)))
     if log and config.log_embedding:

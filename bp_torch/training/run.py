@@ -22,7 +22,7 @@ from bp_torch.data import Examples, load, permutation, subsample
 from bp_torch.deform import EachEpoch, Part
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import World
-from bp_torch.files import replace_file
+from bp_torch.files import write_json
 from bp_torch.flags import flags_of
 from bp_torch.network import Network
 from bp_torch.training.config import LONGEST_NAME, Config, TrainingError, check_resumed, read_config
@@ -172,7 +172,7 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
         if config.epochs < begun:
             raise TrainingError(f"--epochs {config.epochs}: epoch {begun} of {folder} is done or begun already")
     if world.is_first and config.resume:
-        replace_file(folder / CONFIG, config.to_json().encode())
+        write_json(folder / CONFIG, json.loads(config.to_json()))
     elif world.is_first:
         folder = make_folder(folder, config.to_json(), state, numbered=config.run_name is None)
     run.folder = Path(world.same(str(folder)))
