@@ -109,6 +109,14 @@ def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> t
     return Examples(x, labels), Examples(test_x, test_labels)
 
 
+def folder_of_run(dataset: str, stored: Path) -> Path:
+    """``stored``, the folder that a run's config names, if it has the data; else ``data``, the default, to be filled.
+
+    So nothing is unpacked into a folder that a file names and nobody else.
+    """
+    return stored if _complete(dataset, FAMILIES[dataset].raw(stored)) else Path("data")
+
+
 def _complete(dataset: str, raw: Path) -> bool:
     """Whether every file is there; for a downloaded data set, also whether its checksums were written."""
     marks = () if dataset == "mnist" else (CHECKSUMS,)

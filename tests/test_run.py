@@ -1,4 +1,6 @@
+import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +9,9 @@ import pytest
 import torch
 
 from bp_torch.distributed import World
-from bp_torch.training import Config, TrainingError, open_run, train
+from bp_torch.explain.options import NetworkOptions
+from bp_torch.explain.subject import open_subject
+from bp_torch.training import Config, TrainingError, open_run, read_config, train
 from bp_torch.training.config import LONGEST_NAME
 from bp_torch.training.run import default_run_name, start_run
 from tests.harness import FORK
@@ -51,3 +55,43 @@ def test_verification_with_several_processes_raises_training_error(tmp_path: Pat
     with pytest.raises(TrainingError, match=r"--verify-every .* one process: start .* without torchrun"):
         start_run(config, torch.device("cpu"), World(0, 2))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_run_and_its_data_may_be_moved_together(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone, moved = tmp_path / "clone", tmp_path / "moved"
+    shutil.copytree(data_dir, clone / "data")
+    monkeypatch.chdir(clone)
+    folder = train(Config(epochs=1, train_examples=100, device="cpu", log=False, run_name="one"))
+    assert json.loads((folder / "config.json").read_text())["data_dir"] == "../../data"
+    monkeypatch.chdir(tmp_path)
+    clone.rename(moved)
+    saved = read_config(moved / "runs/one")
+    assert saved.data_dir == moved / "data"
+    open_subject(NetworkOptions(run=moved / "runs/one"))
+    train(replace(saved, resume=moved / "runs/one", epochs=2))
+    assert {path.name for path in tmp_path.iterdir()} == {"moved"}, "nothing is unpacked anew"
+
+
+@pytest.mark.parametrize("stored", ["/elsewhere", "../victim", "elsewhere"])
+def test_data_are_unpacked_only_where_the_user_says(
+    stored: str, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = train(Config(epochs=1, train_examples=100, device="cpu", log=False, data_dir=data_dir))
+    fields = json.loads((folder / "config.json").read_text()) | {
+        "data_dir": stored.replace("/else", f"{tmp_path}/else")
+    }
+    (folder / "config.json").write_text(json.dumps({n: v for n, v in fields.items() if n != "sha256"}))
+    asked: list[Path] = []
+    monkeypatch.setattr("bp_torch.explain.subject.load", lambda dataset, directory, device: asked.append(directory))
+    monkeypatch.setattr("bp_torch.training.run.load", lambda dataset, directory, device: asked.append(directory))
+    saved = read_config(folder)
+    for directory in (saved.data_dir, tmp_path / "named"):
+        with pytest.raises(TypeError):
+            train(replace(saved, resume=folder, epochs=2, data_dir=directory))
+    with pytest.raises(TypeError):
+        open_subject(NetworkOptions(run=folder))
+    assert asked == [Path("data"), tmp_path / "named", Path("data")]

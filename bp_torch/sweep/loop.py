@@ -84,7 +84,7 @@ def opened(config: SweepConfig, plan: list[list[Config]], world: World) -> Itera
     """The sweep's folder, made anew or the one to ``resume``, which no other sweep may use meanwhile."""
     folder = config.resume or config.runs_dir / (config.run_name or default_run_name(config))
     if world.is_first and not config.resume:
-        folder = make_folder(folder, config.to_json(), None, numbered=config.run_name is None)
+        folder = make_folder(folder, config.to_json(folder), None, numbered=config.run_name is None)
     with locked(folder) if world.is_first else nullcontext():
         if config.resume:
             make = f"{COMMAND} --learning-rate 1 3"
@@ -239,7 +239,7 @@ def save_member(group: Group, k: int, folder: Path) -> None:
     if (own := folder / member.run_name).exists():
         return
     with made_whole(own) as made:
-        write_json(made / checkpoint.CONFIG, json.loads(member.to_json()))
+        write_json(made / checkpoint.CONFIG, json.loads(member.to_json(own)))
         group.member_state(k).save(made / checkpoint.LAST)
         if member.validation and not diverged:
             group.best_state(k).save(made / checkpoint.BEST)

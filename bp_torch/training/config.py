@@ -298,9 +298,16 @@ class Config:
         }
         return self.learning_rate * parts[self.schedule]()
 
-    def to_json(self) -> str:
-        """The config as the text of config.json. The data are found again from any folder: their path is absolute."""
-        fields = dataclasses.asdict(self) | {"data_dir": self.data_dir.absolute()}
+    def to_json(self, folder: Path | None = None) -> str:
+        """The config as JSON. Its data are found again from any folder, and where they move together with ``folder``.
+
+        Their path is relative to ``folder``, that of a run, in whose config.json the text will be; else it is absolute.
+        """
+        data_dir = self.data_dir.absolute()
+        if folder:
+            with suppress(ValueError):  # Windows has no path from one drive to another
+                data_dir = Path(os.path.relpath(data_dir.resolve(), folder.resolve()))
+        fields = dataclasses.asdict(self) | {"data_dir": data_dir}
         del fields["resume"]
         return json.dumps(fields, indent=2, default=str) + "\n"
 
@@ -354,7 +361,8 @@ def read_config_as(kind: type[AnyConfig], folder: Path, missing: str, make: str)
     """The config in ``folder``. Raises TrainingError if it is ``missing``, with the command to ``make`` it."""
     path = folder / CONFIG
     try:
-        return kind.from_json(json.dumps(read_json(path, older=True)))
+        config = kind.from_json(json.dumps(read_json(path, older=True)))
+        return replace(config, data_dir=(folder / config.data_dir).resolve())
     except (OSError, ValueError) as error:
         raise TrainingError(f"{missing} ({error}); make one with: {make}") from error
 
