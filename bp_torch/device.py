@@ -70,6 +70,17 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 
 @contextmanager
+def settings_kept() -> Iterator[None]:
+    """What is set inside, the threads and the precision of matrix products, is afterwards as it was before."""
+    threads = torch.get_num_threads()
+    try:
+        with full_precision():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def full_precision() -> Iterator[None]:
     """Products of float32 matrices have all of its digits inside, whatever is set outside, and there again afterwards.
 

@@ -32,7 +32,8 @@ SMALL = Row("small", "test", 2000, "nobody", 50.0, "one network", FIELDS)
 
 
 @pytest.fixture
-def config(tmp_path: Path, data_dir: Path) -> Config:
+def config(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setattr("bp_torch.training.config.row_names", lambda: [SMALL.name])
     return SMALL.config(data_dir=data_dir, runs_dir=tmp_path / "ladder", device="cpu", threads=1, log=False)
 
 
@@ -55,6 +56,16 @@ def test_rows_are_the_published_ones() -> None:
         "Nielsen, ch. 1": [4.58, 3.41],
         "Nielsen, ch. 3": [4.51, 3.18, 2.08, 1.96],
     }
+
+
+@pytest.mark.parametrize("name", ["no such row", "", "SMALL"])
+def test_recipe_that_is_no_row_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=rf"--recipe: no row '{name}' in the ladder: choose from .*nielsen"):
+        Config(recipe=name)
+    with pytest.raises(SystemExit) as stop:
+        start("train", [f"--recipe={name}"])
+    assert stop.value.code == 2 and f"no row '{name}' in the ladder" in capsys.readouterr().err
+    assert [Config(recipe=row.name).recipe for row in ROWS] == [row.name for row in ROWS]
 
 
 def test_row_of_nielsen_is_his_recipe() -> None:

@@ -23,7 +23,7 @@ from bp_torch import checkpoint
 from bp_torch.checkpoint import CheckpointError, State, locked, made_whole, make_folder, remove_unfinished_folders
 from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
-from bp_torch.device import choose_device, set_precision, set_threads
+from bp_torch.device import choose_device, set_precision, set_threads, settings_kept
 from bp_torch.distributed import World, joined, local_device
 from bp_torch.files import read_json, remove_unfinished, write_json
 from bp_torch.sweep import report
@@ -56,6 +56,7 @@ class SweepRun(NamedTuple):
         return self.folder / GROUPS / str(number + 1)
 
 
+@settings_kept()
 @torch.inference_mode()
 def sweep(config: SweepConfig, store: str = "env://") -> Path:
     """Train all networks, print a line for each epoch of each group, and save what ``config`` says. Returns the folder.

@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
+import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from math import cos, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
@@ -150,6 +152,8 @@ class Config:
             wanted = f"{PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between"
             raise ValueError(f"--sizes: wanted {wanted}, got {' '.join(map(str, self.sizes)) or 'none'}")
         self._check_names()
+        if self.recipe is not None and self.recipe not in row_names():
+            raise ValueError(f"--recipe: no row {self.recipe!r} in the ladder: choose from {', '.join(row_names())}")
         values.check_threads(self.threads)
         if parameter_count(self.sizes) >= 2**40:
             raise ValueError(f"--sizes: {parameter_count(self.sizes):,} parameters do not fit in any memory")
@@ -365,6 +369,13 @@ def read_config_as(kind: type[AnyConfig], folder: Path, missing: str, make: str)
         return replace(config, data_dir=(folder / config.data_dir).resolve())
     except (OSError, ValueError) as error:
         raise TrainingError(f"{missing} ({error}); make one with: {make}") from error
+
+
+@cache
+def row_names() -> list[str]:
+    """The names of the rows of the ladder, a room above this one, from its data."""
+    text = Path(__file__).parents[1].joinpath("ladder", "rows.toml").read_text(encoding="utf-8")
+    return [name for source in tomllib.loads(text)["sources"] for name in source["rows"]]
 
 
 def scalar_or_column(values: Sequence[float]) -> "float | Tensor":

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from bp_torch.checkpoint import BEST, LAST, NETWORK_FILE, RESULT
 from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
-from bp_torch.device import choose_device, cpu_hint, has_bfloat16
+from bp_torch.device import choose_device, cpu_hint, has_bfloat16, settings_kept
 from bp_torch.distributed import joined, local_device
 from bp_torch.files import write_json
 from bp_torch.network import Network, parameter_count
@@ -33,6 +33,7 @@ LARGEST_PAGE = (784, 128, 64, 10)  # has the most parameters that ``explain page
 DEEPEST_PAGE = 6  # layers that fit beside each other on it
 
 
+@settings_kept()
 @torch.inference_mode()
 def train(config: Config, store: str = "env://") -> Path:
     """Train as ``config`` says, print a line for each epoch, save the network. Returns the run's folder.
