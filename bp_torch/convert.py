@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bp_torch.activations import ACTIVATIONS
-from bp_torch.files import SUM, replace_file, with_sum, without_sum
+from bp_torch.files import SUM, in_utf8, replace_file, with_sum, without_sum
 from bp_torch.network import Network, checked_sizes
 
 METADATA = "network"  # the key in a file's metadata under which sizes and activations are, as JSON
@@ -138,7 +138,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Network:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with in_utf8(Path(path)) as opened, safetensors.safe_open(opened, framework="pt") as file:
             about = json.loads((file.metadata() or {})[METADATA])
             if NUMBERS in about:
                 about = without_sum(about)

@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from bp_torch.cli import UserError
-from bp_torch.files import replace_file
+from bp_torch.files import in_utf8, replace_file
 from bp_torch.values import CLASSES as CLASSES
 from bp_torch.values import PIXELS as PIXELS
 
@@ -172,7 +172,7 @@ def _verify(dataset: str, raw: Path) -> dict[str, str]:
 def _kept(path: Path, sums: dict[str, str]) -> dict[str, Tensor] | None:
     """The tensors in ``path``, mapped into memory; None unless they are whole, and of raw files with these ``sums``."""
     try:
-        with safe_open(path, "pt") as file:
+        with in_utf8(path) as name, safe_open(name, "pt") as file:
             tensors, about = {name: file.get_tensor(name) for name in NAMES}, file.metadata()
     except (OSError, SafetensorError):
         return None

@@ -5,7 +5,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,6 +81,23 @@ def causes(error: BaseException) -> list[BaseException]:
     while (before := chain[-1].__context__) and before not in chain:
         chain.append(before)
     return chain
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether the bytes of a name are UTF-8: other bytes are, in Python, halves of a character."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
+
+
+@contextmanager
+def in_utf8(path: Path) -> Iterator[Path]:
+    """``path``, or for a name that is not UTF-8, which safetensors does not open, a link to it for a while."""
+    if is_utf8(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "link"
+        link.symlink_to(path.absolute())
+        yield link
 
 
 def remove_unfinished(folder: Path, names: Iterable[str]) -> None:

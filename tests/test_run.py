@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 from bp_torch.distributed import World
 from bp_torch.explain.options import NetworkOptions
 from bp_torch.explain.subject import open_subject
+from bp_torch.files import is_utf8
 from bp_torch.training import Config, TrainingError, open_run, read_config, train
 from bp_torch.training.config import LONGEST_NAME
 from bp_torch.training.run import default_run_name, start_run
@@ -61,7 +63,7 @@ def test_run_and_its_data_may_be_moved_together(
     tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clone, moved = tmp_path / "clone", tmp_path / "moved"
-    shutil.copytree(data_dir, clone / "data")
+    shutil.copytree(data_dir, clone / "data", copy_function=os.link)
     monkeypatch.chdir(clone)
     folder = train(Config(epochs=1, train_examples=100, device="cpu", log=False, run_name="one"))
     assert json.loads((folder / "config.json").read_text())["data_dir"] == "../../data"
@@ -72,6 +74,24 @@ def test_run_and_its_data_may_be_moved_together(
     open_subject(NetworkOptions(run=moved / "runs/one"))
     train(replace(saved, resume=moved / "runs/one", epochs=2))
     assert {path.name for path in tmp_path.iterdir()} == {"moved"}, "nothing is unpacked anew"
+
+
+@pytest.mark.parametrize(
+    "name", ["no\u00a0break", "wide\u3000space", "a\ttab", "new\nline", "latin-\udce9", "-dash", "  "]
+)
+def test_run_in_a_folder_of_any_name_is_opened_again(name: str, data_dir: Path, tmp_path: Path) -> None:
+    place, log = tmp_path / name, is_utf8(Path(name))
+    shutil.copytree(data_dir, place / "data", copy_function=os.link)
+    config = Config(epochs=1, train_examples=100, device="cpu", data_dir=place / "data", runs_dir=place, log=log)
+    folder = train(config)
+    saved, network = open_run(folder)
+    assert saved == config and network.parameters.isfinite().all()
+    assert len(open_subject(NetworkOptions(run=folder)).training.labels) == 100
+    train(replace(saved, resume=folder, epochs=2))
+    if not is_utf8(folder):
+        with pytest.raises(TrainingError, match="TensorBoard opens no name that is not UTF-8"):
+            train(replace(config, log=True))
+        assert [path.name for path in place.iterdir() if path.name not in ("data", ".lock")] == [folder.name]
 
 
 @pytest.mark.parametrize("stored", ["/elsewhere", "../victim", "elsewhere"])

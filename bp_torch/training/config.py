@@ -190,8 +190,7 @@ class Config:
         for field in ("run_name", "runs_dir", "data_dir", "resume"):
             text = str(getattr(self, field))
             with suppress(UnicodeEncodeError):
-                os.fsencode(text)
-                if text.isprintable():
+                if b"\0" not in os.fsencode(text):
                     continue
             raise ValueError(f"{flag(field)}: wanted characters that this system can write, got {text!a}")
 

@@ -22,7 +22,7 @@ from bp_torch.data import Examples, folder_of_run, load, permutation, subsample
 from bp_torch.deform import EachEpoch, Part
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import World
-from bp_torch.files import write_json
+from bp_torch.files import is_utf8, write_json
 from bp_torch.flags import flags_of
 from bp_torch.network import Network
 from bp_torch.training.config import LONGEST_NAME, Config, TrainingError, check_resumed, read_config, read_config_as
@@ -164,6 +164,8 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     set_precision(config.precision, device)
     set_threads(config.threads, step.batch_size * len(network.parameters))
     folder = config.resume or config.runs_dir / (config.run_name or default_run_name(config))
+    if config.log and not is_utf8(folder):
+        raise TrainingError(f"{folder}: TensorBoard opens no name that is not UTF-8: start inside, or give --no-log")
     n, signals = len(training.labels), Signals(world, device)
     run = Run(config, folder, training, test, n, step, state, deforming, validation, world, signals)
     if config.resume:
