@@ -18,8 +18,10 @@ from bp_torch.ladder.rows import ROWS, Kind, Row, find, read_rows
 from bp_torch.ladder.run import recipe, run_row
 from bp_torch.training import Config, Stopped, TrainingError, open_run, train
 from bp_torch.training.interruption import Signals
+from tests.harness import FORK
 
 DOCS = Path(__file__).parent.parent / "docs"
+
 FIELDS: dict[str, Any] = {
     "train_examples": 500,
     "validation": 100,
@@ -143,6 +145,38 @@ def test_results_of_another_config_are_dropped(tmp_path: Path) -> None:
         read(file)
 
 
+def test_processes_that_add_at_once_lose_no_row(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    measured = Measured({0: {"test_error": 1.0}}, {"epochs": 3})
+    names = [f"row-{n}" for n in range(8)]
+    children = [FORK.Process(target=add_all, args=(names[n::2], measured, file)) for n in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert sorted(read(file)) == names
+
+
+def add_all(names: list[str], measured: Measured, file: Path) -> None:
+    for name in names:
+        add(name, measured, file)
+
+
+def test_last_seeds_there_are_can_be_trained_and_results_go_to_the_folder_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def run_row(row: Row, config: Config, seeds: range, file: Path) -> Measured:
+        asked.append((seeds, file))
+        return Measured({seed: SEED | {"test_error": 1.0} for seed in seeds}, {})
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bp_torch.ladder.run.run_row", run_row)
+    start("ladder", ["run", "lesson", "--first-seed", "4294967294", "--seeds", "2"])
+    assert asked == [(range(2**32 - 2, 2**32), Path("runs/ladder/results.json"))]
+
+
 def test_recipe_sets_the_defaults_of_the_other_flags(
     tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -186,6 +220,9 @@ def test_unknown_row_is_one_line_with_the_names(
         (["run", "--seeds", "3"], "wanted the name of a row first, got --seeds"),
         (["run", "lesson", "--seeds", "0"], "--seeds: wanted 1 or more, got 0"),
         (["run", "lesson", "--first-seed", "-1"], "--first-seed: wanted 0 or more"),
+        (["run", "lesson", "--first-seed", "4294967295", "--seeds", "2"], "--first-seed: wanted 0 or more, all seeds"),
+        (["run", "lesson", "--first-seed", "4294967295"], "--first-seed: wanted 0 or more, all seeds"),
+        (["run", "lesson", "--json", "/proc/none/results.json"], "cannot write /proc/none/results.json: No such file"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

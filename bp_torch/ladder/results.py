@@ -1,8 +1,11 @@
-"""The results of each row: ``results.json`` beside this file, which ``ladder run`` writes."""
+"""The results of each row: ``results.json`` beside this file, and one in the folder of the runs of a user."""
 
+import tempfile
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
+
+from filelock import FileLock
 
 from bp_torch.files import read_json, write_json
 
@@ -47,8 +50,24 @@ def read(file: Path = FILE) -> dict[str, Measured]:
         raise ValueError(f"{file} holds no results of the ladder: {error!r}") from error
 
 
+def check_writable(file: Path) -> None:
+    """Raise ValueError unless results can be added to ``file``, whose folder is made if it is not there."""
+    read(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write {file}: {error.strerror or error}; choose another --json") from error
+
+
 def add(name: str, measured: Measured, file: Path = FILE) -> Measured:
     """Add seeds to the results of a row; those of another config are dropped. Returns all that the row then has."""
+    with FileLock(file.with_name(f".{file.name}.lock")):  # another process may add to it at the same time
+        return _add(name, measured, file)
+
+
+def _add(name: str, measured: Measured, file: Path) -> Measured:
     rows = read(file)
     if name in rows and rows[name].config == measured.config:
         measured = measured._replace(seeds=rows[name].seeds | measured.seeds)
