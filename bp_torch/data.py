@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from bp_torch.cli import UserError
-from bp_torch.files import in_utf8, replace_file
+from bp_torch.files import in_utf8, lock_in, replace_file
 from bp_torch.values import CLASSES as CLASSES
 from bp_torch.values import PIXELS as PIXELS
 
@@ -93,7 +92,7 @@ def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> t
     if not _complete(dataset, raw):
         try:
             raw.mkdir(parents=True, exist_ok=True)
-            with FileLock(raw / ".lock"):  # of two processes that start at once, one unpacks
+            with lock_in(raw):  # of two processes that start at once, one unpacks
                 if not _complete(dataset, raw):
                     _unpack_mnist(raw) if dataset == "mnist" else _download(family, directory)
         except OSError as error:
@@ -156,7 +155,7 @@ def _verify(dataset: str, raw: Path) -> dict[str, str]:
     """The checksum of each file. Raises DataError if one is not what it was when it was published, or unpacked."""
     sums, again = MNIST_SHA256, "from the package"
     if dataset != "mnist":
-        lines = (raw / CHECKSUMS).read_text().splitlines()
+        lines = (raw / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         again = f"from {' and '.join(FAMILIES[dataset].archives)}, together with {CHECKSUMS}"
     for name in FAMILIES[dataset].files:

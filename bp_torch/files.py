@@ -4,14 +4,19 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:  # imported where it is used: it takes long, and help does not need it
+    from filelock import FileLock
 
 LARGEST = 2**24  # bytes of a JSON file that is read: the names of 10,000 networks are a megabyte
 SUM = "sha256"
+LOCK = ".lock"  # in a run's folder, held while it trains; in the folder of all runs, held while a new one is made
 
 
 def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
@@ -86,6 +91,15 @@ def causes(error: BaseException) -> list[BaseException]:
 def is_utf8(path: Path) -> bool:
     """Whether the bytes of a name are UTF-8: other bytes are, in Python, halves of a character."""
     return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
+
+
+def lock_in(folder: Path) -> "FileLock":
+    """The lock of a ``folder``, for all who may write there. Raises OSError for one that is a symbolic link."""
+    from filelock import FileLock
+
+    if (folder / LOCK).is_symlink():
+        raise OSError(f"{folder / LOCK} is a symbolic link: remove it")
+    return FileLock(folder / LOCK, mode=stat.S_IMODE(folder.stat().st_mode) & 0o666)
 
 
 @contextmanager

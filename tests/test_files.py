@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from bp_torch.files import LARGEST, read_json, remove_unfinished, replace_file, write_json
+from bp_torch.files import LARGEST, LOCK, lock_in, read_json, remove_unfinished, replace_file, write_json
 
 
 def test_failed_write_by_a_function_keeps_the_old_content(tmp_path: Path) -> None:
@@ -93,3 +93,15 @@ def test_json_without_a_checksum_is_one_of_an_older_version(tmp_path: Path) -> N
     assert read_json(tmp_path / "a.json", older=True) == {"rate": 0.5}
     with pytest.raises(ValueError, match="does not have the checksum that it states"):
         read_json(tmp_path / "a.json")
+
+
+def test_lock_has_the_mode_of_its_folder_and_is_no_link(tmp_path: Path) -> None:
+    for mode in (0o777, 0o770, 0o700):
+        (folder := tmp_path / f"{mode:o}").mkdir()
+        folder.chmod(mode)
+        with lock_in(folder):
+            assert (folder / LOCK).stat().st_mode & 0o777 == mode & 0o666
+    (tmp_path / LOCK).symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="is a symbolic link: remove it"):
+        lock_in(tmp_path)
+    assert not (tmp_path / "victim").exists()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -158,8 +159,15 @@ def test_processes_that_add_at_once_lose_no_row(tmp_path: Path) -> None:
 
 
 def add_all(names: list[str], measured: Measured, file: Path) -> None:
-    for name in names:
-        add(name, measured, file)
+    def slow(file: Path) -> dict[str, Measured]:
+        found = read(file)
+        time.sleep(0.01)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "read", slow)
+        for name in names:
+            add(name, measured, file)
 
 
 def test_last_seeds_there_are_can_be_trained_and_results_go_to_the_folder_of_the_user(

@@ -483,6 +483,17 @@ def test_groups_fit_the_cache_and_share_their_batches_where_they_can() -> None:
     assert [len(group) for group in groups(SweepConfig(sizes=(784, 512, 10), seeds=3), CPU)] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("error", [AttributeError, ValueError])
+def test_memory_that_the_system_does_not_tell_is_guessed(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sysconf(name: str) -> int:
+        raise error(name)  # as a Mac and Windows do
+
+    monkeypatch.setattr("os.sysconf", sysconf)
+    assert len(groups(SweepConfig(seeds=4), CPU)) == 1
+
+
 def test_more_networks_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     config = SweepConfig(seeds=8, at_once=8)
     size = COPIES * working_set(config.members()[0], separate_batches=True)

@@ -5,8 +5,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from filelock import FileLock
-
 from bp_torch.files import read_json, write_json
 
 FILE = Path(__file__).with_name("results.json")
@@ -63,6 +61,8 @@ def check_writable(file: Path) -> None:
 
 def add(name: str, measured: Measured, file: Path = FILE) -> Measured:
     """Add seeds to the results of a row; those of another config are dropped. Returns all that the row then has."""
+    from filelock import FileLock  # here: help does not need it
+
     with FileLock(file.with_name(f".{file.name}.lock")):  # another process may add to it at the same time
         return _add(name, measured, file)
 
