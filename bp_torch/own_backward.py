@@ -20,10 +20,9 @@ from bp_torch.costs import find_cost
 from bp_torch.network import Network, layer_views
 from bp_torch.recorder import Recorder
 from bp_torch.verify.check import check
-from bp_torch.verify.compare import Allowance, Estimate, compare
 from bp_torch.verify.problem import Tensors, autograd, flat, norm
 from bp_torch.verify.references import tolerance_of
-from bp_torch.verify.report import Comparison, Report
+from bp_torch.verify.report import Allowance, Comparison, Estimate, Report, compare
 
 MOST_EXAMPLES = 7  # whose own gradients are compared
 FOLLOWS = "follows correctly from a wrong δ"

@@ -46,11 +46,12 @@ load("mnist", Path(sys.argv[1]))
 """
 
 
-def seconds_of(command: list[str], *, cpu: bool) -> float:
-    """Seconds of a process, or those that it had the processor."""
+def seconds_of(command: list[str], folder: str, *, cpu: bool) -> float:
+    """Seconds of a process in ``folder``, or those that it had the processor."""
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, "1") | {"PYTHONPATH": str(ROOT)}
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([sys.executable, *command], env=environment, stdout=-3, stderr=-3, check=False)
+    nowhere = subprocess.DEVNULL
+    subprocess.run([sys.executable, *command], cwd=folder, env=environment, stdout=nowhere, stderr=nowhere, check=False)
     took, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime if cpu else took
 
@@ -63,8 +64,9 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     given = parser.parse_args()
     data = str(given.data_dir.absolute())
-    with tempfile.TemporaryDirectory() as runs:
-        train = ["-m", "bp_torch", "train", "--device", "cpu", "--data-dir", data, "--runs-dir", runs]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "data").symlink_to(data)
+        train = [str(ROOT / "train.py")]
         commands = {
             "import torch": ["-c", "import torch"],
             "data and torch": ["-c", LOADING, data],
@@ -76,11 +78,11 @@ def main() -> None:
             "a wrong value": ["-m", "bp_torch", "train", "--epochs", "many"],
             "explain nudges --help": ["-m", "bp_torch", "explain", "nudges", "--help"],
         }
-        seconds_of(commands["data and torch"], cpu=False)  # unpacks the data, and warms the disk
+        seconds_of(commands["data and torch"], folder, cpu=False)  # unpacks the data, and warms the disk
         turns = {name: list[float]() for name in commands}
         for _ in range(given.turns):
             for name, command in commands.items():
-                turns[name].append(seconds_of(command, cpu=given.cpu))
+                turns[name].append(seconds_of(command, folder, cpu=given.cpu))
     found = {name: median(times) for name, times in turns.items()}
     found["t0: importing torch, and the steps"] = (
         found["import torch"] + found["data, torch and steps"] - found["data and torch"]

@@ -50,7 +50,7 @@ def test_right_versions_are_autograds_and_wrong_ones_are_not() -> None:
                 continue  # None on purpose; or autograd itself gives NaN where it may differ
             checked += 1
             different += [f"{one.name}, {version.name}"] if same != version.right else []
-    assert checked > 150 and different == []
+    assert checked >= 150 and different == []
 
 
 def test_a_case_is_read_as_it_is_written() -> None:

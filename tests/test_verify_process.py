@@ -218,8 +218,10 @@ def test_a_candidate_there_gets_the_report_that_it_gets_here(process: Process, h
     dtype = torch.float64 if kind == "float32" else torch.float32
     ours = report(here.forward, here.backward, kind, dtype=dtype)
     theirs = report(process.forward, process.backward, kind, dtype=dtype)
-    assert (theirs.verdict, theirs.findings, theirs.notes) == (ours.verdict, ours.findings, ours.notes)
-    assert kind == "random" or theirs.to_dict()["comparisons"] == ours.to_dict()["comparisons"]
+    assert theirs.verdict == ours.verdict
+    alike = kind not in ("random", "by address")  # these draw other numbers, and see other addresses
+    assert not alike or (theirs.findings, theirs.notes) == (ours.findings, ours.notes)
+    assert not alike or theirs.to_dict()["comparisons"] == ours.to_dict()["comparisons"]
     assert kind not in RIGHT or theirs.verdict == "RIGHT"
     assert kind not in WRONG or theirs.verdict == "WRONG"
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bp_torch.verify import check, check_layer
-from bp_torch.verify.arguments import has_gradient
 from bp_torch.verify.bank import LAYERS, Layer
+from bp_torch.verify.problem import has_gradient
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16]
 WIDE = FLOATS[:2]

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from bp_torch.verify import check, check_layer
 from bp_torch.verify.diagnose import autograds_own_nan, furthest
-from bp_torch.verify.patterns import apart
+from bp_torch.verify.report import apart
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

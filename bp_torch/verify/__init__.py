@@ -19,8 +19,8 @@ this and other checkers on the layers and faults in bank/.
 
 The allowed error is ε^(2/3), with ε the rounding of the dtype: two thirds of the digits agree. That is 3.7e-11 in
 float64, 2.4e-05 in float32, 9.8e-03 in float16, 3.9e-02 in bfloat16. A larger error is allowed only if rounding alone
-moves the gradient as far: see compare.py. Nothing is corrected here, and a diagnosis is given only if it explains the
-whole difference.
+moves the gradient as far: see differences.py. Nothing is corrected here, and a diagnosis is given only if it explains
+the whole difference.
 """
 
 import importlib

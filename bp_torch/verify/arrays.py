@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bp_torch.verify.problem import Problem
-from bp_torch.verify.references import References, Trust
+from bp_torch.verify.references import References
 
 
 def as_tensor(value: Any) -> Tensor:
@@ -22,9 +22,7 @@ def as_tensor(value: Any) -> Tensor:
 
 
 def in_tensors(inputs: Any, *functions: Any) -> list[Any]:
-    """Inputs and functions of arrays as such of tensors, whose memory the arrays share; others as they are."""
-    if not any(isinstance(t, np.ndarray) for t in tree_leaves(inputs)):
-        return [inputs, *functions]
+    """Inputs and functions of arrays as such of tensors, whose memory the arrays share."""
     kinds = (np.ndarray, np.generic, float)
 
     def of_tensors(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -56,14 +54,12 @@ class OutsideAutograd(torch.autograd.Function):
         return None, *[torch.zeros_like(t) if isinstance(t, Tensor) else None for t in ctx.args]
 
 
-def references_of(problem: Problem, tolerance: float | None, trust: Trust | None) -> References:
-    """The references; by differences alone if autograd cannot go through the function, and the gradient is by hand."""
-    try:
-        return References(problem, tolerance, trust)
-    except (ValueError, RuntimeError) as error:
-        by_hand = problem.backward is not None or problem.tensors is not None
-        if not by_hand or not re.search(r"leave torch\?|Can't call numpy\(\) on Tensor", str(error)):
-            raise
+def references_outside(problem: Problem, tolerance: float | None, error: Exception) -> References:
+    """The references by differences alone, if the ``error`` says that autograd cannot go through the function, and the
+    gradient is by hand; else the error is raised."""
+    by_hand = problem.backward is not None or problem.tensors is not None
+    if not by_hand or not re.search(r"leave torch\?|Can't call numpy\(\) on Tensor", str(error)):
+        raise error
     function = problem.reference or problem.forward
 
     def step(*args: Any, **kwargs: Any) -> Any:

@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bp_torch.verify.arguments import has_gradient
 from bp_torch.verify.bank import LAYERS, Backward, Layer, faulty
 from bp_torch.verify.bank.layers import normal
 from bp_torch.verify.cases import Case, Version, cases, function_of
 from bp_torch.verify.check import check_layer
 from bp_torch.verify.in_jax import agrees
-from bp_torch.verify.problem import Tensors, autograd
+from bp_torch.verify.problem import Tensors, autograd, has_gradient
 from bp_torch.verify.report import Report
 
 DTYPES = ("float64", "float32", "bfloat16")
@@ -165,19 +164,9 @@ def reported(layer: Layer, backward: Backward, dtype: torch.dtype, seed: int = 0
 
 def by_gradcheck(layer: Layer, backward: Backward, dtype: torch.dtype, fast: bool = False) -> Finding:
     """``torch.autograd.gradcheck`` of an autograd.Function with the backward in it."""
-
-    class Function(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *given: Any) -> Any:
-            ctx.save_for_backward(*given)
-            return layer.forward(*given).clone()
-
-        @staticmethod
-        def backward(ctx: Any, *dys: Any) -> Any:
-            return backward(dys[0], *ctx.saved_tensors)
-
+    function = function_of({"reference": lambda *given: layer.forward(*given).clone(), "backward": backward})
     given = [t.requires_grad_() if has_gradient(t) else t for t in layer.arguments(dtype).values()]
-    return gradcheck(Function.apply, given, fast)
+    return gradcheck(function, given, fast)
 
 
 def gradcheck(function: Callable[..., Any], given: list[Any], fast: bool, twice: bool = False) -> Finding:

@@ -1,29 +1,35 @@
 """The entry points: any hand-written gradient, layer or module compared with the references."""
 
 import functools
+import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from bp_torch.verify.arguments import Inputs, named
-from bp_torch.verify.arrays import in_tensors, references_of
-from bp_torch.verify.calls import make_calls
-from bp_torch.verify.candidate import Candidate
+from bp_torch.text import count
+from bp_torch.verify.arrays import in_tensors, references_outside
+from bp_torch.verify.calls import Candidate, make_calls
 from bp_torch.verify.compare_forward import with_forward
 from bp_torch.verify.diagnose import Hypotheses
 from bp_torch.verify.judge import Judge
 from bp_torch.verify.modules import lent
-from bp_torch.verify.problem import Problem, copies, differentiable, flat
-from bp_torch.verify.references import NotReproducibleError, Trust
+from bp_torch.verify.problem import Problem, flat, numbered
+from bp_torch.verify.proof import prove
+from bp_torch.verify.references import NotReproducibleError, References, Trust, first_line
 from bp_torch.verify.report import Finding, Report
+from bp_torch.verify.second_order import OnceDifferentiableError, second_order_of
 
+Inputs = Any
+"""A tensor, a sequence of arguments, or a mapping of them; some must be tensors of real or complex numbers."""
 ACCEPTABLE = {
-    "inputs overwritten": "overwrites its input|changes its input",
+    "inputs overwritten": "overwrites its input|changes its input|is a view of the input",
     "dy overwritten": "writes into dy",
     "other dtype": "has the dtype",
     "dy contiguous": "for a dy that is not contiguous",
@@ -67,7 +73,7 @@ def check(
         reference: the same function in plain differentiable operations, for the references; None: ``function``.
             If both this and ``gradient`` are None, central differences are the only reference.
         tolerance: the relative error that is allowed, and nothing beyond it; None: ``tolerance_of`` the coarsest dtype
-            among the inputs, plus a noise allowance where rounding alone moves the gradient further (compare.py).
+            among the inputs, plus a noise allowance where rounding alone moves the gradient further (differences.py).
         coordinates: for central differences, how many entries of each tensor; 0: none. The one that is furthest off
             is among them, the others are drawn from ``seed``, half of them where the gradient is not zero.
         seconds: after which no further entry of a tensor is begun; random directions are taken in any case.
@@ -95,7 +101,7 @@ def check(
         ValueError: for no inputs, an input that is not finite, a function that is not scalar, not finite, not the same
             when called again, or without a gradient; for gradients that do not match the inputs.
     """
-    inputs, called, gradient = in_tensors(inputs, function, gradient)
+    inputs, called, gradient = of_tensors(inputs, function, gradient)
     tensors = None if gradient is None or callable(gradient) else gradient
     backward = gradient if callable(gradient) else None
     given: Any = {"seed": seed, "frozen": frozen, "nearby": nearby}
@@ -122,7 +128,7 @@ def check_layer(
     layer that keeps what it needs. The scalar is Σ y ⊙ dy with random numbers dy in the shape of the outputs y: its
     gradient is ``backward`` at that dy. The other arguments (``options``) and the errors are those of ``check``.
     """
-    inputs, called, backward = in_tensors(inputs, forward, backward)
+    inputs, called, backward = of_tensors(inputs, forward, backward)
     given: Any = {"seed": seed, "frozen": frozen, "nearby": nearby}
     problem = Problem(*named(inputs, names, forward), called, reference, backward, scalar=False, **given)
     return check_problem(problem, **options)
@@ -137,14 +143,17 @@ def check_module(module: nn.Module, inputs: Inputs, *, reference: nn.Module | No
     """
     listed = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     judged = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    keys = ["x"] if len(listed) == 1 else [f"x{i}" for i in range(1, len(listed) + 1)]
     if reference is not None and not set(judged) <= {n for n, _ in reference.named_parameters()}:
         raise ValueError(f"the reference module has other parameters than the module: wanted {', '.join(judged)}")
-    arguments = dict(zip(keys, listed, strict=True)) | judged
-    with lent(module, list(judged)) as (forward, stray), lent(reference or module, list(judged)) as (plain, _):
+    shared = {n for n, _ in reference.named_parameters()} if reference else set[str]()
+    still = {n: p.detach() for n, p in module.named_parameters() if n in shared - judged.keys()}  # without a gradient
+    names = [*judged, *still]
+    arguments = dict(zip(numbered("x", len(listed)), listed, strict=True)) | judged | still
+    with lent(module, names) as (forward, stray), lent(reference or module, names) as (plain, _):
         own = {name: options.pop(name) for name in ("seed", "frozen", "nearby") if name in options}
+        own["frozen"] = [*own.get("frozen", ()), *still]
         right = plain if reference is not None else None
-        more: Any = {"scalar": False, "shared": list(judged), "accumulates": True} | own
+        more: Any = {"scalar": False, "shared": names, "accumulates": True} | own
         report = check_problem(Problem(arguments, False, forward, right, **more), **options)
     text = "autograd never calls the method backward of {}: give it to check_layer, or put it into an autograd.Function"
     findings = [Finding("setup", name, text.format(one)) for one in stray for name in report.gradients]
@@ -169,10 +178,15 @@ def check_problem(
         raise ValueError(f"accept: wanted some of {', '.join(ACCEPTABLE)}; got {', '.join(map(repr, sorted(unknown)))}")
     with full_precision():
         try:
-            references = references_of(problem, tolerance, trust)
+            references = References(problem, tolerance, trust)
         except NotReproducibleError as error:
             dtype = str(problem.dtype).removeprefix("torch.")
             return Report([], [Finding("setup", name, str(error)) for name in problem.inputs], dtype=dtype)
+        except (ValueError, RuntimeError) as error:
+            if "returned an invalid gradient" in str(error):  # autograd's own words on one of another shape
+                dtype = str(problem.dtype).removeprefix("torch.")
+                return Report([], [Finding("problem", n, first_line(error)) for n in problem.inputs], dtype=dtype)
+            references = references_outside(problem, tolerance, error)
         references.linear_within = linear_within
         candidate = Candidate(references)
         returned = max((torch.finfo(y.dtype).eps for y in candidate.outputs), default=0.0)
@@ -183,7 +197,10 @@ def check_problem(
             raise ValueError(f"there is no gradient to check: all of {', '.join(problem.inputs)} are None")
         if not references.gradients and (not coordinates or references.inputs64 is None):
             raise ValueError(f"there is no reference to compare the gradient with: {'; '.join(references.notes)}")
-        report = Judge(candidate, coordinates, seconds, batch_size or 0, hypotheses).report
+        judge = Judge(candidate, coordinates, seconds, batch_size or 0, hypotheses)
+        for name in judge.seem_right:
+            prove(judge, name)
+        report = judge.explained()
         right = references.problem.reference if compare_forward is True else compare_forward
         report = with_forward(report, candidate, right) if callable(right) else report
         report = with_accepted(report, accept)
@@ -193,6 +210,43 @@ def check_problem(
             report.notes.append(f"the forward is {text}, the gradient with that of reference=")
     options = (tolerance, coordinates, seconds, None, False, trust)
     return report + second_report(problem, *options) if second_order else report
+
+
+def of_tensors(inputs: Any, *functions: Any) -> list[Any]:
+    """Inputs and functions as they are; as such of tensors, if an input is a NumPy array."""
+    is_array = any(isinstance(t, np.ndarray) for t in tree_leaves(inputs))
+    return in_tensors(inputs, *functions) if is_array else [inputs, *functions]
+
+
+def named(inputs: Inputs, names: Sequence[str] | None, function: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """The arguments by name, and whether they are passed by keyword. Raises ValueError for names that do not match."""
+    if isinstance(inputs, Mapping):
+        return dict(inputs), True
+    listed = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    keys = list(names or _argument_names(function, len(listed)))
+    if len(keys) != len(listed) or len(set(keys)) != len(keys):
+        raise ValueError(f"expected one name for each of {count(len(listed), 'input')}, got {', '.join(keys)}")
+    return dict(zip(keys, listed, strict=True)), False
+
+
+def _argument_names(function: Callable[..., Any], n: int) -> list[str]:
+    """The names of the first n arguments, or x1, x2, … if the function does not name them."""
+    try:
+        arguments = list(inspect.signature(function).parameters.values())[:n]
+    except (TypeError, ValueError):
+        arguments = []
+    if len(arguments) == n and all(a.kind in (a.POSITIONAL_ONLY, a.POSITIONAL_OR_KEYWORD) for a in arguments):
+        return [a.name for a in arguments]
+    return numbered("x", n)
+
+
+def second_report(problem: Problem, *options: Any) -> Report:
+    """The report on the derivatives of the gradient."""
+    try:
+        return check_problem(second_order_of(problem), *options)
+    except OnceDifferentiableError:
+        text = "has no second derivative: its backward is marked once_differentiable"
+        return Report([], [Finding("problem", f"{name} (second order)", text) for name in problem.inputs])
 
 
 @contextmanager
@@ -232,57 +286,3 @@ def taylor_slopes(candidate: Candidate) -> dict[str, float]:
             slope = references.differences(name).taylor_slope(candidate.in_float64.get(name, flat(g)), direction)
             found |= {name: slope} if slope is not None else {}
     return found
-
-
-class OnceDifferentiableError(Exception):
-    """Says that a backward is marked as ``once_differentiable``: autograd would take its derivative for zero."""
-
-
-def second_report(problem: Problem, *options: Any) -> Report:
-    """The report on the derivatives of the gradient."""
-    try:
-        return check_problem(second_order_of(problem), *options)
-    except OnceDifferentiableError:
-        text = "has no second derivative: its backward is marked once_differentiable"
-        return Report([], [Finding("problem", f"{name} (second order)", text) for name in problem.inputs])
-
-
-def is_once_differentiable(gradients: Sequence[Tensor | None]) -> bool:
-    """Whether one of them was computed by a backward that is marked so."""
-    nodes = [g.grad_fn for g in gradients if g is not None and g.grad_fn]
-    for node in nodes:  # it grows
-        nodes.extend(following for following, _ in node.next_functions if following and following not in nodes)
-    return any("Error" in node.name() for node in nodes)
-
-
-def second_order_of(problem: Problem) -> Problem:
-    """Σ ∂f/∂x ⊙ v as a function of the inputs x and of dy, v random: its gradient needs the second derivatives of f."""
-    if problem.tensors is not None or problem.backward is not None:
-        raise ValueError("second_order: wanted an autograd.Function, whose backward autograd differentiates")
-    with torch.no_grad():
-        dys = problem.output_gradients(problem.outputs(problem.forward, copies(problem.inputs)))
-
-    def derivative(function: Callable[..., Any], *values: Any) -> Any:
-        with torch.enable_grad():
-            leaves = {n: t for n, t in zip(problem.arguments, values, strict=False) if n in problem.inputs}
-            leaves = {n: t if t.requires_grad else t.detach().requires_grad_() for n, t in leaves.items()}
-            y = differentiable(lambda t: problem.outputs(function, t), leaves, copies(leaves))
-            generator = torch.Generator().manual_seed(problem.seed + 2)
-            found = torch.autograd.grad(
-                y, list(leaves.values()), values[len(problem.arguments) :], create_graph=True, allow_unused=True
-            )
-            if is_once_differentiable(found):
-                raise OnceDifferentiableError
-            total = next(iter(leaves.values())).real.sum() * 0
-            for t, g in zip(leaves.values(), found, strict=True):
-                v = torch.randn(t.shape, generator=generator).to(t.device, t.real.dtype)
-                total = total + (g.real * v).sum() if g is not None else total
-            return total
-
-    forward = functools.partial(derivative, problem.forward)
-    reference = functools.partial(derivative, problem.reference) if problem.reference else None
-    named_dys = {f"dy{i}" if len(dys) > 1 else "dy": dy for i, dy in enumerate(dys, 1)}
-    arguments = {f"{name} (second order)": value for name, value in (problem.arguments | named_dys).items()}
-    fixed = [f"{name} (second order)" for name in problem.arguments if problem.is_frozen(name)]
-    nearby = None if callable(problem.nearby) else problem.nearby
-    return Problem(arguments, False, forward, reference, seed=problem.seed, frozen=fixed, nearby=nearby)

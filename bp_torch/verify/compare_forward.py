@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bp_torch.verify.candidate import Candidate
-from bp_torch.verify.compare import SAMPLES, Allowance, Estimate, PerturbLastDigit, root_mean_square
-from bp_torch.verify.differences import CENTRAL_ACCURACY, Differences
+from bp_torch.verify.calls import Candidate
+from bp_torch.verify.differences import CENTRAL_ACCURACY, Differences, root_mean_square, rounding_errors
 from bp_torch.verify.problem import Problem, Tensors, copies, flat, in_float64, norm
 from bp_torch.verify.references import ALLOWED_IN_FLOAT64, EPS32, NOISE_FACTOR, References, tolerance_of
-from bp_torch.verify.report import Report
+from bp_torch.verify.report import Allowance, Estimate, Report
 
 
 def with_forward(report: Report, candidate: Candidate, expected: Callable[..., Any]) -> Report:
@@ -76,12 +75,8 @@ def output_allowance(
     reference's, and how far that is ``apart`` (k,) from float64."""
     problem = references.problem
     with torch.inference_mode(False), torch.no_grad():
-        exact, moved = flat(problem.outputs(expected, copies(problem.inputs))[i]), list[Tensor]()
-        for sample in range(SAMPLES):
-            with PerturbLastDigit(references.seed + sample):
-                moved.append(flat(problem.outputs(expected, copies(problem.inputs))[i]))
-    noise = root_mean_square((torch.stack(moved) - exact).nan_to_num(0, 0, 0))
-    return NOISE_FACTOR * (noise[known] + apart), 0.0
+        moved = rounding_errors(lambda: {"y": problem.outputs(expected, copies(problem.inputs))[i]}, references.seed)
+    return NOISE_FACTOR * (root_mean_square(moved["y"])[known] + apart), 0.0
 
 
 def follows_own_forward(candidate: Candidate, name: str) -> bool:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from itertools import chain, combinations, product
 from typing import Any
 
@@ -18,11 +19,11 @@ import torch
 from torch import Size, Tensor
 
 from bp_torch.text import count
-from bp_torch.verify.candidate import Candidate
-from bp_torch.verify.compare import Estimate
-from bp_torch.verify.patterns import Pair, apart, entry_patterns, indices_of, mask
-from bp_torch.verify.problem import Change, Problem, Tensors, as_real, autograd, copies, flat, norm
+from bp_torch.verify.calls import Candidate
+from bp_torch.verify.patterns import Pair, entry_patterns, indices_of, mask
+from bp_torch.verify.problem import Change, Problem, Tensors, as_real, autograd, copies, flat, norm, numbered
 from bp_torch.verify.references import EPS32, tolerance_of
+from bp_torch.verify.report import Estimate, apart
 
 Hypotheses = Callable[[str, Tensors], Iterable[tuple[str, Tensor]]]
 MOST_VARIATIONS = 12
@@ -39,7 +40,7 @@ class WrongGradient:
         references, outputs = candidate.references, candidate.outputs
         self.name, self.problem, self.candidates = name, candidate.problem, candidate.gradients
         self.batch_size = batch_size  # as the caller declared it; 0 if not
-        self.shape = as_real(references.inputs[name]).shape  # that the gradient should have
+        self.shape = Size(references.shape(name))  # that the gradient should have
         self.given, self.estimates = as_real(candidate.gradients[name]), expected
         self.tolerance = references.tolerance  # how close ``equal`` is, relative
         if in_float64:
@@ -53,7 +54,7 @@ class WrongGradient:
         known = masks | references.inputs
         if candidate.dys and not self.problem.scalar:
             for kind, tensors in (("dy", candidate.dys), ("y", outputs)):
-                known |= {f"{kind}{i}" if len(candidate.dys) > 1 else kind: t for i, t in enumerate(tensors, 1)}
+                known |= dict(zip(numbered(kind, len(tensors)), tensors, strict=True))
         self.known_tensors = {n: t.detach().cpu().double() for n, t in known.items() if not t.is_complex()}
         self.estimate = self.estimates[name]
         self.partial = self.estimate.entries is not None  # then ours and right are (k,), the entries that are known
@@ -86,14 +87,8 @@ class WrongGradient:
 
     def right_for(self, inputs: Tensors, change: Change) -> Tensor:
         """The right gradient by autograd at these inputs, for every dy changed; NaN where the function cannot be."""
-
-        def value(t: Tensors) -> Tensor:
-            outputs = self.problem.outputs(self.problem.reference or self.problem.forward, t)
-            dys = map(change, self.problem.output_gradients(outputs))
-            return torch.stack([(y * dy.conj()).sum().real for y, dy in zip(outputs, dys, strict=True)]).sum()
-
         try:
-            return as_real(autograd(value, inputs)[1][self.name])
+            return as_real(autograd(partial(self.problem.value, change=change), inputs)[1][self.name])
         except Exception:  # whatever a function raises for inputs that do not fit each other
             return torch.full_like(self.right, math.nan)
 

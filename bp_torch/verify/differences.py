@@ -1,14 +1,23 @@
-"""Derivatives by central differences in float64, each with its uncertainty; kinks are recognised."""
+"""Measurements that run a function again: derivatives by central differences, and how far rounding moves a result.
+
+The differences are in float64, each with its uncertainty; kinks are recognised. A difference of nearly equal numbers
+(1 − a of a saturated sigmoid, a gradient that is zero because its terms cancel, a ReLU's z within rounding of 0) has
+only few correct digits, by hand or by autograd. To measure that, autograd runs again with the last digit of every
+operation that rounds perturbed.
+"""
 
 import math
+import re
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
-from bp_torch.verify.problem import Tensors, copies
+from bp_torch.verify.problem import Tensors, copies, flat
 
 Function = Callable[[Tensors], Tensor]
 EPS = torch.finfo(torch.float64).eps
@@ -141,16 +150,12 @@ class Differences:
         real_view(moved[self.name]).add_(direction.to(self.start.device), alpha=step)
         return float(self.gradient(moved) @ direction)
 
-    def one_sided(self, i: int) -> tuple[float, float]:
-        """The slopes by entry ``i`` to the left and to the right, from one small step each."""
-        step = 2.0 ** math.ceil(math.log2(max(1.0, abs(float(self.start[i]))))) * self.eps**0.5 * 8
-        left, right = ((self.moved_entry(i, signed) - self.middle) / signed for signed in (-step, step))
-        return left, right
-
-    def one_sided_along(self, direction: Tensor) -> tuple[float, float]:
-        """The same along ``direction`` (n,)."""
-        step = 2.0 ** math.ceil(math.log2(max(1.0, float(self.start.abs().max())))) * self.eps**0.5 * 8
-        left, right = ((self.moved(direction, signed) - self.middle) / signed for signed in (-step, step))
+    def one_sided(self, along: int | Tensor) -> tuple[float, float]:
+        """The slopes to the left and to the right, from one small step each: by an entry, or along a direction (n,)."""
+        move = partial(self.moved_entry, along) if isinstance(along, int) else partial(self.moved, along)
+        size = self.start[along].abs() if isinstance(along, int) else self.start.abs().max()
+        step = 2.0 ** math.ceil(math.log2(max(1.0, float(size)))) * self.eps**0.5 * 8
+        left, right = ((move(signed) - self.middle) / signed for signed in (-step, step))
         return left, right
 
     def taylor_slope(self, gradient: Tensor, direction: Tensor) -> float | None:
@@ -186,14 +191,17 @@ def slopes_on_kinks(
     for i in chosen.tolist():
         left, right = differences.one_sided(i)
         size = max(abs(left), abs(right))
-        if only and not abs(right - left) > 1e-4 * max(size, 1e-300):
-            return None
+        if not abs(right - left) > 1e-4 * max(size, 1e-300) + rounding:
+            if only:
+                return None
+            chosen = chosen[chosen != i]
+            continue
         if not between(float(ours[i]), left, right, tolerance, rounding=rounding):
             return None
         pairs.append((left, right))
     together = torch.zeros_like(ours)
     together[chosen] = 1.0
-    left, right = differences.one_sided_along(together)
+    left, right = differences.one_sided(together)
     sums = [sum(pair[side] for pair in pairs) for side in (0, 1)]
     scale = sum(max(abs(a), abs(b)) for a, b in pairs)
     apart = max(abs(left - sums[0]), abs(right - sums[1])) <= 1e-4 * scale + rounding
@@ -209,3 +217,102 @@ def between(
     low, high = min(left, right), max(left, right)
     room = max(1e-4, tolerance) * max(abs(low), abs(high), scale) + 1e-5 * (high - low) + rounding
     return low - room <= slope <= high + room
+
+
+# ---- rounding ----
+
+SAMPLES = 8
+MANY = 10**6  # entries, of which fewer runs measure as much
+
+
+class PerturbLastDigit(TorchDispatchMode):
+    """A context in which the inputs of every operation that rounds are off by up to one unit of rounding, at random
+    (Parker 1997, Monte Carlo arithmetic). Those that select or move numbers (relu, max, where, index) run unperturbed.
+    """
+
+    ROUNDS = re.compile(
+        r"(?!threshold|hardtanh|hardsigmoid|hardshrink|leaky|max_pool)((add)?mm|(badd)?bmm|mv|dot|linear|convolution|add|r?sub|mul|div|addcmul|addcdiv|sum|cumsum|prod|mean|var|std|"
+        r"var_mean|exp|expm1|log|log1p|logsumexp|pow|r?sqrt|reciprocal|square|sigmoid|tanh|erf|sin|cos|"
+        r".*(norm|softmax|attention|_backward).*)"
+    )
+
+    def __init__(self, seed: int, units: int = 1) -> None:
+        """Draw from ``seed``; up to so many ``units`` of rounding."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.generator, self.units = torch.Generator().manual_seed(seed), units
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled: so the compiler, which takes a second or more, is not loaded."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func``, with perturbed inputs if it rounds and writes nothing in place."""
+        name = func._schema.name.removeprefix("aten::")
+        if self.ROUNDS.fullmatch(name) and not func._schema.is_mutable:
+            args = tree_map_only(Tensor, self._perturb, args)
+        return func(*args, **(kwargs or {}))
+
+    def _perturb(self, t: Tensor) -> Tensor:
+        if not (t.is_floating_point() or t.is_complex()):
+            return t
+        wide = torch.promote_types(t.dtype, torch.float32)
+        real = torch.float64 if wide in (torch.float64, torch.complex128) else torch.float32
+        noise = torch.rand(t.shape, generator=self.generator, dtype=real).mul_(2).sub_(1).to(t.device)
+        return t * (1 + noise * (self.units * torch.finfo(t.dtype).eps)).to(t.dtype)
+
+
+def rounding_errors(
+    compute: Callable[[], Tensors], seed: int, samples: int = SAMPLES, units: int = 1, exact: Tensors | None = None
+) -> Tensors:
+    """The change of each tensor that is computed in each of some perturbed runs, (samples, n); ``exact`` are those
+    without a change, flat, if they are known."""
+    exact = exact or {name: flat(t) for name, t in compute().items()}
+    found = {name: torch.zeros(samples, len(t), dtype=torch.float64) for name, t in exact.items()}
+    for sample in range(samples):
+        with PerturbLastDigit(seed + sample, units):
+            moved = compute()
+        for name, t in exact.items():
+            torch.sub(flat(moved[name]), t, out=found[name][sample]).nan_to_num_(0, 0, 0)
+    return found
+
+
+def jumps(compute: Callable[[], Tensors], seed: int) -> dict[str, Tensor]:
+    """The entries (n,) of each gradient that jump: 64 times the perturbation moves them less than 8 times as far.
+
+    Rounding moves a gradient in proportion to the perturbation. On a kink (equal entries of an L1 loss) the smallest
+    one moves it as far as any.
+    """
+    one, many = (rounding_errors(compute, seed + 100, n, units) for n, units in ((SAMPLES, 1), (4, 64)))
+    return {n: root_mean_square(many[n]) < 8 * root_mean_square(one[n]) for n in one}
+
+
+def root_mean_square(t: Tensor) -> Tensor:
+    """Of each column of (k, n), without overflow of the squares."""
+    unit = max((float(row.abs().max()) for row in t if t.numel()), default=0.0) or 1.0
+    squares = torch.zeros(t.shape[1:], dtype=t.dtype)
+    for row in t:
+        squares += (row / unit).square_().div_(len(t))
+    return squares.sqrt_().mul_(unit)
+
+
+class DtypesSeen(TorchDispatchMode):
+    """A context that notes in which dtypes of real or complex numbers operations compute, in a backward too."""
+
+    def __init__(self) -> None:
+        """Start with nothing noted."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.eps = 0.0  # the coarsest rounding among them
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func`` and note the dtype of what it returns."""
+        result = func(*args, **(kwargs or {}))
+        for t in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex()):
+                self.eps = max(self.eps, torch.finfo(t.dtype).eps)
+        return result

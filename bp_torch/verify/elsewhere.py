@@ -4,7 +4,7 @@ A symmetric matrix stays symmetric and positive definite, probabilities still su
 zeros stay zero, no entry changes its sign unless there are as many of either. Or the caller draws the other inputs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bp_torch.verify.arguments import has_gradient, names_in, spread, takes
-from bp_torch.verify.problem import Problem, copy_of
+from bp_torch.verify.problem import Problem, copy_of, has_gradient, names_in, spread, takes
 
 Correction = Callable[[Tensor], Tensor]
 
@@ -128,38 +127,23 @@ def is_orthogonal(t: Tensor) -> bool:
 
 def domain(t: Tensor) -> list[Correction]:
     """Return changes that bring a moved tensor back to sums, norms or an order that ``t`` has along a dimension."""
-    found, wide = list[Correction](), t.detach().to(torch.promote_types(t.dtype, torch.float32))
-    eps = min(32 * torch.finfo(t.dtype).eps, 0.02)
+    return [correct for d in range(t.ndim) if t.shape[d] > 1 for correct in _domain_along(t, d)]
+
+
+def _domain_along(t: Tensor, d: int) -> Iterator[Correction]:
+    wide, eps = t.detach().to(torch.promote_types(t.dtype, torch.float32)), min(32 * torch.finfo(t.dtype).eps, 0.02)
     low, high = (float(bound) for bound in wide.aminmax())
-    for d in (d for d in range(t.ndim) if t.shape[d] > 1):
-        total = _constant(wide.sum(d), eps, max(-low, high))
-        if total == 0:
-            found.append(partial(_centred, d=d))
-        elif total is not None and low >= 0:
-            found.append(partial(_summing_to, d=d, total=total))
-        elif size := _constant(torch.linalg.vector_norm(wide, dim=d), eps, max(-low, high)):
-            found.append(partial(_of_norm, d=d, size=size))
-        elif high <= 0 and _constant(wide.exp().sum(d), eps, 1.0):
-            found.append(partial(torch.log_softmax, dim=d))
-        if t.shape[d] > 2 and (wide.diff(dim=d) >= 0).all():
-            found.append(partial(_sorted, d=d))
-    return found
-
-
-def _centred(t: Tensor, d: int) -> Tensor:
-    return t - t.mean(d, keepdim=True)
-
-
-def _summing_to(t: Tensor, d: int, total: float) -> Tensor:
-    return t * (total / t.sum(d, keepdim=True))
-
-
-def _of_norm(t: Tensor, d: int, size: float) -> Tensor:
-    return normalize(t, dim=d) * size
-
-
-def _sorted(t: Tensor, d: int) -> Tensor:
-    return t.sort(d).values
+    total = _constant(wide.sum(d), eps, max(-low, high))
+    if total == 0:
+        yield lambda t: t - t.mean(d, keepdim=True)
+    elif total is not None and low >= 0:
+        yield lambda t: t * (total / t.sum(d, keepdim=True))
+    elif size := _constant(torch.linalg.vector_norm(wide, dim=d), eps, max(-low, high)):
+        yield lambda t: normalize(t, dim=d) * size
+    elif high <= 0 and _constant(wide.exp().sum(d), eps, 1.0):
+        yield lambda t: t.log_softmax(d)
+    if t.shape[d] > 2 and (wide.diff(dim=d) >= 0).all():
+        yield lambda t: t.sort(d).values
 
 
 def _constant(values: Tensor, eps: float, size: float) -> float | None:

@@ -1,6 +1,6 @@
 """One backward checked in several dtypes, shapes and layouts: one table, and one verdict."""
 
-import functools
+import contextlib
 import inspect
 import itertools
 import json
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from bp_torch.text import count, folded, table
-from bp_torch.verify.arguments import named
-from bp_torch.verify.check import check_layer, check_module
-from bp_torch.verify.problem import not_contiguous
+from bp_torch.verify.check import check_layer, check_module, check_problem, named
+from bp_torch.verify.modules import lent
+from bp_torch.verify.problem import Problem, not_contiguous
 from bp_torch.verify.process import Died, Process, RaisedError
 from bp_torch.verify.references import first_line, with_seed
 from bp_torch.verify.report import Report, grouped, wrapped_lines
@@ -172,21 +172,20 @@ def _checked(forward: Any, given: Any, backward: Any, reference: Any, dtype: str
     if not isinstance(forward, Process):
         return check_layer(forward, given, backward, reference=reference, **options)
     forward.renew()
-    if isinstance(reference, nn.Module):
-        own = {name: p.detach() for name, p in reference.named_parameters() if name in forward.parameters}
-        names, given = map(list, zip(*named(given, None, reference.forward)[0].items(), strict=True))
-        given, reference = [*given, *own.values()], functools.partial(_called, reference, list(own))
-    else:
-        own, names = {}, list(named(given, None, reference or forward.forward)[0])
-    if own.keys() != forward.parameters.keys():
-        raise ValueError(f"the candidate has the parameters {', '.join(forward.parameters)}, the reference has others")
-    options |= {"names": [*names, *own]} if not isinstance(given, dict) else {}
-    return check_layer(forward.forward, given, forward.backward, reference=reference, **options)
-
-
-def _called(module: nn.Module, names: Sequence[str], *arguments: Any) -> Any:
-    """The module of its inputs and then of its parameters ``names``."""
-    values = dict(zip(names, arguments[len(arguments) - len(names) :], strict=True))
-    dtype = next(t.dtype for t in arguments if isinstance(t, Tensor) and t.is_floating_point())
-    state = {name: b.to(dtype if b.is_floating_point() else None, copy=True) for name, b in module.named_buffers()}
-    return torch.func.functional_call(module, values | state, arguments[: len(arguments) - len(names)])
+    own = dict[str, Tensor]()
+    with contextlib.ExitStack() as stack:
+        if isinstance(reference, nn.Module):
+            own = {name: p.detach() for name, p in reference.named_parameters() if name in forward.parameters}
+            names, given = map(list, zip(*named(given, None, reference.forward)[0].items(), strict=True))
+            given, (reference, _) = [*given, *own.values()], stack.enter_context(lent(reference, list(own)))
+        else:
+            names = list(named(given, None, reference or forward.forward)[0])
+        if own.keys() != forward.parameters.keys():
+            wanted = ", ".join(forward.parameters)
+            raise ValueError(f"the candidate has the parameters {wanted}, the reference has others")
+        if own:
+            arguments = dict(zip([*names, *own], given, strict=True))
+            parameters: Any = {"scalar": False, "shared": list(own), "accumulates": True, "seed": options.pop("seed")}
+            return check_problem(Problem(arguments, False, forward.forward, reference, **parameters), **options)
+        options |= {"names": names} if not isinstance(given, dict) else {}
+        return check_layer(forward.forward, given, forward.backward, reference=reference, **options)

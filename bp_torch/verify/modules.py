@@ -28,11 +28,11 @@ def lent(module: nn.Module, names: Sequence[str]) -> Iterator[tuple[Callable[...
     def function(*arguments: Any) -> Any:
         split = len(arguments) - len(names)
         given = dict(zip(names, arguments[split:], strict=True))
-        dtype = next(t.dtype for t in arguments if isinstance(t, Tensor) and t.is_floating_point())
+        like = next(t for t in arguments if isinstance(t, Tensor) and t.is_floating_point())
         others = dict[int, Tensor]()  # a tensor in two places stays one
         for m, kind, key, t in slots:
             if known[id(t)] not in given and id(t) not in others:
-                others[id(t)] = t.detach().to(dtype if t.is_floating_point() else t.dtype, copy=True)
+                others[id(t)] = t.detach().to(like.device, like.dtype if t.is_floating_point() else None, copy=True)
             put(m, kind, key, given[known[id(t)]] if known[id(t)] in given else others[id(t)])
         return module(*arguments[:split])
 

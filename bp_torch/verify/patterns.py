@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bp_torch.text import count
 from bp_torch.verify.problem import Tensors, norm
+from bp_torch.verify.report import apart
 
 Pair = tuple[str, Tensor, Tensor]
 """A sentence, and two tensors that are equal if it is true."""
@@ -167,12 +168,6 @@ def _best_factor(ours: Tensor, right: Tensor, dims: list[int]) -> Tensor:
 def _range(factor: Tensor) -> str:
     low, high = float(factor.min()), float(factor.max())
     return f"from {apart(low, 1, 3)[0]} to {apart(high, 1, 3)[0]}"
-
-
-def apart(one: float, other: float, digits: int = 6) -> tuple[str, str]:
-    """Both numbers, with digits enough to tell them apart."""
-    texts = [(f"{one:.{n}g}", f"{other:.{n}g}") for n in (*range(digits, 17, 3), 17)]
-    return next((pair for pair in texts if pair[0] != pair[1]), texts[0])
 
 
 def wrong_where(ours: Tensor, right: Tensor, known_tensors: Tensors, tolerance: float) -> Iterator[Pair]:

@@ -2,26 +2,99 @@
 
 A layer's outputs y become a scalar, Σ y ⊙ dy, with random numbers dy: its gradient is ``backward`` at that dy. For
 complex y it is Re Σ y ⊙ conj(dy), whose gradient by y is dy, as torch has it. Inputs that cannot be checked are refused
-with a one-line error.
+with a one-line error. A function that draws random numbers gets the same ones in every call, and in every dtype.
 """
 
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bp_torch.text import count
-from bp_torch.verify.arguments import has_gradient, names_in, spread, takes
-from bp_torch.verify.randomness import Randomness
 
 Tensors = dict[str, Tensor]
 Change = Callable[[Tensor], Tensor]
+
+
+class Randomness:
+    """Seeds each call of a function alike, if the first call of its kind has drawn from a global generator."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self.seen: set[str] = set()  # the kinds of call that were made
+        self.draws = False  # whether any of them drew random numbers
+
+    def alike(self, kind: str, seed: int, narrow: torch.dtype) -> AbstractContextManager[None]:
+        """A context in which to make one call of a kind; the generators are afterwards as they were."""
+        needs_no_seed = kind in self.seen and not self.draws
+        return nullcontext() if needs_no_seed else self._seeded(kind, seed, narrow)
+
+    @contextmanager
+    def _seeded(self, kind: str, seed: int, narrow: torch.dtype) -> Iterator[None]:
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+        before = random.getstate()
+        with torch.random.fork_rng(devices=devices):
+            try:
+                torch.default_generator.manual_seed(seed)
+                random.seed(seed)
+                for device in devices:
+                    torch.cuda.default_generators[device].manual_seed(seed)
+                start = _state(devices)
+                with DrawAlike(narrow):
+                    yield
+                self.seen.add(kind)
+                self.draws = self.draws or _state(devices) != start
+            finally:
+                random.setstate(before)
+
+
+def _state(devices: Any) -> list[Any]:
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
+    return [random.getstate(), *(state.numpy().tobytes() for state in states)]
+
+
+class DrawAlike(TorchFunctionMode):
+    """A context in which torch draws the same numbers in every dtype: in float64, then rounded to one dtype.
+
+    Else ``torch.rand_like(x) > 0.5`` is another mask in float64 than in float32.
+    """
+
+    IN_PLACE = (Tensor.uniform_, Tensor.normal_, Tensor.exponential_, Tensor.bernoulli_)
+    UNIFORM, NORMAL = (torch.rand, torch.rand_like), (torch.randn, torch.randn_like)
+
+    def __init__(self, narrow: torch.dtype) -> None:
+        """Round to ``narrow``."""
+        super().__init__()
+        self.narrow = narrow
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call ``func``; if it draws, draw again in float64, from the same state of the generator."""
+        kwargs = kwargs or {}
+        draws = func in (*self.IN_PLACE, *self.UNIFORM, *self.NORMAL, torch.bernoulli)
+        if not draws or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            state = torch.get_rng_state()
+            result: Tensor = func(*args, **kwargs)
+            torch.set_rng_state(state)
+            wide = torch.empty(result.shape, dtype=torch.float64)
+            if func in self.UNIFORM:  # [0, 1) stays that
+                eps = torch.finfo(self.narrow).eps
+                return result.copy_((wide.uniform_() / eps).floor() * eps)
+            if func in self.IN_PLACE:
+                func(wide, *(t.cpu() if isinstance(t, Tensor) else t for t in args[1:]), **kwargs)
+            else:
+                wide.normal_() if func in self.NORMAL else wide.bernoulli_(args[0].double().cpu())
+            return result.copy_(wide.to(self.narrow))
 
 
 @dataclass
@@ -109,8 +182,6 @@ class Problem:
     def outputs(self, function: Callable[..., Any], t: Tensors) -> list[Tensor]:
         """The tensors that a function returns. Raises TypeError and ValueError as ``check`` does."""
         kind = "reference" if function is self.reference else "forward"
-        if self.randomness.is_settled(kind):
-            return self._outputs(function, t)
         with self.randomness.alike(kind, self.seed, self.dtype):
             return self._outputs(function, t)
 
@@ -180,9 +251,7 @@ class Problem:
         lent = way.pop("lent", None)
         self.progress.stage, self.progress.calls = "forward", self.progress.calls + 1
         lent = copies(t) if lent is None else lent
-        settled = self.randomness.is_settled("call")
-        alike = nullcontext() if settled else self.randomness.alike("call", self.seed, self.dtype)
-        with torch.inference_mode(False), torch.enable_grad(), alike:
+        with torch.inference_mode(False), torch.enable_grad(), self.randomness.alike("call", self.seed, self.dtype):
             if self.backward is None:
                 return self._call_by_autograd(t, lent, change, **way)
             if self.scalar:
@@ -216,7 +285,7 @@ class Problem:
         outputs = differentiable(lambda t: self._outputs(self.forward, t), leaves, t)
         if between is not None:
             others = {name: x.requires_grad_() for name, x in copies(between).items()}
-            others |= {name: leaves[name] for name in self.shared}
+            others |= {name: leaves[name] for name in self.shared if name in leaves}
             kept = differentiable(lambda t: self._outputs(self.forward, t), others, between)
         require_dependence(outputs, leaves)
         outputs = [y for y in outputs if y.requires_grad]
@@ -259,6 +328,47 @@ class Problem:
             listed = dict(zip(keys, several, strict=True))
         flat = {n: g for name, value in listed.items() for n, g in spread(self.form.get(name, name), value)}
         return {name: _dense(name, g, self.inputs[name]) for name in names if (g := flat.get(name)) is not None}
+
+
+# ---- arguments ----
+
+
+def numbered(name: str, n: int) -> list[str]:
+    """A name for each of n things: the name itself if there is one, else with 1 to n behind it."""
+    return [name] if n == 1 else [f"{name}{i}" for i in range(1, n + 1)]
+
+
+def takes(function: Callable[..., Any], n: int) -> bool:
+    """Whether a function can be called with n arguments; True if that is not known."""
+    try:
+        inspect.signature(function).bind(*range(n))
+    except (TypeError, ValueError) as error:
+        return isinstance(error, ValueError)  # there is no signature
+    return True
+
+
+def names_in(name: str, value: Any) -> Any:
+    """The name of an argument; of a list, tuple or dict with inputs in it the names of what is in it, in the same."""
+    if isinstance(value, list | tuple | dict) and any(has_gradient(t) for t in tree_leaves(value)):
+        if isinstance(value, dict):
+            return {key: names_in(f"{name}[{key}]", inner) for key, inner in value.items()}
+        several = [names_in(f"{name}[{i}]", inner) for i, inner in enumerate(value)]
+        return tuple(several) if isinstance(value, tuple) else several
+    return name
+
+
+def spread(form: Any, value: Any) -> Iterator[tuple[str, Any]]:
+    """The names in a form, and what stands in their places in ``value``."""
+    if isinstance(form, str):
+        yield form, value
+        return
+    for key, inner in form.items() if isinstance(form, dict) else enumerate(form):
+        yield from spread(inner, None if value is None else value[key])
+
+
+def has_gradient(t: Any) -> bool:
+    """Whether it is a tensor of real or complex numbers."""
+    return isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
 
 
 # ---- autograd ----

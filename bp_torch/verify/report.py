@@ -1,4 +1,8 @@
-"""The result of a check: the verdict, and in words what is wrong; then every comparison."""
+"""The result of a check: every gradient compared with its references, the verdict, and in words what is wrong.
+
+Gradients are compared flat (n,), in float64, on the CPU; a complex number is two entries. What rounding does is excused
+value by value; what is left of the error, as a norm, has to be within the tolerance of the size of the whole.
+"""
 
 import json
 import math
@@ -6,8 +10,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from bp_torch.text import count, folded, table, wrapped
 from bp_torch.verify.differences import CENTRAL_ACCURACY
+from bp_torch.verify.problem import norm
 
 REFERENCES = ("autograd", "float64", "central")
 """Autograd in the inputs' dtype, autograd in float64, central differences in float64."""
@@ -84,6 +93,90 @@ class Comparison:
         error = "identical" if self.identical else f"{self.relative_error:.1e}"
         numbers = [error, f"{self.allowed:.1e}", f"{self.largest:.1e}", str(list(self.where)), f"{self.cosine:.6f}"]
         return [mark, self.gradient, self.reference, *numbers]
+
+
+Allowance = tuple[Tensor | float, float]
+"""How far rounding may move each of the values, (k,) or one number for all, and all of them together, as a norm."""
+NONE: Allowance = (0.0, 0.0)
+
+
+class Estimate(NamedTuple):
+    """One gradient as one reference gives it: all of it, some of its entries, or its products with some directions."""
+
+    reference: str
+    values: Tensor  # (k,)
+    entries: Tensor | None  # (k,), the indices of the values; None: of all, or along ``directions``
+    size: float  # the norm that an error is relative to
+    tolerance: float  # the relative error that is allowed
+    uncertainty: Tensor | float = 0.0  # how far off each value itself may be, (k,) or one number for all
+    skipped: int = 0  # how many entries the reference cannot give
+    directions: Tensor | None = None  # (k, n)
+    kinked: Tensor | None = None  # the indices of entries that the reference cannot give, since a step crosses a kink
+
+    def select(self, whole: Tensor) -> Tensor:
+        """The entries of ``whole`` (n,) that the estimate holds, (k,), or its products with the directions."""
+        if self.directions is not None:
+            return self.directions @ whole
+        return whole if self.entries is None else whole[self.entries]
+
+    def ratio(self, error: Tensor, allowance: Allowance) -> float:
+        """The error (k,) that is left without what is excused, by the largest that is allowed."""
+        each, together = allowance
+        left = norm((error - self.uncertainty - each).clamp_(min=0))
+        allowed = self.tolerance * self.size + together
+        return left / allowed if allowed else math.inf if left else 0.0
+
+    def agrees(self, ours: Tensor, noise: Callable[[], Allowance]) -> bool:
+        """Whether the gradient ``ours`` (n,) is within what is allowed; ``noise`` is called if it is needed."""
+        error = (self.select(ours) - self.values).abs()
+        return self.ratio(error, NONE) <= 1 or self.ratio(error, noise()) <= 1
+
+
+def compare(
+    name: str, shape: tuple[int, ...], ours: Tensor, estimate: Estimate, noise: Callable[[], Allowance]
+) -> Comparison:
+    """``ours`` (n,), the gradient called ``name``, against an estimate; ``noise`` is called if it is needed."""
+    if not len(estimate.values):
+        return Comparison(name, shape, estimate.reference, 0, 0, 0, 0, False, 0, (), 1, 0, estimate.skipped)
+    ours, theirs, size = estimate.select(ours), estimate.values, estimate.size
+    difference = (ours - theirs).abs()
+    at = int(difference.nan_to_num(math.inf).argmax())
+    entry = at if estimate.entries is None else int(estimate.entries[at])
+    where = () if estimate.directions is not None else np.unravel_index(entry, shape)
+    error, allowance = norm(difference), NONE
+    finite = math.isfinite(error)
+    ratio = estimate.ratio(difference, NONE) if finite else math.inf
+    if finite and ratio > 1:
+        allowance = noise()
+        ratio = estimate.ratio(difference, allowance)
+    excused = norm(torch.minimum(difference, torch.as_tensor(allowance[0]).double())) + allowance[1] if finite else 0.0
+    uncertain = norm(torch.minimum(difference, torch.as_tensor(estimate.uncertainty).double())) if finite else 0.0
+    allowed = error / ratio if 1 < ratio < math.inf else estimate.tolerance * size + uncertain + excused
+    return Comparison(
+        gradient=name,
+        shape=shape,
+        reference=estimate.reference,
+        relative_error=_ratio(error, size) if finite else math.inf,
+        allowed=_ratio(allowed, size),
+        noise_allowance=_ratio(excused, size),
+        error_ratio=ratio,
+        identical=torch.equal(ours.view(torch.int64), theirs.view(torch.int64)),  # unlike ==, this tells −0 from 0
+        largest=float(difference[at]) if finite else math.inf,
+        where=tuple(int(i) for i in where),
+        cosine=_cosine(ours, theirs) if finite else 0.0,
+        compared=len(theirs),
+        skipped=estimate.skipped,
+    )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.inf if part else 0.0
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    """Of the angle between two vectors, 1 if both are zero."""
+    sizes = norm(a), norm(b)
+    return float((a / sizes[0]) @ (b / sizes[1])) if all(sizes) else float(sizes == (0.0, 0.0))
 
 
 class Proof(NamedTuple):
@@ -164,7 +257,7 @@ class Report:
             return "WRONG"
         if certain := set(self.wrong) - self.kinks.keys() - self.noise.keys():
             return "SETUP" if certain <= self.setup.keys() else "WRONG"
-        if not self._judged() and any("no reference" in text for text in self.unjudged.values()):
+        if any("no reference" in text for text in self.unjudged.values()):
             return "SETUP"
         return "KINK" if self.kinks else "NOISE" if self.noise else "RIGHT"
 
@@ -243,7 +336,7 @@ class Report:
         ]
 
     def proof_line(self) -> str:
-        """What the check can tell; "" if something is wrong."""
+        """The line on how much the check can tell; "" if something is wrong."""
         if not self.ok or not (proofs := list(self.proofs.values())):
             return ""
         compared, entries = sum(p.compared for p in proofs), sum(p.entries for p in proofs)
@@ -307,3 +400,9 @@ def explanations(comparisons: Sequence[Comparison], tolerance: str) -> list[str]
             lines.append(f"{skipped:,} skipped: a step crosses a kink")
     seen = {c.reference for c in comparisons}
     return lines + [f"{reference}: {text}" for reference, text in MORE_REFERENCES.items() if reference in seen]
+
+
+def apart(one: float, other: float, digits: int = 6) -> tuple[str, str]:
+    """Both numbers, with digits enough to tell them apart."""
+    texts = [(f"{one:.{n}g}", f"{other:.{n}g}") for n in (*range(digits, 17, 3), 17)]
+    return next((pair for pair in texts if pair[0] != pair[1]), texts[0])

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from bp_torch.verify.arrays import as_tensor
-from bp_torch.verify.compare import DtypesSeen
+from bp_torch.verify.differences import DtypesSeen
 
 KEPT = 12  # memories and graphs, those used last
 LONGEST = 2**24  # bytes of a message, without the memories
