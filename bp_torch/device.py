@@ -71,7 +71,7 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 @contextmanager
 def settings_kept() -> Iterator[None]:
-    """What is set inside, the threads and the precision of matrix products, is afterwards as it was before."""
+    """Threads and the precision of matrix products are afterwards as they were before, whatever is set inside."""
     threads = torch.get_num_threads()
     try:
         with full_precision():

@@ -56,7 +56,7 @@ def with_sum(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_sum(found: dict[str, Any]) -> dict[str, Any]:
-    """What ``with_sum`` was given. Raises ValueError where the checksum is missing or is that of other values."""
+    """The values without their checksum. Raises ValueError where that is missing or is that of other values."""
     values = {name: value for name, value in found.items() if name != SUM}
     if with_sum(values)[SUM] != found.get(SUM):
         raise ValueError("it was altered: it does not have the checksum that it states")
@@ -64,7 +64,7 @@ def without_sum(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path, *, older: bool = False) -> dict[str, Any]:
-    """What ``write_json`` wrote, or with ``older`` a file without a checksum. Raises OSError, or ValueError if bad."""
+    """The values in a JSON file, which with ``older`` may lack a checksum. Raises OSError, or ValueError."""
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a regular file")
     with path.open("rb") as file:
