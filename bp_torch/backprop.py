@@ -20,11 +20,12 @@ from bp_torch.network import Network, checked_examples, layer_views
 
 
 class Forward(NamedTuple):
-    """What a forward pass computed: [a^0, …, a^L] and z^L, and the network that it went through."""
+    """What a forward pass computed: [a^0, …, a^L] and z^L, the network that it went through, and its ``writes``."""
 
     network: Network
     activations: list[Tensor]
     z: Tensor
+    writes: int | None
 
 
 class Backward(NamedTuple):
@@ -41,7 +42,7 @@ def forward(network: Network, x: Tensor) -> Forward:
     for W, b, phi in network.layers:
         z = weighted_sum(activations[-1], W, b)
         activations.append(phi.function(z))
-    return Forward(network, activations, z)
+    return Forward(network, activations, z, network.count_writes(activations))
 
 
 def weighted_sum(a: Tensor, W: Tensor, b: Tensor) -> Tensor:
@@ -83,8 +84,7 @@ def backward(
     ``examples`` is the B of the mean where y is a shard of a larger batch; 0: as many as y has. Raises ValueError.
     """
     network.check_batch("y", y, network.sizes[-1], rows=passed.z.shape[-2])
-    if passed.network is not network:
-        raise ValueError(f"the forward pass is of another network, {passed.network}; wanted one of {network}")
+    network.check_passed(passed.network, passed.activations, passed.writes, out)
     examples = checked_examples(examples or y.shape[-2])
     a, layers, y = passed.activations, network.layers, y.detach()
     gradient = torch.empty_like(network.parameters) if out is None else out

@@ -4,24 +4,26 @@ A checkpoint is a plain dict that ``torch.load(weights_only=True)`` reads. The o
 follows from the seed and the epoch (``data.permutation``).
 """
 
+import json
 import os
 import shutil
 import socket
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Self
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import Tensor
 
 from bp_torch.cli import UserError
-from bp_torch.files import remove_unfinished, replace_file, unfinished
+from bp_torch.files import LOCK as LOCK
+from bp_torch.files import lock_in, remove_unfinished, replace_file, unfinished, write_json
 from bp_torch.flags import Within, check_bounds, check_types
 from bp_torch.values import CONFIG as CONFIG
 
@@ -29,8 +31,6 @@ LAST = "last.pt"
 BEST = "best.pt"
 NETWORK_FILE = "network.safetensors"
 RESULT = "result.json"
-
-LOCK = ".lock"  # in a run's folder, held while it trains; in the folder of all runs, held while a new one is made
 
 Count = Annotated[int, Within(least=0)]
 
@@ -124,7 +124,7 @@ def make_folder(folder: Path, config: str, state: State | None, *, numbered: boo
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / LOCK):  # of two processes that start at once, each makes a folder of its own
+        with lock_in(folder.parent):  # of two processes that start at once, each makes a folder of its own
             remove_unfinished_folders(folder.parent)
             if numbered:
                 others = (folder.with_name(f"{folder.name}_{number}") for number in count(2))
@@ -133,7 +133,7 @@ def make_folder(folder: Path, config: str, state: State | None, *, numbered: boo
                 way = f"choose another --run-name, or continue it with --resume {folder}"
                 raise CheckpointError(f"{folder} exists already: {way}")
             with made_whole(folder) as made:
-                replace_file(made / CONFIG, config.encode())
+                write_json(made / CONFIG, json.loads(config))
                 if state:
                     state.save(made / LAST)
     except OSError as error:
@@ -164,11 +164,15 @@ def remove_unfinished_folders(runs: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Lock a run's ``folder``, and remove what killed processes left in it. CheckpointError names another holder."""
     try:
-        lock = FileLock(folder / LOCK).acquire(timeout=0)
+        lock = lock_in(folder).acquire(timeout=0)
     except Timeout as error:
-        holder = (folder / LOCK).read_text() or "another process"
+        holder = ""
+        with suppress(OSError):  # Windows lets nobody read what is locked
+            holder = (folder / LOCK).read_text(encoding="utf-8", errors="replace")
+        holder = holder or "another process"
         raise CheckpointError(f"{folder} is being trained by {holder}: stop that first") from error
     with lock:
-        (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        with suppress(OSError):  # nor write
+            (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         remove_unfinished(folder, (CONFIG, LAST, BEST, NETWORK_FILE, RESULT))
         yield

@@ -50,9 +50,7 @@ def parse(
     What tyro or the dataclass itself (by a ValueError) refuses is reported in one line on stderr, exit 2.
     """
     given = sys.argv[1:] if args is None else args
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show √ or δ shows ? instead
-            stream.reconfigure(errors="replace")
+    replace_what_cannot_be_shown()
     if {"-h", "--help"} & set(given):
         print(help_text(config, prog or Path(sys.argv[0]).name, description))
         sys.exit()
@@ -74,6 +72,13 @@ def parse(
         if stop.code in (None, 0):
             raise
         fail(refusal(_one_line(errors.getvalue()), config, given), 2)
+
+
+def replace_what_cannot_be_shown() -> None:
+    """Let a terminal that cannot show √, δ or a byte of a file's name show ? instead."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def refusal(message: str, config: type[Any], args: Sequence[str]) -> str:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from bp_torch.activations import ACTIVATIONS
-from bp_torch.files import replace_file
+from bp_torch.files import SUM, in_utf8, replace_file, with_sum, without_sum
 from bp_torch.network import Network, checked_sizes
 
 METADATA = "network"  # the key in a file's metadata under which sizes and activations are, as JSON
+SAVED = ("sizes", "activation", "output_activation")  # in the metadata
+NUMBERS = "numbers"  # the key of the SHA-256 of θ
 # By their names in the file.
 DTYPE_NAMES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -40,6 +42,7 @@ MODULES: dict[str, type[nn.Module]] = {
 
 def to_sequential(network: Network) -> nn.Sequential:
     """The same network as ``nn.Linear``s and activation modules (none for identity), with a copy of the parameters."""
+    check_single(network)
     modules: list[nn.Module] = []
     for layer, (W, b, _) in enumerate(network.layers):
         n_out, n_in = W.shape
@@ -50,6 +53,12 @@ def to_sequential(network: Network) -> nn.Sequential:
         if network.activation_of(layer) != "identity":
             modules.append(MODULES[network.activation_of(layer)]())
     return nn.Sequential(*modules)
+
+
+def check_single(network: Network) -> None:
+    """Raise ValueError for networks=K, K = 1 included."""
+    if network.leading:
+        raise ValueError(f"{network} is not one network: take network[0], network[1] and so on")
 
 
 def from_sequential(model: nn.Sequential) -> Network:
@@ -64,8 +73,9 @@ def from_sequential(model: nn.Sequential) -> Network:
     linears, found = list[nn.Linear](), list[str]()  # found: the activation behind each linear
     for position, module in enumerate(model):
         if type(module) is nn.Linear and module.bias is not None and not changed(module):
-            if module in linears:
-                raise ValueError(f"module {position}, {module}, comes twice: its two places would no longer be equal")
+            mine, others = ({p.data_ptr() for of in each for p in of.parameters()} for each in ([module], linears))
+            if module in linears or mine & others - {0}:  # 0: without memory
+                raise ValueError(f"module {position}, {module}, comes twice, it or its weights: they would be untied")
             linears.append(module)
             found.append("identity")
         elif type(module) in names and linears and found[-1] == "identity" and not changed(module):
@@ -101,13 +111,14 @@ def changed(module: Any) -> str:
 
 
 def save(network: Network, path: Path | str) -> None:
-    """Write a ``.safetensors`` file: tensors W1, b1, W2, b2, …; in its metadata, as JSON, sizes, activations, checksum.
+    """Write a ``.safetensors`` file: tensors W1, b1, W2, b2, …; in its metadata, as JSON, sizes, activations, sums.
 
-    The checksum, ``sha256``, is that of θ, which is what the tensors are in this order. Equal networks give equal
-    files, byte for byte. Raises OSError if it cannot be written; the old file, if there was one, is then unchanged.
+    ``numbers`` is that of θ, which is what the tensors are in this order, ``sha256`` that of the JSON. Equal networks
+    give equal files, byte for byte. Raises ValueError for networks=K, and OSError if it cannot be written; an old file
+    is then unchanged.
     """
-    names = ("sizes", "activation", "output_activation")
-    about = {name: getattr(network, name) for name in names} | {"sha256": checksum(network)}
+    check_single(network)
+    about = with_sum({name: getattr(network, name) for name in SAVED} | {NUMBERS: checksum(network)})
     # One entry: the library writes several in an order that changes from run to run.
     replace_file(Path(path), safetensors.torch.save(named_tensors(network), {METADATA: json.dumps(about)}))
 
@@ -127,9 +138,13 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Network:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with in_utf8(Path(path)) as opened, safetensors.safe_open(opened, framework="pt") as file:
             about = json.loads((file.metadata() or {})[METADATA])
-            digest = about.pop("sha256", None)
+            if NUMBERS in about:
+                about = without_sum(about)
+            digest = about.pop(NUMBERS, None) or about.pop(SUM, None)  # older files have the second, or none
+            if others := set(about) - {*SAVED}:
+                raise ValueError(f"its metadata have {', '.join(sorted(others))}")
             found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             check_shapes(checked_sizes(about["sizes"]), {name: part.get_shape() for name, part in found.items()})
             if wrong := {part.get_dtype() for part in found.values()} - set(DTYPE_NAMES):
@@ -143,7 +158,7 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Network:
         raise ValueError(f"{path} holds no network: {error} is missing") from error
     except (safetensors.SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path} holds no network: {error}") from error
-    if digest not in (None, checksum(network)):  # None: a file of an older version
+    if digest not in (None, checksum(network)):
         raise ValueError(f"{path} is damaged: its numbers do not have the checksum that it states")
     return network
 

@@ -16,13 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from bp_torch.cli import UserError
-from bp_torch.files import replace_file
+from bp_torch.files import in_utf8, lock_in, replace_file
 from bp_torch.values import CLASSES as CLASSES
 from bp_torch.values import PIXELS as PIXELS
 
@@ -93,7 +92,7 @@ def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> t
     if not _complete(dataset, raw):
         try:
             raw.mkdir(parents=True, exist_ok=True)
-            with FileLock(raw / ".lock"):  # of two processes that start at once, one unpacks
+            with lock_in(raw):  # of two processes that start at once, one unpacks
                 if not _complete(dataset, raw):
                     _unpack_mnist(raw) if dataset == "mnist" else _download(family, directory)
         except OSError as error:
@@ -107,6 +106,14 @@ def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> t
             replace_file(raw / TENSORS, save_tensors(tensors, sums | _sums_of(tensors)))
     x, labels, test_x, test_labels = (tensor.to(device) for tensor in tensors.values())
     return Examples(x, labels), Examples(test_x, test_labels)
+
+
+def folder_of_run(dataset: str, stored: Path) -> Path:
+    """``stored``, the folder that a run's config names, if it has the data; else ``data``, the default, to be filled.
+
+    So nothing is unpacked into a folder that a file names and nobody else.
+    """
+    return stored if _complete(dataset, FAMILIES[dataset].raw(stored)) else Path("data")
 
 
 def _complete(dataset: str, raw: Path) -> bool:
@@ -148,7 +155,7 @@ def _verify(dataset: str, raw: Path) -> dict[str, str]:
     """The checksum of each file. Raises DataError if one is not what it was when it was published, or unpacked."""
     sums, again = MNIST_SHA256, "from the package"
     if dataset != "mnist":
-        lines = (raw / CHECKSUMS).read_text().splitlines()
+        lines = (raw / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         again = f"from {' and '.join(FAMILIES[dataset].archives)}, together with {CHECKSUMS}"
     for name in FAMILIES[dataset].files:
@@ -164,7 +171,7 @@ def _verify(dataset: str, raw: Path) -> dict[str, str]:
 def _kept(path: Path, sums: dict[str, str]) -> dict[str, Tensor] | None:
     """The tensors in ``path``, mapped into memory; None unless they are whole, and of raw files with these ``sums``."""
     try:
-        with safe_open(path, "pt") as file:
+        with in_utf8(path) as name, safe_open(name, "pt") as file:
             tensors, about = {name: file.get_tensor(name) for name in NAMES}, file.metadata()
     except (OSError, SafetensorError):
         return None

@@ -70,6 +70,17 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 
 @contextmanager
+def settings_kept() -> Iterator[None]:
+    """Threads and the precision of matrix products are afterwards as they were before, whatever is set inside."""
+    threads = torch.get_num_threads()
+    try:
+        with full_precision():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
 def full_precision() -> Iterator[None]:
     """Products of float32 matrices have all of its digits inside, whatever is set outside, and there again afterwards.
 

@@ -1,11 +1,22 @@
-"""Files are replaced whole: a reader finds the old content or the new, never a part of either."""
+"""Files are replaced whole: a reader finds the old content or the new, never a part of either; JSON has a checksum."""
 
+import hashlib
+import json
 import os
 import re
+import stat
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:  # imported where it is used: it takes long, and help does not need it
+    from filelock import FileLock
+
+LARGEST = 2**24  # bytes of a JSON file that is read: the names of 10,000 networks are a megabyte
+SUM = "sha256"
+LOCK = ".lock"  # in a run's folder, held while it trains; in the folder of all runs, held while a new one is made
 
 
 def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
@@ -33,12 +44,74 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
         raise
 
 
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write ``values``, and the SHA-256 of their JSON, to ``path``, whole. Raises OSError."""
+    replace_file(path, (json.dumps(with_sum(values), indent=2) + "\n").encode())
+
+
+def with_sum(values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` and the SHA-256 of their JSON."""
+    text = json.dumps(values, sort_keys=True)
+    return values | {SUM: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def without_sum(found: dict[str, Any]) -> dict[str, Any]:
+    """The values without their checksum. Raises ValueError where that is missing or is that of other values."""
+    values = {name: value for name, value in found.items() if name != SUM}
+    if with_sum(values)[SUM] != found.get(SUM):
+        raise ValueError("it was altered: it does not have the checksum that it states")
+    return values
+
+
+def read_json(path: Path, *, older: bool = False) -> dict[str, Any]:
+    """The values in a JSON file, which with ``older`` may lack a checksum. Raises OSError, or ValueError."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"{path} has more than {LARGEST:,} bytes")
+    try:
+        found = json.loads(content.decode())
+    except RecursionError as error:
+        raise ValueError("brackets within brackets") from error
+    if not isinstance(found, dict):
+        raise ValueError("it holds no names with values")
+    return found if older and SUM not in found else without_sum(found)
+
+
 def causes(error: BaseException) -> list[BaseException]:
     """``error``, and those in whose handling it was raised: a chain that may come back to where it was."""
     chain = [error]
     while (before := chain[-1].__context__) and before not in chain:
         chain.append(before)
     return chain
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether the bytes of a name are UTF-8: other bytes are, in Python, halves of a character."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
+
+
+def lock_in(folder: Path) -> "FileLock":
+    """The lock of a ``folder``, for all who may write there. Raises OSError for one that is a symbolic link."""
+    from filelock import FileLock
+
+    if (folder / LOCK).is_symlink():
+        raise OSError(f"{folder / LOCK} is a symbolic link: remove it")
+    return FileLock(folder / LOCK, mode=stat.S_IMODE(folder.stat().st_mode) & 0o666)
+
+
+@contextmanager
+def in_utf8(path: Path) -> Iterator[Path]:
+    """``path``, or for a name that is not UTF-8, which safetensors does not open, a link to it for a while."""
+    if is_utf8(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "link"
+        link.symlink_to(path.absolute())
+        yield link
 
 
 def remove_unfinished(folder: Path, names: Iterable[str]) -> None:

@@ -87,9 +87,7 @@ class Network:
         for name in (activation, output_activation):
             if name not in ACTIVATIONS:
                 raise ValueError(f"unknown activation {name!r}: choose from {', '.join(ACTIVATIONS)}")
-        if dtype not in DTYPES:
-            wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-            raise ValueError(f"a network needs a dtype of {wanted}, not {dtype}")
+        check_dtype(dtype)
         if networks is not None and (type(networks) is not int or networks < 1):
             raise ValueError(f"networks: wanted a whole number from 1, or None, got {networks!r}")
         leading = () if networks is None else (networks,)
@@ -177,7 +175,8 @@ class Network:
             parameters.copy_(draw)
 
     def to(self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "Network":
-        """A copy of this network in another dtype or on another device."""
+        """A copy of this network in another dtype or on another device. Raises ValueError for a dtype of no network."""
+        check_dtype(dtype or self.dtype)
         return self._with(self.parameters.detach().to(device or self.device, dtype or self.dtype, copy=True))
 
     def _with(self, parameters: Tensor) -> "Network":
@@ -202,6 +201,42 @@ class Network:
             raise ValueError(f"{name} is {batch.dtype}, the network is {self.dtype}")
         if batch.device != self.device:
             raise ValueError(f"{name} is on {batch.device}, the network is on {self.device}")
+
+    def count_writes(self, activations: list[Tensor]) -> int | None:
+        """How often θ and ``activations`` were written to, in all. None in inference mode and in a recorded step."""
+        if torch.compiler.is_compiling():
+            return None
+        try:
+            return sum(tensor._version for tensor in (self.parameters, *activations))
+        except RuntimeError:  # torch counts no writes there
+            return None
+
+    def check_passed(
+        self, network: "Network", activations: list[Tensor], writes: int | None, out: Tensor | None
+    ) -> None:
+        """Raise ValueError unless a forward pass was of this network, and all that it used and computed is as it was.
+
+        ``out``, into which the gradient is written, has to be like θ, in memory of its own.
+        """
+        if network is not self:
+            raise ValueError(f"the forward pass is of another network, {network}; wanted one of {self}")
+        if writes is not None and self.count_writes(activations) != writes:
+            raise ValueError("x, θ or an activation was written to after the forward pass: go forward again")
+        if out is None:
+            return
+        like = self.parameters
+        if (out.shape, out.dtype, out.device) != (like.shape, like.dtype, like.device):
+            got = f"{tuple(out.shape)} of {out.dtype} on {out.device}"
+            raise ValueError(f"out is {got}, wanted {tuple(like.shape)} of {like.dtype} on {like.device}")
+        if not torch.compiler.is_compiling() and out.untyped_storage()._cdata == like.untyped_storage()._cdata:
+            raise ValueError("out is in the memory of θ, which the backward pass still reads")
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raise ValueError unless a network may be of this ``dtype``."""
+    if dtype not in DTYPES:
+        wanted = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+        raise ValueError(f"a network needs a dtype of {wanted}, not {dtype}")
 
 
 def checked_sizes(sizes: tuple[int, ...] | list[int]) -> tuple[int, ...]:

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from inspect import ismethod
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 Result = TypeVar("Result")
@@ -33,6 +34,9 @@ Kind = tuple[tuple[torch.Size, torch.dtype], ...]
 QUERIES = {"__get__", "__len__", "dim", "size", "stride", "numel", "is_floating_point", "is_contiguous"}
 QUERIES |= {"untyped_storage"}
 """Calls that return what a tensor is (its shape, its dtype, its memory), and nothing that it contains."""
+
+WRITES = torch.Tensor._version.__get__  # type: ignore[attr-defined]
+"""The query for how often a tensor was written to, a number that no replay changes."""
 
 SIZED_BY_CONTENTS = {"nonzero", "argwhere", "masked_select", "unique", "bincount"}
 """Calls that return a tensor whose shape depends on what another contains. An index by a mask does, too."""
@@ -149,6 +153,27 @@ FIRST_GRAPHS: list[Any] = []
 """The graph of each device that keeps its pool in use."""
 
 
+class Unseen(TorchDispatchMode):
+    """While entered, finds an operation that is in no call which a Recording sees, as those of torch.jit are not."""
+
+    def __init__(self) -> None:
+        """For a Recording, which says when it makes a call."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.is_seen = False
+        self.found: object = None
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Say no: else torch loads its compiler, which takes a second."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation."""
+        if not self.is_seen:
+            self.found = self.found or func
+        return func(*args, **kwargs or {})
+
+
 class Recording(TorchFunctionMode):
     """While entered, records the calls into torch that write into a tensor."""
 
@@ -159,6 +184,7 @@ class Recording(TorchFunctionMode):
         super().__init__()
         self.calls = []
         self._blocks = [] if memory is None else memory
+        self._unseen = Unseen()
         self._users: dict[int, list[weakref.ref[Tensor]]] = {}  # of each block: the step's tensors, by its address
 
     def replay(self) -> None:
@@ -166,9 +192,33 @@ class Recording(TorchFunctionMode):
         for function, args, kwargs in self.calls:
             function(*args, **kwargs)
 
+    def __enter__(self) -> Self:
+        """Begin to record."""
+        self._unseen.__enter__()  # type: ignore[no-untyped-call]
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        """End. Raises RuntimeError if an operation was made that no replay would make."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._unseen.__exit__(*error)  # type: ignore[no-untyped-call]
+        if self._unseen.found and error[0] is None:
+            raise RuntimeError(
+                f"{self._unseen.found} in a recorded step is in a function that no replay would call, as those of "
+                "torch.jit are: take it out of the step, or do not record"
+            )
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Make the call and record it. Raises RuntimeError for a call that no replay could repeat."""
-        kwargs = kwargs or {}
+        self._unseen.is_seen = True
+        try:
+            return self.make(func, args, kwargs or {})
+        finally:
+            self._unseen.is_seen = False
+
+    def make(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Make and record a call, whose operations are seen."""
+        if func is Tensor.__deepcopy__:  # in a replay, its memo would give the first copy again
+            func, args = Tensor.clone, args[:1]
         result = func(*args, **kwargs)
         tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         if result is None or any(result is tensor for tensor in tensors):  # in place, or into out=
@@ -184,7 +234,7 @@ class Recording(TorchFunctionMode):
         elif isinstance(result, tuple | list) and all(is_view(part, tensors) for part in result):
             for view in result:
                 self._use(view)
-        elif func.__name__ not in QUERIES and not isinstance(result, torch.dtype):
+        elif func == WRITES or (func.__name__ not in QUERIES and not isinstance(result, torch.dtype)):
             raise RuntimeError(
                 f"{func.__name__}() in a recorded step returns {type(result).__name__}, which no replay can update: "
                 "take it out of the step, or do not record"

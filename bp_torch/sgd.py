@@ -12,7 +12,7 @@ from bp_torch.values import check_momentum, check_positive, check_weight_decay
 
 
 class SGD:
-    """θ ← θ − η v, with v ← μ v + ∇C + λ θ (momentum μ, weight decay λ; v starts at zero)."""
+    """θ ← θ − η v, with v ← μ v + ∇C + λ θ (momentum μ, weight decay λ; v starts at zero). Only η can be assigned."""
 
     rate: Tensor  # η in the dtype of θ, so that a recorded step uses its current value
     momentum: float | Tensor  # μ, 0 ≤ μ < 1
@@ -36,17 +36,24 @@ class SGD:
             check_weight_decay(number, str(network.dtype).removeprefix("torch."))
         self.rate = self.parameters.new_empty((*network.leading, 1) if isinstance(learning_rate, Tensor) else ())
         self.learning_rate, self.momentum, self.weight_decay = learning_rate, momentum, weight_decay
-        self.velocity = None
         self._decaying: list[tuple[Tensor, Tensor]] = []  # parts of v and of θ
         self._momentum, self._decay = self._column(momentum), self._column(weight_decay)
         decays = any(self.each(weight_decay))
-        if decays or any(self.each(momentum)):
-            self.velocity = torch.zeros_like(self.parameters)
+        moves = decays or any(self.each(momentum))
+        self.velocity = torch.zeros_like(self.parameters) if moves else None
+        if self.velocity is not None:
             if decay_biases:
                 self._decaying = [(self.velocity, self.parameters)]
             elif decays:
                 velocities, _ = layer_views(self.velocity, network.sizes)
                 self._decaying = list(zip(velocities, network.weights, strict=True))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set what ``__init__`` sets, and the learning rate. Raises AttributeError for the others."""
+        if name in vars(self) and not name.startswith("_"):
+            way = "copy into it" if isinstance(vars(self)[name], Tensor) else "make another SGD"
+            raise AttributeError(f"optimizer.{name} cannot be assigned, for a step uses its first value: {way}")
+        super().__setattr__(name, value)
 
     @property
     def learning_rate(self) -> float | Tensor:

@@ -122,9 +122,9 @@ class DelayedGraph(Recording):
         super().__init__()
         self.before: list[tuple[Tensor, Tensor]] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = [(value, value.clone()) for value in (*args, *(kwargs or {}).values()) if isinstance(value, Tensor)]
-        result = super().__torch_function__(func, types, args, kwargs)
+    def make(self, func: Any, args: Any, kwargs: Any) -> Any:
+        before = [(value, value.clone()) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+        result = super().make(func, args, kwargs)
         self.before += [(tensor, contents) for tensor, contents in before if result is tensor]
         return result
 

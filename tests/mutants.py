@@ -113,6 +113,14 @@ network.py: test_network.py -k "views or copied or part or last_layer"
     return self._with(self.parameters[k])              =>  return self._with(self.parameters[k].clone())
     dtype or self.dtype, copy=True)                    =>  dtype or self.dtype)
     != memory for view                                 =>  == 0 for view
+network.py: test_network.py -k "dtype_of_no"
+    check_dtype(dtype or self.dtype)                   =>  check_dtype(self.dtype)
+network.py: test_backprop.py -k "between or does_not_fit"
+    (self.parameters, *activations))                   =>  activations)
+    (self.parameters, *activations))                   =>  (self.parameters, *activations[1:]))
+    self.count_writes(activations) != writes           =>  self.count_writes(activations) == 0
+    (out.shape, out.dtype, out.device) !=              =>  (like.shape, out.dtype, out.device) !=
+    out.untyped_storage()._cdata == like                =>  out is like or 0 == like
 convert.py: test_convert.py
     linear.bias.data.copy_(b)                          =>  linear.bias.data.zero_()
     b.copy_(linear.bias.data)                          =>  b.copy_(linear.bias.data[:1])
@@ -133,6 +141,7 @@ sgd.py: test_sgd.py
     self.rate.copy_(learning_rate.unsqueeze(-1))       =>  self.rate.copy_(learning_rate.flip(0).unsqueeze(-1))
     self._decay.view(-1, *[1] * (parameters.ndim - 1))  =>  self._decay.mean()
     torch.promote_types(self.parameters.dtype, torch.float32)  =>  self.parameters.dtype
+    if name in vars(self) and not                      =>  if name in vars(self) and name != "rate" and not
 values.py: test_sgd.py
     if not 0 <= momentum < 1:                          =>  if not 0 <= momentum <= 1:
 values.py: test_without_torch.py -k "infinite"
@@ -185,6 +194,13 @@ deform.py: test_deform.py
     CENTRE = (SIDE - 1) / 2                            =>  CENTRE = SIDE / 2
 
 # recorder
+recorder.py: test_recorder.py -k "jit or deep_copies"
+    if not self.is_seen:                               =>  if func is None:
+    if func is Tensor.__deepcopy__:                    =>  if func is None:
+convert.py: test_convert.py -k "unsupported or wrong_metadata or single"
+    or mine & others - {0}:                            =>  :
+    if others := set(about) - {*SAVED}:                =>  if others := {*SAVED} - {*SAVED}:
+    if network.leading:                                =>  if max(network.leading, default=0) > 1:
 recorder.py: test_recorder.py
     mine.copy_(given)                                  =>  pass
     (tensor.shape, tensor.dtype) for tensor in tensors]  =>  (tensor.shape, 0) for tensor in tensors]

@@ -176,6 +176,33 @@ def test_gradient_is_written_into_out(tiny: Network) -> None:
     assert torch.equal(out, backward(tiny, forward(tiny, x), y).gradient)
 
 
+@pytest.mark.parametrize("part", ["x", "parameters", "weight", "activation"])
+@pytest.mark.parametrize("networks", [None, 2])
+def test_writing_between_forward_and_backward_raises_value_error(networks: int | None, part: str) -> None:
+    network = Network((5, 4, 3), dtype=torch.float64, networks=networks)
+    x, y = a_batch(network, 3)
+    passed = forward(network, x)
+    backward(network, passed, y)
+    backward(network, passed, y)  # as often as one likes
+    hidden = passed.activations[1]
+    written = {"x": x, "parameters": network.parameters, "weight": network.weights[1], "activation": hidden}[part]
+    written.mul_(1.5)
+    with pytest.raises(ValueError, match="was written to after the forward pass: go forward again"):
+        backward(network, passed, y)
+    assert worst_error(network, x, y, "quadratic") <= 1e-12, "after another forward pass all is well"
+
+
+def test_out_that_does_not_fit_raises_value_error(tiny: Network) -> None:
+    x, y = a_batch(tiny, 4)
+    passed, like = forward(tiny, x), tiny.parameters
+    for out in (like.new_empty(3, len(like)), like.new_empty(len(like) + 1), like.new_empty(1, len(like)), like.half()):
+        with pytest.raises(ValueError, match=r"out is \(.*, wanted \("):
+            backward(tiny, passed, y, out=out)
+    for out in (like, like.view(-1)):
+        with pytest.raises(ValueError, match="out is in the memory of θ"):
+            backward(tiny, passed, y, out=out)
+
+
 def test_inputs_that_require_grad_are_accepted(tiny: Network) -> None:
     x, _ = a_batch(tiny, 3)
     assert torch.equal(forward(tiny, x.requires_grad_()).activations[-1], forward(tiny, x.detach()).activations[-1])

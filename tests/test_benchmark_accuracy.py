@@ -1,6 +1,5 @@
 """Time to accuracy: what a process prints is found, in time or not, and kept."""
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -68,7 +67,7 @@ def test_what_is_measured_is_kept_and_not_measured_again(
     options = Accuracy(targets=(97.0, 99.4), seeds=4, out=tmp_path / "times.json", data_dir=data_dir, give_up=7.0)
     measure(options)
     assert len(asked) == 4 * 3 + 3 * 2, "three seeds and no scikit-learn for the last target"
-    found = json.loads(options.out.read_text())
+    found = accuracy.read(options.out)
     assert [one["seconds"] for one in found[:3]] == [1.0, None, 3.0]
     measure(options)
     assert len(asked) == 18

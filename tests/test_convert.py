@@ -47,6 +47,14 @@ def patched(module: Any) -> Any:
     return module
 
 
+def tied(name: str, transposed: bool = False) -> nn.Sequential:
+    """Two linears that share a weight or a bias, as autoencoders do."""
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    shared = getattr(one, name)
+    setattr(other, name, nn.Parameter(shared.T) if transposed else shared)
+    return nn.Sequential(one, other)
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -69,6 +77,9 @@ def patched(module: Any) -> Any:
         (nn.Sequential(nn.Flatten(0), nn.Linear(2, 2)), r"module 0 is Flatten\(start_dim=0"),
         (nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), "one dtype and device for all, got .*float64"),
         (nn.Sequential(*[nn.Linear(2, 2)] * 2), "module 1, Linear.* comes twice"),
+        (tied("weight"), "module 1, Linear.* comes twice, it or its weights"),
+        (tied("bias"), "module 1, Linear.* comes twice, it or its weights"),
+        (tied("weight", transposed=True), "module 1, Linear.* comes twice, it or its weights"),
     ],
 )
 def test_unsupported_sequential_raises_value_error(model: nn.Sequential, message: str) -> None:
@@ -93,6 +104,17 @@ def test_damaged_file_never_gives_another_network(seed: int, tmp_path: Path) -> 
         assert repr(back) == repr(network) and torch.equal(back.parameters, network.parameters)
 
 
+@pytest.mark.parametrize("networks", [1, 3])
+def test_several_networks_are_no_single_one(networks: int, tmp_path: Path) -> None:
+    network, path = Network((3, 2), networks=networks, init="normal"), tmp_path / "n.safetensors"
+    for use in (lambda: save(network, path), lambda: to_sequential(network)):
+        with pytest.raises(ValueError, match=r"is not one network: take network\[0\]"):
+            use()
+    assert not path.exists()
+    save(network[0], path)
+    assert torch.equal(load(path).parameters, network.parameters[0])
+
+
 def test_file_without_a_checksum_is_read(tmp_path: Path) -> None:
     network, path = Network((3, 2)), tmp_path / "n.safetensors"
     about = {"sizes": [3, 2], "activation": "sigmoid", "output_activation": "sigmoid"}
@@ -106,6 +128,11 @@ def test_file_without_a_checksum_is_read(tmp_path: Path) -> None:
     [
         ('{"sizes": [784, 1000000000, 10], "activation": "relu", "output_activation": "relu"}', "the sizes say"),
         ('{"sizes": [3, 2], "activation": "relu", "output_activation": "relu", "colour": 1}', "colour"),
+        (
+            '{"sizes": [3, 2], "activation": "relu", "output_activation": "relu", "networks": 3}',
+            "have networks",
+        ),
+        ('{"sizes": [3, 2], "activation": "relu", "output_activation": "relu", "seed": 3}', "metadata have seed"),
         ('{"sizes": [3, 2], "activation": ["relu"], "output_activation": "relu"}', "holds no network"),
         ("[" * 100_000, "holds no network"),
         ("[3]", "holds no network"),

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ from bp_torch.device import (
     set_precision,
     set_threads,
 )
+from bp_torch.sweep.config import SweepConfig
+from bp_torch.sweep.loop import sweep
+from bp_torch.training import Config, TrainingError, train
 from bp_torch.verify.check import full_precision as full_precision_of_verify
 from tests.harness import FORK
 
@@ -158,3 +162,20 @@ def test_gpu_has_bfloat16_since_2020(
 ) -> None:
     monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: capability)
     assert has_bfloat16(torch.device("cuda")) == expected
+
+
+@pytest.mark.parametrize("precision", ["high", "highest"])
+def test_training_leaves_threads_and_precision_as_they_were(precision: str, data_dir: Path, tmp_path: Path) -> None:
+    threads, before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    fields: dict[str, Any] = {"epochs": 1, "train_examples": 100, "log": False, "device": "cpu", "data_dir": data_dir}
+    try:
+        torch.set_num_threads(2)
+        torch.set_float32_matmul_precision(precision)
+        train(Config(**fields, runs_dir=tmp_path, threads=1))
+        sweep(SweepConfig(**fields, runs_dir=tmp_path))
+        with pytest.raises(TrainingError):
+            train(Config(**fields | {"train_examples": 10**6}, runs_dir=tmp_path))
+        assert (torch.get_num_threads(), torch.get_float32_matmul_precision()) == (2, precision)
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(before)

@@ -1,11 +1,14 @@
 import io
+import os
+import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
 import torch
 
-from bp_torch.files import remove_unfinished, replace_file
+from bp_torch.files import LARGEST, LOCK, lock_in, read_json, remove_unfinished, replace_file, write_json
 
 
 def test_failed_write_by_a_function_keeps_the_old_content(tmp_path: Path) -> None:
@@ -52,3 +55,53 @@ def test_full_disk_is_told_from_under_the_error_of_torch_save(tmp_path: Path) ->
     with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
         replace_file(tmp_path / "f", lambda file: torch.save({"a": torch.zeros(10_000)}, Full()))
     assert not list(tmp_path.iterdir())
+
+
+def test_json_is_read_as_it_was_written_or_not_at_all(tmp_path: Path) -> None:
+    path, values = tmp_path / "a.json", {"rate": 0.5, "sizes": [784, 10], "name": "a\udcffβ", "cost": float("inf")}
+    write_json(path, values)
+    assert read_json(path) == values
+    text, chance = path.read_bytes(), random.Random(0)
+    for _ in range(300):
+        damaged = bytearray(text)
+        damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        path.write_bytes(damaged)
+        with suppress(ValueError):
+            assert read_json(path) == values, "a space for another"
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b"{" * 10, b'"text"', b"\xff\xfe{}", b'{"name": "\xe9"}', b"", b" " * (LARGEST + 1)]
+)
+def test_json_that_nobody_wrote_raises_value_error(content: bytes, older: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"."):
+        read_json(tmp_path / "a.json", older=older)
+
+
+def test_only_regular_files_are_read_as_json(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for name in ("fifo", "link"):
+        with pytest.raises(ValueError, match=f"{name} is not a regular file"):
+            read_json(tmp_path / name)
+
+
+def test_json_without_a_checksum_is_one_of_an_older_version(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"rate": 0.5}')
+    assert read_json(tmp_path / "a.json", older=True) == {"rate": 0.5}
+    with pytest.raises(ValueError, match="does not have the checksum that it states"):
+        read_json(tmp_path / "a.json")
+
+
+def test_lock_has_the_mode_of_its_folder_and_is_no_link(tmp_path: Path) -> None:
+    for mode in (0o777, 0o770, 0o700):
+        (folder := tmp_path / f"{mode:o}").mkdir()
+        folder.chmod(mode)
+        with lock_in(folder):
+            assert (folder / LOCK).stat().st_mode & 0o777 == mode & 0o666
+    (tmp_path / LOCK).symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="is a symbolic link: remove it"):
+        lock_in(tmp_path)
+    assert not (tmp_path / "victim").exists()

@@ -45,14 +45,16 @@ def test_a_second_hangup_has_no_effect(number: signal.Signals) -> None:
         assert signals.received == number
 
 
-def test_hangup_that_nohup_ignores_stays_ignored() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_signal_that_nohup_or_a_script_ignores_stays_ignored(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with Signals() as signals:
-            signal.raise_signal(signal.SIGHUP)
-            assert not signals.received
+            signal.raise_signal(number)
+            assert not signals.received and signal.getsignal(number) == signal.SIG_IGN
+        assert signal.getsignal(number) == signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
 
 
 def test_signal_handlers_are_restored() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,10 @@ from bp_torch.ladder.rows import ROWS, Kind, Row, find, read_rows
 from bp_torch.ladder.run import recipe, run_row
 from bp_torch.training import Config, Stopped, TrainingError, open_run, train
 from bp_torch.training.interruption import Signals
+from tests.harness import FORK
 
 DOCS = Path(__file__).parent.parent / "docs"
+
 FIELDS: dict[str, Any] = {
     "train_examples": 500,
     "validation": 100,
@@ -32,7 +35,8 @@ SMALL = Row("small", "test", 2000, "nobody", 50.0, "one network", FIELDS)
 
 
 @pytest.fixture
-def config(tmp_path: Path, data_dir: Path) -> Config:
+def config(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setattr("bp_torch.training.config.row_names", lambda: [SMALL.name])
     return SMALL.config(data_dir=data_dir, runs_dir=tmp_path / "ladder", device="cpu", threads=1, log=False)
 
 
@@ -55,6 +59,16 @@ def test_rows_are_the_published_ones() -> None:
         "Nielsen, ch. 1": [4.58, 3.41],
         "Nielsen, ch. 3": [4.51, 3.18, 2.08, 1.96],
     }
+
+
+@pytest.mark.parametrize("name", ["no such row", "", "SMALL"])
+def test_recipe_that_is_no_row_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=rf"--recipe: no row '{name}' in the ladder: choose from .*nielsen"):
+        Config(recipe=name)
+    with pytest.raises(SystemExit) as stop:
+        start("train", [f"--recipe={name}"])
+    assert stop.value.code == 2 and f"no row '{name}' in the ladder" in capsys.readouterr().err
+    assert [Config(recipe=row.name).recipe for row in ROWS] == [row.name for row in ROWS]
 
 
 def test_row_of_nielsen_is_his_recipe() -> None:
@@ -132,6 +146,45 @@ def test_results_of_another_config_are_dropped(tmp_path: Path) -> None:
         read(file)
 
 
+def test_processes_that_add_at_once_lose_no_row(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+    measured = Measured({0: {"test_error": 1.0}}, {"epochs": 3})
+    names = [f"row-{n}" for n in range(8)]
+    children = [FORK.Process(target=add_all, args=(names[n::2], measured, file)) for n in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    assert sorted(read(file)) == names
+
+
+def add_all(names: list[str], measured: Measured, file: Path) -> None:
+    def slow(file: Path) -> dict[str, Measured]:
+        found = read(file)
+        time.sleep(0.01)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(results, "read", slow)
+        for name in names:
+            add(name, measured, file)
+
+
+def test_last_seeds_there_are_can_be_trained_and_results_go_to_the_folder_of_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def run_row(row: Row, config: Config, seeds: range, file: Path) -> Measured:
+        asked.append((seeds, file))
+        return Measured({seed: SEED | {"test_error": 1.0} for seed in seeds}, {})
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("bp_torch.ladder.run.run_row", run_row)
+    start("ladder", ["run", "lesson", "--first-seed", "4294967294", "--seeds", "2"])
+    assert asked == [(range(2**32 - 2, 2**32), Path("runs/ladder/results.json"))]
+
+
 def test_recipe_sets_the_defaults_of_the_other_flags(
     tmp_path: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -175,6 +228,9 @@ def test_unknown_row_is_one_line_with_the_names(
         (["run", "--seeds", "3"], "wanted the name of a row first, got --seeds"),
         (["run", "lesson", "--seeds", "0"], "--seeds: wanted 1 or more, got 0"),
         (["run", "lesson", "--first-seed", "-1"], "--first-seed: wanted 0 or more"),
+        (["run", "lesson", "--first-seed", "4294967295", "--seeds", "2"], "--first-seed: wanted 0 or more, all seeds"),
+        (["run", "lesson", "--first-seed", "4294967295"], "--first-seed: wanted 0 or more, all seeds"),
+        (["run", "lesson", "--json", "/proc/none/results.json"], "cannot write /proc/none/results.json: No such file"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

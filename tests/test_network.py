@@ -149,6 +149,12 @@ def test_to_returns_a_copy_in_another_dtype(device: torch.device) -> None:
     assert torch.equal(moved.parameters.float().cpu(), network.parameters)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_to_a_dtype_of_no_network_raises_value_error(dtype: torch.dtype, tiny: Network) -> None:
+    with pytest.raises(ValueError, match=f"a network needs a dtype of float64, .*, not {dtype}"):
+        tiny.to(dtype=dtype)
+
+
 def test_several_networks_have_the_initial_values_of_consecutive_seeds() -> None:
     together = Network((6, 5, 3), networks=3, seed=7, init="normal")
     assert together.parameters.shape == (3, parameter_count((6, 5, 3)))

@@ -1,5 +1,6 @@
 """A recording repeats what it recorded, with what its tensors contain now, in memory that is used again."""
 
+import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -81,6 +82,7 @@ def test_assignment_is_replayed() -> None:
         ("tolist", Tensor.tolist),
         ("numpy", Tensor.numpy),
         ("__array__", np.asarray),
+        ("__get__", lambda t: t._version),
         ("is_nonzero", torch.is_nonzero),
         ("__repr__", repr),
         ("equal", lambda t: torch.equal(t, t)),
@@ -98,6 +100,26 @@ def test_call_that_no_replay_can_update_raises_runtime_error(call: str, read: Ca
     message = rf"^{call}\(\) in a recorded step returns .*, which no replay can update: take it out"
     with pytest.raises(RuntimeError, match=message), Recording():
         read(one)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning", "ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("way", ["script", "trace"])
+def test_function_of_torch_jit_raises_runtime_error(way: str) -> None:
+    def doubled(x: Tensor) -> Tensor:
+        return x * 2
+
+    compiled = torch.jit.script(doubled) if way == "script" else torch.jit.trace(doubled, torch.ones(3))
+    recorder = Recorder(CPU, lambda x: compiled(x) + 1)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"aten.mul.* in a recorded step is in a function that no replay"):
+            recorder(torch.ones(3))
+    assert compiled(torch.ones(3)).tolist() == [2, 2, 2], "outside of a step it is as ever"
+
+
+def test_deep_copies_are_replayed() -> None:
+    recorder = Recorder(CPU, lambda x: copy.deepcopy(x).mul_(2) + copy.deepcopy([x, x])[1])
+    for value in (1.0, 2.0, 5.0):
+        assert recorder(torch.full((3,), value)).tolist() == [3 * value] * 3
 
 
 def test_step_that_was_refused_is_not_replayed() -> None:

@@ -198,6 +198,15 @@ def test_epochs_may_be_lowered_to_what_is_done(config: Config) -> None:
     assert torch.equal(weights(config, "part"), weights(config, "whole"))
 
 
+@pytest.mark.parametrize("change", [{"seed": 7}, {"learning_rate": 0.5}, {"momentum": 0.0}, {"threads": None}])
+def test_other_settings_are_refused_on_resuming_and_change_no_file(change: dict[str, Any], config: Config) -> None:
+    train(replace(config, epochs=1, run_name="one"))
+    before = {path.name: path.read_bytes() for path in (config.runs_dir / "one").iterdir() if path.name != LOCK}
+    with pytest.raises(TrainingError, match=r"cannot continue .*one: --[a-z-]+ .* differs"):
+        train(replace(resumed(config, "one"), epochs=1, **change))
+    assert {path: (config.runs_dir / "one" / path).read_bytes() for path in before} == before
+
+
 def test_run_that_is_being_trained_cannot_be_resumed_meanwhile(config: Config) -> None:
     child = FORK.Process(target=train, args=(replace(config, epochs=10_000, run_name="one"),))
     child.start()

@@ -1,4 +1,7 @@
+import json
+import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +10,10 @@ import pytest
 import torch
 
 from bp_torch.distributed import World
-from bp_torch.training import Config, TrainingError, open_run, train
+from bp_torch.explain.options import NetworkOptions
+from bp_torch.explain.subject import open_subject
+from bp_torch.files import is_utf8
+from bp_torch.training import Config, TrainingError, open_run, read_config, train
 from bp_torch.training.config import LONGEST_NAME
 from bp_torch.training.run import default_run_name, start_run
 from tests.harness import FORK
@@ -51,3 +57,61 @@ def test_verification_with_several_processes_raises_training_error(tmp_path: Pat
     with pytest.raises(TrainingError, match=r"--verify-every .* one process: start .* without torchrun"):
         start_run(config, torch.device("cpu"), World(0, 2))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_run_and_its_data_may_be_moved_together(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone, moved = tmp_path / "clone", tmp_path / "moved"
+    shutil.copytree(data_dir, clone / "data", copy_function=os.link)
+    monkeypatch.chdir(clone)
+    folder = train(Config(epochs=1, train_examples=100, device="cpu", log=False, run_name="one"))
+    assert json.loads((folder / "config.json").read_text())["data_dir"] == "../../data"
+    monkeypatch.chdir(tmp_path)
+    clone.rename(moved)
+    saved = read_config(moved / "runs/one")
+    assert saved.data_dir == moved / "data"
+    open_subject(NetworkOptions(run=moved / "runs/one"))
+    train(replace(saved, resume=moved / "runs/one", epochs=2))
+    assert {path.name for path in tmp_path.iterdir()} == {"moved"}, "nothing is unpacked anew"
+
+
+@pytest.mark.parametrize(
+    "name", ["no\u00a0break", "wide\u3000space", "a\ttab", "new\nline", "latin-\udce9", "-dash", "  "]
+)
+def test_run_in_a_folder_of_any_name_is_opened_again(name: str, data_dir: Path, tmp_path: Path) -> None:
+    place, log = tmp_path / name, is_utf8(Path(name))
+    shutil.copytree(data_dir, place / "data", copy_function=os.link)
+    config = Config(epochs=1, train_examples=100, device="cpu", data_dir=place / "data", runs_dir=place, log=log)
+    folder = train(config)
+    saved, network = open_run(folder)
+    assert saved == config and network.parameters.isfinite().all()
+    assert len(open_subject(NetworkOptions(run=folder)).training.labels) == 100
+    train(replace(saved, resume=folder, epochs=2))
+    if not is_utf8(folder):
+        with pytest.raises(TrainingError, match="TensorBoard opens no name that is not UTF-8"):
+            train(replace(config, log=True))
+        assert [path.name for path in place.iterdir() if path.name not in ("data", ".lock")] == [folder.name]
+
+
+@pytest.mark.parametrize("stored", ["/elsewhere", "../victim", "elsewhere"])
+def test_data_are_unpacked_only_where_the_user_says(
+    stored: str, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = train(Config(epochs=1, train_examples=100, device="cpu", log=False, data_dir=data_dir))
+    fields = json.loads((folder / "config.json").read_text()) | {
+        "data_dir": stored.replace("/else", f"{tmp_path}/else")
+    }
+    (folder / "config.json").write_text(json.dumps({n: v for n, v in fields.items() if n != "sha256"}))
+    asked: list[Path] = []
+    monkeypatch.setattr("bp_torch.explain.subject.load", lambda dataset, directory, device: asked.append(directory))
+    monkeypatch.setattr("bp_torch.training.run.load", lambda dataset, directory, device: asked.append(directory))
+    saved = read_config(folder)
+    for directory in (saved.data_dir, tmp_path / "named"):
+        with pytest.raises(TypeError):
+            train(replace(saved, resume=folder, epochs=2, data_dir=directory))
+    with pytest.raises(TypeError):
+        open_subject(NetworkOptions(run=folder))
+    assert asked == [Path("data"), tmp_path / "named", Path("data")]

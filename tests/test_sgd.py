@@ -162,6 +162,18 @@ def test_gradient_of_lower_precision_steps_parameters_of_higher(momentum: float)
     torch.testing.assert_close(network.parameters, like.parameters, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_what_a_step_would_not_use_cannot_be_assigned(momentum: float, tiny: Network) -> None:
+    optimizer = SGD(tiny, 0.3, momentum=momentum, weight_decay=momentum / 100)
+    before = dict(vars(optimizer))
+    for name in ("momentum", "weight_decay", "velocity", "rate", "parameters"):
+        with pytest.raises(AttributeError, match=rf"optimizer\.{name} cannot be assigned.*: (make|copy)"):
+            setattr(optimizer, name, torch.zeros_like(tiny.parameters))
+    assert all(vars(optimizer)[name] is value for name, value in before.items())
+    optimizer.learning_rate = 0.1
+    assert optimizer.learning_rate == 0.1 and optimizer.rate == torch.tensor(0.1, dtype=tiny.dtype)
+
+
 def test_next_step_uses_the_current_learning_rate(tiny: Network) -> None:
     sgd, before = SGD(tiny, 1.0), tiny.parameters.clone()
     sgd.learning_rate = 0.25

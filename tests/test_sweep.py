@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from bp_torch.checkpoint import LAST, CheckpointError
 from bp_torch.commands.sweep import main
 from bp_torch.data import Examples
+from bp_torch.files import read_json, with_sum
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.sweep.group import Group, new_group
 from bp_torch.sweep.loop import sweep
@@ -100,7 +101,7 @@ def test_deformed_and_held_out_examples_are_those_of_train_py_alone(
         assert relative_error(final.parameters[k], expected) <= 1e-12, member.run_name
         theirs = json.loads((tmp_path / str(member.run_name) / "result.json").read_text())
         ours = json.loads(group.result(k).to_json())
-        del ours["seconds"], theirs["seconds"]
+        del ours["seconds"], theirs["seconds"], theirs["sha256"]
         assert ours == pytest.approx(theirs)
 
 
@@ -323,6 +324,16 @@ def test_sweep_that_is_killed_goes_on_bit_for_bit(wanted: int, config: SweepConf
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"], "nothing half written is left"
 
 
+@pytest.mark.parametrize("change", [{"learning_rate": (0.5, 3.0)}, {"seed": 7}, {"epochs": 2}])
+def test_other_settings_are_refused_on_resuming_a_sweep(change: dict[str, Any], config: SweepConfig) -> None:
+    config = replace(config, epochs=1, learning_rate=(0.3, 3.0), run_name="s")
+    folder = sweep(config)
+    before = (folder / "sweep.json").read_bytes()
+    with pytest.raises(TrainingError, match=r"cannot continue .*s: --[a-z-]+ .* differs"):
+        sweep(replace(config, resume=folder, **change))
+    assert (folder / "sweep.json").read_bytes() == before
+
+
 def test_stopped_sweep_names_the_command_to_continue(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = sweep(replace(config, run_name="whole", save="best"))
     asked: list[int] = []
@@ -415,8 +426,16 @@ def test_checkpoint_of_another_group_is_refused(config: SweepConfig, monkeypatch
 
 def test_damaged_results_are_named(config: SweepConfig) -> None:
     folder = sweep(replace(config, epochs=1))
-    for content in ("{", "{}", "3", '{"accuracy": [], "cost": [], "best": [], "diverged": []}'):
-        (folder / "groups/2/results.json").write_text(content)
+    path = folder / "groups/2/results.json"
+    found = read_json(path)
+    one, other = f"{found['accuracy'][0]:.3f}"[:4], "0.99"
+    contents = ["{", "{}", "3", '{"accuracy": [], "cost": [], "best": [], "diverged": []}', "[" * 100_000]
+    contents += [path.read_text().replace(one, other, 1), json.dumps(found)]
+    wrong: dict[str, list[Any]] = {"accuracy": [1.5], "cost": [True], "best_epoch": [7], "diverged": [-1]}
+    for name, value in wrong.items():
+        contents.append(json.dumps(with_sum(found | {name: value * len(found[name])})))
+    for content in contents:
+        path.write_text(content)
         with pytest.raises(CheckpointError, match=r"groups/2/results\.json is damaged: remove it"):
             sweep(replace(config, epochs=1, resume=folder))
     (folder / "groups/2/results.json").unlink()
@@ -462,6 +481,17 @@ def test_groups_fit_the_cache_and_share_their_batches_where_they_can() -> None:
     assert sorted(map(len, own)) == [6, 7, 7]
     assert [len(group) for group in groups(SweepConfig(seeds=20, at_once=16), CPU)] == [10, 10]
     assert [len(group) for group in groups(SweepConfig(sizes=(784, 512, 10), seeds=3), CPU)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("error", [AttributeError, ValueError])
+def test_memory_that_the_system_does_not_tell_is_guessed(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sysconf(name: str) -> int:
+        raise error(name)  # as a Mac and Windows do
+
+    monkeypatch.setattr("os.sysconf", sysconf)
+    assert len(groups(SweepConfig(seeds=4), CPU)) == 1
 
 
 def test_more_networks_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

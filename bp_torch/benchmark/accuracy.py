@@ -7,7 +7,6 @@ Imports, data and the evaluation after each epoch are included. Each measurement
 soon as the target is reached. What the JSON file has already is not measured again, so the command can be stopped.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -22,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from bp_torch import text
 from bp_torch.benchmark.scripts import THREAD_VARIABLES, BenchmarkError
-from bp_torch.files import replace_file
+from bp_torch.files import read_json, write_json
 from bp_torch.flags import Within, check_bounds
 
 ContenderName = Literal["ours", "autograd", "scikit-learn"]
@@ -130,10 +129,10 @@ def seconds_until(target: float, command: list[str], threads: int, give_up: floa
 def read(file: Path) -> list[dict[str, Any]]:
     """The measurements so far. Raises BenchmarkError for a file that holds something else."""
     try:
-        found = json.loads(file.read_text()) if file.exists() else []
+        found = read_json(file)["measurements"] if file.exists() else []
         if not isinstance(found, list) or not all(isinstance(one, dict) and "contender" in one for one in found):
             raise ValueError("it is no list of measurements")
-    except ValueError as error:
+    except (ValueError, KeyError) as error:
         raise BenchmarkError(f"{file} is damaged ({error}): choose another --out") from error
     return found
 
@@ -164,7 +163,7 @@ def measure(wanted: Accuracy) -> None:
             seconds = seconds_until(target, started, wanted.threads, wanted.give_up)
         about = {"command": shown(contender, target), "give_up": wanted.give_up}
         about |= {name: machine[name] for name in ("cpu", "torch", "python", "date")}
-        replace_file(wanted.out, json.dumps([*done, same | {"seconds": seconds} | about], indent=1).encode())
+        write_json(wanted.out, {"measurements": [*done, same | {"seconds": seconds} | about]})
         said = "not reached" if seconds is None else f"{seconds:.1f} s"
         print(f"{target:g} %, seed {seed}, {contender}: {said}", flush=True)
 

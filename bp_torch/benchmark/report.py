@@ -24,7 +24,9 @@ Machine = dict[str, str | int]
 def describe_machine(device: torch.device) -> Machine:
     """The date, the hardware and the versions of a measurement."""
     info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*: *(.*\S)", info.read_text(), re.MULTILINE) if info.exists() else []
+    names = (
+        re.findall(r"^model name\s*: *(.*\S)", info.read_text(encoding="utf-8"), re.MULTILINE) if info.exists() else []
+    )
     return {
         "date": date.today().isoformat(),
         "cpu": (names or [platform.processor() or platform.machine()])[0],

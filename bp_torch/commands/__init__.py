@@ -11,7 +11,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from bp_torch.cli import one_line_errors
+from bp_torch.cli import one_line_errors, replace_what_cannot_be_shown
 
 COMMANDS = {  # each command, a module of this package, and what it does
     "train": "train a network on handwritten digits (the same as python train.py)",
@@ -26,6 +26,7 @@ COMMANDS = {  # each command, a module of this package, and what it does
 def start(command: str, arguments: list[str] | None) -> None:
     """Import and run the command of this name with its ``arguments``. None: those of ``sys.argv``, for train.py."""
     open_missing_streams()
+    replace_what_cannot_be_shown()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, stop_at_once)
     with one_line_errors():

@@ -1,6 +1,6 @@
 """``python -m bp_torch ladder``, ``ladder run ROW`` and ``ladder docs``: flags in, a line for each error."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +25,8 @@ class Options:
 class Run(Options):
     """The flags of ``ladder run``. Raises ValueError for a seed that cannot be."""
 
+    json: Path = Path("runs/ladder") / results.FILE.name
+    """File to which the results are added; python -m bp_torch ladder --json FILE shows them."""
     seeds: Annotated[int | None, Within(least=1)] = None
     """Networks: seeds --first-seed, --first-seed + 1, … None: as many as the row has, 5, or 3 for a large one."""
     first_seed: int = 0
@@ -41,7 +43,7 @@ class Run(Options):
     def __post_init__(self) -> None:
         """Check the seeds."""
         check_bounds(self)
-        if not 0 <= self.first_seed < SEEDS - (self.seeds or 0):
+        if not 0 <= self.first_seed <= SEEDS - (self.seeds or 1):
             raise ValueError(f"--first-seed: wanted 0 or more, all seeds below {SEEDS:,}, got {self.first_seed}")
 
 
@@ -87,8 +89,10 @@ def train_row(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         fail(f"{COMMAND} run: wanted the name of a row first, got {arguments[0] if arguments else 'none'}", 2)
     row, options = find(arguments[0]), read(args=arguments[1:])
+    options = replace(options, seeds=options.seeds or row.seeds)
+    results.check_writable(options.json)  # before the training
     fields = {name: getattr(options, name) for name in ("threads", "device", "data_dir", "runs_dir")}
-    seeds = range(options.first_seed, options.first_seed + (options.seeds or row.seeds))
+    seeds = range(options.first_seed, options.first_seed + (options.seeds or 1))
     config = row.config(**fields)
     load_torch()
     from bp_torch.ladder.report import ours

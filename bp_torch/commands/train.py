@@ -35,7 +35,7 @@ def recipe_named(arguments: list[str] | None) -> Row | None:
     parser.add_argument("--recipe", nargs="?")
     name = parser.parse_known_args(arguments)[0].recipe
     try:
-        return find(name) if name else None
+        return None if name is None else find(name)
     except ValueError as error:
         fail(str(error), 2)
 

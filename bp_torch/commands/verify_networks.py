@@ -10,7 +10,7 @@ from tqdm import tqdm
 from bp_torch.activations import ACTIVATIONS
 from bp_torch.commands.verify_options import Options as Options
 from bp_torch.costs import COSTS
-from bp_torch.data import CLASSES, PIXELS, DataError, batch, first_shuffled, load
+from bp_torch.data import CLASSES, PIXELS, DataError, batch, first_shuffled, folder_of_run, load
 from bp_torch.device import choose_device
 from bp_torch.network import Network
 from bp_torch.own_backward import check_own, check_parts
@@ -67,7 +67,7 @@ def verify(options: Options) -> list[Case]:
     dataset, directory = (config.dataset, config.data_dir) if config else (options.dataset or "mnist", Path("data"))
     if options.data_dir is not None and not options.data_dir.is_dir():
         raise DataError(f"--data-dir: there is no folder {options.data_dir}, and a check makes none")
-    test = load(dataset, options.data_dir or directory, device)[1]
+    test = load(dataset, options.data_dir or folder_of_run(dataset, directory), device)[1]
     if (most := max(options.batch_sizes)) > len(test.labels):
         raise TrainingError(f"--batch-sizes: wanted at most the {len(test.labels):,} examples there are, got {most:,}")
     examples = first_shuffled(test, most, options.seed)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.cli import UserError, train_command
-from bp_torch.data import Examples, batch, load, permutation
+from bp_torch.data import Examples, batch, folder_of_run, load, permutation
 from bp_torch.deform import deformed
 from bp_torch.device import choose_device
 from bp_torch.explain.options import ExampleOptions, NetworkOptions
@@ -85,7 +85,8 @@ def open_subject(options: NetworkOptions) -> Subject:
         if not (folder / NETWORK_FILE).is_file():
             raise UsageError(f"no trained network in {folder}; train one with: {train_command()}")
         config, network = open_run(folder, device)
-    training, test = load(config.dataset, options.data_dir or config.data_dir, device)
+    directory = options.data_dir or folder_of_run(config.dataset, config.data_dir)
+    training, test = load(config.dataset, directory, device)
     training, _ = split(training, config)
     return Subject(config, network, training, test, folder, not options.untrained)
 

@@ -1,11 +1,11 @@
-"""The results of each row: ``results.json`` beside this file, which ``ladder run`` writes."""
+"""The results of each row: ``results.json`` beside this file, and one in the folder of the runs of a user."""
 
-import json
+import tempfile
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from bp_torch.files import replace_file
+from bp_torch.files import read_json, write_json
 
 FILE = Path(__file__).with_name("results.json")
 
@@ -35,17 +35,39 @@ class Measured(NamedTuple):
 def read(file: Path = FILE) -> dict[str, Measured]:
     """The results of every row that has some. Raises ValueError for a file that holds something else."""
     try:
-        rows = json.loads(file.read_text()) if file.exists() else {}
-        return {
+        rows = read_json(file) if file.exists() else {}
+        found = {
             name: Measured({int(seed): values for seed, values in row["seeds"].items()}, row["config"])
             for name, row in rows.items()
         }
+        errors = [error for measured in found.values() for error in measured.errors]
+        if not all(isinstance(error, int | float) and 0 <= error <= 100 for error in errors):
+            raise ValueError("an error is from 0 to 100 %")
+        return found
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{file} holds no results of the ladder: {error!r}") from error
 
 
+def check_writable(file: Path) -> None:
+    """Raise ValueError unless results can be added to ``file``, whose folder is made if it is not there."""
+    read(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"cannot write {file}: {error.strerror or error}; choose another --json") from error
+
+
 def add(name: str, measured: Measured, file: Path = FILE) -> Measured:
     """Add seeds to the results of a row; those of another config are dropped. Returns all that the row then has."""
+    from filelock import FileLock  # here: help does not need it
+
+    with FileLock(file.with_name(f".{file.name}.lock")):  # another process may add to it at the same time
+        return _add(name, measured, file)
+
+
+def _add(name: str, measured: Measured, file: Path) -> Measured:
     rows = read(file)
     if name in rows and rows[name].config == measured.config:
         measured = measured._replace(seeds=rows[name].seeds | measured.seeds)
@@ -54,5 +76,5 @@ def add(name: str, measured: Measured, file: Path = FILE) -> Measured:
         row: {"config": found.config, "seeds": {str(seed): found.seeds[seed] for seed in sorted(found.seeds)}}
         for row, found in sorted(rows.items())
     }
-    replace_file(file, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(file, data)
     return measured

@@ -16,22 +16,21 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
 from tqdm import tqdm
 
 from bp_torch import checkpoint
 from bp_torch.checkpoint import CheckpointError, State, locked, made_whole, make_folder, remove_unfinished_folders
 from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
-from bp_torch.device import choose_device, set_precision, set_threads
+from bp_torch.device import choose_device, set_precision, set_threads, settings_kept
 from bp_torch.distributed import World, joined, local_device
-from bp_torch.files import remove_unfinished, replace_file
+from bp_torch.files import lock_in, read_json, remove_unfinished, write_json
 from bp_torch.sweep import report
 from bp_torch.sweep.config import COMMAND, LISTS, SweepConfig
-from bp_torch.sweep.group import Group, new_group
+from bp_torch.sweep.group import Group, GroupState, new_group
 from bp_torch.sweep.plan import groups
 from bp_torch.text import count
-from bp_torch.training.config import Config, TrainingError
+from bp_torch.training.config import Config, TrainingError, check_resumed, read_config_as
 from bp_torch.training.evaluation import Score
 from bp_torch.training.interruption import Signals, Stopped
 from bp_torch.training.log import RunLog
@@ -56,6 +55,7 @@ class SweepRun(NamedTuple):
         return self.folder / GROUPS / str(number + 1)
 
 
+@settings_kept()
 @torch.inference_mode()
 def sweep(config: SweepConfig, store: str = "env://") -> Path:
     """Train all networks, print a line for each epoch of each group, and save what ``config`` says. Returns the folder.
@@ -74,7 +74,7 @@ def sweep(config: SweepConfig, store: str = "env://") -> Path:
             print(introduction(run, device, world))
         train_groups(run, range(world.rank, len(run.plan), world.size))
         if all((run.group_folder(number) / RESULTS).exists() for number in range(len(run.plan))):
-            with FileLock(folder / GROUPS / checkpoint.LOCK):  # two processes may end at the same time
+            with lock_in(folder / GROUPS):  # two processes may end at the same time
                 finish(run)
     return folder
 
@@ -84,14 +84,17 @@ def opened(config: SweepConfig, plan: list[list[Config]], world: World) -> Itera
     """The sweep's folder, made anew or the one to ``resume``, which no other sweep may use meanwhile."""
     folder = config.resume or config.runs_dir / (config.run_name or default_run_name(config))
     if world.is_first and not config.resume:
-        folder = make_folder(folder, config.to_json(), None, numbered=config.run_name is None)
+        folder = make_folder(folder, config.to_json(folder), None, numbered=config.run_name is None)
     with locked(folder) if world.is_first else nullcontext():
+        if config.resume:
+            make = f"{COMMAND} --learning-rate 1 3"
+            check_resumed(config, read_config_as(SweepConfig, folder, f"no sweep in {folder}", make))
         if world.is_first:
             remove_unfinished_folders(folder)
             remove_unfinished(folder, (report.JSON, report.PICTURE, PLAN))
             if not (folder / PLAN).exists():
                 names = [[member.run_name for member in members] for members in plan]
-                replace_file(folder / PLAN, json.dumps(names).encode())
+                write_json(folder / PLAN, {"groups": names})
         yield Path(world.same(str(folder)))
 
 
@@ -99,7 +102,7 @@ def read_plan(config: SweepConfig, folder: Path) -> list[list[Config]]:
     """The groups that the sweep in ``folder`` began with. Raises CheckpointError if they are not of ``config``."""
     members = {member.run_name: member for member in config.members()}
     try:
-        plan = [[members.pop(name) for name in names] for names in json.loads((folder / PLAN).read_text())]
+        plan = [[members.pop(name) for name in names] for names in read_json(folder / PLAN)["groups"]]
         if members:
             raise KeyError(f"{len(members)} networks are missing")
     except (ValueError, TypeError, KeyError) as error:
@@ -143,7 +146,7 @@ def train_groups(run: SweepRun, mine: range) -> None:
                         for k in range(len(group.members)):
                             save_member(group, k, run.folder)
                     scores = {name: getattr(group.state, name) for name in group.state.EACH}
-                    replace_file(own / RESULTS, json.dumps(scores).encode())
+                    write_json(own / RESULTS, scores)
                 if run.config.save != "best":
                     (own / checkpoint.LAST).unlink(missing_ok=True)
 
@@ -236,7 +239,7 @@ def save_member(group: Group, k: int, folder: Path) -> None:
     if (own := folder / member.run_name).exists():
         return
     with made_whole(own) as made:
-        replace_file(made / checkpoint.CONFIG, member.to_json().encode())
+        write_json(made / checkpoint.CONFIG, json.loads(member.to_json(own)))
         group.member_state(k).save(made / checkpoint.LAST)
         if member.validation and not diverged:
             group.best_state(k).save(made / checkpoint.BEST)
@@ -244,7 +247,7 @@ def save_member(group: Group, k: int, folder: Path) -> None:
             log_member(group, k, made, member)
         if not diverged:
             save_network(group.final_network()[k], made / checkpoint.NETWORK_FILE)
-            replace_file(made / checkpoint.RESULT, group.result(k).to_json().encode())
+            write_json(made / checkpoint.RESULT, json.loads(group.result(k).to_json()))
 
 
 def log_member(group: Group, k: int, folder: Path, member: Config) -> None:
@@ -268,13 +271,25 @@ def finish(run: SweepRun) -> None:
     for number, members in enumerate(run.plan):
         path = run.group_folder(number) / RESULTS
         try:
-            found += report.network_rows(members, json.loads(path.read_text()))
+            found += report.network_rows(members, read_scores(path, members))
         except (ValueError, TypeError, KeyError) as error:
             raise CheckpointError(f"{path} is damaged: remove it, and its networks are trained again") from error
     if config.save == "best":
         save_chosen(run, {row["name"] for each in config.settings for row in report.of_setting(each, found)[:1]})
     report.save(config, found, run.folder)
     print(f"\n{report.table(config, found)}\nsaved {run.folder / report.JSON} and {run.folder / report.PICTURE}")
+
+
+def read_scores(path: Path, members: list[Config]) -> dict[str, list[Any]]:
+    """The lists in the results of a group of these networks. Raises ValueError, TypeError or KeyError for bad ones."""
+    found, most = read_json(path), {"accuracy": 1, "best": 1, "best_epoch": max(1, members[0].epochs)}
+    for name, first in GroupState.EACH.items():
+        values = found[name]
+        if len(values) != len(members) or any(type(value) is not type(first) for value in values):
+            raise ValueError(f"{name} is not a value for each network")
+        if any(value < min(first, 0) or value > most.get(name, value) for value in values):
+            raise ValueError(f"{name} is out of bounds")
+    return found
 
 
 def save_chosen(run: SweepRun, names: set[str]) -> None:

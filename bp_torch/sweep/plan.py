@@ -32,6 +32,7 @@ ENOUGH = 3
 than eight with a batch each."""
 MANY = 128  # the most networks of a group on a GPU
 FULL_BATCH = 60_000  # examples that --batch-size full is taken to have, before the data are read
+UNKNOWN = 2**32  # bytes that are taken to be free where the system does not say
 COPIES = 4  # times the memory of what a group works on, that it needs: other results of a step, the state, its copies
 
 
@@ -87,4 +88,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that are free."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # macOS and Windows do not say
+        return UNKNOWN

@@ -3,15 +3,18 @@
 import dataclasses
 import json
 import os
+import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from math import cos, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from bp_torch import values
 from bp_torch.cli import UserError, train_command
+from bp_torch.files import read_json
 from bp_torch.flags import Flag, Role, Within, check_bounds, check_effects, check_types, flag, flags_of
 from bp_torch.values import CLASSES, CONFIG, PIXELS, Deformation, check_positive, parameter_count
 
@@ -149,6 +152,8 @@ class Config:
             wanted = f"{PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between"
             raise ValueError(f"--sizes: wanted {wanted}, got {' '.join(map(str, self.sizes)) or 'none'}")
         self._check_names()
+        if self.recipe is not None and self.recipe not in row_names():
+            raise ValueError(f"--recipe: no row {self.recipe!r} in the ladder: choose from {', '.join(row_names())}")
         values.check_threads(self.threads)
         if parameter_count(self.sizes) >= 2**40:
             raise ValueError(f"--sizes: {parameter_count(self.sizes):,} parameters do not fit in any memory")
@@ -185,8 +190,7 @@ class Config:
         for field in ("run_name", "runs_dir", "data_dir", "resume"):
             text = str(getattr(self, field))
             with suppress(UnicodeEncodeError):
-                os.fsencode(text)
-                if text.isprintable():
+                if b"\0" not in os.fsencode(text):
                     continue
             raise ValueError(f"{flag(field)}: wanted characters that this system can write, got {text!a}")
 
@@ -297,9 +301,16 @@ class Config:
         }
         return self.learning_rate * parts[self.schedule]()
 
-    def to_json(self) -> str:
-        """The config as the text of config.json. The data are found again from any folder: their path is absolute."""
-        fields = dataclasses.asdict(self) | {"data_dir": self.data_dir.absolute()}
+    def to_json(self, folder: Path | None = None) -> str:
+        """The config as JSON. Its data are found again from any folder, and where they move together with ``folder``.
+
+        Their path is relative to ``folder``, that of a run, in whose config.json the text will be; else it is absolute.
+        """
+        data_dir = self.data_dir.absolute()
+        if folder:
+            with suppress(ValueError):  # Windows has no path from one drive to another
+                data_dir = Path(os.path.relpath(data_dir.resolve(), folder.resolve()))
+        fields = dataclasses.asdict(self) | {"data_dir": data_dir}
         del fields["resume"]
         return json.dumps(fields, indent=2, default=str) + "\n"
 
@@ -341,15 +352,29 @@ def read_config(folder: Path) -> Config:
     return read_config_as(Config, folder, f"no run in {folder}", train_command())
 
 
+def check_resumed(config: Config, saved: Config) -> None:
+    """Raise TrainingError unless the run to ``resume``, ``saved`` with its config, may continue with ``config``."""
+    try:
+        saved.resumed(config)
+    except ValueError as error:
+        raise TrainingError(f"cannot continue {config.resume}: {error}") from error
+
+
 def read_config_as(kind: type[AnyConfig], folder: Path, missing: str, make: str) -> AnyConfig:
     """The config in ``folder``. Raises TrainingError if it is ``missing``, with the command to ``make`` it."""
     path = folder / CONFIG
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError(f"{path} is not a regular file")
-        return kind.from_json(path.read_text())
+        config = kind.from_json(json.dumps(read_json(path, older=True)))
+        return replace(config, data_dir=(folder / config.data_dir).resolve())
     except (OSError, ValueError) as error:
         raise TrainingError(f"{missing} ({error}); make one with: {make}") from error
+
+
+@cache
+def row_names() -> list[str]:
+    """The names of the rows of the ladder, a room above this one, from its data."""
+    text = Path(__file__).parents[1].joinpath("ladder", "rows.toml").read_text(encoding="utf-8")
+    return [name for source in tomllib.loads(text)["sources"] for name in source["rows"]]
 
 
 def scalar_or_column(values: Sequence[float]) -> "float | Tensor":

@@ -48,9 +48,8 @@ class Signals:
         """Install the handlers, in the main thread only: no other may."""
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            numbers = [signal.SIGINT, signal.SIGTERM]
-            if HANGUP and signal.getsignal(HANGUP) != signal.SIG_IGN:  # nohup has it ignored
-                numbers.append(HANGUP)
+            numbers = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number]
+            numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup, script &
             self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self
 

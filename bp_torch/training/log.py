@@ -113,7 +113,8 @@ class RunLog:
         for name, values in (("versions", versions), ("machine", machine)):
             texts[name] = "\n".join(f"{key:8} {value}" for key, value in values.items())
         for name, text in texts.items():
-            self.file.writer.add_text(f"run/{name}", f"```\n{text}\n```")
+            shown = text.encode(errors="replace").decode()  # a path may have bytes that are no text
+            self.file.writer.add_text(f"run/{name}", f"```\n{shown}\n```")
 
     def step(self, step: int, result: StepResult, optimizer: SGD) -> bool:
         """Take a point at the end of an interval, and if ``at_once`` write it. Returns whether its cost is finite."""

@@ -4,6 +4,7 @@
 it. A step is in step.py, the equations are in backprop.py.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
@@ -18,9 +19,9 @@ from tqdm import tqdm
 from bp_torch.checkpoint import BEST, LAST, NETWORK_FILE, RESULT
 from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
-from bp_torch.device import choose_device, cpu_hint, has_bfloat16
+from bp_torch.device import choose_device, cpu_hint, has_bfloat16, settings_kept
 from bp_torch.distributed import joined, local_device
-from bp_torch.files import replace_file
+from bp_torch.files import write_json
 from bp_torch.network import Network, parameter_count
 from bp_torch.training.config import Config, TrainingError
 from bp_torch.training.divergence import GradientCheck, diverged
@@ -32,6 +33,7 @@ LARGEST_PAGE = (784, 128, 64, 10)  # has the most parameters that ``explain page
 DEEPEST_PAGE = 6  # layers that fit beside each other on it
 
 
+@settings_kept()
 @torch.inference_mode()
 def train(config: Config, store: str = "env://") -> Path:
     """Train as ``config`` says, print a line for each epoch, save the network. Returns the run's folder.
@@ -239,7 +241,7 @@ def report(run: Run, score: Score | None = None, before_chunk: BeforeChunk = Non
     result = RunResult(score.accuracy, score.cost, *held)
     state.reported = config.epochs
     if run.world.is_first:
-        replace_file(run.folder / RESULT, result.to_json().encode())
+        write_json(run.folder / RESULT, json.loads(result.to_json()))
         if run.validation:
             tqdm.write(result.sentence(len(run.validation.labels)))
     if log and config.log_embedding:

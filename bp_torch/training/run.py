@@ -18,14 +18,14 @@ from torch import Tensor
 from bp_torch.checkpoint import BEST, CONFIG, LAST, NETWORK_FILE, CheckpointError, State, locked, make_folder
 from bp_torch.cli import train_command
 from bp_torch.convert import load as load_network
-from bp_torch.data import Examples, load, permutation, subsample
+from bp_torch.data import Examples, folder_of_run, load, permutation, subsample
 from bp_torch.deform import EachEpoch, Part
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import World
-from bp_torch.files import replace_file
+from bp_torch.files import is_utf8, write_json
 from bp_torch.flags import flags_of
 from bp_torch.network import Network
-from bp_torch.training.config import LONGEST_NAME, Config, TrainingError, read_config
+from bp_torch.training.config import LONGEST_NAME, Config, TrainingError, check_resumed, read_config, read_config_as
 from bp_torch.training.evaluation import BeforeChunk, Score, evaluate, evaluate_each
 from bp_torch.training.interruption import Signals
 from bp_torch.training.step import Inspect, StepResult, TrainingStep
@@ -145,6 +145,8 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     """The run of ``config``: resumed, or in a new folder, which is made last, so that no error leaves one."""
     if config.verify_every and world.size > 1:
         raise TrainingError("--verify-every checks the gradient of one process: start train.py without torchrun")
+    if config.resume:
+        check_resumed(config, read_config(config.resume))
     training, test = load_data(config, device)
     training, validation = split(training, config)
     try:
@@ -162,6 +164,8 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     set_precision(config.precision, device)
     set_threads(config.threads, step.batch_size * len(network.parameters))
     folder = config.resume or config.runs_dir / (config.run_name or default_run_name(config))
+    if config.log and not is_utf8(folder):
+        raise TrainingError(f"{folder}: TensorBoard opens no name that is not UTF-8: start inside, or give --no-log")
     n, signals = len(training.labels), Signals(world, device)
     run = Run(config, folder, training, test, n, step, state, deforming, validation, world, signals)
     if config.resume:
@@ -170,9 +174,9 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
         if config.epochs < begun:
             raise TrainingError(f"--epochs {config.epochs}: epoch {begun} of {folder} is done or begun already")
     if world.is_first and config.resume:
-        replace_file(folder / CONFIG, config.to_json().encode())
+        write_json(folder / CONFIG, json.loads(config.to_json(folder)))
     elif world.is_first:
-        folder = make_folder(folder, config.to_json(), state, numbered=config.run_name is None)
+        folder = make_folder(folder, config.to_json(folder), state, numbered=config.run_name is None)
     run.folder = Path(world.same(str(folder)))
     world.broadcast([tensor for tensor in (state.parameters, state.velocity) if tensor is not None])
     return run
@@ -204,7 +208,10 @@ class RunResult(NamedTuple):
 
 def load_data(config: Config, device: torch.device) -> tuple[Examples, Examples]:
     """The training and the test set, whole. Raises DataError, or TrainingError for more examples than there are."""
-    training, test = load(config.dataset, config.data_dir, device)
+    directory = config.data_dir
+    if config.resume and directory == read_config_as(type(config), config.resume, "no run", train_command()).data_dir:
+        directory = folder_of_run(config.dataset, directory)
+    training, test = load(config.dataset, directory, device)
     wanted, n = config.train_examples or 1, len(training.labels)
     if wanted + config.validation > n:
         if not config.validation:
