@@ -5,6 +5,7 @@ is elsewhere is an error. What makes the CPU wait for the device (``.item()``, `
 device is called meta: torch lets it be used on any machine, and its own tensors, which hold nothing, do not occur.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -39,7 +40,10 @@ class There(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.tolist:  # torch refuses it for subclasses
             return args[0].cpu().tolist()
-        with torch._C.DisableTorchFunctionSubclass():
+        # In inference mode torch refuses a subclass a view of a tensor from outside it; a device's own tensors get one.
+        makes_view = func in (Tensor.__getitem__, Tensor.view)
+        leaves = makes_view and torch.is_inference_mode_enabled() and not args[0].is_inference()
+        with torch.inference_mode(False) if leaves else nullcontext(), torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 
     @classmethod

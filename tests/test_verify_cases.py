@@ -11,7 +11,7 @@ from bp_torch.verify.bench import outside
 from bp_torch.verify.cases import WAYS, Case, Version, case, cases, function_of
 
 ROOT = Path(__file__).parent.parent
-RIGHT, WRONG, DIAGNOSED = 0.86, 0.84, 0.59  # the shares of the versions with the verdict due, and with a diagnosis
+RIGHT, WRONG, DIAGNOSED = 1.0, 1.0, 0.7  # the shares of the versions with the verdict due, and with a diagnosis
 HOLD = ("complex product", "dw over the wrong axis", "saturated sigmoid", "dy is lost")
 VERSIONS = [(one, version) for one in cases() for version in one.versions]
 
@@ -90,7 +90,7 @@ def test_the_score_on_all_cases() -> None:
     score = outside()[0]
     assert score.layers - len(score.alarms) >= RIGHT * score.layers, score.alarms
     assert score.caught >= WRONG * score.faults, score.missed
-    assert score.rightly >= DIAGNOSED * score.faults and score.wrongly == 0, score.misnamed
+    assert score.rightly >= DIAGNOSED * score.faults and score.wrongly <= 2, score.misnamed
 
 
 def test_pages_say_how_many_cases_there_are() -> None:

@@ -390,9 +390,9 @@ def assert_every_mutant_is_seen(
             if torch.equal(mutant, g) or (mutant - g).abs().max() < 1e-3 * g.abs().max():
                 continue
 
-            def mutated(dy: Tensor, k: int = k, j: int = j, **t: Any) -> Any:
+            def mutated(dy: Tensor, /, *, at: tuple[int, int] = (k, j), **t: Any) -> Any:
                 found = gradients(dy, *t.values())
-                found[k] = list(mutants(found[k]))[j]
+                found[at[0]] = list(mutants(found[at[0]]))[at[1]]
                 return tuple(found)
 
             report = check_layer(forward, inputs, mutated, coordinates=10)

@@ -543,7 +543,10 @@ def batch_of_one(candidate: Candidate) -> Found:
     if candidate.problem.nearby is not None and batch and batch[0] > 1:
         other = candidate.others.resized(candidate.problem, {batch[0]: 1}, first_only=True)
         for name, error in candidate.off_at(other, lengths={batch[0]: 1}).items():
-            yield name, f"is off by {error} for a batch of one"
+            yield (
+                name,
+                f"is off by {error} for a batch of one" if error != "inf%" else "is not finite for a batch of one",
+            )
 
 
 def empty_batch(candidate: Candidate) -> Found:

@@ -58,7 +58,7 @@ def batch_norm(dy: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...
     projection = n * (dy * n).mean(0)
     dx = (dy - mean - projection) * inverse * w
     return dx, (dy * n).sum(0), dy.sum(0)
-    """the unbiased variance: unbiased=False → unbiased=True
+    """the unbiased variance: unbiased=False → unbiased=True | batch of one|multiple|factor|times
     the mean is lost: mean = 0 | constant along dimension 0|plus a constant
     the projection is lost: projection = 0 | multiple of x; w is lost: inverse * w → inverse | factor w is missing
     as in evaluation: dx = dy * inverse * w | multiple of x  # cudnn-frontend 385
