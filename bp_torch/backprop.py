@@ -20,7 +20,7 @@ from bp_torch.network import Network, checked_examples, layer_views
 
 
 class Forward(NamedTuple):
-    """What a forward pass computed: [a^0, …, a^L] and z^L, the network that it went through, and its ``writes``."""
+    """The results of a forward pass: [a^0, …, a^L] and z^L, the network that it went through, and its ``writes``."""
 
     network: Network
     activations: list[Tensor]
@@ -29,7 +29,7 @@ class Forward(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """What a backward pass computed: ∇C (…, P), in the order of θ, and [δ^1, …, δ^L]."""
+    """The results of a backward pass: ∇C (…, P), in the order of θ, and [δ^1, …, δ^L]."""
 
     gradient: Tensor
     deltas: list[Tensor]

@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from bp_torch.verify import Report, check, check_layer, check_module
+from tests.test_verify import Cube
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
 Backward = Callable[..., Any]
@@ -563,18 +564,6 @@ def test_other_inputs_are_as_near_as_the_caller_says() -> None:
 
 
 # ---- second derivatives ----
-
-
-class Cube(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x**3
-
-    @staticmethod
-    def backward(ctx: Any, *dy: Tensor) -> Tensor:
-        x: Tensor = ctx.saved_tensors[0]
-        return dy[0] * 3 * x**2
 
 
 class CubeOnce(Cube):

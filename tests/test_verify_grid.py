@@ -240,6 +240,18 @@ def test_a_function_of_tensors_that_leaves_torch(detach: bool) -> None:
         verify.check_layer(leaves, x)  # there is no gradient
 
 
+@pytest.mark.parametrize("seed", [127, 153, 259, 279])
+def test_value_that_nearly_cancels_invents_no_kinks(seed: int) -> None:
+    """Σ y ⊙ dy is then small beside its terms, and so is what the differences of it can be told from."""
+    torch.manual_seed(seed)
+
+    def leaves(x: Tensor) -> Tensor:
+        return torch.from_numpy(np.tanh(x.detach().numpy()))
+
+    report = verify.check_layer(leaves, torch.randn(4, 3), lambda dy, x: dy * (1 - torch.tanh(x) ** 2))
+    assert report.verdict == "RIGHT" and report.skipped == 0, str(report)
+
+
 def test_a_grid_of_arrays_says_what_numpy_lacks() -> None:
     grid = verify.check_grid(np_forward, arrays("float32"), np_backward, layouts=["contiguous", "strided"])
     assert [row.verdict for row in grid.rows] == ["RIGHT"] * 4 + ["SETUP"] * 2

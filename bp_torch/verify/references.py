@@ -34,6 +34,8 @@ NOISE_FACTOR = 4.0  # how many times further than rounding moves autograd's grad
 ALLOWED_IN_FLOAT64 = 8 * EPS32
 """The relative error that is allowed in float64 to a gradient of a coarser dtype: constants may have 7 digits only."""
 DIRECTIONS = 8
+ROUGH = 1e-12
+"""A fourth difference, relative to the value, that float64 does not make even where most of the value cancels."""
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
@@ -131,7 +133,7 @@ class References:
         self.eps64 = seen
         if seen > COARSE:
             self.inputs64 = None
-            self.gradients.pop("float64" if self.gradients["autograd"] is not self.gradients["float64"] else "")
+            self.gradients.pop("float64", None)
             self.notes.append(
                 "float64 and central differences are unavailable: the function computes in 16 bits inside"
             )
@@ -146,7 +148,7 @@ class References:
         fine, wide, widest = (self._roughness(step) for step in (1e-6, 1e-3, 1e-2))
         if widest > 1e-4 and wide > widest / 20:
             return 1.0
-        return EPS32 if fine > 100 * EPS else EPS
+        return EPS32 if fine > ROUGH else EPS
 
     def _roughness(self, step: float) -> float:
         """The median fourth difference of the value along a random direction, relative to its size."""
@@ -161,9 +163,8 @@ class References:
     def _moved(self, v: Tensors, step: float) -> Tensors:
         moved = copies(self.inputs64 or {})
         for name, t in moved.items():
-            (torch.view_as_real(t) if t.is_complex() else t).add_(
-                step * v[name].view((*t.shape, *[2] * t.is_complex()))
-            )
+            entries = torch.view_as_real(t) if t.is_complex() else t
+            entries.add_(v[name].view(entries.shape).to(t.device), alpha=step)
         return moved
 
     def _raise_tolerance(self, seen: float) -> None:
@@ -207,7 +208,7 @@ class References:
             whole = best.values if best and best.entries is None else ours
             known = flat(self.inputs[name]).isfinite()
             indices = choose(ours, whole, coordinates, self.seed)
-            found |= self._by_differences(name, indices[known[indices]], best.size if best else 0.0, seconds)
+            found |= self._by_differences(name, ours, indices[known[indices]], best.size if best else 0.0, seconds)
         return found
 
     def _by_autograd(self, reference: str, name: str) -> Estimate | None:
@@ -230,10 +231,16 @@ class References:
         here = self.gradients["float64"][name] if self.gradients else gradient(self.inputs64)
         return Differences(self.function, self.inputs64, name, gradient, here, self.eps64)
 
-    def _by_differences(self, name: str, indices: Tensor, size: float, seconds: float) -> dict[str, Estimate]:
-        """Of the entries ``indices`` (k,), and along random directions if these are not all; {} if there are none."""
+    def _by_differences(
+        self, name: str, ours: Tensor, indices: Tensor, size: float, seconds: float
+    ) -> dict[str, Estimate]:
+        """Of the entries ``indices`` (k,), and along random directions if these are not all; {} if there are none.
+
+        Without a reference, of which ``size`` is the norm, that of ``ours`` says what is negligible.
+        """
         tolerance, n = max(self.tolerance_for(name), math.sqrt(self.eps64)), len(flat(self.inputs[name]))
-        negligible, start = 0.1 * tolerance * size / math.sqrt(n), time.monotonic()
+        exact = tolerance if self.gradients else min(tolerance, ALLOWED_IN_FLOAT64)  # a run in float64 is held to it
+        negligible, start = 0.1 * exact * (size or norm(ours)) / math.sqrt(n), time.monotonic()
         found, along = list[Derivative](), None
         try:
             differences = self.differences(name)
@@ -243,7 +250,7 @@ class References:
                 found.append(differences.at_entry(i, negligible))
             hidden = len(found) < n and (len(found) < len(indices) or len(indices) >= DIRECTIONS or not self.gradients)
             if hidden or (self.eps64 > EPS and n > 1):  # what rounds coarsely is heard best in all entries at once
-                along = self._along_directions(differences, n, size, tolerance)
+                along = self._along_directions(differences, n, size, tolerance, negligible * math.sqrt(n))
         except Exception as error:  # a step may leave the region in which the function can be evaluated
             what = f"central differences of {name} are unavailable"
             self.notes.append(f"{what}: a step away the function raises {error!r}")
@@ -266,12 +273,14 @@ class References:
         )
         return {"central": central} | ({"directions": along} if along else {})
 
-    def _along_directions(self, differences: Differences, n: int, size: float, tolerance: float) -> Estimate | None:
+    def _along_directions(
+        self, differences: Differences, n: int, size: float, tolerance: float, negligible: float
+    ) -> Estimate | None:
         """Products of the gradient with random vectors: the mean square of an error's is its squared norm."""
         generator, found = torch.Generator().manual_seed(self.seed + 1), list[tuple[Tensor, Derivative]]()
         for _ in range(DIRECTIONS if n < 10**5 else 2):
             v = torch.randn(n, generator=generator, dtype=torch.float64)
-            derivative = differences.along(v, 0.1 * tolerance * size)
+            derivative = differences.along(v, negligible)
             if math.isfinite(derivative.uncertainty) and not derivative.kinked:
                 found.append((v, derivative))
         if not found:
