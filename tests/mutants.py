@@ -364,7 +364,7 @@ verify/process.py: test_verify_process.py --long -k "exits or outlives or undone
     class Died(BaseException):                         =>  class Died(Exception):
     os.killpg(process.pid, signal.SIGKILL)             =>  process.kill()
     setattr(owner, name, value)                        =>  pass
-    self.late = True                                   =>  return
+    self.late = True                                   =>  self.late = False
 commands/verify_candidates.py: test_verify_process.py -k "fake"
     with replacements_undone():                        =>  with contextlib.nullcontext():
     contextlib.redirect_stdout(sys.stderr):            =>  contextlib.nullcontext():
