@@ -119,7 +119,7 @@ def test_precision_auto_is_bf16_only_where_the_cpu_has_instructions_for_it(
         same = torch.equal(found, brief_run(tmp_path, data_dir, precision, precision=precision, **fields))
         assert same == (precision == chosen)
         assert ("bf16 is slow here" in capsys.readouterr().out) == (precision == "bf16" and not has)
-    assert json.loads((tmp_path / "auto" / RESULT).read_text())["precision"] == chosen
+    assert json.loads((tmp_path / "auto" / RESULT).read_text(encoding="utf-8"))["precision"] == chosen
     assert (", --precision bf16" in said) == has and "slow" not in said
 
 

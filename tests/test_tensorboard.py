@@ -110,7 +110,7 @@ def test_first_columns_of_hparams_are_those_that_one_compares(run: tuple[Path, E
 
 def test_projector_knows_what_the_network_said(run: tuple[Path, EventAccumulator]) -> None:
     (file,) = run[0].rglob("metadata.tsv")
-    header, *rows = [line.split("\t") for line in file.read_text().splitlines()]
+    header, *rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]
     assert header == ["label", "said", "right"] and len(rows) == 2000
     assert all((label == said) == (right == "right") for label, said, right in rows)
 

@@ -30,7 +30,7 @@ def config(tmp_path: Path, data_dir: Path) -> Config:
 
 
 def outcome(folder: Path) -> tuple[dict[str, Any], Tensor]:
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert result.pop("seconds") > 0 and len(result.pop("sha256")) == 64
     assert (result.pop("device"), result.pop("precision")) == ("cpu", "full")
     assert (result.pop("threads"), result.pop("torch")) == (1, torch.__version__)

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bp_torch.checkpoint import BEST, LAST, NETWORK_FILE, RESULT
+from bp_torch.cli import streams_that_show_all
 from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
 from bp_torch.device import choose_device, cpu_hint, has_bfloat16, settings_kept
@@ -35,6 +36,7 @@ TENSORBOARD = "http://localhost:6006/#scalars&_smoothingWeight=0"  # the curves 
 
 
 @settings_kept()
+@streams_that_show_all()
 @torch.inference_mode()
 def train(config: Config, store: str = "env://") -> Path:
     """Train as ``config`` says, print a line for each epoch, save the network. Returns the run's folder.
