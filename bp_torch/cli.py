@@ -12,13 +12,14 @@ import itertools
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from bp_torch.files import WINDOWS
 from bp_torch.flags import flag, in_words, types_of
 from bp_torch.help import help_text
+from bp_torch.text import wrapped
 from bp_torch.values import VERSION
 
 T = TypeVar("T")
@@ -117,10 +118,19 @@ def _one_line(boxed: str) -> str:
     return " ".join(re.sub("^[│ ]+|[│ ]+$", "", parts[0], flags=re.MULTILINE).split()) if parts else boxed
 
 
+def unknown(what: str, name: str, names: Collection[str]) -> NoReturn:
+    """Refuse a ``name`` that is none of the ``names`` of commands, ideas or the like."""
+    alike = difflib.get_close_matches(name, names, n=1)
+    fail(
+        f"unknown {what} {name!r}: " + (f"did you mean {alike[0]}?" if alike else f"choose from {', '.join(names)}"), 2
+    )
+
+
 def fail(message: str, code: int) -> NoReturn:
-    """Print ``message`` as one line on stderr and exit."""
+    """Print ``message`` on stderr and exit: as one line, which a terminal shows in as many as it needs."""
+    line = f"error: {' '.join(message.split())}"
     try:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(wrapped(line) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
     except OSError:
         silence(2)
     sys.exit(code)

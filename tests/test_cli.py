@@ -11,7 +11,7 @@ from typing import Literal
 import pytest
 
 from bp_torch import __main__ as package
-from bp_torch.cli import one_line_errors, parse
+from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.commands import COMMANDS, start
 from tests.harness import linux, posix
 
@@ -102,6 +102,27 @@ def test_package_lists_its_commands(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert stop.value.code == 2
     wanted = ", ".join(COMMANDS)
     assert capsys.readouterr().err == f"error: unknown command 'dance': choose from {wanted}\n"
+
+
+@pytest.mark.parametrize(("typed", "meant"), [(["trian"], "train"), (["explain", "nudge"], "nudges")])
+def test_alike_command_or_idea_is_suggested(
+    typed: list[str], meant: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bp_torch", *typed])
+    with pytest.raises(SystemExit) as stop:
+        package.main()
+    assert stop.value.code == 2 and capsys.readouterr().err.endswith(f"{typed[-1]!r}: did you mean {meant}?\n")
+
+
+def test_terminal_shows_an_error_with_whole_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(SystemExit):
+        fail("there is no file runs/784-16-16-10/explained/nudges.png in it", 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["error: there is no file", "runs/784-16-16-10/explained/nudges.png", "in it"]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -106,8 +106,8 @@ def test_epochs_in_two_parts_equal_epochs_at_once(config: Config) -> None:
     assert torch.equal(weights(config, "part"), weights(config, "whole"))
     assert read_config(config.runs_dir / "part").epochs == 5
     assert (
-        curves(config.runs_dir / "part")["2_cost_quadratic/train"]
-        == curves(config.runs_dir / "whole")["2_cost_quadratic/train"]
+        curves(config.runs_dir / "part")["2 cost, quadratic/train"]
+        == curves(config.runs_dir / "whole")["2 cost, quadratic/train"]
     )
 
 
@@ -177,7 +177,7 @@ def histogram_steps(folder: Path) -> list[int]:
     """The steps of a histogram, as ``tensorboard --load_fast=false`` reads them."""
     events = plugin_event_accumulator.EventAccumulator(str(folder))
     events.Reload()
-    return [event.step for event in events.Tensors("9_weights/layer_1")]
+    return [event.step for event in events.Tensors("9 weights/layer 1")]
 
 
 def test_epochs_may_be_lowered_to_what_is_done(config: Config) -> None:
@@ -193,7 +193,7 @@ def test_epochs_may_be_lowered_to_what_is_done(config: Config) -> None:
     assert read_config(folder).epochs == 1
     assert is_done(folder)
     train(replace(part, epochs=1))
-    assert [step for step, _ in curves(folder)["1_accuracy/test"]][-2:] == [10, 20], "logged once"
+    assert [step for step, _ in curves(folder)["1 accuracy/test"]][-2:] == [10, 20], "logged once"
     train(replace(part, epochs=2))
     assert torch.equal(weights(config, "part"), weights(config, "whole"))
 
@@ -290,9 +290,9 @@ def test_what_is_drawn_after_an_evaluation_is_drawn_once_if_that_was_stopped(
     train(resumed(once, "once"))
     events = EventAccumulator(str(config.runs_dir / "once"))
     events.Reload()
-    for shown in (events.Images("3_pictures/confusion"), events.Histograms("9_deltas_log10/layer_1")):
+    for shown in (events.Images("3 pictures/confusion"), events.Histograms("9 deltas/layer 1")):
         assert [event.step for event in shown][-1:] == [20]
-    assert [event.step for event in events.Images("3_pictures/confusion")] == [0, 20]
+    assert [event.step for event in events.Images("3 pictures/confusion")] == [0, 20]
 
 
 def plain(config: Config) -> torch.Tensor:
@@ -311,7 +311,7 @@ def test_damaged_checkpoint_is_named_and_not_changed(config: Config) -> None:
 
 def test_best_checkpoint_is_that_of_the_best_epoch(config: Config) -> None:
     train(replace(config, epochs=12, run_name="one"))
-    accuracies = [accuracy for _, accuracy in curves(config.runs_dir / "one")["1_accuracy/test"]][4:]
+    accuracies = [accuracy for _, accuracy in curves(config.runs_dir / "one")["1 accuracy/test"]][4:]
     best = torch.load(config.runs_dir / "one" / BEST, weights_only=True)
     assert best["best_accuracy"] == pytest.approx(max(accuracies), rel=1e-6)
     assert best["epoch"] == accuracies.index(max(accuracies)) + 2, "it stands before the next epoch"

@@ -216,7 +216,7 @@ def test_every_network_has_the_folder_of_a_run(config: SweepConfig, tmp_path: Pa
         own = folder / str(member.run_name)
         assert read_config(own) == replace(member, runs_dir=folder)
         ours, by_train_py = curves(own), member in members[::3]
-        assert set(ours) == {f"{what}/{of}" for what in ("1_accuracy", "2_cost_quadratic") for of in ("train", "test")}
+        assert set(ours) == {f"{what}/{of}" for what in ("1 accuracy", "2 cost, quadratic") for of in ("train", "test")}
         expected = alone(member, tmp_path, data_dir, log=by_train_py)
         assert relative_error(open_run(own)[1].parameters, expected) <= 1e-5
         theirs = curves(tmp_path / str(member.run_name)) if by_train_py else {}
@@ -239,7 +239,7 @@ def test_network_of_a_sweep_can_be_trained_further_by_train_py(
     train(replace(read_config(own), resume=own, epochs=10))
     expected = alone(replace(member, epochs=10), tmp_path, data_dir, log=True)
     assert relative_error(open_run(own)[1].parameters, expected) <= 1e-5
-    ours, theirs = (curves(path)["2_cost_quadratic/train"] for path in (own, tmp_path / str(member.run_name)))
+    ours, theirs = (curves(path)["2 cost, quadratic/train"] for path in (own, tmp_path / str(member.run_name)))
     assert [step for step, _ in ours] == [step for step, _ in theirs]
 
 
@@ -252,7 +252,7 @@ def test_table_and_json_hold_mean_and_standard_deviation_of_what_the_networks_sc
     assert set(scores) == names(folder)
     for setting, row in zip(config.settings, report["settings"], strict=True):
         of = [scores[str(config.member(setting, seed).run_name)] for seed in (0, 1)]
-        logged = [curves(folder / str(config.member(setting, seed).run_name))["1_accuracy/test"] for seed in (0, 1)]
+        logged = [curves(folder / str(config.member(setting, seed).run_name))["1 accuracy/test"] for seed in (0, 1)]
         assert of == pytest.approx([points[-1][1] for points in logged])
         assert (row["mean"], row["standard_deviation"]) == pytest.approx((fmean(of), stdev(of)))
         assert (row["best"], row["diverged"], row["networks"]) == (max(of), 0, 2)

@@ -54,6 +54,7 @@ def test_one_epoch_on_2000_examples(tmp_path: Path) -> None:
     assert saved == f"saved {Path('runs/r/network.safetensors')}"
     assert next_commands == [
         "watch it:  tensorboard --logdir runs --samples_per_plugin images=100",
+        "           http://localhost:6006/#scalars&_smoothingWeight=0",
         f"touch it:  python -m bp_torch explain page --run {Path('runs/r')}",
     ]
     assert load(tmp_path / "runs/r/network.safetensors").sizes == (784, 16, 16, 10)

@@ -32,6 +32,7 @@ from bp_torch.training.run import Run, RunResult, opened
 
 LARGEST_PAGE = (784, 128, 64, 10)  # has the most parameters that ``explain page`` takes: its file is below 1.5 MB
 DEEPEST_PAGE = 6  # layers that fit beside each other on it
+TENSORBOARD = "http://localhost:6006/#scalars&_smoothingWeight=0"  # the curves as they are: it smooths them otherwise
 
 
 @settings_kept()
@@ -136,6 +137,7 @@ def train_epochs(run: Run) -> None:
 def what_next(run: Run) -> str:
     """The two commands that show what was learned."""
     watch = f"watch it:  tensorboard --logdir {run.folder.parent} --samples_per_plugin images=100\n"
+    watch += f"           {TENSORBOARD}\n"
     show, idea = ("touch it:", "page") if fits_page(run.config.sizes) else ("see it:  ", "nudges")
     return f"{watch if run.config.log else ''}{show}  python -m bp_torch explain {idea} --run {run.folder}"
 
