@@ -99,7 +99,7 @@ def refusal(message: str, config: type[Any], args: Sequence[str]) -> str:
     """Say what tyro refuses of ``args`` in the words of this project: the flag, what it takes, and what came."""
     flags = {flag(name): hint for name, hint in types_of(config).items()}
     words = [word.replace("_", "-") if word.startswith("--") else word for word in args]
-    found = re.search(r"(?:^Error parsing |for argument '| argument ')(--[\w-]+)", message)
+    found = re.search(r"(?:^Error parsing | argument '(?:\(')?)(--[\w-]+)", message)  # tyro 1.0.0: '('--size',)'
     if found and (name := found[1]) in flags and name in words:
         values = itertools.takewhile(lambda word: not word.startswith("--"), args[words.index(name) + 1 :])
         return f"{name}: wanted {in_words(flags[name])}, got {' '.join(values) or 'nothing'}"
