@@ -11,19 +11,18 @@ import socket
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Self
 
 import torch
-from filelock import Timeout
 from torch import Tensor
 
 from bp_torch.cli import UserError
 from bp_torch.files import LOCK as LOCK
-from bp_torch.files import lock_in, remove_unfinished, replace_file, unfinished, write_json
+from bp_torch.files import lock_in, remove_unfinished, replace_file, told, unfinished, write_json
 from bp_torch.flags import Within, check_bounds, check_types
 from bp_torch.values import CONFIG as CONFIG
 
@@ -91,7 +90,7 @@ class State:
         except CheckpointError:
             raise
         except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+            raise CheckpointError(f"cannot read {told(error)}") from error
         except Exception as error:  # an unpickler may raise anything for bytes that are no checkpoint
             raise CheckpointError(f"{path} is damaged, or not a checkpoint") from error
         if state.network != like.network:
@@ -138,7 +137,7 @@ def make_folder(folder: Path, config: str, state: State | None, *, numbered: boo
                     state.save(made / LAST)
     except OSError as error:
         way = "choose another --run-name or --runs-dir"
-        raise CheckpointError(f"cannot make the run's folder {folder}: {error}; {way}") from error
+        raise CheckpointError(f"cannot make the run's folder {folder}: {told(error)}; {way}") from error
     return folder
 
 
@@ -163,16 +162,18 @@ def remove_unfinished_folders(runs: Path) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock a run's ``folder``, and remove what killed processes left in it. CheckpointError names another holder."""
-    try:
-        lock = lock_in(folder).acquire(timeout=0)
-    except Timeout as error:
-        holder = ""
-        with suppress(OSError):  # Windows lets nobody read what is locked
-            holder = (folder / LOCK).read_text(encoding="utf-8", errors="replace")
-        holder = holder or "another process"
-        raise CheckpointError(f"{folder} is being trained by {holder}: stop that first") from error
-    with lock:
-        with suppress(OSError):  # nor write
-            (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+    with ExitStack() as stack:
+        try:
+            lock = stack.enter_context(lock_in(folder, timeout=0))
+        except TimeoutError as error:
+            holder, way = "", "stop that first"
+            with suppress(OSError):  # Windows lets nobody read what is locked
+                holder = (folder / LOCK).read_text(encoding="utf-8", errors="replace")
+            if holder and not holder.startswith("process"):  # filelock's own, where the system has no flock
+                holder, way = f"process {' on '.join(holder.split()[:2])}", f"{way}, or if it is gone remove its {LOCK}"
+            raise CheckpointError(f"{folder} is being trained by {holder or 'another process'}: {way}") from error
+        if getattr(lock, "pid", None) is None:  # else filelock finds by what it wrote whether the holder has died
+            with suppress(OSError):  # nor write
+                (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         remove_unfinished(folder, (CONFIG, LAST, BEST, NETWORK_FILE, RESULT))
         yield

@@ -21,11 +21,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from bp_torch.cli import UserError
-from bp_torch.files import in_utf8, lock_in, replace_file
+from bp_torch.files import PATIENCE, WAYS, in_utf8, lock_in, replace_file, told
 from bp_torch.values import CLASSES as CLASSES
 from bp_torch.values import PIXELS as PIXELS
 
 PIXEL_SCALE = 1 / 255  # takes a pixel byte, 0..255, to an input of the network, 0..1
+DOWNLOAD = 3600.0  # seconds that a download may take
 
 
 class DataError(UserError):
@@ -81,6 +82,7 @@ MNIST_SHA256 = {  # of the four files of MNIST as published, unpacked
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 TENSORS = "tensors.safetensors"  # beside the raw files, and may be deleted: what torchvision read from them, with sums
+IDX_BYTE, IDX_INT = 8, 12  # types of the numbers in the files
 NAMES = ("train.x", "train.labels", "test.x", "test.labels")
 CHECKSUMS = "SHA256SUMS"  # beside the other families' files: their sums, for ``sha256sum -c``, from when first unpacked
 
@@ -92,11 +94,12 @@ def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> t
     if not _complete(dataset, raw):
         try:
             raw.mkdir(parents=True, exist_ok=True)
-            with lock_in(raw):  # of two processes that start at once, one unpacks
+            patience = PATIENCE if dataset == "mnist" else DOWNLOAD
+            with lock_in(raw, timeout=patience):  # of two processes that start at once, one unpacks
                 if not _complete(dataset, raw):
                     _unpack_mnist(raw) if dataset == "mnist" else _download(family, directory)
         except OSError as error:
-            raise DataError(f"cannot put {dataset} into {raw}: {error}; choose another --data-dir") from error
+            raise DataError(f"cannot put {dataset} into {raw}: {told(error)}; choose another --data-dir") from error
     sums = _verify(dataset, raw)
     tensors = _kept(raw / TENSORS, sums)
     if tensors is None:
@@ -139,7 +142,9 @@ def _download(family: Family, directory: Path) -> None:
     try:
         for train in (True, False):
             family.loader(str(directory), train=train, download=True, **family.options)
-    except (RuntimeError, OSError, AssertionError, ValueError) as error:
+    except (RuntimeError, OSError, AssertionError, ValueError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno in WAYS:
+            raise
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise DataError(
             f"torchvision could not download {family.name} ({reason[0].strip()}): "
@@ -158,6 +163,8 @@ def _verify(dataset: str, raw: Path) -> dict[str, str]:
         lines = (raw / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         again = f"from {' and '.join(FAMILIES[dataset].archives)}, together with {CHECKSUMS}"
+        if missing := [name for name in FAMILIES[dataset].files if name not in sums]:
+            raise DataError(f"{raw / CHECKSUMS} has no checksum of {missing[0]}: delete it, and it is written anew")
     for name in FAMILIES[dataset].files:
         if _sha256(raw / name) != sums.get(name):
             raise DataError(f"{raw / name} is truncated or altered: delete it and it is unpacked again {again}")
@@ -192,7 +199,10 @@ def _sha256(path: Path) -> str:
 
 
 def _check_idx(path: Path) -> None:
-    """Raise DataError unless the file is as long as its IDX header says: 0, 0, type, rank, then 4 bytes a dimension."""
+    """Raise DataError unless the file has numbers of the right type, and as many as its IDX header says.
+
+    The header is 0, 0, type, rank, then 4 bytes for each dimension.
+    """
     content = path.read_bytes()
     item_size = {8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8}
     rank = content[3] if len(content) > 3 else 0
@@ -200,16 +210,24 @@ def _check_idx(path: Path) -> None:
     wanted = 4 + 4 * rank + prod(shape) * item_size.get(content[2], 0) if rank else 4
     if not rank or len(content) != wanted:
         raise DataError(f"{path} is truncated: it has {len(content)} bytes, wanted {wanted}; delete it and start again")
+    if content[2] != (kind := IDX_INT if path.name.endswith("-int") else IDX_BYTE):
+        raise DataError(f"{path} has numbers of the IDX type {content[2]}, wanted {kind}; delete it and start again")
 
 
 def _read(family: Family, directory: Path, *, train: bool) -> Examples:
-    data = family.loader(str(directory), train=train, **family.options)
+    for name in family.files:
+        _check_idx(family.raw(directory) / name)
+    try:
+        data = family.loader(str(directory), train=train, **family.options)
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        raise DataError(f"torchvision cannot read {family.raw(directory)}: {error or type(error).__name__}") from error
     images, labels = data.data, data.targets
     if labels.ndim == 2:  # QMNIST: the digit, then who wrote it and where
         labels = labels[:, 0]
     if family.name == "EMNIST":  # stored on its side
         images = images.transpose(1, 2)
-    if images.shape[1:] != (28, 28) or len(images) != len(labels) or not 0 <= labels.min() <= labels.max() < CLASSES:
+    fit = images.shape[1:] == (28, 28) and 0 < len(images) == len(labels) and labels.ndim == 1
+    if not (fit and 0 <= labels.min() <= labels.max() < CLASSES):
         raise DataError(f"{family.raw(directory)} does not hold 28×28 images with one label from 0 to 9 each")
     return Examples(images.reshape(-1, PIXELS), labels.contiguous())
 

@@ -6,12 +6,14 @@ epochs: Annotated[int, Within(least=0), Flag(may_change=True)] = 20
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
+from math import log10
 from operator import ge, gt, le, lt
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+WHOLE = 2**63  # whole numbers are below this one
 Role = Literal["recipe", "seed", "log", "machine", "place"]
 
 
@@ -86,11 +88,19 @@ def types_of(kind: Any) -> dict[str, Any]:
 
 
 def check_bounds(config: Any) -> None:
-    """Raise ValueError for the first field of the dataclass ``config`` that holds a number outside its ``Within``."""
-    for name, bounds in bounds_of(type(config)).items():
-        value = getattr(config, name)
+    """Raise ValueError for the first field of the dataclass ``config`` that holds a number outside its ``Within``.
+
+    No field holds a whole number that torch cannot hold.
+    """
+    bounded = bounds_of(type(config))
+    for name in types_of(type(config)):
+        value, bounds = getattr(config, name), bounded.get(name)
         numbers = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(number, int | float) and not bounds.has(number) for number in numbers):
+        for number in numbers:
+            if isinstance(number, int) and not -WHOLE < number < WHOLE:
+                digits = int(number.bit_length() * log10(2))
+                raise ValueError(f"{flag(name)}: wanted a number of at most 18 digits, got one of about {digits:,}")
+        if bounds and any(isinstance(number, int | float) and not bounds.has(number) for number in numbers):
             raise ValueError(f"{flag(name)}: wanted {bounds}, got {' '.join(map(str, numbers))}")
 
 

@@ -84,6 +84,20 @@ def test_errors_are_reported_in_one_line_with_an_exit_code(capsys: pytest.Captur
             raising(short)()
         said = capsys.readouterr().err
         assert stop.value.code == 1 and said.startswith("error: not enough memory") and "stack" not in said
+    others: list[tuple[BaseException, str]] = [
+        (OSError(28, "No space left on device", "runs/a"), "runs/a: No space left on device: make room on the disk"),
+        (OSError(28, "No space left on device"), "cannot write the output: No space left on device"),
+        (
+            ImportError("libx.so: cannot open shared object file: Too many open files", name="x"),
+            "cannot load x: libx.so",
+        ),
+        (RuntimeError("can't start new thread"), "cannot start a thread: raise the limit of processes (ulimit -u)"),
+    ]
+    for other, line in others:
+        with pytest.raises(SystemExit) as stop:
+            raising(other)()
+        said = capsys.readouterr().err
+        assert stop.value.code == 1 and said.startswith(f"error: {line}") and said.count("\n") == 1
     with pytest.raises(RuntimeError, match="a bug"):
         raising(RuntimeError("a bug"))()
     with pytest.raises(KeyError):  # an unexpected error keeps its traceback

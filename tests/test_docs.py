@@ -19,6 +19,7 @@ from bp_torch.benchmark.accuracy import Accuracy
 from bp_torch.benchmark.scripts import Scripts
 from bp_torch.cli import parse
 from bp_torch.commands import benchmark, explain, ladder, verify_bench, verify_options
+from bp_torch.commands.train import recipe_named
 from bp_torch.convert import MODULES
 from bp_torch.costs import COSTS
 from bp_torch.explain import options as explain_options
@@ -192,7 +193,8 @@ def test_commands_are_accepted(line: str) -> None:
     if idea == "IDEA":
         idea = "all"
     if "--help" not in arguments:
-        parse(options_of(command, idea), description="", args=arguments)
+        row = recipe_named(arguments) if command == "train" else None
+        parse(options_of(command, idea), description="", args=arguments, default=row and row.config())
 
 
 def test_some_commands_are_found() -> None:

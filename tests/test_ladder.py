@@ -36,7 +36,7 @@ SMALL = Row("small", "test", 2000, "nobody", 50.0, "one network", FIELDS)
 
 @pytest.fixture
 def config(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setattr("bp_torch.training.config.row_names", lambda: [SMALL.name])
+    monkeypatch.setattr("bp_torch.training.config.recipes", lambda: {SMALL.name: FIELDS})
     return SMALL.config(data_dir=data_dir, runs_dir=tmp_path / "ladder", device="cpu", threads=1, log=False)
 
 
@@ -69,6 +69,19 @@ def test_recipe_that_is_no_row_is_refused(name: str, capsys: pytest.CaptureFixtu
         start("train", [f"--recipe={name}"])
     assert stop.value.code == 2 and f"no row '{name}' in the ladder" in capsys.readouterr().err
     assert [Config(recipe=row.name).recipe for row in ROWS] == [row.name for row in ROWS]
+
+
+def test_recipe_from_python_has_the_settings_of_the_row_but_for_those_that_are_given() -> None:
+    assert [Config(recipe=row.name) for row in ROWS] == [row.config() for row in ROWS]
+    row = find("nielsen-quadratic-30")
+    assert Config(recipe=row.name, epochs=20) == row.config(epochs=20), "20 is the default, and was given"
+    assert Config((784, 40, 10), recipe=row.name) == row.config(sizes=(784, 40, 10))
+    older = {name: value for name, value in json.loads(row.config().to_json()).items() if name != "schedule"}
+    assert Config.from_json(json.dumps(older)).schedule == "inverse", "that of a version without the flag"
+    with pytest.raises(
+        ValueError, match=r"--recipe nielsen-quadratic-30: wanted its settings \(.*--epochs 30.*\), got"
+    ):
+        replace(Config(), recipe=row.name)
 
 
 def test_row_of_nielsen_is_his_recipe() -> None:
@@ -231,6 +244,7 @@ def test_unknown_row_is_one_line_with_the_names(
         (["run", "lesson", "--first-seed", "4294967295", "--seeds", "2"], "--first-seed: wanted 0 or more, all seeds"),
         (["run", "lesson", "--first-seed", "4294967295"], "--first-seed: wanted 0 or more, all seeds"),
         (["run", "lesson", "--json", "/proc/none/results.json"], "cannot write /proc/none/results.json: No such file"),
+        (["run", "lesson", "--first-seed", "9" * 401], "--first-seed: wanted a number of at most 18 digits"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from bp_torch.benchmark.accuracy import Accuracy
 from bp_torch.benchmark.scripts import THREAD_VARIABLES, Scripts
 from bp_torch.cli import one_line_errors, parse
 from bp_torch.commands import load_torch
-from bp_torch.files import replace_file
+from bp_torch.files import check_writable, replace_file
 from bp_torch.flags import Within, check_bounds
 from bp_torch.training.config import Config
 
@@ -133,6 +133,8 @@ def run(options: Options) -> None:
     from bp_torch.data import load
     from bp_torch.device import choose_device, set_precision
 
+    if not options.networks:
+        check_writable(options.out, "--out")
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     set_precision("full", device)

@@ -90,7 +90,7 @@ def train_row(arguments: list[str]) -> None:
         fail(f"{COMMAND} run: wanted the name of a row first, got {arguments[0] if arguments else 'none'}", 2)
     row, options = find(arguments[0]), read(args=arguments[1:])
     options = replace(options, seeds=options.seeds or row.seeds)
-    results.check_writable(options.json)  # before the training
+    results.check(options.json)  # before the training
     fields = {name: getattr(options, name) for name in ("threads", "device", "data_dir", "runs_dir")}
     seeds = range(options.first_seed, options.first_seed + (options.seeds or 1))
     config = row.config(**fields)

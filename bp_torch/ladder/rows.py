@@ -3,12 +3,11 @@
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from bp_torch.training.config import Config
-from bp_torch.values import CLASSES, PIXELS
+from bp_torch.training.recipes import layers, settings
 
 COMMAND = "python -m bp_torch ladder"
 
@@ -40,14 +39,10 @@ def read_rows(text: str) -> Iterator[Row]:
     table = tomllib.loads(text)
     for source in table["sources"]:
         for name, row in source["rows"].items():
-            parts = [[table["parts"][part] for part in layer.get("parts", [])] for layer in (source, row)]
-            layers = [*parts[0], source, *parts[1], row]
-            fields = dict(chain.from_iterable(layer.get("fields", {}).items() for layer in layers))
-            if "hidden" in row:
-                fields["sizes"] = (PIXELS, *row["hidden"], CLASSES)
-            note = " ".join(layer["note"] for layer in layers if "note" in layer)
+            found = layers(table, source, row)
+            note = " ".join(layer["note"] for layer in found if "note" in layer)
             about = {"kind": "one network", "seeds": Row.seeds} | source | row
-            about |= {"name": name, "fields": fields, "note": note}
+            about |= {"name": name, "fields": settings(found), "note": note}
             yield Row(**{key: about[key] for key in Row.__annotations__})
 
 
