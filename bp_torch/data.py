@@ -8,6 +8,7 @@ raw files, so that later uses need no torchvision. Every file is checked before 
 
 import hashlib
 import lzma
+import socket
 from contextlib import suppress
 from importlib import resources
 from math import prod
@@ -139,7 +140,9 @@ def _download(family: Family, directory: Path) -> None:
     for name in family.files:  # left there by a person, or by a process that died
         if (raw / name).is_file():
             _check_idx(raw / name)
+    before = socket.getdefaulttimeout()
     try:
+        socket.setdefaulttimeout(30)  # seconds without an answer: torchvision would wait for ever
         for train in (True, False):
             family.loader(str(directory), train=train, download=True, **family.options)
     except (RuntimeError, OSError, AssertionError, ValueError, TypeError) as error:
@@ -150,6 +153,8 @@ def _download(family: Family, directory: Path) -> None:
             f"torchvision could not download {family.name} ({reason[0].strip()}): "
             f"put {', '.join(family.archives)} into {raw}, as published, and start again"
         ) from error
+    finally:
+        socket.setdefaulttimeout(before)
     for name in family.files:
         _check_idx(raw / name)
     sums = "".join(f"{_sha256(raw / name)}  {name}\n" for name in family.files)

@@ -195,6 +195,14 @@ def test_ctrl_c_while_modules_are_imported_has_no_traceback() -> None:
     assert (child.returncode, said) == (130, "error: stopped\n")
 
 
+def test_threads_that_cannot_start_are_told_before_torch_is_loaded() -> None:
+    code = "import threading; threading._start_new_thread = lambda *_: (_ for _ in ()).throw(RuntimeError(\n"
+    code += '"can\'t start new thread"))\ndef main(_): commands.load_torch()'
+    done = shell(code, "")
+    line = "error: cannot start a thread: raise the limit of processes (ulimit -u), or of memory\n"
+    assert (done.returncode, done.stderr) == (1, line)
+
+
 def test_ctrl_c_is_as_usual_after_a_command() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:

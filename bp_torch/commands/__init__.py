@@ -5,9 +5,11 @@ in flags do not wait for torch.
 """
 
 import importlib
+import logging
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import NoReturn
 
@@ -37,14 +39,26 @@ def start(command: str, arguments: list[str] | None) -> None:
             stop_as_usual()
 
 
-def load_torch() -> None:
-    """Import torch, which takes a second or more. From then on, Ctrl-C is what it usually is."""
+def load_torch(threads: int | None = None) -> None:
+    """Import torch, which takes a second or more, to use so many threads. From then on, Ctrl-C is as usual."""
     if sys.stderr.isatty():
         print("loading torch …\r", end="", file=sys.stderr, flush=True)
+    try_threads((os.cpu_count() or 1) + (threads or 0) + 2)
     importlib.import_module("torch")
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home in which it can keep no fonts
     if sys.stderr.isatty():
         print("\x1b[K", end="", file=sys.stderr, flush=True)
     stop_as_usual()
+
+
+def try_threads(count: int) -> None:
+    """Raise RuntimeError where so many threads cannot start: NumPy's library would end the process, in many lines."""
+    done = threading.Event()
+    try:
+        for _ in range(count):
+            threading.Thread(target=done.wait).start()
+    finally:
+        done.set()
 
 
 def open_missing_streams() -> None:

@@ -104,7 +104,7 @@ def main(arguments: list[str]) -> None:
     if not threads.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, "-m", "bp_torch", "benchmark", *arguments], os.environ | threads)
     with one_line_errors():
-        load_torch()
+        load_torch(options.threads)
         run(options)
 
 

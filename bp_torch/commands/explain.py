@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> None:
     about = IDEAS[name].words if name in IDEAS else f"Write {PAGE}." if name == "page" else f"Show {EVERY_IDEA}."
     options = parse(options_of(name), prog=f"python -m bp_torch explain {name}", description=about, args=rest)
     with one_line_errors():
-        load_torch()
+        load_torch(options.threads)
         {"all": show_all, "page": show_page}.get(name, partial(show, name))(options)
 
 

@@ -94,7 +94,7 @@ def train_row(arguments: list[str]) -> None:
     fields = {name: getattr(options, name) for name in ("threads", "device", "data_dir", "runs_dir")}
     seeds = range(options.first_seed, options.first_seed + (options.seeds or 1))
     config = row.config(**fields)
-    load_torch()
+    load_torch(options.threads)
     from bp_torch.ladder.report import ours
     from bp_torch.ladder.run import run_row
     from bp_torch.training.interruption import Stopped

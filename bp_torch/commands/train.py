@@ -18,7 +18,7 @@ def main(arguments: list[str] | None) -> None:
     with one_line_errors():
         if config.resume:
             config = resumed(read_config(config.resume), arguments)
-        load_torch()
+        load_torch(config.threads)
         from bp_torch.training.divergence import WrongGradientError
         from bp_torch.training.loop import train
 
