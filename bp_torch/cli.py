@@ -89,18 +89,13 @@ def refusal(message: str, config: type[Any], args: Sequence[str]) -> str:
     found = re.search(r"(?:^Error parsing |for argument '| argument ')(--[\w-]+)", message)
     if found and (name := found[1]) in flags and name in words:
         values = itertools.takewhile(lambda word: not word.startswith("--"), args[words.index(name) + 1 :])
-        return f"{name}: wanted {in_words(flags[name])}, got {shortened(' '.join(values)) or 'nothing'}"
+        return f"{name}: wanted {in_words(flags[name])}, got {' '.join(values)[:200] or 'nothing'}"
     if unknown := re.search(r"^Unrecognized options: ([^\s,]+)", message):
         typed, names = unknown[1].strip("-"), {each.strip("-"): each for each in flags}
         short = [name for name in names if typed == "".join(part[0] for part in name.split("-"))]  # lr, wd
         alike = (short if len(typed) > 1 else []) or difflib.get_close_matches(typed, names, n=1)
         return f"{message}: " + (f"did you mean {names[alike[0]]}?" if alike else "see --help")
     return re.sub(r"^Error parsing \w+: ", "", message)
-
-
-def shortened(text: str, most: int = 200) -> str:
-    """A text that a line of an error can hold."""
-    return text if len(text) <= most else f"{text[:most]}… ({len(text):,} characters)"
 
 
 def _one_line(boxed: str) -> str:

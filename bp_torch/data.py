@@ -22,7 +22,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from bp_torch.cli import UserError
-from bp_torch.files import PATIENCE, WAYS, in_utf8, lock_in, replace_file, told
+from bp_torch.files import WAYS, in_utf8, lock_in, replace_file, told
 from bp_torch.values import CLASSES as CLASSES
 from bp_torch.values import PIXELS as PIXELS
 
@@ -95,8 +95,7 @@ def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> t
     if not _complete(dataset, raw):
         try:
             raw.mkdir(parents=True, exist_ok=True)
-            patience = PATIENCE if dataset == "mnist" else DOWNLOAD
-            with lock_in(raw, timeout=patience):  # of two processes that start at once, one unpacks
+            with lock_in(raw, timeout=DOWNLOAD):  # of two processes that start at once, one unpacks
                 if not _complete(dataset, raw):
                     _unpack_mnist(raw) if dataset == "mnist" else _download(family, directory)
         except OSError as error:
@@ -204,10 +203,7 @@ def _sha256(path: Path) -> str:
 
 
 def _check_idx(path: Path) -> None:
-    """Raise DataError unless the file has numbers of the right type, and as many as its IDX header says.
-
-    The header is 0, 0, type, rank, then 4 bytes for each dimension.
-    """
+    """Raise DataError unless the file is as its IDX header says (0, 0, type, rank, dimensions), and of bytes."""
     content = path.read_bytes()
     item_size = {8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8}
     rank = content[3] if len(content) > 3 else 0

@@ -37,27 +37,23 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     then unchanged. A process that is killed leaves the unfinished file, which ``remove_unfinished`` removes.
     """
     with naming(path):
-        _replace_file(path, content)
-
-
-def _replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
-    descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                try:
-                    content(file)
-                except RuntimeError as error:  # torch.save reports a full disk by a long one of its own
-                    raise next((cause for cause in causes(error) if isinstance(cause, OSError)), error) from None
-            file.flush()
-            os.fsync(file.fileno())
-        Path(beside).chmod(0o666 & ~_umask())  # mkstemp is for secrets: 0600
-        Path(beside).replace(path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+        descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                if isinstance(content, bytes):
+                    file.write(content)
+                else:
+                    try:
+                        content(file)
+                    except RuntimeError as error:  # torch.save reports a full disk by a long one of its own
+                        raise next((cause for cause in causes(error) if isinstance(cause, OSError)), error) from None
+                file.flush()
+                os.fsync(file.fileno())
+            Path(beside).chmod(0o666 & ~_umask())  # mkstemp is for secrets: 0600
+            Path(beside).replace(path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-WHOLE = 2**63  # whole numbers are below this one
+WHOLE = 2**63  # torch has whole numbers below this one
 Role = Literal["recipe", "seed", "log", "machine", "place"]
 
 
@@ -88,16 +88,13 @@ def types_of(kind: Any) -> dict[str, Any]:
 
 
 def check_bounds(config: Any) -> None:
-    """Raise ValueError for the first field of the dataclass ``config`` that holds a number outside its ``Within``.
-
-    No field holds a whole number that torch cannot hold.
-    """
+    """Raise ValueError for the first field of the dataclass ``config`` with a number out of its bounds, or WHOLE."""
     bounded = bounds_of(type(config))
     for name in types_of(type(config)):
         value, bounds = getattr(config, name), bounded.get(name)
         numbers = value if isinstance(value, tuple) else (value,)
         for number in numbers:
-            if isinstance(number, int) and not -WHOLE < number < WHOLE:
+            if isinstance(number, int) and abs(number) >= WHOLE:
                 digits = int(number.bit_length() * log10(2))
                 raise ValueError(f"{flag(name)}: wanted a number of at most 18 digits, got one of about {digits:,}")
         if bounds and any(isinstance(number, int | float) and not bounds.has(number) for number in numbers):

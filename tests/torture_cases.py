@@ -29,11 +29,11 @@ from bp_torch.explain import IDEAS
 from bp_torch.explain.options import options_of
 from bp_torch.files import with_sum
 from bp_torch.flags import flag
-from bp_torch.ladder.rows import ROWS
 from bp_torch.network import layer_views
 from bp_torch.recorder import Recorder
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.training import Config, TrainingError, read_config
+from bp_torch.training.rows import ROWS
 from bp_torch.values import ABSORBED
 from tests.conftest import REFERENCE_ACTIVATIONS, REFERENCE_COSTS, Reference, relative_error
 

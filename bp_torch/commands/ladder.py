@@ -9,8 +9,9 @@ from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.commands import load_torch
 from bp_torch.flags import Within, check_bounds
 from bp_torch.ladder import results
-from bp_torch.ladder.rows import COMMAND, find
-from bp_torch.training.config import SEEDS
+from bp_torch.ladder.results import COMMAND
+from bp_torch.training.config import SEEDS, Config
+from bp_torch.training.rows import find
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def train_row(arguments: list[str]) -> None:
     results.check(options.json)  # before the training
     fields = {name: getattr(options, name) for name in ("threads", "device", "data_dir", "runs_dir")}
     seeds = range(options.first_seed, options.first_seed + (options.seeds or 1))
-    config = row.config(**fields)
+    config = Config(recipe=row.name, **fields)
     load_torch(options.threads)
     from bp_torch.ladder.report import ours
     from bp_torch.ladder.run import run_row

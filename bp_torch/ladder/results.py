@@ -1,12 +1,12 @@
 """The results of each row: ``results.json`` beside this file, and one in the folder of the runs of a user."""
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from bp_torch.files import check_writable, lock_in, read_json, write_json
 
+COMMAND = "python -m bp_torch ladder"
 FILE = Path(__file__).with_name("results.json")
 
 
@@ -53,7 +53,7 @@ def check(file: Path) -> None:
     read(file)
     try:
         check_writable(file, "--json")
-        with lock_of(file):
+        with lock_in(file.parent, f".{file.name}.lock"):
             pass
     except OSError as error:
         raise ValueError(str(error)) from error
@@ -61,13 +61,8 @@ def check(file: Path) -> None:
 
 def add(name: str, measured: Measured, file: Path = FILE) -> Measured:
     """Add seeds to the results of a row; those of another config are dropped. Returns all that the row then has."""
-    with lock_of(file):  # another process may add to it at the same time
+    with lock_in(file.parent, f".{file.name}.lock"):  # another process may add to it at the same time
         return _add(name, measured, file)
-
-
-def lock_of(file: Path) -> AbstractContextManager[object]:
-    """Hold the lock of a file of results."""
-    return lock_in(file.parent, f".{file.name}.lock")
 
 
 def _add(name: str, measured: Measured, file: Path) -> Measured:

@@ -17,14 +17,14 @@ from bp_torch.checkpoint import CONFIG, NETWORK_FILE, RESULT
 from bp_torch.device import choose_device
 from bp_torch.files import read_json
 from bp_torch.flags import WHOLE, fits, flag, flags_of
-from bp_torch.ladder.results import FILE, Measured, add
-from bp_torch.ladder.rows import COMMAND, Row
+from bp_torch.ladder.results import COMMAND, FILE, Measured, add
 from bp_torch.sweep.config import LISTS, SweepConfig
 from bp_torch.sweep.loop import sweep
 from bp_torch.sweep.plan import quickest
 from bp_torch.sweep.report import JSON
 from bp_torch.training import Config, TrainingError, train
 from bp_torch.training.config import read_config, read_config_as
+from bp_torch.training.rows import Row
 from bp_torch.training.run import RunResult
 
 

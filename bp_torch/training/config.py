@@ -15,7 +15,7 @@ from bp_torch import values
 from bp_torch.cli import UserError, train_command
 from bp_torch.files import read_json
 from bp_torch.flags import Flag, Role, Within, check_bounds, check_effects, check_types, flag, flags_of
-from bp_torch.training.recipes import recipes
+from bp_torch.training import rows
 from bp_torch.values import CLASSES, CONFIG, PIXELS, Deformation, check_positive, parameter_count
 
 if TYPE_CHECKING:  # imported where they are used: flags are read before torch is loaded
@@ -182,9 +182,11 @@ class Config:
 
     def _check_recipe(self, name: str) -> None:
         """Raise ValueError for the name of no row, and for settings that are not those of the row but the defaults."""
-        if name not in recipes():
-            raise ValueError(f"--recipe: no row {name!r} in the ladder: choose from {', '.join(recipes())}")
-        row = {field: value for field, value in recipes()[name].items() if value != getattr(type(self), field)}
+        try:
+            fields = rows.find(name).fields
+        except ValueError as error:
+            raise ValueError(f"--recipe: {error}") from error
+        row = {field: value for field, value in fields.items() if value != getattr(type(self), field)}
         if row and all(getattr(self, field) == getattr(type(self), field) for field in row):
             missing = ", ".join(f"{flag(field)} {value}" for field, value in row.items())
             raise ValueError(f"--recipe {name}: wanted its settings ({missing}), got the defaults")
@@ -355,7 +357,7 @@ def with_recipe(init: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(init)
     def of_recipe(config: Config, *first: Any, **given: Any) -> None:
-        row = recipes().get(given["recipe"], {}) if isinstance(given.get("recipe"), str) else {}
+        row = next((row.fields for row in rows.ROWS if row.name == given.get("recipe")), {})
         positional = [field.name for field in dataclasses.fields(config)][: len(first)]
         init(config, *first, **{name: row[name] for name in row if name not in positional} | given)
 
