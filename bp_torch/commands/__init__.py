@@ -46,6 +46,7 @@ def load_torch(threads: int | None = None) -> None:
     try_threads((os.cpu_count() or 1) + (threads or 0) + 2)
     importlib.import_module("torch")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home in which it can keep no fonts
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files: a window, or a name that is none, has no part in them
     if sys.stderr.isatty():
         print("\x1b[K", end="", file=sys.stderr, flush=True)
     stop_as_usual()
