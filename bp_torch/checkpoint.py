@@ -5,13 +5,11 @@ follows from the seed and the epoch (``data.permutation``).
 """
 
 import json
-import os
 import shutil
-import socket
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -22,7 +20,7 @@ from torch import Tensor
 
 from bp_torch.cli import UserError
 from bp_torch.files import LOCK as LOCK
-from bp_torch.files import lock_in, remove_unfinished, replace_file, told, unfinished, write_json
+from bp_torch.files import WAY_OUT, holder_of, lock_in, remove_unfinished, replace_file, told, unfinished, write_json
 from bp_torch.flags import Within, check_bounds, check_types
 from bp_torch.values import CONFIG as CONFIG
 
@@ -164,16 +162,9 @@ def locked(folder: Path) -> Iterator[None]:
     """Lock a run's ``folder``, and remove what killed processes left in it. CheckpointError names another holder."""
     with ExitStack() as stack:
         try:
-            lock = stack.enter_context(lock_in(folder, timeout=0))
+            stack.enter_context(lock_in(folder, timeout=0))
         except TimeoutError as error:
-            holder, way = "", "stop that first"
-            with suppress(OSError):  # Windows lets nobody read what is locked
-                holder = (folder / LOCK).read_text(encoding="utf-8", errors="replace")
-            if holder and not holder.startswith("process"):  # filelock's own, where the system has no flock
-                holder, way = f"process {' on '.join(holder.split()[:2])}", f"{way}, or if it is gone remove its {LOCK}"
-            raise CheckpointError(f"{folder} is being trained by {holder or 'another process'}: {way}") from error
-        if getattr(lock, "pid", None) is None:  # else filelock finds by what it wrote whether the holder has died
-            with suppress(OSError):  # nor write
-                (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            holder = holder_of(folder / LOCK)
+            raise CheckpointError(f"{folder} is being trained by {holder}: {WAY_OUT}") from error
         remove_unfinished(folder, (CONFIG, LAST, BEST, NETWORK_FILE, RESULT))
         yield

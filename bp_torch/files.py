@@ -5,21 +5,20 @@ import hashlib
 import json
 import os
 import re
+import socket
 import stat
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-if TYPE_CHECKING:  # imported where it is used: it takes long, and help does not need it
-    from filelock import FileLock
+from typing import Any, BinaryIO
 
 LARGEST = 2**24  # bytes of a JSON file that is read: the names of 10,000 networks are a megabyte
 SUM = "sha256"
 LOCK = ".lock"  # in a run's folder, held while it trains; in the folder of all runs, held while a new one is made
 PATIENCE = 60.0  # seconds that one waits for a lock which others hold for a moment
+WAY_OUT = f"stop that first, or if it is gone remove its {LOCK}"
 
 WAYS = {
     errno.ENOSPC: "make room on the disk",
@@ -138,30 +137,41 @@ def is_utf8(path: Path) -> bool:
 
 
 @contextmanager
-def lock_in(folder: Path, name: str = LOCK, timeout: float = PATIENCE) -> Iterator["FileLock"]:
-    """Hold the lock of a ``folder``, which is for all who may write there.
+def lock_in(folder: Path, name: str = LOCK, timeout: float = PATIENCE) -> Iterator[None]:
+    """Hold the lock of a ``folder``, which is for all who may write there, and write into it whose it is.
 
-    Raises OSError that names the lock: TimeoutError for one that another process holds, others for one that is a
-    symbolic link or cannot be opened.
+    Raises OSError that names the lock: TimeoutError for one that another process holds, others for one that is no
+    regular file or cannot be opened.
     """
-    from filelock import FileLock
+    from filelock import FileLock  # here: it takes long, and help does not need it
 
     path = folder / name
-    if path.is_symlink():
-        raise OSError(f"{path} is a symbolic link: remove it")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(f"{path} is {'a symbolic link' if path.is_symlink() else 'no regular file'}: remove it")
     lock = FileLock(path, timeout, mode=stat.S_IMODE(folder.stat().st_mode) & 0o666)
     try:
         with naming(path), warnings.catch_warnings(action="ignore"):  # that it does without flock
             held = lock.acquire()
     except TimeoutError as error:
-        raise TimeoutError(f"{path} has been held by another process for {timeout:g} s: end that first") from error
+        raise TimeoutError(f"{path} is held by {holder_of(path)}: {WAY_OUT}") from error
     except PermissionError as error:
-        if not path.exists():
+        if not path.exists() or not os.access(folder, os.W_OK):
             raise
         way = "if nothing is training here, remove it, or let its owner do that"
         raise PermissionError(f"{path}: {error.strerror}: {way}") from error
     with held:
-        yield lock
+        if getattr(lock, "pid", None) is None:  # else filelock wrote it, which takes over from one that has died
+            with suppress(OSError):  # Windows lets nobody write what is locked
+                path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n", encoding="utf-8")
+        yield
+
+
+def holder_of(path: Path) -> str:
+    """The process that holds a lock: process 12 on ada."""
+    found = None
+    with suppress(OSError):  # Windows lets nobody read it
+        found = re.search(r"(\d+)\s+(?:on )?(\S+)", path.read_text(encoding="utf-8", errors="replace"))
+    return f"process {found[1]} on {found[2]}" if found else "another process"
 
 
 @contextmanager

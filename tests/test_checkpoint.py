@@ -163,6 +163,14 @@ def test_dead_process_holds_nothing_where_there_is_no_flock(tmp_path: Path, monk
             entered.set()
             done.wait()
 
+    def die(entered: Any) -> None:
+        with locked(tmp_path):
+            os._exit(0)
+
+    before = FORK.Process(target=die, args=(None,))  # where there was a flock: the folder has moved since
+    before.start()
+    before.join()
+    assert (tmp_path / LOCK).read_text().startswith(f"{before.pid}\n")
     monkeypatch.setattr("fcntl.flock", no_flock)
     entered, done = FORK.Event(), FORK.Event()
     holder = FORK.Process(target=hold, args=(entered, done))

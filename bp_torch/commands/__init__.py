@@ -10,10 +10,12 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from bp_torch.cli import one_line_errors, replace_what_cannot_be_shown
+from bp_torch.files import naming
 
 COMMANDS = {  # each command, a module of this package, and what it does
     "train": "train a network on handwritten digits (the same as python train.py)",
@@ -43,6 +45,8 @@ def load_torch(threads: int | None = None) -> None:
     """Import torch, which takes a second or more, to use so many threads. From then on, Ctrl-C is as usual."""
     if sys.stderr.isatty():
         print("loading torch …\r", end="", file=sys.stderr, flush=True)
+    with naming(Path()):
+        Path.cwd()  # of a folder that is gone, torch would end the process
     try_threads((os.cpu_count() or 1) + (threads or 0) + 2)
     importlib.import_module("torch")
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home in which it can keep no fonts
