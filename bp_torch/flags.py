@@ -93,12 +93,16 @@ def check_bounds(config: Any) -> None:
     for name in types_of(type(config)):
         value, bounds = getattr(config, name), bounded.get(name)
         numbers = value if isinstance(value, tuple) else (value,)
-        for number in numbers:
-            if isinstance(number, int) and abs(number) >= WHOLE:
-                digits = int(number.bit_length() * log10(2))
-                raise ValueError(f"{flag(name)}: wanted a number of at most 18 digits, got one of about {digits:,}")
         if bounds and any(isinstance(number, int | float) and not bounds.has(number) for number in numbers):
-            raise ValueError(f"{flag(name)}: wanted {bounds}, got {' '.join(map(str, numbers))}")
+            raise ValueError(f"{flag(name)}: wanted {bounds}, got {' '.join(map(shown, numbers))}")
+        if any(isinstance(number, int) and abs(number) >= WHOLE for number in numbers):
+            raise ValueError(f"{flag(name)}: wanted at most 18 digits, got {' '.join(map(shown, numbers))}")
+
+
+def shown(number: object) -> str:
+    """A number in a message: one that is very long by its length."""
+    is_long = isinstance(number, int) and abs(number) >= 10**30
+    return f"about {int(number.bit_length() * log10(2)):,} digits" if is_long else str(number)  # type: ignore[attr-defined]
 
 
 def check_types(config: Any) -> None:

@@ -248,7 +248,7 @@ def test_unknown_row_is_one_line_with_the_names(
         (["run", "lesson", "--first-seed", "4294967295", "--seeds", "2"], "--first-seed: wanted 0 or more, all seeds"),
         (["run", "lesson", "--first-seed", "4294967295"], "--first-seed: wanted 0 or more, all seeds"),
         (["run", "lesson", "--json", "/proc/none/results.json"], "cannot write /proc/none/results.json: No such file"),
-        (["run", "lesson", "--first-seed", "9" * 401], "--first-seed: wanted a number of at most 18 digits"),
+        (["run", "lesson", "--first-seed", "9" * 401], "--first-seed: wanted at most 18 digits"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
