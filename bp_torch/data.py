@@ -27,7 +27,6 @@ from bp_torch.values import CLASSES as CLASSES
 from bp_torch.values import PIXELS as PIXELS
 
 PIXEL_SCALE = 1 / 255  # takes a pixel byte, 0..255, to an input of the network, 0..1
-DOWNLOAD = 3600.0  # seconds that a download may take
 
 
 class DataError(UserError):
@@ -83,7 +82,6 @@ MNIST_SHA256 = {  # of the four files of MNIST as published, unpacked
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 TENSORS = "tensors.safetensors"  # beside the raw files, and may be deleted: what torchvision read from them, with sums
-IDX_BYTE, IDX_INT = 8, 12  # types of the numbers in the files
 NAMES = ("train.x", "train.labels", "test.x", "test.labels")
 CHECKSUMS = "SHA256SUMS"  # beside the other families' files: their sums, for ``sha256sum -c``, from when first unpacked
 
@@ -95,7 +93,7 @@ def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> t
     if not _complete(dataset, raw):
         try:
             raw.mkdir(parents=True, exist_ok=True)
-            with lock_in(raw, timeout=DOWNLOAD):  # of two processes that start at once, one unpacks
+            with lock_in(raw, timeout=3600):  # of two processes that start at once, one unpacks or downloads
                 if not _complete(dataset, raw):
                     _unpack_mnist(raw) if dataset == "mnist" else _download(family, directory)
         except OSError as error:
@@ -211,7 +209,7 @@ def _check_idx(path: Path) -> None:
     wanted = 4 + 4 * rank + prod(shape) * item_size.get(content[2], 0) if rank else 4
     if not rank or len(content) != wanted:
         raise DataError(f"{path} is truncated: it has {len(content)} bytes, wanted {wanted}; delete it and start again")
-    if content[2] != (kind := IDX_INT if path.name.endswith("-int") else IDX_BYTE):
+    if content[2] != (kind := 12 if path.name.endswith("-int") else 8):
         raise DataError(f"{path} has numbers of the IDX type {content[2]}, wanted {kind}; delete it and start again")
 
 

@@ -17,16 +17,13 @@ from typing import Any, BinaryIO
 LARGEST = 2**24  # bytes of a JSON file that is read: the names of 10,000 networks are a megabyte
 SUM = "sha256"
 LOCK = ".lock"  # in a run's folder, held while it trains; in the folder of all runs, held while a new one is made
-PATIENCE = 60.0  # seconds that one waits for a lock which others hold for a moment
 WAY_OUT = f"stop that first, or if it is gone remove its {LOCK}"
-
-WAYS = {
+WAYS = {  # out of an error of the system
     errno.ENOSPC: "make room on the disk",
     errno.EDQUOT: "make room on the disk",
     errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
 }
-"""What a user can do about an error of the system."""
 
 
 def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
@@ -36,23 +33,27 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     then unchanged. A process that is killed leaves the unfinished file, which ``remove_unfinished`` removes.
     """
     with naming(path):
-        descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                if isinstance(content, bytes):
-                    file.write(content)
-                else:
-                    try:
-                        content(file)
-                    except RuntimeError as error:  # torch.save reports a full disk by a long one of its own
-                        raise next((cause for cause in causes(error) if isinstance(cause, OSError)), error) from None
-                file.flush()
-                os.fsync(file.fileno())
-            Path(beside).chmod(0o666 & ~_umask())  # mkstemp is for secrets: 0600
-            Path(beside).replace(path)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
+        _replace_file(path, content)
+
+
+def _replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
+    descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                try:
+                    content(file)
+                except RuntimeError as error:  # torch.save reports a full disk by a long one of its own
+                    raise next((cause for cause in causes(error) if isinstance(cause, OSError)), error) from None
+            file.flush()
+            os.fsync(file.fileno())
+        Path(beside).chmod(0o666 & ~_umask())  # mkstemp is for secrets: 0600
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -137,12 +138,8 @@ def is_utf8(path: Path) -> bool:
 
 
 @contextmanager
-def lock_in(folder: Path, name: str = LOCK, timeout: float = PATIENCE) -> Iterator[None]:
-    """Hold the lock of a ``folder``, which is for all who may write there, and write into it whose it is.
-
-    Raises OSError that names the lock: TimeoutError for one that another process holds, others for one that is no
-    regular file or cannot be opened.
-    """
+def lock_in(folder: Path, name: str = LOCK, timeout: float = 60) -> Iterator[None]:
+    """Hold the lock of a ``folder``, for all who may write there. Raises OSError, naming it: TimeoutError if held."""
     from filelock import FileLock  # here: it takes long, and help does not need it
 
     path = folder / name
