@@ -21,7 +21,7 @@ from bp_torch.files import (
     told,
     write_json,
 )
-from tests.harness import FORK
+from tests.harness import FORK, linux, posix
 
 
 def test_failed_write_by_a_function_keeps_the_old_content(tmp_path: Path) -> None:
@@ -93,6 +93,7 @@ def test_json_that_nobody_wrote_raises_value_error(content: bytes, older: bool, 
         read_json(tmp_path / "a.json", older=older)
 
 
+@posix
 def test_only_regular_files_are_read_as_json(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("/dev/zero")
@@ -102,12 +103,13 @@ def test_only_regular_files_are_read_as_json(tmp_path: Path) -> None:
 
 
 def test_json_without_a_checksum_is_one_of_an_older_version(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('{"rate": 0.5}')
+    (tmp_path / "a.json").write_text('{"rate": 0.5}', encoding="utf-8")
     assert read_json(tmp_path / "a.json", older=True) == {"rate": 0.5}
     with pytest.raises(ValueError, match="does not have the checksum that it states"):
         read_json(tmp_path / "a.json")
 
 
+@posix
 def test_lock_has_the_mode_of_its_folder_and_is_no_link(tmp_path: Path) -> None:
     for mode in (0o777, 0o770, 0o700):
         (folder := tmp_path / f"{mode:o}").mkdir()
@@ -143,6 +145,7 @@ def test_error_of_the_system_names_the_file_and_the_way_out(number: int, says: s
     assert told(caught.value) == "of ours"
 
 
+@linux
 def test_place_that_cannot_be_written_is_named_with_its_flag_and_nothing_is_left(tmp_path: Path) -> None:
     check_writable(tmp_path / "new/f", "--out")
     assert list((tmp_path / "new").iterdir()) == []
@@ -164,7 +167,8 @@ def test_lock_that_another_process_holds_is_named_after_a_while(tmp_path: Path) 
         pass
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+@linux
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root may become another user")
 def test_lock_of_another_user_is_named_with_the_way_out(tmp_path: Path) -> None:
     (folder := tmp_path / "runs").mkdir()
     (folder / LOCK).touch()

@@ -27,6 +27,8 @@ COMMANDS = {  # each command, a module of this package, and what it does
     "benchmark": "time training against the usual ways to do it",
 }
 
+LOADING = "loading torch …"
+
 
 def start(command: str, arguments: list[str] | None) -> None:
     """Import and run the command of this name with its ``arguments``. None: those of ``sys.argv``, for train.py."""
@@ -45,7 +47,7 @@ def start(command: str, arguments: list[str] | None) -> None:
 def load_torch(threads: int | None = None) -> None:
     """Import torch, which takes a second or more, to use so many threads. From then on, Ctrl-C is as usual."""
     if sys.stderr.isatty():
-        print("loading torch …\r", end="", file=sys.stderr, flush=True)
+        print(LOADING, end="\r", file=sys.stderr, flush=True)
     with naming(Path()):
         Path.cwd()  # of a folder that is gone, torch would end the process
     try_threads((os.cpu_count() or 1) + (threads or 0) + 2)
@@ -56,7 +58,7 @@ def load_torch(threads: int | None = None) -> None:
     gc.freeze()
     gc.enable()
     if sys.stderr.isatty():
-        print("\x1b[K", end="", file=sys.stderr, flush=True)
+        print(" " * len(LOADING), end="\r", file=sys.stderr, flush=True)
     stop_as_usual()
 
 
@@ -77,7 +79,7 @@ def open_missing_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False))
 
 
 def stop_as_usual() -> None:
