@@ -7,6 +7,7 @@ raw files, so that later uses need no torchvision. Every file is checked before 
 """
 
 import hashlib
+import socket
 from contextlib import suppress
 from importlib import resources
 from math import prod
@@ -20,7 +21,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from bp_torch.cli import UserError
-from bp_torch.files import in_utf8, lock_in, replace_file
+from bp_torch.files import WAYS, in_utf8, lock_in, replace_file, told
 from bp_torch.values import CLASSES as CLASSES
 from bp_torch.values import PIXELS as PIXELS
 
@@ -91,11 +92,11 @@ def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> t
     if not _complete(dataset, raw):
         try:
             raw.mkdir(parents=True, exist_ok=True)
-            with lock_in(raw):  # of two processes that start at once, one unpacks
+            with lock_in(raw, timeout=3600):  # of two processes that start at once, one unpacks or downloads
                 if not _complete(dataset, raw):
                     _unpack_mnist(raw) if dataset == "mnist" else _download(family, directory)
         except OSError as error:
-            raise DataError(f"cannot put {dataset} into {raw}: {error}; choose another --data-dir") from error
+            raise DataError(f"cannot put {dataset} into {raw}: {told(error)}; choose another --data-dir") from error
     sums = _verify(dataset, raw)
     tensors = _kept(raw / TENSORS, sums)
     if tensors is None:
@@ -139,15 +140,21 @@ def _download(family: Family, directory: Path) -> None:
     for name in family.files:  # left there by a person, or by a process that died
         if (raw / name).is_file():
             _check_idx(raw / name)
+    before = socket.getdefaulttimeout()
     try:
+        socket.setdefaulttimeout(30)  # seconds without an answer: torchvision would wait for ever
         for train in (True, False):
             family.loader(str(directory), train=train, download=True, **family.options)
-    except (RuntimeError, OSError, AssertionError, ValueError) as error:
+    except (RuntimeError, OSError, AssertionError, ValueError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno in WAYS:
+            raise
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise DataError(
             f"torchvision could not download {family.name} ({reason[0].strip()}): "
             f"put {', '.join(family.archives)} into {raw}, as published, and start again"
         ) from error
+    finally:
+        socket.setdefaulttimeout(before)
     for name in family.files:
         _check_idx(raw / name)
     sums = "".join(f"{_sha256(raw / name)}  {name}\n" for name in family.files)
@@ -161,6 +168,8 @@ def _verify(dataset: str, raw: Path) -> dict[str, str]:
         lines = (raw / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
         again = f"from {' and '.join(FAMILIES[dataset].archives)}, together with {CHECKSUMS}"
+        if missing := [name for name in FAMILIES[dataset].files if name not in sums]:
+            raise DataError(f"{raw / CHECKSUMS} has no checksum of {missing[0]}: delete it, and it is written anew")
     for name in FAMILIES[dataset].files:
         if _sha256(raw / name) != sums.get(name):
             raise DataError(f"{raw / name} is truncated or altered: delete it and it is unpacked again {again}")
@@ -195,7 +204,7 @@ def _sha256(path: Path) -> str:
 
 
 def _check_idx(path: Path) -> None:
-    """Raise DataError unless the file is as long as its IDX header says: 0, 0, type, rank, then 4 bytes a dimension."""
+    """Raise DataError unless the file is as its IDX header says (0, 0, type, rank, dimensions), and of bytes."""
     content = path.read_bytes()
     item_size = {8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8}
     rank = content[3] if len(content) > 3 else 0
@@ -203,16 +212,24 @@ def _check_idx(path: Path) -> None:
     wanted = 4 + 4 * rank + prod(shape) * item_size.get(content[2], 0) if rank else 4
     if not rank or len(content) != wanted:
         raise DataError(f"{path} is truncated: it has {len(content)} bytes, wanted {wanted}; delete it and start again")
+    if content[2] != (kind := 12 if path.name.endswith("-int") else 8):
+        raise DataError(f"{path} has numbers of the IDX type {content[2]}, wanted {kind}; delete it and start again")
 
 
 def _read(family: Family, directory: Path, *, train: bool) -> Examples:
-    data = family.loader(str(directory), train=train, **family.options)
+    for name in family.files:
+        _check_idx(family.raw(directory) / name)
+    try:
+        data = family.loader(str(directory), train=train, **family.options)
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        raise DataError(f"torchvision cannot read {family.raw(directory)}: {error or type(error).__name__}") from error
     images, labels = data.data, data.targets
     if labels.ndim == 2:  # QMNIST: the digit, then who wrote it and where
         labels = labels[:, 0]
     if family.name == "EMNIST":  # stored on its side
         images = images.transpose(1, 2)
-    if images.shape[1:] != (28, 28) or len(images) != len(labels) or not 0 <= labels.min() <= labels.max() < CLASSES:
+    fit = images.shape[1:] == (28, 28) and 0 < len(images) == len(labels) and labels.ndim == 1
+    if not (fit and 0 <= labels.min() <= labels.max() < CLASSES):
         raise DataError(f"{family.raw(directory)} does not hold 28×28 images with one label from 0 to 9 each")
     return Examples(images.reshape(-1, PIXELS), labels.contiguous())
 

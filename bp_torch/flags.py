@@ -6,12 +6,14 @@ epochs: Annotated[int, Within(least=0), Flag(may_change=True)] = 20
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
+from math import log10
 from operator import ge, gt, le, lt
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+WHOLE = 2**63  # torch has whole numbers below this one
 Role = Literal["recipe", "seed", "log", "machine", "place"]
 
 
@@ -86,12 +88,21 @@ def types_of(kind: Any) -> dict[str, Any]:
 
 
 def check_bounds(config: Any) -> None:
-    """Raise ValueError for the first field of the dataclass ``config`` that holds a number outside its ``Within``."""
-    for name, bounds in bounds_of(type(config)).items():
-        value = getattr(config, name)
+    """Raise ValueError for the first field of the dataclass ``config`` with a number out of its bounds, or WHOLE."""
+    bounded = bounds_of(type(config))
+    for name in types_of(type(config)):
+        value, bounds = getattr(config, name), bounded.get(name)
         numbers = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(number, int | float) and not bounds.has(number) for number in numbers):
-            raise ValueError(f"{flag(name)}: wanted {bounds}, got {' '.join(map(str, numbers))}")
+        if bounds and any(isinstance(number, int | float) and not bounds.has(number) for number in numbers):
+            raise ValueError(f"{flag(name)}: wanted {bounds}, got {' '.join(map(shown, numbers))}")
+        if any(isinstance(number, int) and abs(number) >= WHOLE for number in numbers):
+            raise ValueError(f"{flag(name)}: wanted at most 18 digits, got {' '.join(map(shown, numbers))}")
+
+
+def shown(number: object) -> str:
+    """A number in a message: one that is very long by its length."""
+    is_long = isinstance(number, int) and abs(number) >= 10**30
+    return f"about {int(number.bit_length() * log10(2)):,} digits" if is_long else str(number)  # type: ignore[attr-defined]
 
 
 def check_types(config: Any) -> None:

@@ -243,6 +243,8 @@ def checked_sizes(sizes: tuple[int, ...] | list[int]) -> tuple[int, ...]:
     """``sizes`` as a tuple. Raises ValueError unless they are two or more positive whole numbers."""
     if len(sizes) < 2 or not all(type(n) is int and n > 0 for n in sizes):
         raise ValueError(f"sizes are two or more positive whole numbers, inputs first, not {sizes!r}")
+    if parameter_count(tuple(sizes)) >= 2**40:
+        raise ValueError("sizes have more parameters than fit in any memory")
     return tuple(sizes)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
+from sys import float_info
 from typing import Annotated, Literal
 
 from bp_torch.flags import Within, check_bounds
@@ -60,7 +61,7 @@ def check_weight_decay(weight_decay: float, dtype: str) -> None:
 
 def check_positive(name: str, value: float, dtype: str, wanted: str = "a positive number") -> None:
     """Raise ValueError unless ``value`` is positive and finite, and still is when it is rounded to ``dtype``."""
-    if not 0 < value < inf:
+    if not 0 < value <= float_info.max:
         raise ValueError(f"{name} is {wanted}, not {value}")
     zero, infinite = ROUNDED_TO[dtype]
     if not zero < value < infinite:

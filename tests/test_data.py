@@ -226,6 +226,59 @@ def test_truncated_file_is_found_on_first_use_too(published: Callable[[str], Pat
         load("emnist-digits", tmp_path)
 
 
+@pytest.mark.parametrize("kind", [0, 9, 11, 12, 13, 14, 255])
+@pytest.mark.parametrize("summed", [False, True])
+def test_numbers_of_another_type_are_refused_by_name(
+    kind: int, summed: bool, published: Callable[[str], Path], tmp_path: Path
+) -> None:
+    raw = published("kmnist")
+    load("kmnist", tmp_path)
+    (raw / TENSORS).unlink()
+    path = raw / "t10k-images-idx3-ubyte"
+    content, item = path.read_bytes(), {11: 2, 12: 4, 13: 4, 14: 8}.get(kind, 1)
+    path.write_bytes(content[:2] + bytes([kind]) + content[3:16] + content[16:] * item)
+    sums = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in raw.glob("*ubyte")]
+    (raw / CHECKSUMS).write_text("".join(sums)) if summed else (raw / CHECKSUMS).unlink()
+    says = f"has numbers of the IDX type {kind}, wanted 8" if kind not in (0, 255) else "is truncated"
+    with pytest.raises(DataError, match=f"{path.name} {says}.*delete it and start again"):
+        load("kmnist", tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(0, 28, 28), (3, 14, 56), (3, 784)])
+def test_images_of_another_shape_are_refused(
+    shape: tuple[int, ...], published: Callable[[str], Path], tmp_path: Path
+) -> None:
+    raw = published("kmnist")
+    load("kmnist", tmp_path)
+    (raw / TENSORS).unlink()
+    (raw / CHECKSUMS).unlink()
+    (raw / "t10k-images-idx3-ubyte").write_bytes(idx(torch.zeros(shape, dtype=torch.uint8), 8))
+    with pytest.raises(DataError, match=r"KMNIST/raw does not hold 28×28 images|cannot read|could not download"):
+        load("kmnist", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", "é".encode("latin-1"), b"0" * 64 + b"  other\n"])
+def test_checksums_that_are_none_are_named(content: bytes, published: Callable[[str], Path], tmp_path: Path) -> None:
+    raw = published("kmnist")
+    load("kmnist", tmp_path)
+    (raw / CHECKSUMS).write_bytes(content)
+    with pytest.raises(DataError, match=f"{CHECKSUMS} has no checksum of train-images-idx3-ubyte: delete it"):
+        load("kmnist", tmp_path)
+    (raw / CHECKSUMS).unlink()
+    assert len(load("kmnist", tmp_path)[0].labels) == 3
+
+
+def test_full_disk_names_the_file_and_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    way = "No space left on device: make room on the disk; choose another --data-dir"
+    with pytest.raises(DataError, match=f"cannot put mnist into .*: .*/train-images-idx3-ubyte: {way}"):
+        load("mnist", tmp_path)
+    assert [path.name for path in (tmp_path / "MNIST/raw").iterdir()] == [".lock"]
+
+
 def test_failed_download_names_the_folder_and_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
     with pytest.raises(DataError) as caught:

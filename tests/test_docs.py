@@ -19,12 +19,13 @@ from bp_torch.benchmark.accuracy import Accuracy
 from bp_torch.benchmark.scripts import Scripts
 from bp_torch.cli import parse
 from bp_torch.commands import benchmark, explain, ladder, verify_bench, verify_options
+from bp_torch.commands.train import of_recipe
 from bp_torch.convert import MODULES
 from bp_torch.costs import COSTS
 from bp_torch.explain import options as explain_options
-from bp_torch.ladder.rows import find
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.training import Config, train
+from bp_torch.training.rows import find
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -195,7 +196,8 @@ def test_commands_are_accepted(line: str) -> None:
     if idea == "IDEA":
         idea = "all"
     if "--help" not in arguments:
-        parse(options_of(command, idea), description="", args=arguments)
+        default = of_recipe(arguments) if command == "train" else None
+        parse(options_of(command, idea), description="", args=arguments, default=default)
 
 
 def test_some_commands_are_found() -> None:

@@ -29,6 +29,7 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "training.event_file",
     "training.images",
     "training.config",
+    "training.rows",
     "training.evaluation",
     "training.interruption",
     "training.step",

@@ -1,12 +1,12 @@
 """The results of each row: ``results.json`` beside this file, and one in the folder of the runs of a user."""
 
-import tempfile
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from bp_torch.files import read_json, write_json
+from bp_torch.files import check_writable, lock_in, read_json, write_json
 
+COMMAND = "python -m bp_torch ladder"
 FILE = Path(__file__).with_name("results.json")
 
 
@@ -48,22 +48,20 @@ def read(file: Path = FILE) -> dict[str, Measured]:
         raise ValueError(f"{file} holds no results of the ladder: {error!r}") from error
 
 
-def check_writable(file: Path) -> None:
+def check(file: Path) -> None:
     """Raise ValueError unless results can be added to ``file``, whose folder is made if it is not there."""
     read(file)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=file.parent):
+        check_writable(file, "--json")
+        with lock_in(file.parent, f".{file.name}.lock"):
             pass
     except OSError as error:
-        raise ValueError(f"cannot write {file}: {error.strerror or error}; choose another --json") from error
+        raise ValueError(str(error)) from error
 
 
 def add(name: str, measured: Measured, file: Path = FILE) -> Measured:
     """Add seeds to the results of a row; those of another config are dropped. Returns all that the row then has."""
-    from filelock import FileLock  # here: help does not need it
-
-    with FileLock(file.with_name(f".{file.name}.lock")):  # another process may add to it at the same time
+    with lock_in(file.parent, f".{file.name}.lock"):  # another process may add to it at the same time
         return _add(name, measured, file)
 
 

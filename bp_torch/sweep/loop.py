@@ -25,7 +25,7 @@ from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
 from bp_torch.device import choose_device, set_precision, set_threads, settings_kept
 from bp_torch.distributed import World, joined, local_device
-from bp_torch.files import lock_in, read_json, remove_unfinished, write_json
+from bp_torch.files import lock_in, read_json, remove_unfinished, told, write_json
 from bp_torch.sweep import report
 from bp_torch.sweep.config import COMMAND, LISTS, SweepConfig
 from bp_torch.sweep.group import Group, GroupState, new_group
@@ -76,7 +76,7 @@ def sweep(config: SweepConfig, store: str = "env://") -> Path:
             print(introduction(run, device, world))
         train_groups(run, range(world.rank, len(run.plan), world.size))
         if all((run.group_folder(number) / RESULTS).exists() for number in range(len(run.plan))):
-            with lock_in(folder / GROUPS):  # two processes may end at the same time
+            with lock_in(folder / GROUPS, timeout=3600):  # two processes may end at the same time
                 finish(run)
     return folder
 
@@ -220,7 +220,7 @@ def save_checkpoint(group: Group) -> None:
     try:
         group.state.save(group.folder / checkpoint.LAST)
     except OSError as error:
-        raise TrainingError(f"cannot save into {group.folder}: {error}; the previous checkpoint is intact") from error
+        raise TrainingError(f"cannot save {told(error)}; the previous checkpoint is intact") from error
 
 
 def epoch_line(group: Group, name: str, rate: float, seconds: float) -> str:

@@ -3,11 +3,10 @@
 import dataclasses
 import json
 import os
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import wraps
 from math import cos, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
@@ -16,6 +15,7 @@ from bp_torch import values
 from bp_torch.cli import UserError, train_command
 from bp_torch.files import WINDOWS, read_json
 from bp_torch.flags import Flag, Role, Within, check_bounds, check_effects, check_types, flag, flags_of
+from bp_torch.training import rows
 from bp_torch.values import CLASSES, CONFIG, PIXELS, Deformation, check_positive, parameter_count
 
 if TYPE_CHECKING:  # imported where they are used: flags are read before torch is loaded
@@ -153,8 +153,8 @@ class Config:
             wanted = f"{PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between"
             raise ValueError(f"--sizes: wanted {wanted}, got {' '.join(map(str, self.sizes)) or 'none'}")
         self._check_names()
-        if self.recipe is not None and self.recipe not in row_names():
-            raise ValueError(f"--recipe: no row {self.recipe!r} in the ladder: choose from {', '.join(row_names())}")
+        if self.recipe is not None:
+            self._check_recipe(self.recipe)
         values.check_threads(self.threads)
         if parameter_count(self.sizes) >= 2**40:
             raise ValueError(f"--sizes: {parameter_count(self.sizes):,} parameters do not fit in any memory")
@@ -180,6 +180,17 @@ class Config:
             check_positive("the learning rate", smallest, self.dtype)
         except ValueError as error:
             raise ValueError(f"--learning-rate-decay: in epoch {self.epochs}, {error}") from error
+
+    def _check_recipe(self, name: str) -> None:
+        """Raise ValueError for the name of no row, and for settings that are not those of the row but the defaults."""
+        try:
+            fields = rows.find(name).fields
+        except ValueError as error:
+            raise ValueError(f"--recipe: {error}") from error
+        row = {field: value for field, value in fields.items() if value != getattr(type(self), field)}
+        if row and all(getattr(self, field) == getattr(type(self), field) for field in row):
+            missing = ", ".join(f"{flag(field)} {value}" for field, value in row.items())
+            raise ValueError(f"--recipe {name}: wanted its settings ({missing}), got the defaults")
 
     def _check_names(self) -> None:
         """Raise ValueError for a name or a path that cannot be written, on disk or on a screen."""
@@ -322,7 +333,8 @@ class Config:
             fields = json.loads(text)
             paths = {name: Path(fields[name]) for name in ("data_dir", "runs_dir")}
             lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-            return cls(**{"sizes": ()} | fields | paths | lists)
+            defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+            return cls(**defaults | {"sizes": ()} | fields | paths | lists)
         except (TypeError, KeyError, AttributeError, RecursionError, ValueError) as error:
             raise ValueError(f"not the config of a run: {error}") from error
 
@@ -341,6 +353,19 @@ class Config:
         return given
 
 
+def with_recipe(init: Callable[..., None]) -> Callable[..., None]:
+    """The ``init`` of Config, with the settings of the row that ``recipe`` names where others are not given."""
+
+    @wraps(init)
+    def of_recipe(config: Config, *first: Any, **given: Any) -> None:
+        row = next((row.fields for row in rows.ROWS if row.name == given.get("recipe")), {})
+        positional = [field.name for field in dataclasses.fields(config)][: len(first)]
+        init(config, *first, **{name: row[name] for name in row if name not in positional} | given)
+
+    return of_recipe
+
+
+Config.__init__ = with_recipe(Config.__init__)  # type: ignore[method-assign]
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
@@ -369,13 +394,6 @@ def read_config_as(kind: type[AnyConfig], folder: Path, missing: str, make: str)
         return replace(config, data_dir=(folder / config.data_dir).resolve())
     except (OSError, ValueError) as error:
         raise TrainingError(f"{missing} ({error}); make one with: {make}") from error
-
-
-@cache
-def row_names() -> list[str]:
-    """The names of the rows of the ladder, a room above this one, from its data."""
-    text = Path(__file__).parents[1].joinpath("ladder", "rows.toml").read_text(encoding="utf-8")
-    return [name for source in tomllib.loads(text)["sources"] for name in source["rows"]]
 
 
 def scalar_or_column(values: Sequence[float]) -> "float | Tensor":

@@ -23,6 +23,7 @@ from torch.utils.tensorboard.summary import hparams, pr_curve
 
 from bp_torch.checkpoint import State
 from bp_torch.data import Examples
+from bp_torch.files import naming
 from bp_torch.flags import flags_of
 from bp_torch.network import Network, layer_views
 from bp_torch.sgd import SGD
@@ -216,7 +217,8 @@ class RunLog:
         rows = [list(map(str, row)) for row in zip(*(column[:EMBEDDED].tolist() for column in columns), strict=True)]
         sprites = 1 - images[:EMBEDDED].view(-1, 1, side, side).float() / 255
         header = ["label", "said", "right"]
-        self.file.writer.add_embedding(hidden[:EMBEDDED], rows, sprites, step, "last_hidden_layer", header)
+        with naming(Path(self.file.writer.log_dir)):
+            self.file.writer.add_embedding(hidden[:EMBEDDED], rows, sprites, step, "last_hidden_layer", header)
 
     def flush(self) -> None:
         """Write everything logged so far to disk."""

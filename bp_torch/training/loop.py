@@ -22,7 +22,7 @@ from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
 from bp_torch.device import choose_device, cpu_hint, has_bfloat16, settings_kept
 from bp_torch.distributed import joined, local_device
-from bp_torch.files import write_json
+from bp_torch.files import told, write_json
 from bp_torch.network import Network, parameter_count
 from bp_torch.training.config import Config, TrainingError
 from bp_torch.training.divergence import GradientCheck, diverged
@@ -228,7 +228,7 @@ def save_checkpoint(run: Run, also: Sequence[str] = ()) -> None:
         for name in (*also, LAST):  # last: it implies that the others are there
             run.state.save(run.folder / name)
     except OSError as error:
-        raise TrainingError(f"cannot save into {run.folder}: {error}; the previous checkpoint is intact") from error
+        raise TrainingError(f"cannot save {told(error)}; the previous checkpoint is intact") from error
 
 
 def report(run: Run, score: Score | None = None, before_chunk: BeforeChunk = None) -> None:
