@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -673,6 +675,8 @@ def test_address_restores_the_state(opened: Page, file: Path) -> None:
     assert "7" in opened.inner_text("#title") and opened.locator("#steps [aria-current]").inner_text() == "4 ← layer 1"
     visit(opened, file, "net=nonsense&step=99&neuron=7.x&weights=&image=-1&descent=no")
     assert opened.evaluate("lesson.state.step") == 0
+    visit(opened, file, f"drawn={'0' * 400}{'f' * 20}{'0' * 364}")
+    assert opened.inner_text("#title") == "Which digit is this?" and opened.inner_text("#neuronName") == "Output 0"
 
 
 def test_descent_lowers_the_cost_and_is_made_again_from_the_address(opened: Page, file: Path) -> None:
@@ -1028,6 +1032,8 @@ def test_head_tells_those_who_send_it_what_it_is(file: Path) -> None:
         assert "{" not in content
     assert content == "page.png" and (ROOT / "docs/page.png").is_file()
     assert 'href="https://www.3blue1brown.com/lessons/backpropagation"' in file.read_text()
+    links = tomllib.loads(content_of("web/links.toml"))
+    assert links["address"] in (ROOT / "README.md").read_text(), "the README leads there too"
 
 
 def test_page_that_has_an_address_links_to_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1055,8 +1061,9 @@ def test_requests_play_unless_less_motion_is_wanted(browser: Any, opened: Page, 
     opened.click("#steps button:nth-child(3)")
     assert opened.inner_text("#sumText") == "all 10 requests added up"
     page = browser.new_page(reduced_motion="no-preference")
-    page.clock.install()
+    page.clock.install(time=datetime(2026, 1, 1))
     visit(page, file)
+    page.clock.pause_at(datetime(2026, 1, 1, 1))
     page.locator("#steps button").nth(2).dispatch_event("click")
     assert page.inner_text("#sumText") == "Output 0 asks; sum of 1"
     page.clock.run_for(500)

@@ -431,12 +431,15 @@ function drawBatch() {
   const columns = images.length === 1 ? 1 : 10;
   const canvas = byId("batch");
   Object.assign(canvas, { width: 28 * columns, height: 28 * Math.ceil(Math.min(100, images.length) / columns) });
-  const context = canvas.getContext("2d");
-  const tile = create("canvas", { width: 28, height: 28 });
+  const picture = new ImageData(canvas.width, canvas.height);
+  const ink = colour("ink").match(/[\d.]+/g);
   images.slice(0, 100).forEach((image, n) => {
-    paint(tile, imageOf("training", image));
-    context.drawImage(tile, 28 * (n % columns), 28 * Math.floor(n / columns));
+    for (let k = 0; k < 784; k++) {
+      const line = 28 * Math.floor(n / columns) + Math.floor(k / 28);
+      picture.data.set([...ink, pixels.training[784 * image + k]], 4 * (line * canvas.width + 28 * (n % columns) + (k % 28)));
+    }
   });
+  canvas.getContext("2d").putImageData(picture, 0, 0);
   const which = descent.batch.length ? "the last step" : "the next step";
   const some = images.length > 100 ? ", the first hundred" : images.length > 1 ? ", shuffled" : "";
   byId("batchNote").textContent = `what ${which} listens to${some}: a label was given to each by hand`;

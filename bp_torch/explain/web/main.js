@@ -46,7 +46,7 @@ function restore() {
   state.change = within(parts.get("change"), -SPAN, SPAN, 0);
   const [l, j] = (parts.get("neuron") ?? "").split(".");
   const layer = within(l, 1, DEPTH, DEPTH);
-  state.chosen = [layer, within(j, 0, SIZES[layer] - 1, layer === DEPTH ? state.label : 0)];
+  state.chosen = [layer, within(j, 0, SIZES[layer] - 1, layer === DEPTH ? (state.label ?? 0) : 0)];
   const [p, q] = (parts.get("weights") ?? "").split(".");
   compute();
   pickDefaults();
@@ -153,6 +153,7 @@ function drawEverything(panels = true) {
 
 /** In another light everything is drawn with other colours. */
 function drawAgain() {
+  colours.clear();
   paintDigits();
   drawEverything();
   drawDescent();

@@ -31,10 +31,11 @@ function upright(counts) {
 /** At a lecture it takes all the room there is, and its numbers are 18 pixels high. */
 function sideways(counts, fraction) {
   const room = state.lecture ? lectureRoom() : { width: 860, height: 600, scale: 1.1 };
-  const type = state.lecture ? { digit: 18.2 / room.scale, label: 18.2 / room.scale } : { digit: 10.5, label: 12 };
+  const large = 18.2 / room.scale;
+  const type = state.lecture ? { digit: Math.min(large, 20.4), label: Math.min(large, 20.4) } : { digit: 10.5, label: 12 };
   const spacing = (l) => Math.min(52, 544 / counts[l]);
   const radius = (l) => Math.min(state.lecture ? 19 : 14.5, spacing(l) * (state.lecture ? 0.47 : 0.42));
-  const [image, first, last] = [224, 332, room.width - 40 - 13 * type.label];
+  const [image, first, last] = [240, 344, room.width - 40 - 13 * type.label];
   const x = (l) => first + fraction(l) * (last - first);
   const between = (last - first) / Math.max(1, DEPTH - 1);
   return {

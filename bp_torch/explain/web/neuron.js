@@ -11,6 +11,9 @@ function drawNeuronPanel() {
   byId("neuronWish").replaceChildren(...wishLines(l, j).map((line) => create("span", {}, null, line)));
   drawSum(l, j);
   drawGrants();
+  const unknown = state.label === null;
+  for (const part of document.querySelectorAll(".asking")) part.hidden = unknown;
+  byId("threeWays").textContent = unknown ? "Say which digit this is, and it has a wish." : "There are three ways to change it.";
   const wish = value("wish");
   drawWays("biasWay", [{ k: null, size: wish[biasesAt(l) + j], name: "bias", p: biasesAt(l) + j }]);
   const name = l === 1 ? pixelName : (k) => `neuron ${k}`;
@@ -109,7 +112,7 @@ function listEvents(list) {
 // ---- wiggle: the network as it would be, and the cost as measured and as foretold ----
 
 const SPAN = 2;
-const POINTS = 25;
+const POINTS = 17;
 const CHANGES = Array.from({ length: POINTS }, (_, n) => SPAN * ((2 * n) / (POINTS - 1) - 1));
 const curves = { mine: [], other: [] };
 const directions = new Map();

@@ -199,9 +199,13 @@ function set(element, attributes) {
 const signOf = (number) => (number > 0 ? "raise" : number < 0 ? "lower" : "");
 
 /** A colour of the style sheet, as a canvas takes it. */
+const colours = new Map();
 function colour(name) {
-  byId("probe").style.color = `var(--${name})`;
-  return getComputedStyle(byId("probe")).color;
+  if (!colours.has(name)) {
+    byId("probe").style.color = `var(--${name})`;
+    colours.set(name, getComputedStyle(byId("probe")).color);
+  }
+  return colours.get(name);
 }
 
 /** 28×28 values as ink, or as wishes: a full square asks for more, a striped one for less. */
@@ -212,6 +216,7 @@ function paint(canvas, values, wishes = false) {
   context.fillStyle = paper;
   context.fillRect(0, 0, canvas.width, canvas.width);
   for (const [n, each] of values.entries()) {
+    if (each === 0) continue;
     const [left, top] = [(n % 28) * size, Math.floor(n / 28) * size];
     context.globalAlpha = Math.min(1, wishes ? Math.abs(each) / most : Math.max(0, each));
     context.fillStyle = !wishes ? ink : each > 0 ? raise : lower;
