@@ -71,11 +71,8 @@ def example(network: Network, cost: str, x: Tensor, y: Tensor) -> Named:
     named["parts"] = find_cost("quadratic").value(passed.z.mT, a[-1].mT, y.mT)
     named[f"asked{network.depth}"] = -find_cost(cost).derivative(a[-1], y)
     for l, (delta, (W, b, phi)) in enumerate(zip(back.deltas, network.layers, strict=True), start=1):
-        named |= {
-            f"z{l}": weighted_sum(a[l - 1], W, b),
-            f"products{l}": W * a[l - 1],
-            f"slope{l}": phi.derivative(a[l]),
-        }
+        z = weighted_sum(a[l - 1], W, b)
+        named |= {f"z{l}": z, f"products{l}": W * a[l - 1], f"slope{l}": phi.derivative(a[l])}
         # every neuron as a network of one output: δ (n_l, 1, 1), W (n_l, 1, n_(l−1))
         requests = -input_gradient(delta.mT.unsqueeze(-1), W.unsqueeze(-2)).squeeze(-2)
         named |= {f"a{l}": a[l], f"delta{l}": delta, f"own{l}": -delta, f"requests{l}": requests}
@@ -94,10 +91,7 @@ def wiggle(
 
 
 def push(network: Network, pushed: Tensor) -> Named:
-    """The change (P,) of θ that acts as ``pushed`` does, (1, n_0 + … + n_(L−1)), when it is added to the activations.
-
-    The sums after a pushed activation change by its weights times the push, which is as if their biases did.
-    """
+    """The change (P,) of θ, of biases, that acts as adding ``pushed`` (1, n_0 + … + n_(L−1)) to the activations."""
     change = torch.zeros_like(network.parameters)
     parts, (_, biases) = pushed.split(network.sizes[:-1], dim=1), layer_views(change, network.sizes)
     for part, W, b in zip(parts, network.weights, biases, strict=True):
@@ -231,9 +225,7 @@ def check_repeatable(recording: dict[str, Any]) -> None:
     for call in recording["calls"]:
         name = call["operation"]
         if name not in known:
-            raise PageError(
-                f"the page's calculator lacks the operation {name!r}: add it to OPERATIONS in calculator.js"
-            )
+            raise PageError(f"the page lacks the operation {name!r}: add it to OPERATIONS in web/calculator.js")
         for option in sorted(call["options"].keys() - OPTIONS):
             raise PageError(f"the page's calculator lacks the option {option!r} of the operation {name!r}")
         for place in [call["out"], *call["arguments"]]:
@@ -260,11 +252,11 @@ def write_page(subject: Subject) -> str:
         "cost": cost,
         "farthest": 2 if cost == "quadratic" else 1,  # −∂C/∂a of an output that is 1 from its target
         "absorbs": find_cost(cost).absorbs is not None,
-        "recordings": compressed(json.dumps({name: recording(name, network, cost) for name in RECORDED}).encode()),
+        "recordings": packed(json.dumps({name: recording(name, network, cost) for name in RECORDED}).encode()),
         "networks": {name: packed(each.parameters) for name, each in networks.items()},
         "images": {name: {"x": packed(each.x), "labels": each.labels.tolist()} for name, each in images.items()},
-        "squash": squash(network),
-        "code": {each.__name__: lines_of(each) for each in (forward, backward)},
+        "squash": [packed(layer.phi.function(torch.linspace(-12, 12, 97))) for layer in network.layers],
+        "code": {each.__name__: inspect.getsource(each) for each in (forward, backward)},
         "unseen": len(subject.test.labels),
         "learned": learned(subject),
     }
@@ -284,24 +276,8 @@ def template() -> str:
     return re.sub(r"\{(" + "|".join(parts) + r")\}", lambda found: parts[found[1]], content_of("web/page.html"))
 
 
-def squash(network: Network) -> dict[str, Any]:
-    """φ of each layer at points from −12 to 12."""
-    points = torch.linspace(-12, 12, 97)
-    values = [[round(a, 4) for a in layer.phi.function(points).tolist()] for layer in network.layers]
-    return {"points": points.tolist(), "values": values}
-
-
-def lines_of(function: Callable[..., Any]) -> list[str]:
-    """The lines of a function below its docstring and its checks."""
-    lines = inspect.getsource(function).split('"""')[-1].strip("\n").split("\n")
-    return [line[4:] for line in lines if not re.match(r" +(network\.check_|examples = checked)", line)]
-
-
 def learned(subject: Subject) -> list[dict[str, Any]]:
-    """Networks that learned from few training images and from all, with what they get right; their weights in bfloat16.
-
-    Each makes as many steps. None for a network that is too large.
-    """
+    """Networks trained on few images and on all, in as many steps, their weights in bfloat16; none if too large."""
     if len(subject.network.parameters) > LARGEST_LEARNED:
         return []
     n, found = len(subject.training.labels), list[dict[str, Any]]()
@@ -314,9 +290,8 @@ def learned(subject: Subject) -> list[dict[str, Any]]:
         halves = network.parameters.bfloat16()
         network.parameters.copy_(halves)
         own, unseen = (evaluate_network(network, each, config.cost).accuracy for each in (examples, subject.test))
-        found.append(
-            {"count": count, "own": own, "right": unseen, "parameters": packed(halves.cpu().view(torch.int16))}
-        )
+        weights = packed(halves.cpu().view(torch.int16))
+        found.append({"count": count, "own": own, "right": unseen, "parameters": weights})
     return found
 
 
@@ -349,14 +324,10 @@ def first_images(examples: Examples) -> Examples:
     return Examples(*(tensor.cpu()[taken] for tensor in examples))
 
 
-def packed(tensor: Tensor) -> str:
-    """The bytes of a tensor, compressed, in base64."""
-    return compressed(tensor.contiguous().numpy().tobytes())
-
-
-def compressed(content: bytes) -> str:
-    """The content as a stream of zlib in base64."""
-    return base64.b64encode(zlib.compress(content, 9)).decode()
+def packed(content: Tensor | bytes) -> str:
+    """A tensor's bytes, or others, compressed, in base64."""
+    plain = content.contiguous().numpy().tobytes() if isinstance(content, Tensor) else content
+    return base64.b64encode(zlib.compress(plain, 9)).decode()
 
 
 def picture(values: Tensor, colours: Any, low: float, high: float) -> str:

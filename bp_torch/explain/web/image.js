@@ -74,6 +74,7 @@ function penEvents(paper) {
       else if (from && name === "pointerup" && under(event)) pick(weightAt(...under(event)));
     });
   }
+  paper.addEventListener("touchstart", (event) => event.preventDefault(), { passive: false }); // or the window scrolls
   paper.addEventListener("keydown", penKey);
   for (const name of ["focus", "blur"]) paper.addEventListener(name, drawImage);
 }
@@ -161,7 +162,7 @@ function buildDigits() {
     const button = create("button", { "data-digit": digit }, byId("which"), digit);
     button.addEventListener("click", () => {
       want(digit);
-      byId("pen").focus({ preventScroll: true, focusVisible: false });
+      byId("pen").focus({ preventScroll: true });
     });
   }
   paintDigits();

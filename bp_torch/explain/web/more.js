@@ -51,8 +51,9 @@ function drawCode() {
 }
 
 function buildCode() {
-  for (const [name, lines] of Object.entries(DATA.code)) {
-    for (const line of lines) create("span", { "data-of": name }, byId("code"), `${line}\n`);
+  for (const [name, source] of Object.entries(DATA.code)) {
+    const lines = source.split('"""')[2].trimEnd().split("\n").slice(1).map((line) => line.slice(4));
+    for (const line of lines.filter((each) => !/^network\.check|^examples = /.test(each))) create("span", { "data-of": name }, byId("code"), `${line}\n`);
   }
 }
 

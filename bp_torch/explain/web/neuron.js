@@ -49,10 +49,9 @@ function drawSum(l, j) {
   const [bias, pushed] = [theta[biasesAt(l) + j], thetaNow()[biasesAt(l) + j] - theta[biasesAt(l) + j]];
   const sums = runningSums([bias, ...row(`products${l}`, j, SIZES[l - 1], now), ...(pushed ? [pushed] : [])]);
   const [z, a] = [now(`z${l}`)[j], lit(l)[j]];
-  const { points, values } = DATA.squash;
   const high = Math.max(2.5, 1.15 * largest(sums));
   const low = -high;
-  const inner = points.map((point, n) => [point, values[l - 1][n]]).filter(([point]) => point >= low && point <= high);
+  const inner = SQUASH[l - 1].filter(([point]) => point >= low && point <= high);
   const heights = [...inner.map(([, y]) => y), a];
   const frame = chartFrame(byId("madeChart"), 190, [low, high], [Math.min(0, ...heights), Math.max(1, ...heights)], 90);
   frame.line(inner.map(([x]) => x), inner.map(([, y]) => y));

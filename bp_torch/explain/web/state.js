@@ -14,6 +14,8 @@ const RECORDED = JSON.parse(new TextDecoder().decode(await unpack(DATA.recording
 const recordings = Object.fromEntries(Object.entries(RECORDED).map(([name, data]) => [name, new Recording(data)]));
 const start = {};
 for (const [name, text] of Object.entries(DATA.networks)) start[name] = new Float32Array(await unpack(text));
+const SQUASH = []; // φ of each layer at 97 points from −12 to 12
+for (const text of DATA.squash) SQUASH.push([...new Float32Array(await unpack(text))].map((a, n) => [n / 4 - 12, a]));
 const pixels = {};
 for (const [name, { x }] of Object.entries(DATA.images)) pixels[name] = new Uint8Array(await unpack(x));
 
