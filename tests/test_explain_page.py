@@ -528,7 +528,7 @@ def test_cost_is_drawn_as_ten_squares(opened: Page, file: Path, subject: Subject
 def test_sum_and_squash_of_a_neuron_are_shown_step_by_step(opened: Page, file: Path, subject: Subject) -> None:
     visit(opened, file, "neuron=2.5")
     found = sums_and_slopes(untrained(subject), shown_image(file, 2)[0])
-    said = re.findall(r"= (\S+) ([+−]) (\S+) = (\S+); squashed, a = (\S+)\.$", opened.inner_text("#madeText"))[0]
+    said = re.findall(r"= (\S+) ([+−]) (\S+) = (\S+); a = φ\(z\) = (\S+)\.$", opened.inner_text("#madeText"))[0]
     bias, rest, z, a = (number(said[n]) for n in (0, 2, 3, 4))
     assert (z, a) == pytest.approx((found["z2"][0, 5].item(), found["a2"][0, 5].item()), rel=5e-3)
     assert bias + rest * (1 if said[1] == "+" else -1) == pytest.approx(z, abs=0.02)

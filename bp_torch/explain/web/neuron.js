@@ -64,7 +64,7 @@ function drawSum(l, j) {
   frame.ends();
   const rest = z - bias;
   byId("madeText").textContent =
-    `z = b + Σ w·a = ${digits(bias)} ${rest < 0 ? "−" : "+"} ${digits(Math.abs(rest))} = ${digits(z)}; squashed, a = ${digits(a)}.`;
+    `z = b + Σ w·a = ${digits(bias)} ${rest < 0 ? "−" : "+"} ${digits(Math.abs(rest))} = ${digits(z)}; a = φ(z) = ${digits(a)}.`;
   set(frame.svg, { "aria-label": `The weighted sum ${digits(z)}, and the activation ${digits(a)} that is made of it` });
 }
 
