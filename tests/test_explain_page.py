@@ -67,7 +67,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def file(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "page.html"
-    file.write_text(exporter.write_page(subject))
+    file.write_text(exporter.write_page(subject), encoding="utf-8")
     return file
 
 
@@ -268,7 +268,9 @@ def test_other_ways_to_write_a_formula_are_replayed(opened: Page) -> None:
 
 
 def recorded_in(file: Path) -> Any:
-    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', file.read_text(), re.S)
+    (data,) = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', file.read_text(encoding="utf-8"), re.S
+    )
     unpacked = json.loads(data)
     return unpacked | {"recordings": json.loads(zlib.decompress(base64.b64decode(unpacked["recordings"])))}
 
@@ -276,7 +278,7 @@ def recorded_in(file: Path) -> Any:
 def test_page_is_one_small_file_with_the_subjects_networks(file: Path, subject: Subject) -> None:
     assert file.stat().st_size < 1_000_000
     loaded = r"""(?:src|(?<!<a )href)=["'](?!data:)|url\(|\bimport\b.*from|@import"""
-    assert not re.findall(loaded, file.read_text())
+    assert not re.findall(loaded, file.read_text(encoding="utf-8"))
     networks = recorded_in(file)["networks"]
     for name, network in (("trained", subject.network), ("untrained", subject.config.network(torch.device("cpu")))):
         values = np.frombuffer(zlib.decompress(base64.b64decode(networks[name])), np.float32)
@@ -314,9 +316,9 @@ def test_linter_finds_nothing_in_the_page(tmp_path: Path) -> None:
     if (biome := shutil.which("biome", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")) is None:
         pytest.skip("biome is not installed")
     page = tmp_path / "page.html"
-    page.write_text(exporter.template())
+    page.write_text(exporter.template(), encoding="utf-8")
     command = [biome, "lint", "--error-on-warnings", str(page)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -1044,14 +1046,14 @@ def test_phone_keeps_network_and_answer_in_sight_while_a_row_is_tapped(browser: 
 
 
 def test_head_tells_those_who_send_it_what_it_is(file: Path) -> None:
-    head = file.read_text().split("</head>")[0]
+    head = file.read_text(encoding="utf-8").split("</head>")[0]
     for name in ('name="description"', 'property="og:title"', 'property="og:description"', 'property="og:image"'):
         (content,) = re.findall(rf'<meta {name} content="([^"]+)">', head)
         assert "{" not in content
     assert content == "page.png" and (ROOT / "docs/page.png").is_file()
-    assert 'href="https://www.3blue1brown.com/lessons/backpropagation"' in file.read_text()
+    assert 'href="https://www.3blue1brown.com/lessons/backpropagation"' in file.read_text(encoding="utf-8")
     links = tomllib.loads(content_of("web/links.toml"))
-    assert links["address"] in (ROOT / "README.md").read_text(), "the README leads there too"
+    assert links["address"] in (ROOT / "README.md").read_text(encoding="utf-8"), "the README leads there too"
 
 
 def test_page_that_has_an_address_links_to_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1064,13 +1066,17 @@ def test_page_that_has_an_address_links_to_its_code(monkeypatch: pytest.MonkeyPa
 
 
 def test_published_page_is_the_one_in_docs_with_the_address_of_its_picture(tmp_path: Path) -> None:
-    (script,) = re.findall(r"run: \|\n((?:          .*\n)+)", (ROOT / ".github/workflows/pages.yml").read_text())
+    (script,) = re.findall(
+        r"run: \|\n((?:          .*\n)+)", (ROOT / ".github/workflows/pages.yml").read_text(encoding="utf-8")
+    )
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     environment = os.environ | {"ADDRESS": "https://example.org/bp"}
     subprocess.run(["sh", "-e", "-c", script], cwd=tmp_path, env=environment, check=True)
-    published = (tmp_path / "site/index.html").read_text()
+    published = (tmp_path / "site/index.html").read_text(encoding="utf-8")
     assert 'property="og:image" content="https://example.org/bp/page.png"' in published
-    assert published.replace("https://example.org/bp/page.png", "page.png") == (ROOT / "docs/page.html").read_text()
+    assert published.replace("https://example.org/bp/page.png", "page.png") == (ROOT / "docs/page.html").read_text(
+        encoding="utf-8"
+    )
     assert (tmp_path / "site/page.png").is_file()
 
 
@@ -1108,7 +1114,7 @@ def test_other_networks_have_a_page(
     config = Config(sizes=sizes, activation="relu", cost="softmax-cross-entropy", init="he")
     network = config.network(torch.device("cpu"))
     file = tmp_path / "page.html"
-    file.write_text(exporter.write_page(replace(subject, config=config, network=network)))
+    file.write_text(exporter.write_page(replace(subject, config=config, network=network)), encoding="utf-8")
     assert file.stat().st_size < 1_500_000
     page, errors = browser.new_page(reduced_motion="reduce"), list[str]()
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -1152,6 +1158,6 @@ def test_page_in_docs_holds_the_recording_of_todays_code() -> None:
     assert data["recordings"] == json.loads(json.dumps(fresh)), (
         "make it again: python -m bp_torch explain page --out docs/page.html"
     )
-    code = re.sub(r'(id="data">).*(</script>)', r'\1"{data}"\2', file.read_text())
+    code = re.sub(r'(id="data">).*(</script>)', r'\1"{data}"\2', file.read_text(encoding="utf-8"))
     images = r"data:image/png;base64,[\w+/=]+"
     assert re.sub(images, "", code) == re.sub(r"data:image/png;base64,\{\w+\}", "", exporter.template())
