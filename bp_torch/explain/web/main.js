@@ -74,7 +74,10 @@ function choose(l, j) {
 function lightUp() {
   if (calm.matches) return;
   const late = (element, l) => element.animate([{ opacity: 0, offset: 0 }], { duration: 700, delay: 450 * (l - 1), fill: "backwards" });
-  for (const slot of net.slots.flat()) late(slot.group, slot.l);
+  for (const { group, words, l } of net.slots.flat()) {
+    late(group, l);
+    late(words, l);
+  }
   for (const { line, l } of net.edges) late(line, l);
   for (const line of net.fan) late(line, 1);
 }

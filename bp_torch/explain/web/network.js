@@ -109,7 +109,7 @@ function buildNeuron(svg, l, n, place) {
   const circle = create("circle", { cx: x, cy: y, r: radius }, group);
   const text = radius > 11 ? write([0, place.type.digit * 0.36], { class: "inside" }) : null;
   const spike = create("path", { class: "spike", d: "M-6.5 .5 L0 -.5 L6.5 .5 Z" }, group);
-  const slot = { l, n, j: n, group, circle, text, spike, wish: null, digit: null, note: null, foot: [x + right, y + down] };
+  const slot = { l, n, j: n, group, words, circle, text, spike, wish: null, digit: null, note: null, foot: [x + right, y + down] };
   if (place.wish(l)) slot.wish = write(place.wish(l), { class: "wish", "text-anchor": place.upright ? "middle" : "start" });
   if (l === DEPTH) {
     slot.digit = write(place.digit, { class: "digit" });
