@@ -172,7 +172,7 @@ def test_dead_process_holds_nothing_where_there_is_no_flock(tmp_path: Path, monk
     before = FORK.Process(target=die, args=(None,))  # where there was a flock: the folder has moved since
     before.start()
     before.join()
-    assert (tmp_path / LOCK).read_text().startswith(f"{before.pid}\n")
+    assert (tmp_path / LOCK).read_text(encoding="utf-8").startswith(f"{before.pid}\n")
     monkeypatch.setattr("fcntl.flock", no_flock)
     entered, done = FORK.Event(), FORK.Event()
     holder = FORK.Process(target=hold, args=(entered, done))

@@ -238,7 +238,7 @@ def test_numbers_of_another_type_are_refused_by_name(
     content, item = path.read_bytes(), {11: 2, 12: 4, 13: 4, 14: 8}.get(kind, 1)
     path.write_bytes(content[:2] + bytes([kind]) + content[3:16] + content[16:] * item)
     sums = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in raw.glob("*ubyte")]
-    (raw / CHECKSUMS).write_text("".join(sums)) if summed else (raw / CHECKSUMS).unlink()
+    (raw / CHECKSUMS).write_text("".join(sums), encoding="utf-8") if summed else (raw / CHECKSUMS).unlink()
     says = f"has numbers of the IDX type {kind}, wanted 8" if kind not in (0, 255) else "is truncated"
     with pytest.raises(DataError, match=f"{path.name} {says}.*delete it and start again"):
         load("kmnist", tmp_path)

@@ -57,7 +57,7 @@ class Torture:
         """Make the place."""
         self.folder, self.chance = folder, random.Random(seed)
         (folder / "patched").mkdir()
-        (folder / "patched/sitecustomize.py").write_text(NO_FLOCK)
+        (folder / "patched/sitecustomize.py").write_text(NO_FLOCK, encoding="utf-8")
         (folder / "inside").mkdir()
         inside = InProcess(folder / "inside", self.chance)
         self.processes: dict[str, Callable[[], str]] = {
@@ -113,7 +113,14 @@ class Torture:
         variables = os.environ | {"PYTHONPATH": path} | dict(environment or {})
         pipe = subprocess.PIPE
         return subprocess.Popen(
-            command, cwd=self.folder, env=variables, stdout=pipe, stderr=pipe, text=True, errors="replace"
+            command,
+            cwd=self.folder,
+            env=variables,
+            stdout=pipe,
+            stderr=pipe,
+            text=True,
+            errors="replace",
+            encoding="utf-8",
         )
 
     def finish(self, child: "subprocess.Popen[str]", patience: float = 180) -> tuple[int, str]:
@@ -226,7 +233,7 @@ class Torture:
             values = {name: value for name, value in json.loads(content).items() if name != "sha256"}
             name = self.chance.choice(list(values))
             values[name] = self.chance.choice([LONG, [LONG] * 3, {"a": LONG}])
-            path.write_text(json.dumps(with_sum(values)))
+            path.write_text(json.dumps(with_sum(values)), encoding="utf-8")
             return f"{how} in {name}"
         elif how != "missing":
             other = {"empty": b"", "deep": b"[" * 10**5, "not UTF-8": b"\xff\xfe" + bytes(content[:100])}
@@ -268,7 +275,7 @@ class Torture:
         code, error = self.finish(child)
         tried = f"{path.relative_to(folder)}: {how} ({code})"
         if code == 0:
-            found, wanted = ((each / "sweep.json").read_text() for each in (folder, whole))
+            found, wanted = ((each / "sweep.json").read_text(encoding="utf-8") for each in (folder, whole))
             if found != wanted:
                 raise Failure(f"{tried}: other results")
         elif code not in (1, 2):
@@ -295,7 +302,7 @@ class Torture:
             content[2] = kind
             path.write_bytes(bytes(content[:16]) + bytes(content[16:]) * item)
             (raw / "tensors.safetensors").unlink(missing_ok=True)
-            with (raw / "SHA256SUMS").open("w") as sums:
+            with (raw / "SHA256SUMS").open("w", encoding="utf-8") as sums:
                 subprocess.run(["sha256sum", *(f.name for f in raw.glob("*ubyte"))], cwd=raw, stdout=sums, check=True)
             if self.chance.random() < 0.5:
                 (raw / "SHA256SUMS").unlink()
@@ -340,9 +347,9 @@ class Torture:
         elif how == "folder":
             path.mkdir()
         elif how == "dead":
-            path.write_text(f"{2**22 - 1}\n{os.uname().nodename}\n")
+            path.write_text(f"{2**22 - 1}\n{os.uname().nodename}\n", encoding="utf-8")
         else:
-            path.write_text("process 12 on host" if how == "text" else "")
+            path.write_text("process 12 on host" if how == "text" else "", encoding="utf-8")
         if how[0] == "0":
             path.chmod(int(how, 8))
             user = 65534 if os.geteuid() == 0 else 0
