@@ -229,7 +229,7 @@ def test_paths_exist(page: Path) -> None:
 @each_page
 def test_links_and_pictures_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
-        if not target.startswith("https://"):
+        if not target.startswith(("https://", "http://")):
             path, _, heading = target.partition("#")
             file = (page.parent / path).resolve() if path else page
             assert file.exists(), target

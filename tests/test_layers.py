@@ -242,6 +242,13 @@ def test_the_layers_that_are_asked_for_most_are_derived() -> None:
     assert set(DERIVED) <= hand
 
 
+def test_what_is_said_to_be_missing_is_in_torch_and_not_here() -> None:
+    names = re.findall(r"`(nn\.\w+)`", pages.by_hand(DOCS / "layers.md")["missing"])
+    assert len(names) >= 20
+    for name in names:
+        assert hasattr(torch.nn, name.removeprefix("nn.")) and name not in layers, name
+
+
 # ---- the command ----
 
 
@@ -274,6 +281,7 @@ def test_a_layer_is_checked_and_broken(narrow: None, capsys: pytest.CaptureFixtu
         printed.split()
     )
     assert "WRONG: 1 of 3 gradients wrong" in printed and "float64" in printed
+    assert "constant along dimension 1: its mean is not subtracted?" in " ".join(printed.split())
 
 
 @pytest.mark.parametrize(

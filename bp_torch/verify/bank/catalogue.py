@@ -125,7 +125,7 @@ STEPS = [  # to one line: a pattern, and what it becomes; again and again, from 
     (r"\\sqrt\{([^{}]*)\}", r"√(\1)"),
     (r"\\frac\{([^{}]*)\}\{([^{}]*)\}", lambda found: f"({'/'.join(map(bracketed, found.groups()))})"),
     (r"√\(\(([^()]*)\)\)", r"√(\1)"),
-    (r"= \(((?:[^()]|\([^()]*\))*)\)$", r"= \1"),  # a fraction that is all of a side
+    (r"= \(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)$", r"= \1"),  # a fraction that is all of a side
 ]
 
 

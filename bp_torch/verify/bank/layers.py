@@ -95,7 +95,8 @@ class Layer:
         """The report on the right backward, or on that with fault 1, 2, …. Raises ValueError for a number beyond."""
         if not 0 <= fault <= len(self.faults):
             raise ValueError(f"{self.name} has the faults 1 to {len(self.faults)}, got {fault}")
-        return self.judged(faulty(self, [*self.faults.values()][fault - 1]) if fault else self.backward, dtype)
+        backward = faulty(self, [*self.faults.values()][fault - 1]) if fault else self.backward
+        return self.judged(backward, dtype, seconds=60)  # all differences, also on a busy machine
 
     def computes_in(self, dtype: torch.dtype) -> bool:
         """Whether torch can: it has no linear algebra in 16 bits."""

@@ -29,10 +29,15 @@ def section(layer: Layer, fault: int = 0) -> str:
     if fault:
         return wrapped(f"{layer.name} with fault {fault}, {faults[fault - 1]}", "", "  ")
     record = layers.record(layer)
-    source = re.sub(r"\[([^]]*)\]\(([^)]*)\)", r"\1 (\2)", record.source)
-    told = [f"also: {record.also}", f"shapes: {record.shapes}", f"use: {record.use}", f"source: {source}"]
+    told = [f"also: {record.also}", f"shapes: {record.shapes}", f"use: {unmarked(record.use)}"]
+    told.append(f"source: {unmarked(record.source)}")
     blocks = ["\n".join([layer.name, *(wrapped(line, "", "  ") for line in told)])]
     for title, formulas in (("forward", record.forward), ("backward", record.backward)):
         blocks.append("\n".join([title, *(wrapped(plain(line), "  ", "      ") for line in formulas.split("\n"))]))
     numbered = [wrapped(text, f"  {n:2}  ", " " * 6) for n, text in enumerate(faults, 1)]
     return "\n\n".join([*blocks, layer.code, "\n".join(["faults, each checked by --fault N", *numbered])])
+
+
+def unmarked(text: str) -> str:
+    """A text without Markdown: links with their address in brackets, formulas as ``plain`` has them."""
+    return re.sub(r"\$(.*?)\$", lambda found: plain(found[1]), re.sub(r"\[([^]]*)\]\(([^)]*)\)", r"\1 (\2)", text))
