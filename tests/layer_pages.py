@@ -22,8 +22,8 @@ DOCS = Path(__file__).parent.parent / "docs"
 MADE = "<!-- python -m tests.layer_pages wrote this, but for what is marked as written by hand -->"
 HAND = "<!-- written by hand: {} -->\n\n{}\n\n<!-- end -->"
 SIGNS = """$C$ is a cost that comes later, and $dx$ stands for $\\partial C / \\partial x$: the backward gets $dy$ and
-gives $dx$. $[a \\lt b]$ is 1 where this is true, else 0. Indices count from 0. Tests evaluate the formulas and run the
-code, and hold both against autograd and central differences."""
+gives $dx$. $[a \\lt b]$ is 1 where this is true, else 0. Indices count from 0, and an entry outside of a tensor is 0.
+Tests evaluate the formulas and run the code, and hold both against autograd and central differences."""
 START = "Paste a backward below this line, and call it.\n\n```python\nimport torch\n```"
 Said = Callable[[Layer, int], str]
 
@@ -78,7 +78,7 @@ def markdown(layer: Layer, kept: str, words: Said) -> str:
     formulas = [f"$${line}$$" for line in record.forward.split("\n")]
     formulas += ["The backward:", *(f"$${line}$$" for line in record.backward.split("\n"))]
     rows = [
-        [str(n), name, *map(code, change(one)), words(layer, n)]
+        [str(n), name + (f" ({one.seen_in})" if one.seen_in else ""), *map(code, change(one)), words(layer, n)]
         for n, (name, one) in enumerate(layer.faults.items(), 1)
     ]
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]

@@ -1,4 +1,4 @@
-"""What is told of each layer: names, shapes, formulas, use and source, in one .toml file for each family.
+"""The catalogue tells of each layer names, shapes, formulas, use and source, from a .toml file for each family.
 
 ``layers`` finds a layer by any of its names, as people search for them: layers["LayerNorm"], layers["nn.LayerNorm"].
 The formulas are LaTeX, one in a line, those of the forward first, then those of the backward: the tests evaluate them.
@@ -21,7 +21,7 @@ FAMILIES += ["lookup", "losses", "pointwise", "reductions", "shapes"]
 
 @dataclass(frozen=True)
 class Record:
-    """What is told of a layer besides its code and its faults."""
+    """A record holds what is told of a layer besides its code and its faults."""
 
     also: str  # other names, with commas
     shapes: str  # of the inputs, and of y
@@ -45,18 +45,16 @@ def read(name: str) -> Family:
     """The family of a file. Raises TypeError for a layer with other keys than a ``Record`` has."""
     told = tomllib.loads((Path(__file__).parent / f"{name}.toml").read_text(encoding="utf-8"))
     title, about, source = told.pop("title"), told.pop("about"), told.pop("source", "")
-    records = {
-        layer: {"source": source} | {key: text.strip() for key, text in keys.items()} for layer, keys in told.items()
-    }
-    return Family(name, title, about, {layer: Record(**keys) for layer, keys in records.items()})
+    records = dict[str, Record]()
+    for layer, keys in told.items():
+        records[layer] = Record(**{"source": source} | {key: text.strip() for key, text in keys.items()})
+    return Family(name, title, about, records)
 
 
 def squeezed(name: str) -> str:
     """A name without what people write differently: nn.LayerNorm, "layer norm" and layer_norm backward are one."""
-    words = re.sub(
-        r"^(torch\.)?(nn\.)?(functional\.|f\.)?|\b(backwards?|gradient|derivative|derivation)\b", "", name.lower()
-    )
-    return re.sub(r"[\W_]", "", words.replace("backward", "").replace("ization", "isation"))
+    words = re.sub(r"^(torch\.)?(nn\.)?(functional\.|f\.)?|backwards?|gradient|derivati\w+", "", name.lower())
+    return re.sub(r"[\W_]", "", words.replace("ization", "isation"))
 
 
 class Catalogue(Mapping[str, Layer]):
@@ -122,7 +120,7 @@ STEPS = [  # to one line: a pattern, and what it becomes; again and again, from 
     (r"_\{(\w+)\}", r"_\1"),
     (r"_\{([^{}]*)\}", r"[\1]"),
     (r"\^\{([^{}]*)\}", r"^(\1)"),
-    (r"\\sqrt\{([^{}]*)\}", r"√(\1)"),
+    (r"\\sqrt\{([^{}]*)\}", lambda found: f"√{bracketed(found[1])}"),
     (r"\\frac\{([^{}]*)\}\{([^{}]*)\}", lambda found: f"({'/'.join(map(bracketed, found.groups()))})"),
     (r"√\(\(([^()]*)\)\)", r"√(\1)"),
     (r"= \(((?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)$", r"= \1"),  # a fraction that is all of a side

@@ -25,13 +25,13 @@ def listing() -> str:
 
 def section(layer: Layer, fault: int = 0) -> str:
     """All that is told of a layer; with a fault, what this changes in it."""
-    faults = [f"{name}: {' → '.join(change(one))}" for name, one in layer.faults.items()]
+    named = {name: name + (f" ({one.seen_in})" if one.seen_in else "") for name, one in layer.faults.items()}
+    faults = [f"{named[name]}: {' → '.join(change(one))}" for name, one in layer.faults.items()]
     if fault:
         return wrapped(f"{layer.name} with fault {fault}, {faults[fault - 1]}", "", "  ")
     record = layers.record(layer)
-    told = [f"also: {record.also}", f"shapes: {record.shapes}", f"use: {unmarked(record.use)}"]
-    told.append(f"source: {unmarked(record.source)}")
-    blocks = ["\n".join([layer.name, *(wrapped(line, "", "  ") for line in told)])]
+    told = [f"also: {record.also}", f"shapes: {record.shapes}", f"use: {record.use}", f"source: {record.source}"]
+    blocks = ["\n".join([layer.name, *(wrapped(unmarked(line), "", "  ") for line in told)])]
     for title, formulas in (("forward", record.forward), ("backward", record.backward)):
         blocks.append("\n".join([title, *(wrapped(plain(line), "  ", "      ") for line in formulas.split("\n"))]))
     numbered = [wrapped(text, f"  {n:2}  ", " " * 6) for n, text in enumerate(faults, 1)]
