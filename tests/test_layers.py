@@ -217,7 +217,7 @@ def test_the_code_is_short_and_fits_80_columns(name: str) -> None:
 
 def shown(layer: Layer, number: int) -> str:
     """What the page of a layer has in the last column."""
-    text = (DOCS / "layers" / f"{layers.family(layer).name}.md").read_text()
+    text = (DOCS / "layers" / f"{layers.family(layer).name}.md").read_text(encoding="utf-8")
     rows = text.split(f"\n## {layer.name}\n")[1].split("\n## ")[0]
     (last,) = re.findall(rf"^\| {number} \| .* \| (.*?) \|$", rows, re.M)
     return str(last).replace("\\|", "|")
@@ -225,7 +225,7 @@ def shown(layer: Layer, number: int) -> str:
 
 def test_the_pages_are_what_the_command_writes() -> None:
     for path, text in pages.written(DOCS, words=shown).items():
-        assert path.read_text() == text, f"{path.name}: run python -m tests.layer_pages"
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: run python -m tests.layer_pages"
     assert {path.stem for path in (DOCS / "layers").glob("*.md")} == {family.name for family in layers.families}
 
 
@@ -301,9 +301,11 @@ def test_mistakes_are_told_in_a_line(arguments: list[str], words: str, capsys: p
 
 def test_pages_keep_what_is_written_by_hand(tmp_path: Path) -> None:
     (tmp_path / "layers").mkdir()
-    (tmp_path / "layers" / "softmax.md").write_text(pages.HAND.format("softmax", "By hand.\n\nIn two parts."))
+    (tmp_path / "layers" / "softmax.md").write_text(
+        pages.HAND.format("softmax", "By hand.\n\nIn two parts."), encoding="utf-8"
+    )
     for _ in range(2):
         pages.write(tmp_path, words=lambda layer, number: "words")
-        page = (tmp_path / "layers" / "softmax.md").read_text()
+        page = (tmp_path / "layers" / "softmax.md").read_text(encoding="utf-8")
         assert page.count("By hand.\n\nIn two parts.") == 1 and "[softmax](#softmax)†" in page
         assert page.index("def softmax_backward") < page.index("By hand.") < page.index("the sum is lost")

@@ -139,7 +139,7 @@ poisson | Σ eˣ − y x | (torch.exp(x) - y * x).sum(1) | dy[:, None] * (torch.
     exp(x) is there in place of x: -dy[:, None] * x → -dy[:, None] * torch.exp(x)
 negative log-likelihood | −mean of xₜ | functional.nll_loss(x, t).reshape(1) | \
     -dy * functional.one_hot(t, x.shape[1]) / len(x), None | x=(12, 7), t=indices(7, 12)
-    the softmax is there too: -dy * functional → dy * (torch.softmax(x, 1) - functional.one_hot(t, 7)) + 0 * functional
+    the softmax is there too: return dy * (torch.softmax(x, 1) - functional.one_hot(t, x.shape[1])) / len(x), None
     the mean is lost: / len(x) → | length of dimension 0 of x; ± -dy * functional.one_hot(t, x.shape[1]) / len(x)
 kl of a normal | ½ Σ (eˢ + m² − 1 − s), s = log σ² | 0.5 * (torch.exp(s) + m * m - 1 - s).sum(1) | \
     dy[:, None] * m, dy[:, None] * 0.5 * (torch.exp(s) - 1) | m=(12, 7), s=(12, 7)
