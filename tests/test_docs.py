@@ -29,7 +29,7 @@ from bp_torch.training.rows import find
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -152,6 +152,7 @@ def options_of(command: str, idea: str = "") -> Any:
         "verify": verify_options.Options,
         "bench": verify_bench.Options,
         "file": verify_options.FileOptions,
+        "layer": verify_options.LayerOptions,
         "benchmark": benchmark.Options,
         "accuracy": Accuracy,
         "scripts": Scripts,
@@ -181,6 +182,9 @@ def test_commands_are_accepted(line: str) -> None:
         command, *arguments = words[words.index("bp_torch") + 1 :] if "bp_torch" in words else words[1:] or ["train"]
     if command == "verify" and arguments[:1] == ["bench"]:
         command, arguments = "bench", arguments[1:]
+    if command == "verify" and arguments[:1] == ["layer"]:
+        command, arguments = "layer", [*itertools.dropwhile(lambda word: word[:1] != "-", arguments)]
+        arguments = ["1" if word == "N" else word for word in arguments]
     if command == "verify" and arguments and ":" in arguments[0]:
         command, arguments = "file", [*itertools.dropwhile(lambda word: ":" in word, arguments)]
     if command == "benchmark" and arguments[:1] in (["accuracy"], ["scripts"]):
@@ -205,9 +209,8 @@ def test_some_commands_are_found() -> None:
 
 
 def known_flags() -> set[str]:
-    options = [
-        options_of(command) for command in ("train", "sweep", "ladder", "verify", "file", "benchmark", "accuracy")
-    ]
+    commands = ("train", "sweep", "ladder", "verify", "file", "layer", "benchmark", "accuracy")
+    options = [options_of(command) for command in commands]
     options += [options_of("explain", idea) for idea in (*explain.IDEAS, "page", "all")]
     names = {field.name.replace("_", "-") for kind in options for field in fields(kind)}
     return {f"--{prefix}{name}" for name in names for prefix in ("", "no-")} | {"--help", "--version"}
@@ -231,7 +234,7 @@ def test_paths_exist(page: Path) -> None:
 @each_page
 def test_links_and_pictures_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
-        if not target.startswith("https://"):
+        if not target.startswith(("https://", "http://")):
             path, _, heading = target.partition("#")
             file = (page.parent / path).resolve() if path else page
             assert file.exists(), target

@@ -19,6 +19,7 @@ OPTIONS = {
     "verify": verify_options.Options,
     "verify bench": verify_bench.Options,
     "verify FILE:NAME": verify_options.FileOptions,
+    "verify layer": verify_options.LayerOptions,
     "benchmark": benchmark.Options,
     "benchmark scripts": Scripts,
 } | {f"explain {name}": options_of(name) for name in (*IDEAS, "page", "all")}
