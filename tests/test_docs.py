@@ -18,7 +18,7 @@ from bp_torch.activations import ACTIVATIONS
 from bp_torch.benchmark.accuracy import Accuracy
 from bp_torch.benchmark.scripts import Scripts
 from bp_torch.cli import parse
-from bp_torch.commands import benchmark, explain, ladder, verify_bench, verify_options
+from bp_torch.commands import benchmark, explain, ladder, predict, verify_bench, verify_options
 from bp_torch.convert import MODULES
 from bp_torch.costs import COSTS
 from bp_torch.explain import options as explain_options
@@ -148,6 +148,7 @@ def options_of(command: str, idea: str = "") -> Any:
         "verify": verify_options.Options,
         "bench": verify_bench.Options,
         "file": verify_options.FileOptions,
+        "predict": predict.Options,
         "benchmark": benchmark.Options,
         "accuracy": Accuracy,
         "scripts": Scripts,
@@ -181,6 +182,9 @@ def test_commands_are_accepted(line: str) -> None:
         command, arguments = "file", [*itertools.dropwhile(lambda word: ":" in word, arguments)]
     if command == "benchmark" and arguments[:1] in (["accuracy"], ["scripts"]):
         command, arguments = arguments[0], arguments[1:]
+    if command == "predict":
+        files, arguments = predict.split(arguments)
+        assert files
     if command == "ladder" and arguments[:1] == ["run"]:
         find(arguments[1])
         arguments = arguments[2:]
@@ -200,9 +204,8 @@ def test_some_commands_are_found() -> None:
 
 
 def known_flags() -> set[str]:
-    options = [
-        options_of(command) for command in ("train", "sweep", "ladder", "verify", "file", "benchmark", "accuracy")
-    ]
+    named = ("train", "sweep", "ladder", "verify", "file", "predict", "benchmark", "accuracy")
+    options = [options_of(command) for command in named]
     options += [options_of("explain", idea) for idea in (*explain.IDEAS, "page", "all")]
     names = {field.name.replace("_", "-") for kind in options for field in fields(kind)}
     return {f"--{prefix}{name}" for name in names for prefix in ("", "no-")} | {"--help", "--version"}
