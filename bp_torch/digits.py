@@ -34,7 +34,6 @@ WORK = 192  # pixels along the longer side of what is looked at
 BOX = 20  # pixels along the longer side of a digit of MNIST
 STROKE = 2.0  # pixels of that box: how wide strokes are at least
 SMALLEST = 4  # two pixels each, along the longer side of a digit; what is smaller is dust or noise
-BLANK = "there is no digit in it"
 FAINT = 0.04  # what is darker than the paper by a smaller part is no ink
 DARK = 0.05  # light of black: keeps noise in deep shadow from looking like ink
 
@@ -165,7 +164,7 @@ def prepared(image: Any) -> Tensor:
     pixels = pixels_of(opened(Path(image)) if isinstance(image, str | Path) else image)
     for _ in range(3):  # a digit that is a small part of the picture is looked at more closely
         small = resized(pixels, WORK)
-        ink = digit_alone(ink_on_paper(grey(small)))
+        ink = ink_of_digit(grey(small))
         box = (top, bottom), (left, right) = [extent((ink > 0.5).any(axis)) for axis in (1, 0)]
         size = max(bottom - top, right - left)
         if size > WORK // 3:
@@ -198,39 +197,75 @@ def grey(pixels: Tensor) -> Tensor:
     return torch.einsum("c,chw->hw", axis, pixels) - axis.clamp(max=0).sum()
 
 
-def ink_on_paper(grey: Tensor) -> Tensor:
-    """How much ink is where, (H, W): from 0 for paper to 1 for the middle of a stroke. Raises ImageError for none."""
-    light = lighting(grey)
-    if (grey - light).pow(3).sum() > 0:  # what differs most is lighter than the paper
-        grey, light = 1 - grey, 1 - light
-    even = (grey + DARK) / (light.clamp(min=0) + DARK)
-    ink = 1 - even / closed(even, WORK // 3 | 1)  # the part of the light that is missing, in a shadow too
+def ink_of_digit(grey: Tensor) -> Tensor:
+    """How much ink of the one digit is where, (H, W), from 0 to 1. Raises ImageError."""
+    margin = WORK // 4
+    light = lighting(grey, margin)
+    wide = light.clone()  # the picture, with as much paper around it as its edges let expect
+    wide[margin:-margin, margin:-margin] = grey
+    found = []
+    for seen in (wide, 1 - wide):  # dark ink on light paper, or light on dark
+        paper = closed(seen)
+        missing = 1 - (seen + DARK) / (paper + DARK)  # the part of the light, in a shadow too
+        ink = cleaned(missing[margin:-margin, margin:-margin])
+        alone, digits = digit_alone(ink)
+        found.append((like_a_digit(ink, alone), digits, alone))
+    _, digits, alone = max(found, key=lambda each: each[0])
+    if digits != 1:
+        some = f"there are {digits} digits in it: wanted one, cut the others off"
+        raise ImageError(some if digits else "there is no digit in it")
+    return alone
+
+
+def like_a_digit(ink: Tensor, alone: Tensor) -> float:
+    """How much a part of the ink looks like strokes: a long edge for its area, large, and few others at the edges."""
+    area, edge = area_and_edge(alone)
+    size = max(int((alone > 0.5).any(axis).sum()) for axis in (0, 1))
+    at_edges = float(torch.cat([ink[0], ink[-1], ink[:, 0], ink[:, -1]]).mean())
+    return float(edge**2 / max(area, 1) * size**0.5 * (1 - at_edges) ** 3)
+
+
+def area_and_edge(ink: Tensor) -> tuple[float, float]:
+    """How many pixels of (H, W) are ink, and how many of them are beside paper."""
+    mask = (ink > 0.5).float()[None]
+    return float(mask.sum()), float((mask + max_pool2d(-mask, 3, 1, 1)).sum())
+
+
+def cleaned(ink: Tensor) -> Tensor:
+    """Ink (H, W) without paper, lines and noise, from 0 to 1; nothing where there is nothing else."""
     ink = ink - ruled_lines(ink)
-    ink = ink - ink.median()
-    floor = FAINT + 6 * ink.abs().median()  # of normal noise, 4 σ
+    ink = ink - ink.quantile(0.2)  # of a digit that fills its picture there is little paper
+    noise = (ink - ink.roll(3, 0)).abs().median()  # of neighbours, nearly all of which are both ink or both paper
+    floor = FAINT + 5 * noise
     found = ink[ink > floor]
     if not len(found):
-        raise ImageError(BLANK)
-    return ((ink - floor) / (0.8 * found.quantile(0.95) - 0.8 * floor)).clamp(0, 1)
+        return torch.zeros_like(ink)
+    return ((ink - floor) / (0.8 * (found.quantile(0.95) - floor) + 1e-6)).clamp(0, 1)
 
 
-def lighting(grey: Tensor) -> Tensor:
-    """How light the paper is, (H, W): the smooth surface on which most of the pixels lie."""
-    y, x = torch.meshgrid(*(torch.linspace(-1, 1, n) for n in grey.shape), indexing="ij")
+def lighting(grey: Tensor, margin: int) -> Tensor:
+    """How light the paper is, (H, W) and a ``margin`` around it: the smooth surface on which most of the pixels lie."""
+    places = [(torch.arange(-margin, n + margin) + 0.5) / n * 2 - 1 for n in grey.shape]
+    y, x = torch.meshgrid(*places, indexing="ij")
     terms = torch.stack([torch.ones_like(x), x, y, x * x, x * y, y * y])
-    some, values = (resized(each, 48).flatten(1).mT for each in (terms, grey[None]))
-    weights = torch.ones_like(values)
+    inside = [terms[:, margin:-margin, margin:-margin], grey[None]]
+    some, values = (resized(each, 48).flatten(1).mT for each in inside)
+    trust = 1 + 2.0 * (some[:, 1:3].abs().amax(1, keepdim=True) > 0.8)  # near the edges there is more paper
+    weights = trust
     for _ in range(20):  # towards the least sum of absolute differences, in which a minority has no say
         solution = torch.linalg.lstsq(weights * some, weights * values).solution
-        weights = ((values - some @ solution).abs() + 0.01).rsqrt()
-    return torch.einsum("c,chw->hw", solution[:, 0], terms)
+        weights = trust / ((values - some @ solution).abs() + 0.01).sqrt()
+    return torch.einsum("c,chw->hw", solution[:, 0], terms).clamp(float(grey.min()), float(grey.max()))
 
 
-def closed(values: Tensor, size: int) -> Tensor:
-    """``values`` (H, W) without dark places that are narrower than ``size``: what is around them covers them."""
+def closed(values: Tensor) -> Tensor:
+    """``values`` (H, W) without dark places that are narrower than 63 pixels: what is around them covers them."""
     for sign in (1, -1):
-        spread = max_pool2d(sign * values[None], (1, size), 1, (0, size // 2))
-        values = sign * max_pool2d(spread, (size, 1), 1, (size // 2, 0))[0]
+        values = sign * values[None]
+        for n, step in ((9, 1), (7, 9)):  # the largest of 9 pixels, then of 7 of these, and so of 63
+            for window in ((1, n), (n, 1)):
+                values = max_pool2d(values, window, 1, [step * (k // 2) for k in window], step)
+        values = sign * values[0]
     return values
 
 
@@ -245,26 +280,27 @@ def ruled_lines(ink: Tensor) -> Tensor:
     return found
 
 
-def digit_alone(ink: Tensor) -> Tensor:
-    """The ink (H, W) of the digit, without specks and edges. Raises ImageError for several digits."""
+def digit_alone(ink: Tensor) -> tuple[Tensor, int]:
+    """The ink (H, W) of the largest digit, without specks and edges, and the number of digits."""
     labels = connected(max_pool2d((ink > 0.5).float()[None], 2, ceil_mode=True)[0])
+    if not labels.any():
+        return ink, 0
     names, areas = labels[labels > 0].unique(return_counts=True)
     names, areas = names[areas > areas.max() / 50], areas[areas > areas.max() / 50]
     boxes = torch.tensor([[extent(part.any(axis)) for axis in (1, 0)] for part in (labels == n for n in names)])
     low, high = boxes.unbind(-1)  # (n, 2): row and column where each part begins, and where it ends
     inside = ((low > 0) & (high < torch.tensor(labels.shape))).all(1)
-    if 3 * (areas * inside).max() > areas.max():  # what reaches the edge is the table, or the next digit
+    if (
+        8 * ((high - low).amax(1) * inside).max() > (high - low).max()
+    ):  # what reaches the edge is the table, or the next digit
         names, areas, low, high = names[inside], areas[inside], low[inside], high[inside]
     main = areas.argmax()
     gap = torch.maximum(low - high[main], low[main] - high).amax(1)  # free rows or columns between a part and the main
     size = (high - low)[main].amax()
-    if size < SMALLEST:
-        raise ImageError(BLANK)
     others = ((high - low)[:, 0] > size / 2) & (gap > size / 12)
-    if others.any():
-        raise ImageError(f"there are {1 + int(others.sum())} digits in it: wanted one, cut the others off")
     mask = torch.isin(labels, names[gap < size / 5]).float().repeat_interleave(2, 0).repeat_interleave(2, 1)
-    return ink * max_pool2d(mask[None], 5, 1, 2)[0][: ink.shape[0], : ink.shape[1]]
+    alone = ink * max_pool2d(mask[None], 5, 1, 2)[0][: ink.shape[0], : ink.shape[1]]
+    return alone, (1 + int(others.sum())) * int(size >= SMALLEST)
 
 
 def connected(mask: Tensor) -> Tensor:
@@ -277,9 +313,8 @@ def connected(mask: Tensor) -> Tensor:
 
 def centred(ink: Tensor) -> Tensor:
     """The ink of a digit, (H, W), as MNIST has it, (784,): in a box of 20×20, its centre of mass in the middle."""
-    mask = (ink > 0.5).float()[None]
-    edge = mask + max_pool2d(-mask, 3, 1, 1)
-    missing = int((max(ink.shape) * STROKE / BOX - 2 * mask.sum() / edge.sum()) / 2)
+    area, edge = area_and_edge(ink)
+    missing = int((max(ink.shape) * STROKE / BOX - 2 * area / edge) / 2)
     if missing > 0:
         ink = max_pool2d(pad(ink, [missing] * 4)[None], 2 * missing + 1, 1, missing)[0]
     rows, columns = (max(1, round(BOX * n / max(ink.shape))) for n in ink.shape)
