@@ -9,7 +9,7 @@ the paper, the light and the noise. Strokes thinner than those of MNIST are made
 
 import io
 import warnings
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -261,10 +261,10 @@ def lighting(grey: Tensor, margin: int) -> Tensor:
 def closed(values: Tensor) -> Tensor:
     """``values`` (H, W) without dark places that are narrower than 63 pixels: what is around them covers them."""
     for sign in (1, -1):
-        values = sign * values[None]
+        values = pad(sign * values[None], [31] * 4, value=-inf)
         for n, step in ((9, 1), (7, 9)):  # the largest of 9 pixels, then of 7 of these, and so of 63
             for window in ((1, n), (n, 1)):
-                values = max_pool2d(values, window, 1, [step * (k // 2) for k in window], step)
+                values = max_pool2d(values, window, 1, dilation=step)
         values = sign * values[0]
     return values
 
