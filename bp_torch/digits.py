@@ -218,11 +218,12 @@ def ink_of_digit(grey: Tensor) -> Tensor:
 
 
 def like_a_digit(ink: Tensor, alone: Tensor) -> float:
-    """How much a part of the ink looks like strokes: a long edge for its area, large, and few others at the edges."""
+    """How much a part of the ink looks like strokes: a long edge for its area, large, full, and alone."""
     area, edge = area_and_edge(alone)
     size = max(int((alone > 0.5).any(axis).sum()) for axis in (0, 1))
     at_edges = float(torch.cat([ink[0], ink[-1], ink[:, 0], ink[:, -1]]).mean())
-    return float(edge**2 / max(area, 1) * size**0.5 * (1 - at_edges) ** 3)
+    full = float(alone.square().sum()) / max(area, 1)  # strokes have ink throughout, shadows fade
+    return float(full * edge**2 / max(area, 1) * size**0.5 * (1 - at_edges) ** 3)
 
 
 def area_and_edge(ink: Tensor) -> tuple[float, float]:
