@@ -139,7 +139,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("which", EXAMPLES)
+@pytest.mark.parametrize(
+    "which",
+    [pytest.param(which, marks=() if which in ("image", "mistakes") else pytest.mark.long) for which in EXAMPLES],
+)
 @pytest.mark.parametrize("name", [name for name in IDEAS if issubclass(options_of(name), ExampleOptions)])
 def test_every_idea_of_one_example_takes_every_example(subject: Subject, own: Path, name: str, which: str) -> None:
     chosen = EXAMPLES[which] | ({"image": own} if "image" in EXAMPLES[which] else {})
