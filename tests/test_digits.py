@@ -212,6 +212,14 @@ def test_picture_is_prepared_alike_in_every_form(form: str) -> None:
         assert likeness(prepared(FORMS[form](image)), prepared(image)) > 0.94
 
 
+def test_dark_lines_of_checked_paper_are_taken_away() -> None:
+    page = np.ones((400, 400))
+    page[13::50] = page[14::50] = page[:, 31::50] = page[:, 32::50] = 0.3
+    for digit in (3, 7):
+        ink = picture(digit)
+        assert likeness(prepared(np.minimum(ink, 255 * page).astype(np.uint8)), prepared(ink)) > 0.9
+
+
 # ---- what is no picture of one digit ----
 
 
