@@ -9,6 +9,7 @@ from bp_torch.values import VERSION
 if TYPE_CHECKING:
     from bp_torch.backprop import backward, example_costs, forward, input_gradient, per_example_gradients
     from bp_torch.convert import from_sequential, load, save, to_sequential
+    from bp_torch.digits import predict
     from bp_torch.network import Network
     from bp_torch.sgd import SGD
 
@@ -23,6 +24,7 @@ __all__ = [
     "input_gradient",
     "load",
     "per_example_gradients",
+    "predict",
     "save",
     "to_sequential",
 ]
@@ -43,4 +45,4 @@ def on_demand(package: str, names: Collection[str], *modules: str) -> Callable[[
     return find
 
 
-__getattr__ = on_demand(__name__, __all__, "backprop", "convert", "network", "sgd")
+__getattr__ = on_demand(__name__, __all__, "backprop", "convert", "network", "sgd", "digits")

@@ -189,6 +189,9 @@ class Network:
         """Raise ValueError unless ``batch`` is (…, ``rows``, ``width``), in the network's dtype and on its device."""
         if torch.compiler.is_compiling():
             return  # memory and devices are not known there, and are those of the lines that are compiled
+        if not isinstance(batch, Tensor):
+            way = f"torch.tensor({name}, dtype={self.dtype})"
+            raise ValueError(f"{name} is of the type {type(batch).__name__}, wanted a tensor: {way} makes one")
         memory = self.parameters.untyped_storage()._cdata  # another one where ``.data`` was assigned
         if any(view.untyped_storage()._cdata != memory for view in (*self.weights, *self.biases)):
             raise ValueError(f"weights and biases are no longer views into the parameters of {self}: {IN_PLACE}")

@@ -18,7 +18,7 @@ from bp_torch.activations import ACTIVATIONS
 from bp_torch.benchmark.accuracy import Accuracy
 from bp_torch.benchmark.scripts import Scripts
 from bp_torch.cli import parse
-from bp_torch.commands import benchmark, explain, ladder, verify_bench, verify_options
+from bp_torch.commands import benchmark, explain, ladder, predict, verify_bench, verify_options
 from bp_torch.commands.train import of_recipe
 from bp_torch.convert import MODULES
 from bp_torch.costs import COSTS
@@ -153,6 +153,7 @@ def options_of(command: str, idea: str = "") -> Any:
         "bench": verify_bench.Options,
         "file": verify_options.FileOptions,
         "layer": verify_options.LayerOptions,
+        "predict": predict.Options,
         "benchmark": benchmark.Options,
         "accuracy": Accuracy,
         "scripts": Scripts,
@@ -189,6 +190,9 @@ def test_commands_are_accepted(line: str) -> None:
         command, arguments = "file", [*itertools.dropwhile(lambda word: ":" in word, arguments)]
     if command == "benchmark" and arguments[:1] in (["accuracy"], ["scripts"]):
         command, arguments = arguments[0], arguments[1:]
+    if command == "predict":
+        files, arguments = predict.split(arguments)
+        assert files
     if command == "ladder" and arguments[:1] == ["run"]:
         find(arguments[1])
         arguments = arguments[2:]
@@ -209,7 +213,7 @@ def test_some_commands_are_found() -> None:
 
 
 def known_flags() -> set[str]:
-    commands = ("train", "sweep", "ladder", "verify", "file", "layer", "benchmark", "accuracy")
+    commands = ("train", "sweep", "ladder", "verify", "file", "layer", "predict", "benchmark", "accuracy")
     options = [options_of(command) for command in commands]
     options += [options_of("explain", idea) for idea in (*explain.IDEAS, "page", "all")]
     names = {field.name.replace("_", "-") for kind in options for field in fields(kind)}

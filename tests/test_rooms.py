@@ -37,6 +37,7 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "verify",
     "checkpoint",
     "__init__",
+    "digits",
     "backprop",
     "sgd",
     "convert",

@@ -23,6 +23,7 @@ COMMANDS = {  # each command, a module of this package, and what it does
     "sweep": "train networks of many settings and seeds at once, and compare them",
     "ladder": "published results of plain networks, and ours by the same recipes",
     "verify": "check the backward against autograd and central differences",
+    "predict": "tell which digit a picture of your own shows",
     "explain": "show every idea of backpropagation on a trained network",
     "benchmark": "time training against the usual ways to do it",
 }
