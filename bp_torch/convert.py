@@ -40,6 +40,24 @@ MODULES: dict[str, type[nn.Module]] = {
 }
 
 
+class FromTable(nn.Identity):
+    """The activation of this ``name``, of one that a user has added to the table and not here."""
+
+    def __init__(self, name: str) -> None:
+        """By its name in ``ACTIVATIONS``."""
+        super().__init__()
+        self.name = name
+
+    def forward(self, z: Tensor) -> Tensor:
+        """φ(z)."""
+        return ACTIVATIONS[self.name].function(z)
+
+
+def module_of(activation: str) -> Any:
+    """The module of an activation."""
+    return MODULES[activation]() if activation in MODULES else FromTable(activation)
+
+
 def to_sequential(network: Network) -> nn.Sequential:
     """The same network as ``nn.Linear``s and activation modules (none for identity), with a copy of the parameters."""
     check_single(network)
@@ -51,7 +69,7 @@ def to_sequential(network: Network) -> nn.Sequential:
         linear.bias.data.copy_(b)
         modules.append(linear)
         if network.activation_of(layer) != "identity":
-            modules.append(MODULES[network.activation_of(layer)]())
+            modules.append(module_of(network.activation_of(layer)))
     return nn.Sequential(*modules)
 
 
@@ -78,8 +96,8 @@ def from_sequential(model: nn.Sequential) -> Network:
                 raise ValueError(f"module {position}, {module}, comes twice, it or its weights: they would be untied")
             linears.append(module)
             found.append("identity")
-        elif type(module) in names and linears and found[-1] == "identity" and not changed(module):
-            found[-1] = names[type(module)]
+        elif type(module) in (*names, FromTable) and linears and found[-1] == "identity" and not changed(module):
+            found[-1] = module.name if isinstance(module, FromTable) else names[type(module)]
         elif position or type(module) is not nn.Flatten or repr(module) != repr(nn.Flatten()) or changed(module):
             wanted = "nn.Linear with a bias, each followed by at most one of "
             wanted += ", ".join("nn." * hasattr(nn, m.__name__) + m.__name__ for m in MODULES.values())

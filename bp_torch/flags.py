@@ -3,6 +3,7 @@
 epochs: Annotated[int, Within(least=0), Flag(may_change=True)] = 20
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
@@ -54,6 +55,18 @@ class Within:
         return " and ".join(form.format(bound) for form, bound in words.items() if bound is not None)
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of this package by its module and name: a field takes what a user has added to it too."""
+
+    module: str
+    name: str
+
+    def has(self, key: object) -> bool:
+        """Whether ``key`` is a name in the table."""
+        return isinstance(key, str) and key in getattr(importlib.import_module(self.module), self.name)
+
+
 def once(function: Callable[[Any], T]) -> Callable[[Any], T]:
     """A function of a class that is called once for each: a sweep has thousands of configs."""
     return cache(function)
@@ -96,10 +109,12 @@ def check_bounds(config: Any) -> None:
 
 def check_types(config: Any) -> None:
     """Raise ValueError for the first field of the dataclass ``config`` whose value has another type."""
+    tables = {name: fact for name, fact in facts(type(config)) if isinstance(fact, Table)}
     for name, hint in types_of(type(config)).items():
-        if not fits(getattr(config, name), hint):
+        value = getattr(config, name)
+        if not fits(value, hint) and not (name in tables and tables[name].has(value)):
             wanted = in_words(hint, in_python=True)
-            raise ValueError(f"{flag(name)}: wanted {wanted}, got {getattr(config, name)!r}")
+            raise ValueError(f"{flag(name)}: wanted {wanted}, got {value!r}")
 
 
 def check_effects(config: Any) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bp_torch.activations import ACTIVATIONS, Activation
+from bp_torch.text import html_table
 from bp_torch.values import InitName
 from bp_torch.values import parameter_count as parameter_count
 
@@ -147,6 +148,12 @@ class Network:
         several = "".join(f"{k} × " for k in self.leading)
         sizes = "-".join(map(str, self.sizes))
         return f"Network({several}{sizes}, {self.activation}, {self.output_activation}, {self.dtype}, {self.device})"
+
+    def _repr_html_(self) -> str:
+        """A row for each layer, for a notebook."""
+        numbers = [(n_in, n_out, n_in * n_out + n_out) for n_in, n_out in pairwise(self.sizes)]
+        rows = [[f"{l + 1}", *map("{:,}".format, row), self.activation_of(l)] for l, row in enumerate(numbers)]
+        return f"<p>{self}</p>{html_table(['layer', 'inputs', 'neurons', 'parameters', 'activation'], rows)}"
 
     def activation_of(self, layer: int) -> str:
         """Name of φ in ``layer`` (an index into ``weights``): the last layer has its own."""

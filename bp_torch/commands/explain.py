@@ -6,7 +6,6 @@
 An idea is loaded only when it is named. Nothing here computes.
 """
 
-import importlib
 import time
 import webbrowser
 from functools import partial
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.commands import load_torch
 from bp_torch.explain import IDEAS as IDEAS
+from bp_torch.explain import load_idea as load_idea
 from bp_torch.explain.options import AllOptions, options_of
 from bp_torch.files import replace_file
 from bp_torch.text import fitted, named, wrapped
@@ -48,11 +48,6 @@ def main(arguments: list[str]) -> None:
     with one_line_errors():
         load_torch()
         {"all": show_all, "page": show_page}.get(name, partial(show, name))(options)
-
-
-def load_idea(name: str) -> Any:
-    """The module of an idea, or of the page."""
-    return importlib.import_module(f"bp_torch.explain.{'more_data' if name == 'data' else name}")
 
 
 def compute(name: str, subject: "Subject", options: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 from bp_torch import values
 from bp_torch.cli import UserError, train_command
 from bp_torch.files import read_json
-from bp_torch.flags import Flag, Role, Within, check_bounds, check_effects, check_types, flag, flags_of
+from bp_torch.flags import Flag, Role, Table, Within, check_bounds, check_effects, check_types, flag, flags_of
 from bp_torch.values import CLASSES, CONFIG, PIXELS, Deformation, check_positive, parameter_count
 
 if TYPE_CHECKING:  # imported where they are used: flags are read before torch is loaded
@@ -34,6 +34,7 @@ DeformName = Literal["none", "affine", "elastic", "both"]
 SEEDS = 2**32  # seeds are below this number
 LONGEST_NAME = 200  # bytes of a run's name: file systems allow 255, and a folder that is being made has a longer name
 
+ACTIVATIONS, COSTS = Table("bp_torch.activations", "ACTIVATIONS"), Table("bp_torch.costs", "COSTS")
 LOG = Flag("log", only_with=("log", (True,)))
 AFFINE = Flag(only_with=("deform", ("affine", "both")))
 ELASTIC = Flag(only_with=("deform", ("elastic", "both")))
@@ -45,14 +46,14 @@ class Config:
 
     sizes: Annotated[tuple[int, ...], Flag(first_column=True)] = (784, 16, 16, 10)
     """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between."""
-    activation: Annotated[values.ActivationName, Flag(word="", first_column=True)] = "sigmoid"
+    activation: Annotated[values.ActivationName, Flag(word="", first_column=True), ACTIVATIONS] = "sigmoid"
     """Activation of the hidden layers."""
-    output_activation: values.ActivationName | None = None
+    output_activation: Annotated[values.ActivationName | None, ACTIVATIONS] = None
     """Activation of the last layer. None: sigmoid, or identity for the softmax cost, which contains the softmax."""
     init: values.InitName = "lecun"
     """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform: from
     −1/√n_in to 1/√n_in. Other biases are zero."""
-    cost: Annotated[values.CostName, Flag(word="", first_column=True)] = "quadratic"
+    cost: Annotated[values.CostName, Flag(word="", first_column=True), COSTS] = "quadratic"
     """Cost of one example; it is averaged over examples."""
     learning_rate: Annotated[float, Flag(word="lr", first_column=True)] = 3.0
     """Learning rate of the first epoch."""
@@ -80,6 +81,8 @@ class Config:
     validation: Annotated[int, Within(least=0)] = 0
     """Hold out this many: the last of the shuffled training examples. They are evaluated after each epoch in the place
     of the test set, which is evaluated once, with the network that did best on them."""
+    patience: Annotated[int, Within(least=0)] = 0
+    """With --validation: end the run once so many epochs in a row are not better than the best before. 0: never."""
     deform: DeformName = "none"
     """Deform the training images, anew in each epoch: affine turns, shears, scales and shifts them, elastic bends them,
     both does both."""
@@ -97,6 +100,9 @@ class Config:
     """Factor of the smoothed noise."""
     seed: Annotated[int, Within(least=0), Flag("seed")] = 0
     """Seed of the initial values, of every shuffle and of every deformation."""
+    start_from: Annotated[Path | None, Flag("place", word="from")] = None
+    """Network to go on training, a .safetensors file of the same --sizes and activations. None: initial values are
+    drawn."""
     recipe: Annotated[str | None, Flag("place")] = None
     """A row of the ladder (python -m bp_torch ladder), whose settings the other flags then have. None: the defaults."""
     runs_dir: Annotated[Path, Flag("place")] = Path("runs")
@@ -165,11 +171,13 @@ class Config:
             wanted = "--precision full, bf16 or auto, got tf32, in which autograd is no reference"
             raise ValueError(f"--verify-every: wanted {wanted}")
         check_effects(self)
+        if self.patience and not self.validation:
+            raise ValueError("--patience has no effect without --validation, which says on how many examples")
         if self.schedule == "exponential" and self.learning_rate_decay >= 1:
             wanted = f"less than 1 with --schedule exponential, got {self.learning_rate_decay}"
             raise ValueError(f"--learning-rate-decay: wanted {wanted}")
         self.deformation  # noqa: B018 (raises for a value out of range)
-        if (needed := values.ABSORBED.get(self.cost)) not in (None, self.outputs):
+        if (needed := self.absorbed) not in (None, self.outputs):
             raise ValueError(f"{self.cost} needs {needed} outputs, the network has {self.outputs}")
         values.check_momentum(self.momentum)
         values.check_weight_decay(self.weight_decay, self.dtype)
@@ -187,7 +195,7 @@ class Config:
             raise ValueError(f"--run-name: wanted the name of one folder in --runs-dir, got {name!r}")
         if name is not None and len(name.encode(errors="replace")) > LONGEST_NAME:
             raise ValueError(f"--run-name: wanted at most {LONGEST_NAME} bytes, got {name!r}")
-        for field in ("run_name", "runs_dir", "data_dir", "resume"):
+        for field in ("run_name", "runs_dir", "data_dir", "resume", "start_from"):
             text = str(getattr(self, field))
             with suppress(UnicodeEncodeError):
                 if b"\0" not in os.fsencode(text):
@@ -209,9 +217,19 @@ class Config:
         return "validation" if self.validation else "test"
 
     @property
+    def absorbed(self) -> str | None:
+        """Name of the output activation that the cost requires; None where it takes any."""
+        if self.cost in get_args(values.CostName):
+            return values.ABSORBED.get(self.cost)
+        from bp_torch.costs import find_cost
+
+        return find_cost(self.cost).absorbs  # of one that a user has added
+
+    @property
     def outputs(self) -> str:
         """Name of the output activation: the one chosen, or the default of the cost."""
-        return self.output_activation or ("identity" if self.cost == "softmax-cross-entropy" else "sigmoid")
+        default = "identity" if self.cost == "softmax-cross-entropy" else self.absorbed or "sigmoid"
+        return self.output_activation or default
 
     def network(self, device: "torch.device", members: "Sequence[Config] | None" = None) -> "Network":
         """The network with the initial values of this run; or of ``members``, those of the K runs as one network."""
@@ -310,7 +328,8 @@ class Config:
         if folder:
             with suppress(ValueError):  # Windows has no path from one drive to another
                 data_dir = Path(os.path.relpath(data_dir.resolve(), folder.resolve()))
-        fields = dataclasses.asdict(self) | {"data_dir": data_dir}
+        start = self.start_from and self.start_from.absolute()
+        fields = dataclasses.asdict(self) | {"data_dir": data_dir, "start_from": start}
         del fields["resume"]
         return json.dumps(fields, indent=2, default=str) + "\n"
 
@@ -320,6 +339,7 @@ class Config:
         try:
             fields = json.loads(text)
             paths = {name: Path(fields[name]) for name in ("data_dir", "runs_dir")}
+            paths |= {"start_from": Path(start)} if (start := fields.get("start_from")) else {}
             lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
             return cls(**{"sizes": ()} | fields | paths | lists)
         except (TypeError, KeyError, AttributeError, RecursionError, ValueError) as error:

@@ -8,13 +8,14 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bp_torch.text import count, folded, table, wrapped
+from bp_torch.text import count, folded, html_table, table, wrapped
 from bp_torch.verify.differences import CENTRAL_ACCURACY
 from bp_torch.verify.problem import norm
 
@@ -354,12 +355,24 @@ class Report:
         text = f"the error of {name} is {self.multiples[name]:.2g} times autograd's own in {self.dtype}"
         return [text + (": more than rounding usually makes" if self.multiples[name] > 4 and self.ok else "")]
 
+    def _repr_html_(self) -> str:
+        """The verdict, what is wrong, and the table, for a notebook."""
+        colour = {"RIGHT": "#1a7f37", "WRONG": "#cf222e"}.get(self.verdict, "#9a6700")
+        said = "".join(f"<p>{escape(line)}</p>" for line in [*self.problem_lines(), *self.diagnosis_lines()])
+        rows = html_table(HEADER, self.rows(self.wrong or self._judged()))
+        proof = f"<p><small>{escape(self.proof_line())}</small></p>"
+        return f'<p><b style="color: {colour}">{escape(self.headline())}</b></p>{said}{rows}{proof}'
+
     def table(self, gradients: Sequence[str]) -> str:
-        """The comparisons of these gradients; "" if there are none. In float64, float64 is not said twice."""
+        """The comparisons of these gradients; "" if there are none."""
+        rows = self.rows(gradients)
+        return folded(table(HEADER, rows, right=NUMBERS)) if rows else ""
+
+    def rows(self, gradients: Sequence[str]) -> list[list[str]]:
+        """The cells of the comparisons of these gradients. In float64, float64 is not said twice."""
         uncertain = dict.fromkeys(self.noise, "noise") | dict.fromkeys(self.kinks, "kink")
         rows = [c.row() for name in gradients for c in self.comparisons if c.gradient == name and self._shown(c)]
-        rows = [[uncertain.get(name, mark) if mark == "WRONG" else mark, name, *rest] for mark, name, *rest in rows]
-        return folded(table(HEADER, rows, right=NUMBERS)) if rows else ""
+        return [[uncertain.get(name, mark) if mark == "WRONG" else mark, name, *rest] for mark, name, *rest in rows]
 
     def _shown(self, c: Comparison) -> bool:
         """Hide a row that repeats another: float64 in a check in float64, and widened if another is wrong anyway."""

@@ -1,0 +1,183 @@
+"""The package from Python and in a notebook: its names, activations and costs of a user's own, what a cell shows."""
+
+import ast
+import io
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from bp_torch import Network, from_sequential, load, open_run, save, to_sequential, train, verify
+from bp_torch.activations import ACTIVATIONS, Activation
+from bp_torch.backprop import forward
+from bp_torch.convert import MODULES
+from bp_torch.costs import COSTS, Cost
+from bp_torch.explain import compute
+from bp_torch.sweep.config import SweepConfig
+from bp_torch.sweep.loop import sweep
+from bp_torch.training import Config
+
+ROOT = Path(__file__).parent.parent
+
+LOOK = """
+import sys
+before = set(sys.modules)
+import bp_torch
+print(dir(bp_torch))
+bp_torch.Config()
+print(sorted({name.split(".")[0] for name in set(sys.modules) - before} & {"torch", "numpy", "tyro", "tqdm"}))
+print([getattr(bp_torch, name).__name__ for name in dir(bp_torch) if name != "__version__"])
+try:
+    bp_torch.nothing
+except AttributeError as error:
+    print(error)
+"""
+
+
+def test_top_shows_its_names_and_loads_nothing_before_they_are_used() -> None:
+    done = subprocess.run([sys.executable, "-c", LOOK], cwd=ROOT, capture_output=True, text=True, check=True)
+    shown, loaded, found, missing = done.stdout.splitlines()
+    names = ast.literal_eval(shown)
+    assert {"train", "Config", "Network", "forward", "backward", "verify", "open_run", "evaluate", "load"} <= set(names)
+    assert len(names) < 25 and loaded == "[]"
+    assert ast.literal_eval(found) == [
+        {"verify": "bp_torch.verify"}.get(name, name) for name in names if name != "__version__"
+    ]
+    assert missing == "module 'bp_torch' has no attribute 'nothing'"
+
+
+# ---- an activation and a cost of one's own ----
+
+
+@pytest.fixture
+def own() -> Iterator[None]:
+    """Softplus, a quartic cost, and one by z that absorbs softplus, in the tables for a while."""
+    tables: list[dict[str, Any]] = [ACTIVATIONS, COSTS]
+    before = [dict(table) for table in tables]
+    ACTIVATIONS["softplus"] = Activation(functional.softplus, lambda a: 1 - torch.exp(-a))
+    COSTS["quartic"] = Cost(lambda z, a, y: (a - y).pow(4).sum(-1), lambda a, y: 4 * (a - y).pow(3))
+    COSTS["by z"] = Cost(
+        lambda z, a, y: (functional.softplus(z) - y).square().sum(-1),
+        lambda a, y: 2 * (a - y) * (1 - torch.exp(-a)),
+        absorbs="softplus",
+    )
+    yield
+    for table, kept in zip(tables, before, strict=True):
+        table.clear()
+        table.update(kept)
+
+
+def test_own_activation_is_that_of_a_network_of_torch_and_of_a_file(own: None, tmp_path: Path) -> None:
+    network, x = Network((5, 4, 4, 3), activation="softplus", output_activation="relu"), torch.randn(6, 5)
+    model = to_sequential(network)
+    theirs = torch.relu(model[4](functional.softplus(model[2](functional.softplus(model[0](x))))))
+    assert torch.equal(model(x), theirs) and torch.allclose(forward(network, x).activations[-1], theirs, atol=1e-6)
+    save(network, tmp_path / "own.safetensors")
+    for same in (from_sequential(model), load(tmp_path / "own.safetensors")):
+        assert torch.equal(same.parameters, network.parameters) and str(same) == str(network)
+    ACTIVATIONS.pop("softplus")
+    with pytest.raises(ValueError, match=r"own\.safetensors holds no network: unknown activation 'softplus'"):
+        load(tmp_path / "own.safetensors")
+
+
+@pytest.mark.parametrize("cost", ["quartic", "by z", "quadratic"])
+def test_own_derivatives_are_verified_by_autograd(cost: str, own: None) -> None:
+    network = Network((6, 5, 4, 3), activation="softplus", output_activation="softplus", dtype=torch.float64)
+    x, y = torch.rand(7, 6, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[[0, 1, 2, 0, 1, 2, 0]]
+    assert verify.check_own(network, x, y, cost).ok
+    ACTIVATIONS["softplus"] = Activation(functional.softplus, lambda a: torch.exp(-a))
+    wrong = Network((6, 5, 4, 3), activation="softplus", output_activation="softplus", dtype=torch.float64)
+    assert verify.check_own(wrong, x, y, cost).verdict == "WRONG"
+
+
+def test_own_names_are_trained_checked_swept_and_explained(own: None, tmp_path: Path, data_dir: Path) -> None:
+    place: dict[str, Any] = {"data_dir": data_dir, "runs_dir": tmp_path, "device": "cpu", "epochs": 1}
+    place |= {"train_examples": 300, "activation": "softplus"}
+    quartic, by_z = ({**place, "cost": cost} for cost in ("quartic", "by z"))
+    folder = train(Config(verify_every=1, **quartic))
+    config, network = open_run(folder)
+    assert (config.activation, config.cost, network.activation) == ("softplus", "quartic", "softplus")
+    assert "softplus" in folder.name and "quartic" in folder.name
+    assert Config(**by_z).outputs == "softplus"
+    with pytest.raises(ValueError, match="by z needs softplus outputs, the network has relu"):
+        Config(output_activation="relu", **by_z)
+    swept = sweep(SweepConfig(learning_rate=(0.1, 1.0), **quartic))
+    assert open_run(swept / "learning-rate-1_seed-0")[1].activation == "softplus"
+    idea = compute("nudges", run=folder, digit=3, data_dir=data_dir)
+    assert "quartic" in idea.caption
+
+
+def test_name_in_no_table_is_refused_with_those_that_there_are() -> None:
+    for field, known in {"activation": "sigmoid, relu, tanh", "cost": "quadratic, binary-cross-entropy"}.items():
+        with pytest.raises(ValueError, match=f"^--{field}: wanted {known}.*, got 'softplus'$"):
+            Config(**{field: "softplus"})  # type: ignore[arg-type]
+    assert "softplus" not in MODULES
+
+
+# ---- a notebook ----
+
+
+def cells(html: str) -> list[list[str]]:
+    return [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in re.findall("<tr>(.*?)</tr>", html)]
+
+
+def test_network_is_a_table_of_its_layers() -> None:
+    shown = Network((784, 16, 10), activation="tanh", networks=3)._repr_html_()
+    header, *rows = cells(shown)
+    assert header == ["layer", "inputs", "neurons", "parameters", "activation"]
+    assert rows == [["1", "784", "16", "12,560", "tanh"], ["2", "16", "10", "170", "sigmoid"]]
+    assert "3 × 784-16-10" in shown
+
+
+def test_report_is_a_table_with_its_verdict_and_shows_no_tag_of_its_own() -> None:
+    x = torch.rand(3, dtype=torch.float64)
+    report = verify.check(lambda **t: (t["<b>"] ** 2).sum(), {"<b>": x}, lambda **t: {"<b>": t["<b>"]})
+    shown = report._repr_html_()
+    assert report.headline() in shown and "is ½ of what it should be" in shown
+    assert [row[:3] for row in cells(shown)] == [row[:3] for row in [
+        ["", "gradient", "reference"], *(["WRONG", "&lt;b&gt;", name] for name in ("autograd", "central"))
+    ]]  # fmt: skip
+    assert "<b>\n" not in shown and shown.count("<b") == 1
+    right = verify.check(lambda x: (x**2).sum(), x, lambda x: 2 * x)._repr_html_()
+    assert "RIGHT: 1 gradient right" in right and "proof: 3 of 3 entries" in right
+
+
+NOTEBOOK = [
+    "import bp_torch, logging\nfrom pathlib import Path\nDATA, RUNS = {data!r}, {runs!r}",
+    "config = bp_torch.Config(epochs=2, train_examples=500, data_dir=Path(DATA), runs_dir=Path(RUNS), device='cpu')\n"
+    "folder = bp_torch.train(config)",
+    "bp_torch.open_run(folder)[1]",
+    "import torch\nbp_torch.verify.check(lambda x: (x**2).sum(), torch.rand(3), lambda x: 2 * x)",
+    "from bp_torch.explain import compute\ncompute('backwards', run=folder, data_dir=Path(DATA))",
+    "Path(RUNS, 'bar').write_text(bp_torch.training.loop.tqdm.__mro__[1].__name__)",
+]
+
+
+def test_notebook_shows_bars_tables_and_pictures(tmp_path: Path, data_dir: Path) -> None:
+    for module in ("nbclient", "ipykernel", "nbformat"):
+        pytest.importorskip(module, reason=f"{module} is not installed")
+    import nbformat
+    from nbclient import NotebookClient
+
+    runs = tmp_path / "runs"
+    sources = [
+        source.replace("{data!r}", repr(str(data_dir))).replace("{runs!r}", repr(str(runs))) for source in NOTEBOOK
+    ]
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    NotebookClient(book, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    _, trained, network, report, idea, _ = ([output for output in cell.outputs] for cell in book.cells)
+    said = "".join(output.get("text", "") for output in trained)
+    assert "784-16-16-10: 13,002 parameters" in said and "\n    2  " in said and "saved " in said
+    assert "13,002" not in said.split("saved ")[1] and "<td>784</td>" in network[0]["data"]["text/html"]
+    assert "RIGHT: 1 gradient right" in report[-1]["data"]["text/html"]
+    import base64
+
+    picture = Image.open(io.BytesIO(base64.b64decode(idea[-1]["data"]["image/png"])))
+    assert picture.width > 1000
