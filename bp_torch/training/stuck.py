@@ -104,13 +104,13 @@ def at_the_end(
     if is_chance(accuracy, test.labels):
         shown += f", and one answer to all gets {100 * p:.2f} %"
         learned = evaluate(network, some, config.cost).accuracy
-        if learned > accuracy + ERRORS * error(p, test.labels, some.labels):
+        if not is_chance(learned, some.labels):
+            if learned < accuracy + ERRORS * error(p, test.labels, some.labels):
+                return ""  # it has just begun
             shown += f", but {100 * learned:.2f} % of the training images"
             return (
                 f"the network has learned nothing that holds for others: {shown}. Do the labels of both mean the same?"
             )
-        if not is_chance(learned, some.labels):
-            return ""  # it has just begun
     else:
         first = start() if accuracy < 0.5 else None
         if first is None or distance(first, network) > SLIGHT:
@@ -140,6 +140,8 @@ def why(config: Config, network: Network, start: Network | None, training: Examp
     if start and closed <= look(start, config, training, 1)[l].shut:
         smaller = f"--init {'he' if relu else 'lecun'}"  # they were so before the first step
     fades = layers[-1].delta / layers[0].delta if layers[0].delta else inf
+    if not sizes[0]:
+        return "all weights are 0, and so is their gradient: start from others"
     if config.weight_decay and sizes[0] < 0.1 * sizes[1]:
         return f"the weights shrank to {number(sizes[0] / sizes[1], 2)} of their size: try a smaller --weight-decay"
     if relu and closed == 1:
