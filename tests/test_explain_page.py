@@ -471,6 +471,21 @@ def test_descent_stops_where_the_cost_is_no_longer_finite(opened: Page, file: Pa
     assert "No step yet" in opened.inner_text("#descentText")
 
 
+def test_descent_that_can_go_no_further_is_called_stuck(opened: Page, file: Path) -> None:
+    visit(opened, file)
+    opened.locator("#once").dispatch_event("click")
+    right = opened.evaluate("lesson.descent.evaluated.at(-1).right")
+    assert right < 0.2 and "Stuck" not in opened.inner_text("#descentText"), "chance, but on its way"
+    opened.evaluate("lesson.theta.fill(-200, lesson.theta.length - 10)")  # every output is 0, and so is its φ′
+    opened.locator("#once").dispatch_event("click")
+    assert re.search("Stuck: .* as no gradient comes back .* smaller learning rate", opened.inner_text("#descentText"))
+    opened.click("#again")
+    opened.select_option("#only", "2")
+    opened.evaluate("lesson.theta.fill(-200, lesson.theta.length - 10)")
+    opened.locator("#once").dispatch_event("click")
+    assert "Stuck" not in opened.inner_text("#descentText"), "of one digit, one answer to all is what was asked for"
+
+
 def test_few_training_images_are_taken_again(subject: Subject) -> None:
     few = Examples(subject.training.x[:30], subject.training.labels[:30])
     taken = exporter.first_images(few)
