@@ -1,7 +1,6 @@
 """Backpropagation by hand, in PyTorch. Start reading at backprop.py."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bp_torch.values import VERSION, on_demand
 
@@ -38,17 +37,10 @@ __all__ = [
 
 __version__ = VERSION
 
-_find = on_demand(
-    __name__,
-    __all__,
-    *("training.config", "network", "backprop", "convert", "sgd"),  # in this order, so that none is loaded in vain
-    *("training.evaluation", "training.run", "training.loop"),
-)
+# In this order, so that none is loaded in vain.
+_FILES = ("training.config", "network", "backprop", "convert", "sgd", "training.evaluation", "training.run")
 
-
-def __getattr__(name: str) -> Any:
-    """A name of ``__all__``, imported when it is asked for."""
-    return importlib.import_module("bp_torch.verify") if name == "verify" else _find(name)
+__getattr__ = on_demand(__name__, __all__, *_FILES, "training.loop", "verify")
 
 
 def __dir__() -> list[str]:

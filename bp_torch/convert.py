@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,25 +24,16 @@ NUMBERS = "numbers"  # the key of the SHA-256 of θ
 DTYPE_NAMES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-class ScaledTanh(nn.Tanh):
-    """1.7159 tanh(2z/3)."""
-
-    def forward(self, z: Tensor) -> Tensor:
-        """See above."""
-        return ACTIVATIONS["scaled-tanh"].function(z)
-
-
 MODULES: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
-    "scaled-tanh": ScaledTanh,
     "identity": nn.Identity,
 }
 
 
 class FromTable(nn.Identity):
-    """The activation of this ``name``, of one that a user has added to the table and not here."""
+    """The activation of this ``name`` in the table: one that torch does not have, or that a user has added."""
 
     def __init__(self, name: str) -> None:
         """By its name in ``ACTIVATIONS``."""
@@ -51,11 +43,6 @@ class FromTable(nn.Identity):
     def forward(self, z: Tensor) -> Tensor:
         """φ(z)."""
         return ACTIVATIONS[self.name].function(z)
-
-
-def module_of(activation: str) -> Any:
-    """The module of an activation."""
-    return MODULES[activation]() if activation in MODULES else FromTable(activation)
 
 
 def to_sequential(network: Network) -> nn.Sequential:
@@ -68,8 +55,8 @@ def to_sequential(network: Network) -> nn.Sequential:
         linear.weight.data.copy_(W)
         linear.bias.data.copy_(b)
         modules.append(linear)
-        if network.activation_of(layer) != "identity":
-            modules.append(module_of(network.activation_of(layer)))
+        if (name := network.activation_of(layer)) != "identity":
+            modules.append(MODULES.get(name, partial(FromTable, name))())
     return nn.Sequential(*modules)
 
 
@@ -100,7 +87,7 @@ def from_sequential(model: nn.Sequential) -> Network:
             found[-1] = module.name if isinstance(module, FromTable) else names[type(module)]
         elif position or type(module) is not nn.Flatten or repr(module) != repr(nn.Flatten()) or changed(module):
             wanted = "nn.Linear with a bias, each followed by at most one of "
-            wanted += ", ".join("nn." * hasattr(nn, m.__name__) + m.__name__ for m in MODULES.values())
+            wanted += ", ".join(f"nn.{m.__name__}" for m in MODULES.values())
             raise ValueError(f"module {position} is {module}{changed(module)}: wanted {wanted}")
     if not linears:
         raise ValueError(f"wanted at least one nn.Linear, got {model}")

@@ -3,12 +3,12 @@
 epochs: Annotated[int, Within(least=0), Flag(may_change=True)] = 20
 """
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from operator import ge, gt, le, lt
 from pathlib import Path
+from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -55,18 +55,6 @@ class Within:
         return " and ".join(form.format(bound) for form, bound in words.items() if bound is not None)
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table of this package by its module and name: a field takes what a user has added to it too."""
-
-    module: str
-    name: str
-
-    def has(self, key: object) -> bool:
-        """Whether ``key`` is a name in the table."""
-        return isinstance(key, str) and key in getattr(importlib.import_module(self.module), self.name)
-
-
 def once(function: Callable[[Any], T]) -> Callable[[Any], T]:
     """A function of a class that is called once for each: a sweep has thousands of configs."""
     return cache(function)
@@ -108,11 +96,12 @@ def check_bounds(config: Any) -> None:
 
 
 def check_types(config: Any) -> None:
-    """Raise ValueError for the first field of the dataclass ``config`` whose value has another type."""
-    tables = {name: fact for name, fact in facts(type(config)) if isinstance(fact, Table)}
+    """Raise ValueError for the first field whose value has another type. A fact "module:name" is a table of names."""
+    tables = {name: fact for name, fact in facts(type(config)) if isinstance(fact, str)}
     for name, hint in types_of(type(config)).items():
         value = getattr(config, name)
-        if not fits(value, hint) and not (name in tables and tables[name].has(value)):
+        in_table = name in tables and isinstance(value, str)  # a user may have added it
+        if not fits(value, hint) and not (in_table and value in resolve_name(tables[name])):
             wanted = in_words(hint, in_python=True)
             raise ValueError(f"{flag(name)}: wanted {wanted}, got {value!r}")
 

@@ -8,6 +8,7 @@ Nothing here computes an activation or a gradient; see backprop.py. Lists count 
 """
 
 from collections.abc import Iterator, Sequence
+from html import escape
 from itertools import pairwise
 from math import sqrt
 from typing import Any, NamedTuple, NoReturn, get_args
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bp_torch.activations import ACTIVATIONS, Activation
-from bp_torch.text import html_table
+from bp_torch.text import table
 from bp_torch.values import InitName
 from bp_torch.values import parameter_count as parameter_count
 
@@ -151,9 +152,10 @@ class Network:
 
     def _repr_html_(self) -> str:
         """A row for each layer, for a notebook."""
-        numbers = [(n_in, n_out, n_in * n_out + n_out) for n_in, n_out in pairwise(self.sizes)]
-        rows = [[f"{l + 1}", *map("{:,}".format, row), self.activation_of(l)] for l, row in enumerate(numbers)]
-        return f"<p>{self}</p>{html_table(['layer', 'inputs', 'neurons', 'parameters', 'activation'], rows)}"
+        header = ["layer", "inputs", "neurons", "parameters", "activation"]
+        counts = [(l, n_in, n_out, n_in * n_out + n_out) for l, (n_in, n_out) in enumerate(pairwise(self.sizes), 1)]
+        rows = [[*map("{:,}".format, row), self.activation_of(row[0] - 1)] for row in counts]
+        return f"<pre>{self}\n\n{escape(table(header, rows))}</pre>"
 
     def activation_of(self, layer: int) -> str:
         """Name of φ in ``layer`` (an index into ``weights``): the last layer has its own."""

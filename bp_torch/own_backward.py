@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from bp_torch import backprop
 from bp_torch.backprop import backward, forward
-from bp_torch.convert import module_of
+from bp_torch.convert import MODULES, FromTable
 from bp_torch.costs import find_cost
 from bp_torch.network import Network, layer_views
 from bp_torch.recorder import Recorder
@@ -138,7 +138,7 @@ class ReferenceNetwork:
     def __init__(self, network: Network, y: Tensor, cost: str) -> None:
         """Raise ValueError for a cost that does not fit the network."""
         names = [network.activation_of(layer) for layer in range(network.depth)]
-        self.phi: list[Callable[[Tensor], Tensor]] = [module_of(name).forward for name in names]  # of each layer
+        self.phi: list[Callable[[Tensor], Tensor]] = [MODULES.get(n, partial(FromTable, n))().forward for n in names]
         self.absorbs = bool(find_cost(cost, network.output_activation).absorbs)  # the derivative is by z^L, not a^L
         self._y, self._cost = y, cost
 

@@ -3,7 +3,6 @@
 import shutil
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from html import escape
 from math import floor, isfinite, log10
 from typing import TYPE_CHECKING, Any
 
@@ -86,13 +85,6 @@ def table(
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     forms = [f"{'>' if aligned else '<'}{width}" for width, aligned in zip(widths, to_the_right, strict=True)]
     return "\n".join("  ".join(map(format, cells, forms)).rstrip() for cells in (header, *rows))
-
-
-def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same for a notebook, as a table of HTML."""
-    lines = [f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
-             for tag, cells in (("th", header), *(("td", row) for row in rows))]  # fmt: skip
-    return f"<table>{''.join(lines)}</table>"
 
 
 Column = tuple[str, str, Iterable[Any]]  # a header, the format of the values, such as "+.4e", and the values

@@ -41,6 +41,8 @@ def on_demand(package: str, names: Collection[str], *modules: str) -> Callable[[
     """The ``__getattr__`` of a package, which imports what is asked for: a command answers before torch is loaded."""
 
     def find(name: str) -> Any:
+        if name in modules:
+            return importlib.import_module(f"{package}.{name}")
         for module in modules if name in names else ():
             found = vars(importlib.import_module(f"{package}.{module}"))
             if name in found:

@@ -41,11 +41,13 @@ def said(fields: Fields, data_dir: Path, runs: Path, capsys: pytest.CaptureFixtu
 
 # ---- networks that learn nothing ----
 
-SATURATED = r"(\d+) % of the activations of layer \d+ are saturated, .*?: try a much smaller --learning-rate than \d+$"
+SATURATED = (
+    r"(?:all|\d+ % of the) activations of layer \d+ are saturated, .*?: try a much smaller --learning-rate than \d+$"
+)
 DEAD = r"all ReLUs of layer \d+ are 0 for every image, .*: try a much smaller --learning-rate than \d+$"
 UNMOVED = r"the weights moved by [\d.·⁻⁰¹²³⁴-⁹]+ of their size in all: try a larger --learning-rate"
 SHRUNK = r"the weights shrank to [\d.·⁻⁰¹²³⁴-⁹]+ of their size: try a smaller --weight-decay$"
-FADES = r"δ is 10[⁴-⁹] times as small in layer 1 as in the last: try --activation relu --init he, or fewer layers$"
+FADES = r"δ fades by 10[⁴-⁹] from the last layer to layer 1: try --activation relu --init he, or fewer layers$"
 
 NOTHING: dict[str, tuple[Fields, str, bool]] = {  # fields, the reason, and whether it is plain after an epoch
     "rate 1000": ({"learning_rate": 1000.0}, SATURATED, True),
@@ -94,7 +96,7 @@ def shuffled(data: tuple[Examples, Examples]) -> tuple[Examples, Examples]:
     [
         (
             {"epochs": 2},
-            "no larger than with shuffled labels: try more --epochs, and look whether the labels are right",
+            "no larger than with shuffled labels: try more --epochs, and check the labels",
         ),
         (
             {
@@ -106,7 +108,7 @@ def shuffled(data: tuple[Examples, Examples]) -> tuple[Examples, Examples]:
                 "seed": 1,
             }
             | (RELU | SOFTMAX),
-            "nothing that holds for others: .* but .* of the training images. Do the labels of both mean the same?",
+            "nothing that holds for others: .* but .* of the training images. do the labels of both mean the same.$",
         ),
     ],
 )

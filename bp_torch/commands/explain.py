@@ -17,6 +17,7 @@ from tqdm import tqdm
 from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.commands import load_torch
 from bp_torch.explain import IDEAS as IDEAS
+from bp_torch.explain import compute as compute
 from bp_torch.explain import load_idea as load_idea
 from bp_torch.explain.options import AllOptions, options_of
 from bp_torch.files import replace_file
@@ -48,13 +49,6 @@ def main(arguments: list[str]) -> None:
     with one_line_errors():
         load_torch()
         {"all": show_all, "page": show_page}.get(name, partial(show, name))(options)
-
-
-def compute(name: str, subject: "Subject", options: Any) -> Any:
-    """The ``Idea`` of this name on the network of ``subject``."""
-    from bp_torch.explain.subject import with_example
-
-    return getattr(load_idea(name), name.capitalize())(with_example(subject, options), options)
 
 
 def show(name: str, options: Any) -> None:

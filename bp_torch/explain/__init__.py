@@ -38,13 +38,11 @@ def load_idea(name: str) -> Any:
     return importlib.import_module(f"bp_torch.explain.{'more_data' if name == 'data' else name}")
 
 
-def compute(name: str, **flags: Any) -> Any:
-    """The ``Idea`` of this name, with its flags: compute("nudges", run=folder, digit=2). A notebook shows its picture.
-
-    Raises ValueError for a flag out of its bounds, and UserError for what is missing.
-    """
+def compute(name: str, subject: Any = None, options: Any = None, **flags: Any) -> Any:
+    """The ``Idea`` of this name and its flags: compute("nudges", run=folder, digit=2). Raises ValueError, UserError."""
     from bp_torch.explain.options import options_of
     from bp_torch.explain.subject import open_subject, with_example
 
-    options = options_of(name)(**flags)
-    return getattr(load_idea(name), name.capitalize())(with_example(open_subject(options), options), options)
+    options = options or options_of(name)(**flags)
+    subject = with_example(subject or open_subject(options), options)
+    return getattr(load_idea(name), name.capitalize())(subject, options)

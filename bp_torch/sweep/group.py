@@ -185,13 +185,11 @@ class Group(InTraining):
         return RunResult(state.accuracy[k], state.cost[k], *own, config.precision_on(device), device.type)
 
     def trouble(self, k: int) -> str:
-        """The sentence about network ``k`` if it has learned nothing; "" else, or where it diverged."""
-        member, state = self.members[k], self.state
-        if state.diverged[k]:
-            return ""
+        """The sentence about network ``k`` if it has learned nothing; else ""."""
+        member = self.members[k]
         network, start = self.final_network()[k], partial(first_network, member, self.network.device)
         (used,) = [own.used for own in self.seeds if own.seed == member.seed]
-        return at_the_end(member, network, start, used, self.test, state.accuracy[k])
+        return at_the_end(member, network, start, used, self.test, self.state.accuracy[k])
 
     def member_state(self, k: int) -> State:
         """The state of network ``k`` as a run of its own; of one that diverged, its first state."""

@@ -25,7 +25,6 @@ from bp_torch.data import Examples
 from bp_torch.device import choose_device, set_precision, set_threads, settings_kept
 from bp_torch.distributed import World, joined, local_device
 from bp_torch.files import lock_in, read_json, remove_unfinished, write_json
-from bp_torch.flags import fits
 from bp_torch.sweep import report
 from bp_torch.sweep.config import COMMAND, LISTS, SweepConfig
 from bp_torch.sweep.group import Group, GroupState, new_group
@@ -148,7 +147,8 @@ def train_groups(run: SweepRun, mine: range) -> None:
                         for k in range(len(group.members)):
                             save_member(group, k, run.folder)
                     scores = {name: getattr(group.state, name) for name in group.state.EACH}
-                    write_json(own / RESULTS, scores | {TROUBLE: [group.trouble(k) for k in range(len(group.members))]})
+                    trouble = ["" if step else group.trouble(k) for k, step in enumerate(group.state.diverged)]
+                    write_json(own / RESULTS, scores | {TROUBLE: trouble})
                 if run.config.save != "best":
                     (own / checkpoint.LAST).unlink(missing_ok=True)
 
@@ -293,9 +293,7 @@ def read_scores(path: Path, members: list[Config]) -> dict[str, list[Any]]:
             raise ValueError(f"{name} is not a value for each network")
         if any(value < min(first, 0) or value > most.get(name, value) for value in values):
             raise ValueError(f"{name} is out of bounds")
-    if not fits(found.setdefault(TROUBLE, [""] * len(members)), list[str]) or len(found[TROUBLE]) != len(members):
-        raise ValueError(f"{TROUBLE} is not a text for each network")
-    return found
+    return {TROUBLE: [""] * len(members)} | found
 
 
 def save_chosen(run: SweepRun, names: set[str]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 from bp_torch import values
 from bp_torch.cli import UserError, train_command
 from bp_torch.files import read_json
-from bp_torch.flags import Flag, Role, Table, Within, check_bounds, check_effects, check_types, flag, flags_of
+from bp_torch.flags import Flag, Role, Within, check_bounds, check_effects, check_types, flag, flags_of
 from bp_torch.values import CLASSES, CONFIG, PIXELS, Deformation, check_positive, parameter_count
 
 if TYPE_CHECKING:  # imported where they are used: flags are read before torch is loaded
@@ -34,7 +34,7 @@ DeformName = Literal["none", "affine", "elastic", "both"]
 SEEDS = 2**32  # seeds are below this number
 LONGEST_NAME = 200  # bytes of a run's name: file systems allow 255, and a folder that is being made has a longer name
 
-ACTIVATIONS, COSTS = Table("bp_torch.activations", "ACTIVATIONS"), Table("bp_torch.costs", "COSTS")
+ACTIVATIONS, COSTS = "bp_torch.activations:ACTIVATIONS", "bp_torch.costs:COSTS"
 LOG = Flag("log", only_with=("log", (True,)))
 AFFINE = Flag(only_with=("deform", ("affine", "both")))
 ELASTIC = Flag(only_with=("deform", ("elastic", "both")))
@@ -228,8 +228,8 @@ class Config:
     @property
     def outputs(self) -> str:
         """Name of the output activation: the one chosen, or the default of the cost."""
-        default = "identity" if self.cost == "softmax-cross-entropy" else self.absorbed or "sigmoid"
-        return self.output_activation or default
+        of_cost = "identity" if self.cost == "softmax-cross-entropy" else self.absorbed
+        return self.output_activation or of_cost or "sigmoid"
 
     def network(self, device: "torch.device", members: "Sequence[Config] | None" = None) -> "Network":
         """The network with the initial values of this run; or of ``members``, those of the K runs as one network."""
@@ -328,8 +328,8 @@ class Config:
         if folder:
             with suppress(ValueError):  # Windows has no path from one drive to another
                 data_dir = Path(os.path.relpath(data_dir.resolve(), folder.resolve()))
-        start = self.start_from and self.start_from.absolute()
-        fields = dataclasses.asdict(self) | {"data_dir": data_dir, "start_from": start}
+        first = self.start_from and self.start_from.absolute()
+        fields = dataclasses.asdict(self) | {"data_dir": data_dir, "start_from": first}
         del fields["resume"]
         return json.dumps(fields, indent=2, default=str) + "\n"
 

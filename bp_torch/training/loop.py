@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from bp_torch.checkpoint import BEST, LAST, NETWORK_FILE, RESULT
 from bp_torch.convert import save as save_network
-from bp_torch.data import Examples, subsample
+from bp_torch.data import Examples
 from bp_torch.device import choose_device, cpu_hint, has_bfloat16, settings_kept
 from bp_torch.distributed import joined, local_device
 from bp_torch.files import write_json
@@ -29,7 +29,7 @@ from bp_torch.training.config import Config, TrainingError
 from bp_torch.training.divergence import GradientCheck, diverged
 from bp_torch.training.evaluation import BeforeChunk, Score, evaluate, forward_in_chunks
 from bp_torch.training.interruption import Stopped
-from bp_torch.training.run import Run, RunResult, opened, write_history
+from bp_torch.training.run import Run, RunResult, first_network, opened, write_history
 
 LARGEST_PAGE = (784, 128, 64, 10)  # has the most parameters that ``explain page`` takes: its file is below 1.5 MB
 DEEPEST_PAGE = 6  # layers that fit beside each other on it
@@ -78,7 +78,7 @@ def train_epochs(run: Run) -> None:
     quiet = None if run.world.is_first else True  # None: quiet unless stderr is a terminal
     bar = tqdm(total=config.epochs * per_epoch, initial=state.step, unit="step", leave=False, disable=quiet)
     with bar:
-        while not run.done:
+        while state.epoch <= run.last_epoch:
             if config.log and state.step == 0:
                 score_early(run)
                 show(run, histograms=True, pictures=True)
@@ -124,7 +124,7 @@ def train_epochs(run: Run) -> None:
             if ends:
                 report(run, score, partial(stop_if_asked, run))
             else:
-                tell_if_stuck(run, on_training, score)
+                tell_if_stuck(run, score)
             show(run, pictures=shown and (ends or has_pictures(state.epoch)))
             if log:
                 log.scores(on_training, score, state.step, rate)
@@ -138,20 +138,20 @@ def train_epochs(run: Run) -> None:
                 raise Stopped(run.signals.received, run.folder)
 
 
-def tell_if_stuck(run: Run, on_training: Score, score: Score) -> None:
+def tell_if_stuck(run: Run, score: Score) -> None:
     """Say, once, that a run can no longer learn, as soon as that is plain."""
-    config, some = run.config, subsample(run.training)
-    pairs = ((score, run.evaluated.labels), (on_training, some.labels))
-    if not run.stuck and run.world.is_first and all(stuck.is_chance(each.accuracy, labels) for each, labels in pairs):
-        if said := stuck.while_training(config, run.network, run.start, some, run.state.epoch):
-            tqdm.write(wrapped(said))
-        run.stuck = bool(said)
+    config, start = run.config, partial(first_network, run.config, run.network.device)
+    if not run.stuck and run.world.is_first and stuck.is_chance(score.accuracy, run.evaluated.labels):
+        run.stuck = stuck.while_training(config, run.network, start, run.training, run.state.epoch)
+        if run.stuck:
+            tqdm.write(wrapped(run.stuck))
 
 
 def trouble(run: Run, network: Network) -> str:
     """The lines about the ``network`` that the run ends with, if it has learned nothing; else ""."""
     accuracy = evaluate(network, run.test, run.config.cost).accuracy if run.tested is None else run.tested
-    said = stuck.at_the_end(run.config, network, run.start, run.training, run.test, accuracy)
+    start = partial(first_network, run.config, network.device)
+    said = stuck.at_the_end(run.config, network, start, run.training, run.test, accuracy)
     return f"{wrapped(said)}\n" if said else ""
 
 
@@ -182,13 +182,13 @@ def introduction(run: Run) -> str:
         lines.append("bf16 is slow here: this device has no instructions for it; try --precision auto")
     if config.device == "auto" and (hint := cpu_hint(network.device, run.step.batch_size * len(network.parameters))):
         lines.append(hint)
-    if config.resume and not run.done:
+    if config.resume and state.epoch <= run.last_epoch:
         lines.append(f"continuing {run.folder} at epoch {state.epoch}, step {state.steps} of {run.steps_per_epoch}")
-    elif config.resume and run.out_of_patience:
-        lines.append(f"{run.folder} is done: --patience {config.patience} ended it with epoch {state.epoch - 1}")
+    elif config.resume and run.last_epoch < config.epochs:
+        lines.append(f"{run.folder} is done: --patience {config.patience} ended it with epoch {run.last_epoch}")
     elif config.resume:
         lines.append(f"all {config.epochs} epochs of {run.folder} are done: raise --epochs to continue")
-    if not run.done:
+    if state.epoch <= run.last_epoch:
         cost = f"{run.config.evaluated_on} cost"
         lines.append(f"epoch   train cost  accuracy   {cost:>10}  accuracy   examples/s   seconds")
     return "\n".join(lines)

@@ -83,24 +83,12 @@ class Run(InTraining):
     last: StepResult | None = None  # of the last step
     outputs: list[Tensor] = field(default_factory=list)  # a^L of what was evaluated last, (…, 10) each, of the shard
     tested: float | None = None  # the test accuracy of the network that the run ends with, once that is known
-    stuck: bool = False  # whether it was said that it is
+    stuck: str = ""  # the sentence that it is
 
     @property
-    def out_of_patience(self) -> bool:
-        """Whether --patience ends the run here."""
-        return 0 < self.config.patience <= self.state.waited
-
-    @property
-    def done(self) -> bool:
-        """Whether its last epoch is done."""
-        return self.state.epoch > self.config.epochs or self.out_of_patience
-
-    def start(self) -> Network | None:
-        """The network of the first step; None where the file that it started from is gone, or now another."""
-        try:
-            return first_network(self.config, self.network.device)
-        except TrainingError:
-            return None
+    def last_epoch(self) -> int:
+        """The epoch with which it ends: that before the state's if --patience has run out."""
+        return self.state.epoch - 1 if 0 < self.config.patience <= self.state.waited else self.config.epochs
 
     @property
     def evaluated(self) -> Examples:
@@ -169,7 +157,7 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
         check_resumed(config, read_config(config.resume))
     training, test = load_data(config, device)
     training, validation = split(training, config)
-    network = config.network(device) if config.resume else first_network(config, device)
+    network = first_network(dataclasses.replace(config, start_from=None) if config.resume else config, device)
     optimizer = config.optimizer(network)
     running = torch.zeros(2, dtype=torch.float64, device=device)
     state = State(network.parameters, optimizer.velocity, running, network=config.network_name)
@@ -210,10 +198,9 @@ def first_network(config: Config, device: torch.device, members: Sequence[Config
             found = load_network(config.start_from, device)
         except (OSError, ValueError) as error:
             raise TrainingError(f"--start-from: {error}") from error
-        flags = {"sizes": " ".join(map(str, found.sizes)), "activation": found.activation}
-        flags |= {"output-activation": found.output_activation}
         if any(getattr(found, name) != getattr(network, name) for name in SAVED):
-            way = " ".join(f"--{name} {value}" for name, value in flags.items())
+            way = f"--sizes {' '.join(map(str, found.sizes))} --activation {found.activation}"
+            way += f" --output-activation {found.output_activation}"
             raise TrainingError(f"--start-from: {config.start_from} holds another network: add {way}")
         network.parameters.copy_(found.parameters)
     return network

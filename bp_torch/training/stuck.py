@@ -5,6 +5,7 @@ Chance is the accuracy of one answer to every image. A network that does better 
 
 from collections.abc import Callable
 from math import inf, log10, sqrt
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from bp_torch.backprop import backward, forward, output_delta
 from bp_torch.costs import find_cost
-from bp_torch.data import Examples, batch, subsample
+from bp_torch.data import Examples, batch, permutation, subsample
 from bp_torch.network import Network, layer_views
 from bp_torch.text import number, superscript
 from bp_torch.training.config import Config
@@ -23,7 +24,7 @@ LOST = torch.finfo(torch.float32).eps  # a change by this part of a number is lo
 SLIGHT = 0.01  # weights that moved by less of their size are where they were
 BATCH = 1000  # training images that are looked at
 
-Start = Callable[[], Network | None]  # makes the network of the first step again; None: nobody knows it any more
+Start = Callable[[], Network]  # the network of the first step, made again
 
 
 class Layer(NamedTuple):
@@ -69,7 +70,7 @@ def look(network: Network, config: Config, training: Examples, epoch: int) -> li
     gradient, deltas = backward(network, passed, y, config.cost)
     rate, found = config.learning_rate_at(epoch) / (1 - config.momentum), list[Layer]()
     for l, dW in enumerate(layer_views(gradient, network.sizes)[0]):
-        a, size = passed.activations[l + 1], float(deltas[l].double().square().mean().sqrt())
+        a, size = passed.activations[l + 1].double(), float(deltas[l].double().square().mean().sqrt())
         step = rate * part(dW, network.weights[l])
         found.append(Layer(float(shut(network, l, a)), part(a - a.mean(0), a), size, step))
     return found
@@ -89,90 +90,83 @@ def cannot_learn(layers: list[Layer]) -> bool:
 
 def while_training(config: Config, network: Network, start: Start, training: Examples, epoch: int) -> str:
     """A sentence on a network that does no better than chance after ``epoch``, if it is plain that this stays so."""
-    layers = look(network, config, training, epoch)
-    return f"the network is stuck: {why(config, network, start(), training, layers)}" if cannot_learn(layers) else ""
+    if not is_gone(config.start_from) and cannot_learn(layers := look(network, config, training, epoch)):
+        return f"the network is stuck: {why(config, network, start(), training, layers)}"
+    return ""
 
 
 def at_the_end(
     config: Config, network: Network, start: Start, training: Examples, test: Examples, accuracy: float
 ) -> str:
     """A sentence on a network that has learned nothing, by its ``accuracy`` on the ``test`` set; "" of all others."""
-    first, some, p = None, subsample(training), largest(test.labels)
-    shown = f"{100 * accuracy:.2f} % of the test images are right"
-    if not config.epochs:
+    chance = is_chance(accuracy, test.labels)
+    if not config.epochs or not (chance or accuracy < 0.5) or is_gone(config.start_from):
         return ""
-    if is_chance(accuracy, test.labels):
+    first, some, p = start(), subsample(training), largest(test.labels)
+    shown = f"{100 * accuracy:.2f} % of the test images are right"
+    if chance:
         shown += f", and one answer to all gets {100 * p:.2f} %"
         learned = evaluate(network, some, config.cost).accuracy
         if not is_chance(learned, some.labels):
             if learned < accuracy + ERRORS * error(p, test.labels, some.labels):
                 return ""  # it has just begun
-            shown += f", but {100 * learned:.2f} % of the training images"
-            return (
-                f"the network has learned nothing that holds for others: {shown}. Do the labels of both mean the same?"
-            )
+            shown += f", but {100 * learned:.2f} % of the training images: do the labels of both mean the same?"
+            return f"the network has learned nothing that holds for others: {shown}"
     else:
-        first = start() if accuracy < 0.5 else None
-        if first is None or distance(first, network) > SLIGHT:
-            return ""
         before = evaluate(first, test, config.cost).accuracy
-        if accuracy > before + ERRORS * error(before, test.labels, test.labels):
+        if distance(first, network) > SLIGHT or accuracy > before + ERRORS * error(before, test.labels, test.labels):
             return ""
         shown += f", before the first step it was {100 * before:.2f} %"
     layers = look(network, config, training, config.epochs)
     says = "is stuck" if cannot_learn(layers) else "has learned nothing yet"
-    return f"the network {says}: {shown}; {why(config, network, first or start(), training, layers)}"
+    return f"the network {says}: {shown}; {why(config, network, first, training, layers)}"
 
 
-def distance(start: Network, network: Network) -> float:
+def is_gone(start_from: Path | None) -> bool:
+    """Whether the first weights are no longer known."""
+    return start_from is not None and not start_from.is_file()
+
+
+def distance(first: Network, network: Network) -> float:
     """How far the weights of a layer moved, by their size; of the layer that moved furthest."""
-    return max(part(now - then, then) for now, then in zip(network.weights, start.weights, strict=True))
+    return max(part(now - then, then) for now, then in zip(network.weights, first.weights, strict=True))
 
 
-def why(config: Config, network: Network, start: Network | None, training: Examples, layers: list[Layer]) -> str:
+def why(config: Config, network: Network, first: Network, training: Examples, layers: list[Layer]) -> str:
     """The reason, as far as it is known, and what to try."""
-    moved = distance(start, network) if start else inf
-    sizes = [sqrt(sum(float(W.double().square().sum()) for W in each.weights)) for each in (network, start or network)]
+    moved = distance(first, network)
+    now, then = (sqrt(sum(float(W.double().square().sum()) for W in each.weights)) for each in (network, first))
     l = max(range(len(layers)), key=lambda l: layers[l].shut)
     relu, closed = network.activation_of(l) == "relu", layers[l].shut
     passes = f"{'are 0 for every image' if relu else 'are saturated'}, and no gradient comes back through them"
     smaller = f"a much smaller --learning-rate than {config.learning_rate:g}"
-    if start and closed <= look(start, config, training, 1)[l].shut:
-        smaller = f"--init {'he' if relu else 'lecun'}"  # they were so before the first step
+    if closed <= look(first, config, training, 1)[l].shut:  # they were so before the first step
+        smaller = f"--init {'he' if relu else 'lecun'}"
     fades = layers[-1].delta / layers[0].delta if layers[0].delta else inf
-    if not sizes[0]:
+    if not now:
         return "all weights are 0, and so is their gradient: start from others"
-    if config.weight_decay and sizes[0] < 0.1 * sizes[1]:
-        return f"the weights shrank to {number(sizes[0] / sizes[1], 2)} of their size: try a smaller --weight-decay"
-    if relu and closed == 1:
-        return f"all ReLUs of layer {l + 1} {passes}: try {smaller}"
-    if moved < SLIGHT:
+    if config.weight_decay and now < 0.1 * then:
+        return f"the weights shrank to {number(now / then, 2)} of their size: try a smaller --weight-decay"
+    if closed > 0.5 and (moved > SLIGHT or (relu and closed == 1)):
+        units = f"{'all' if closed == 1 else f'{100 * closed:.0f} % of the'} {'ReLUs' if relu else 'activations'}"
+        return f"{units} of layer {l + 1} {passes}: try {smaller}"
+    if moved <= SLIGHT:
         longer = "" if cannot_learn(layers) else ", or more --epochs"
         return f"the weights moved by {number(moved, 2)} of their size in all: try a larger --learning-rate{longer}"
-    if closed > 0.5:
-        return (
-            f"{100 * closed:.0f} % of the {'ReLUs' if relu else 'activations'} of layer {l + 1} {passes}: try {smaller}"
-        )
     if fades > 1000:
         power = superscript(round(log10(fades)))
-        return (
-            f"δ is 10{power} times as small in layer 1 as in the last: try --activation relu --init he, or fewer layers"
-        )
+        return f"δ fades by 10{power} from the last layer to layer 1: try --activation relu --init he, or fewer layers"
     if labels_matter(network, config, training):
         return "the gradient follows the labels: try more --epochs, or a larger --learning-rate"
-    return (
-        "the gradient is no larger than with shuffled labels: try more --epochs, and look whether the labels are right"
-    )
+    return "the gradient is no larger than with shuffled labels: try more --epochs, and check the labels"
 
 
 def labels_matter(network: Network, config: Config, training: Examples) -> bool:
     """Whether the gradient of the last weights, but for what means do to it, is larger than with 99 shuffled labels."""
     x, y = batch(subsample(training, BATCH), slice(None), network.dtype)
     *_, before, a = forward(network, x).activations
-    cost, phi_prime, generator = find_cost(config.cost), network.layers[-1].phi.derivative(a), torch.Generator()
-    orders = [torch.arange(len(y)), *(torch.randperm(len(y), generator=generator.manual_seed(k)) for k in range(99))]
-    gradients = (
-        (output_delta(cost, a, y[k.to(y.device)], phi_prime, 1).mT @ (before - before.mean(0))) for k in orders
-    )
-    sizes = [float(gradient.double().norm()) for gradient in gradients]
+    cost, phi_prime, before = find_cost(config.cost), network.layers[-1].phi.derivative(a), before - before.mean(0)
+    orders = [permutation(len(y), 0, k, y.device) for k in range(99)]
+    deltas = (output_delta(cost, a, targets, phi_prime, 1) for targets in (y, *(y[order] for order in orders)))
+    sizes = [float((delta.mT @ before).double().norm()) for delta in deltas]
     return sizes[0] > max(sizes[1:])

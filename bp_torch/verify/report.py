@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bp_torch.text import count, folded, html_table, table, wrapped
+from bp_torch.text import count, folded, table, wrapped
 from bp_torch.verify.differences import CENTRAL_ACCURACY
 from bp_torch.verify.problem import norm
 
@@ -356,23 +356,17 @@ class Report:
         return [text + (": more than rounding usually makes" if self.multiples[name] > 4 and self.ok else "")]
 
     def _repr_html_(self) -> str:
-        """The verdict, what is wrong, and the table, for a notebook."""
+        """The same as ``str`` for a notebook, with the verdict in its colour."""
         colour = {"RIGHT": "#1a7f37", "WRONG": "#cf222e"}.get(self.verdict, "#9a6700")
-        said = "".join(f"<p>{escape(line)}</p>" for line in [*self.problem_lines(), *self.diagnosis_lines()])
-        rows = html_table(HEADER, self.rows(self.wrong or self._judged()))
-        proof = f"<p><small>{escape(self.proof_line())}</small></p>"
-        return f'<p><b style="color: {colour}">{escape(self.headline())}</b></p>{said}{rows}{proof}'
+        verdict, _, rest = escape(str(self)).partition(":")
+        return f'<pre><b style="color: {colour}">{verdict}</b>:{rest}</pre>'
 
     def table(self, gradients: Sequence[str]) -> str:
-        """The comparisons of these gradients; "" if there are none."""
-        rows = self.rows(gradients)
-        return folded(table(HEADER, rows, right=NUMBERS)) if rows else ""
-
-    def rows(self, gradients: Sequence[str]) -> list[list[str]]:
-        """The cells of the comparisons of these gradients. In float64, float64 is not said twice."""
+        """The comparisons of these gradients; "" if there are none. In float64, float64 is not said twice."""
         uncertain = dict.fromkeys(self.noise, "noise") | dict.fromkeys(self.kinks, "kink")
         rows = [c.row() for name in gradients for c in self.comparisons if c.gradient == name and self._shown(c)]
-        return [[uncertain.get(name, mark) if mark == "WRONG" else mark, name, *rest] for mark, name, *rest in rows]
+        rows = [[uncertain.get(name, mark) if mark == "WRONG" else mark, name, *rest] for mark, name, *rest in rows]
+        return folded(table(HEADER, rows, right=NUMBERS)) if rows else ""
 
     def _shown(self, c: Comparison) -> bool:
         """Hide a row that repeats another: float64 in a check in float64, and widened if another is wrong anyway."""
