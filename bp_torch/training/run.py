@@ -187,10 +187,10 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     return run
 
 
-def first_network(config: Config, device: torch.device, members: Sequence[Config] | None = None) -> Network:
-    """The network before its first step, or K of them: drawn, or that of --start-from. Raises TrainingError."""
+def first_network(config: Config, device: torch.device, *members: Sequence[Config]) -> Network:
+    """The network before its first step, or the K of ``members``: drawn, or --start-from. Raises TrainingError."""
     try:
-        network = config.network(device, members)
+        network = config.network(device, *members)
     except RuntimeError as error:  # the allocator's message says how much was wanted
         raise TrainingError(f"no room for this network on {device}: {str(error).splitlines()[0]}") from error
     if config.start_from:
