@@ -7,7 +7,6 @@ raw files, so that later uses need no torchvision. Every file is checked before 
 """
 
 import hashlib
-import lzma
 from contextlib import suppress
 from importlib import resources
 from math import prod
@@ -124,6 +123,10 @@ def _complete(dataset: str, raw: Path) -> bool:
 
 def _unpack_mnist(raw: Path) -> None:
     """Unpack the missing files. Those that are there already are not touched, and are checked like the rest."""
+    try:
+        import lzma
+    except ImportError as error:  # as pyenv builds Python on a Mac without xz
+        raise DataError(f"this Python has no lzma ({error}): install xz and then Python again") from error
     for name in FAMILIES["mnist"].files:
         if not (raw / name).is_file():
             packed = resources.files("bp_torch").joinpath("mnist", f"{name}.xz")
@@ -231,7 +234,7 @@ def _one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
 
 def permutation(n: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
     """The order (n,) of ``epoch``: drawn from (seed, epoch) alone, so the same in every process and resumed run."""
-    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n)).to(device)
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n)).to(device, torch.int64)
 
 
 def first_shuffled(examples: Examples, n: int, seed: int) -> Examples:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 
 from bp_torch import values
 from bp_torch.cli import UserError, train_command
-from bp_torch.files import read_json
+from bp_torch.files import WINDOWS, read_json
 from bp_torch.flags import Flag, Role, Within, check_bounds, check_effects, check_types, flag, flags_of
 from bp_torch.values import CLASSES, CONFIG, PIXELS, Deformation, check_positive, parameter_count
 
@@ -33,6 +33,7 @@ DeformName = Literal["none", "affine", "elastic", "both"]
 
 SEEDS = 2**32  # seeds are below this number
 LONGEST_NAME = 200  # bytes of a run's name: file systems allow 255, and a folder that is being made has a longer name
+DEFAULT_NAME = 60 if WINDOWS else LONGEST_NAME  # of one that is not given: Windows has 260 for a whole path
 
 ACTIVATIONS, COSTS = "bp_torch.activations:ACTIVATIONS", "bp_torch.costs:COSTS"
 LOG = Flag("log", only_with=("log", (True,)))
@@ -331,7 +332,7 @@ class Config:
         first = self.start_from and self.start_from.absolute()
         fields = dataclasses.asdict(self) | {"data_dir": data_dir, "start_from": first}
         del fields["resume"]
-        return json.dumps(fields, indent=2, default=str) + "\n"
+        return json.dumps(fields, indent=2, default=lambda path: path.as_posix()) + "\n"  # Windows takes a/b too
 
     @classmethod
     def from_json(cls, text: str) -> Self:

@@ -26,7 +26,7 @@ from bp_torch.distributed import World
 from bp_torch.files import is_utf8, replace_file, write_json
 from bp_torch.flags import flags_of
 from bp_torch.network import Network
-from bp_torch.training.config import LONGEST_NAME, Config, TrainingError, check_resumed, read_config, read_config_as
+from bp_torch.training.config import DEFAULT_NAME, Config, TrainingError, check_resumed, read_config, read_config_as
 from bp_torch.training.evaluation import BeforeChunk, Score, evaluate, evaluate_each
 from bp_torch.training.interruption import Signals
 from bp_torch.training.step import Inspect, StepResult, TrainingStep
@@ -275,7 +275,7 @@ def default_run_name(config: Config) -> str:
             values = map(str, value if isinstance(value, tuple) else [value])
             parts.append("-".join(filter(None, [word, *(value.removesuffix(".0") for value in values)])))
     name, time = "_".join([*parts, "-".join(map(str, config.sizes))]), datetime.now().strftime("_%m%d-%H%M%S")
-    most, digest = LONGEST_NAME - len(time), hashlib.sha256(name.encode()).hexdigest()[:8]
+    most, digest = DEFAULT_NAME - len(time), hashlib.sha256(name.encode()).hexdigest()[:8]
     return (name if len(name) <= most else f"{name[: most - 9]}-{digest}") + time
 
 
