@@ -317,7 +317,7 @@ def test_history_has_what_is_printed_and_logged_of_every_epoch(
     for line, row in zip(lines, printed, strict=True):
         costs, parts = [f"{float(n):.4f}" for n in line[3::2]], [f"{100 * float(n):.2f}" for n in line[4::2]]
         assert (line[0], costs[0], parts[0], costs[1], parts[1]) == row
-    logged = curves(folder)["1_accuracy/test"][-4:]
+    logged = curves(folder)["1 accuracy/test"][-4:]
     assert [float(line[6]) for line in lines] == pytest.approx([accuracy for _, accuracy in logged], rel=1e-6)
 
 
