@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Self
@@ -39,6 +39,7 @@ LAST = "last.pt"
 BEST = "best.pt"
 NETWORK_FILE = "network.safetensors"
 RESULT = "result.json"
+HISTORY = "history.csv"
 
 Count = Annotated[int, Within(least=0)]
 
@@ -61,6 +62,8 @@ class State:
     network: str = ""  # sizes and activations: a checkpoint of another network may have tensors of the same shape
     reported: Count = 0  # the epoch after which the results of the run were logged; 0 before
     seconds: Annotated[float, Within(least=0)] = 0.0  # spent on training, evaluation and logging
+    waited: Count = 0  # epochs since the accuracy last rose
+    history: list[tuple[float, ...]] = field(default_factory=list)  # of each epoch, the columns of history.csv
 
     def count_step(self) -> None:
         """Note that a step was made."""
@@ -181,5 +184,5 @@ def locked(folder: Path) -> Iterator[None]:
         except TimeoutError as error:
             holder = holder_of(folder / LOCK)
             raise CheckpointError(f"{folder} is being trained by {holder}: {WAY_OUT}") from error
-        remove_unfinished(folder, (CONFIG, LAST, BEST, NETWORK_FILE, RESULT))
+        remove_unfinished(folder, (CONFIG, LAST, BEST, NETWORK_FILE, RESULT, HISTORY))
         yield

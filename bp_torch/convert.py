@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,21 +25,25 @@ PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a\n")  # how files of torch.save begin, t
 DTYPE_NAMES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-class ScaledTanh(nn.Tanh):
-    """1.7159 tanh(2z/3)."""
-
-    def forward(self, z: Tensor) -> Tensor:
-        """See above."""
-        return ACTIVATIONS["scaled-tanh"].function(z)
-
-
 MODULES: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
-    "scaled-tanh": ScaledTanh,
     "identity": nn.Identity,
 }
+
+
+class FromTable(nn.Identity):
+    """The activation of this ``name`` in the table: one that torch does not have, or that a user has added."""
+
+    def __init__(self, name: str) -> None:
+        """By its name in ``ACTIVATIONS``."""
+        super().__init__()
+        self.name = name
+
+    def forward(self, z: Tensor) -> Tensor:
+        """φ(z)."""
+        return ACTIVATIONS[self.name].function(z)
 
 
 def to_sequential(network: Network) -> nn.Sequential:
@@ -51,8 +56,8 @@ def to_sequential(network: Network) -> nn.Sequential:
         linear.weight.data.copy_(W)
         linear.bias.data.copy_(b)
         modules.append(linear)
-        if network.activation_of(layer) != "identity":
-            modules.append(MODULES[network.activation_of(layer)]())
+        if (name := network.activation_of(layer)) != "identity":
+            modules.append(MODULES.get(name, partial(FromTable, name))())
     return nn.Sequential(*modules)
 
 
@@ -84,11 +89,11 @@ def from_sequential(model: nn.Sequential) -> Network:
                 raise ValueError(f"module {position}, {module}, comes twice, it or its weights: they would be untied")
             linears.append(module)
             found.append("identity")
-        elif type(module) in names and linears and found[-1] == "identity" and not changed(module):
-            found[-1] = names[type(module)]
+        elif type(module) in (*names, FromTable) and linears and found[-1] == "identity" and not changed(module):
+            found[-1] = module.name if isinstance(module, FromTable) else names[type(module)]
         elif position or type(module) is not nn.Flatten or repr(module) != repr(nn.Flatten()) or changed(module):
             wanted = "nn.Linear with a bias, each followed by at most one of "
-            wanted += ", ".join("nn." * hasattr(nn, m.__name__) + m.__name__ for m in MODULES.values())
+            wanted += ", ".join(f"nn.{m.__name__}" for m in MODULES.values())
             raise ValueError(f"module {position} is {module}{changed(module)}: wanted {wanted}")
     if not linears:
         raise ValueError(f"wanted at least one nn.Linear, got {model}")

@@ -9,6 +9,7 @@ from functools import cache
 from math import log10
 from operator import ge, gt, le, lt
 from pathlib import Path
+from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -106,11 +107,14 @@ def shown(number: object) -> str:
 
 
 def check_types(config: Any) -> None:
-    """Raise ValueError for the first field of the dataclass ``config`` whose value has another type."""
+    """Raise ValueError for the first field whose value has another type. A fact "module:name" is a table of names."""
+    tables = {name: fact for name, fact in facts(type(config)) if isinstance(fact, str)}
     for name, hint in types_of(type(config)).items():
-        if not fits(getattr(config, name), hint):
+        value = getattr(config, name)
+        in_table = name in tables and isinstance(value, str)  # a user may have added it
+        if not fits(value, hint) and not (in_table and value in resolve_name(tables[name])):
             wanted = in_words(hint, in_python=True)
-            raise ValueError(f"{flag(name)}: wanted {wanted}, got {getattr(config, name)!r}")
+            raise ValueError(f"{flag(name)}: wanted {wanted}, got {value!r}")
 
 
 def check_effects(config: Any) -> None:

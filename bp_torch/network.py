@@ -8,6 +8,7 @@ Nothing here computes an activation or a gradient; see backprop.py. Lists count 
 """
 
 from collections.abc import Iterator, Sequence
+from html import escape
 from itertools import pairwise
 from math import sqrt
 from typing import Any, NamedTuple, NoReturn, get_args
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bp_torch.activations import ACTIVATIONS, Activation
+from bp_torch.text import table
 from bp_torch.values import InitName
 from bp_torch.values import parameter_count as parameter_count
 
@@ -147,6 +149,13 @@ class Network:
         several = "".join(f"{k} × " for k in self.leading)
         sizes = "-".join(map(str, self.sizes))
         return f"Network({several}{sizes}, {self.activation}, {self.output_activation}, {self.dtype}, {self.device})"
+
+    def _repr_html_(self) -> str:
+        """A row for each layer, for a notebook."""
+        header = ["layer", "inputs", "neurons", "parameters", "activation"]
+        counts = [(l, n_in, n_out, n_in * n_out + n_out) for l, (n_in, n_out) in enumerate(pairwise(self.sizes), 1)]
+        rows = [[*map("{:,}".format, row), self.activation_of(row[0] - 1)] for row in counts]
+        return f"<pre>{self}\n\n{escape(table(header, rows))}</pre>"
 
     def activation_of(self, layer: int) -> str:
         """Name of φ in ``layer`` (an index into ``weights``): the last layer has its own."""

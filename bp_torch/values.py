@@ -1,10 +1,12 @@
 """What is known without torch, above all what flags take: a command's help and its errors do not wait for torch."""
 
+import importlib
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
 from sys import float_info
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from bp_torch.flags import Within, check_bounds
 
@@ -34,6 +36,21 @@ ROUNDED_TO = {  # the largest number that a type of torch rounds to 0, and the s
 
 MOST_THREADS = 1024
 """More than any machine has cores; torch ends in a segmentation fault where it cannot start them."""
+
+
+def on_demand(package: str, names: Collection[str], *modules: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package, which imports what is asked for: a command answers before torch is loaded."""
+
+    def find(name: str) -> Any:
+        if name in modules:
+            return importlib.import_module(f"{package}.{name}")
+        for module in modules if name in names else ():
+            found = vars(importlib.import_module(f"{package}.{module}"))
+            if name in found:
+                return found[name]
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find
 
 
 def parameter_count(sizes: tuple[int, ...]) -> int:

@@ -9,7 +9,7 @@ import pytest
 from bp_torch.cli import parse
 from bp_torch.flags import Flag, Within, check_bounds
 from bp_torch.help import help_text
-from bp_torch.ladder.run import recipe
+from bp_torch.ladder.results import recipe
 from bp_torch.training import Config
 from bp_torch.training.run import default_run_name
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from bp_torch.commands import start
 from bp_torch.ladder import report, results
-from bp_torch.ladder.results import Measured, add, read
-from bp_torch.ladder.run import recipe, run_row
+from bp_torch.ladder.results import Measured, add, read, recipe
+from bp_torch.ladder.run import run_row
 from bp_torch.training import Config, Stopped, TrainingError, open_run, train
 from bp_torch.training.interruption import Signals
 from bp_torch.training.rows import ROWS, Kind, Row, find, read_rows

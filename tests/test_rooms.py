@@ -16,6 +16,7 @@ AUTOGRAD_ROOMS = ("verify", "benchmark")
 
 ROOMS = [  # from the top; a module may import only from its own room and from those below it
     "__main__",
+    "__init__",
     "commands",
     "explain",
     "ladder",
@@ -28,6 +29,7 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "training.log",
     "training.event_file",
     "training.images",
+    "training.stuck",
     "training.config",
     "training.rows",
     "training.evaluation",
@@ -36,7 +38,6 @@ ROOMS = [  # from the top; a module may import only from its own room and from t
     "own_backward",
     "verify",
     "checkpoint",
-    "__init__",
     "digits",
     "backprop",
     "sgd",

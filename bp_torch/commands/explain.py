@@ -6,7 +6,6 @@
 An idea is loaded only when it is named. Nothing here computes.
 """
 
-import importlib
 import time
 import webbrowser
 from functools import partial
@@ -18,6 +17,8 @@ from tqdm import tqdm
 from bp_torch.cli import one_line_errors, parse, unknown
 from bp_torch.commands import load_torch
 from bp_torch.explain import IDEAS as IDEAS
+from bp_torch.explain import compute as compute
+from bp_torch.explain import load_idea as load_idea
 from bp_torch.explain.options import AllOptions, options_of
 from bp_torch.files import check_writable, replace_file
 from bp_torch.text import fitted, named, wrapped
@@ -48,18 +49,6 @@ def main(arguments: list[str]) -> None:
     with one_line_errors():
         load_torch(options.threads)
         {"all": show_all, "page": show_page}.get(name, partial(show, name))(options)
-
-
-def load_idea(name: str) -> Any:
-    """The module of an idea, or of the page."""
-    return importlib.import_module(f"bp_torch.explain.{'more_data' if name == 'data' else name}")
-
-
-def compute(name: str, subject: "Subject", options: Any) -> Any:
-    """The ``Idea`` of this name on the network of ``subject``."""
-    from bp_torch.explain.subject import with_example
-
-    return getattr(load_idea(name), name.capitalize())(with_example(subject, options), options)
 
 
 def show(name: str, options: Any) -> None:

@@ -5,7 +5,6 @@ may be started by hand, with train.py --recipe ROW --seed S --runs-dir runs/ladd
 """
 
 import dataclasses
-import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -16,8 +15,8 @@ from bp_torch.benchmark.report import describe_machine
 from bp_torch.checkpoint import CONFIG, NETWORK_FILE, RESULT
 from bp_torch.device import choose_device
 from bp_torch.files import read_json
-from bp_torch.flags import WHOLE, fits, flag, flags_of
-from bp_torch.ladder.results import COMMAND, FILE, Measured, add
+from bp_torch.flags import WHOLE, fits, flag
+from bp_torch.ladder.results import COMMAND, FILE, Measured, add, recipe
 from bp_torch.sweep.config import LISTS, SweepConfig
 from bp_torch.sweep.loop import sweep
 from bp_torch.sweep.plan import quickest
@@ -26,12 +25,6 @@ from bp_torch.training import Config, TrainingError, train
 from bp_torch.training.config import read_config, read_config_as
 from bp_torch.training.rows import Row
 from bp_torch.training.run import RunResult
-
-
-def recipe(config: Config) -> dict[str, Any]:
-    """The fields that decide which networks come out, as JSON has them."""
-    fields, flags = dataclasses.asdict(config), flags_of(type(config))
-    return json.loads(json.dumps({name: fields[name] for name in fields if flags[name].role == "recipe"}))  # type: ignore[no-any-return]
 
 
 def run_row(row: Row, wanted: Config, seeds: range, file: Path = FILE) -> Measured:

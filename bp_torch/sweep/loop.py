@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from bp_torch import checkpoint
 from bp_torch.checkpoint import CheckpointError, State, locked, made_whole, make_folder, remove_unfinished_folders
@@ -30,13 +30,14 @@ from bp_torch.sweep import report
 from bp_torch.sweep.config import COMMAND, LISTS, SweepConfig
 from bp_torch.sweep.group import Group, GroupState, new_group
 from bp_torch.sweep.plan import groups
+from bp_torch.sweep.report import TROUBLE
 from bp_torch.text import count
 from bp_torch.training.config import Config, TrainingError, check_resumed, read_config_as
 from bp_torch.training.evaluation import Score
 from bp_torch.training.interruption import Signals, Stopped
 from bp_torch.training.log import RunLog
 from bp_torch.training.loop import early_steps, synchronize
-from bp_torch.training.run import default_run_name, load_data
+from bp_torch.training.run import default_run_name, load_data, write_history
 
 GROUPS = "groups"
 PLAN = "groups.json"  # the networks that are trained at once, by name: a sweep is resumed with the groups it began with
@@ -148,7 +149,8 @@ def train_groups(run: SweepRun, mine: range) -> None:
                         for k in range(len(group.members)):
                             save_member(group, k, run.folder)
                     scores = {name: getattr(group.state, name) for name in group.state.EACH}
-                    write_json(own / RESULTS, scores)
+                    trouble = ["" if step else group.trouble(k) for k, step in enumerate(group.state.diverged)]
+                    write_json(own / RESULTS, scores | {TROUBLE: trouble})
                 if run.config.save != "best":
                     (own / checkpoint.LAST).unlink(missing_ok=True)
 
@@ -242,7 +244,9 @@ def save_member(group: Group, k: int, folder: Path) -> None:
         return
     with made_whole(own) as made:
         write_json(made / checkpoint.CONFIG, json.loads(member.to_json(own)))
-        group.member_state(k).save(made / checkpoint.LAST)
+        (state := group.member_state(k)).save(made / checkpoint.LAST)
+        if state.history:
+            write_history(made, member.evaluated_on, state.history)
         if member.validation and not diverged:
             group.best_state(k).save(made / checkpoint.BEST)
         if member.log:
@@ -291,7 +295,7 @@ def read_scores(path: Path, members: list[Config]) -> dict[str, list[Any]]:
             raise ValueError(f"{name} is not a value for each network")
         if any(value < min(first, 0) or value > most.get(name, value) for value in values):
             raise ValueError(f"{name} is out of bounds")
-    return found
+    return {TROUBLE: [""] * len(members)} | found
 
 
 def save_chosen(run: SweepRun, names: set[str]) -> None:

@@ -35,6 +35,7 @@ SEEDS = 2**32  # seeds are below this number
 LONGEST_NAME = 200  # bytes of a run's name: file systems allow 255, and a folder that is being made has a longer name
 DEFAULT_NAME = 60 if WINDOWS else LONGEST_NAME  # of one that is not given: Windows has 260 for a whole path
 
+ACTIVATIONS, COSTS = "bp_torch.activations:ACTIVATIONS", "bp_torch.costs:COSTS"
 LOG = Flag("log", only_with=("log", (True,)))
 AFFINE = Flag(only_with=("deform", ("affine", "both")))
 ELASTIC = Flag(only_with=("deform", ("elastic", "both")))
@@ -46,14 +47,14 @@ class Config:
 
     sizes: Annotated[tuple[int, ...], Flag(first_column=True)] = (784, 16, 16, 10)
     """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between."""
-    activation: Annotated[values.ActivationName, Flag(word="", first_column=True)] = "sigmoid"
+    activation: Annotated[values.ActivationName, Flag(word="", first_column=True), ACTIVATIONS] = "sigmoid"
     """Activation of the hidden layers."""
-    output_activation: values.ActivationName | None = None
+    output_activation: Annotated[values.ActivationName | None, ACTIVATIONS] = None
     """Activation of the last layer. None: sigmoid, or identity for the softmax cost, which contains the softmax."""
     init: values.InitName = "lecun"
     """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform: from
     −1/√n_in to 1/√n_in. Other biases are zero."""
-    cost: Annotated[values.CostName, Flag(word="", first_column=True)] = "quadratic"
+    cost: Annotated[values.CostName, Flag(word="", first_column=True), COSTS] = "quadratic"
     """Cost of one example; it is averaged over examples."""
     learning_rate: Annotated[float, Flag(word="lr", first_column=True)] = 3.0
     """Learning rate of the first epoch."""
@@ -81,6 +82,8 @@ class Config:
     validation: Annotated[int, Within(least=0)] = 0
     """Hold out this many: the last of the shuffled training examples. They are evaluated after each epoch in the place
     of the test set, which is evaluated once, with the network that did best on them."""
+    patience: Annotated[int, Within(least=0)] = 0
+    """With --validation: end the run once so many epochs in a row are not better than the best before. 0: never."""
     deform: DeformName = "none"
     """Deform the training images, anew in each epoch: affine turns, shears, scales and shifts them, elastic bends them,
     both does both."""
@@ -98,6 +101,9 @@ class Config:
     """Factor of the smoothed noise."""
     seed: Annotated[int, Within(least=0), Flag("seed")] = 0
     """Seed of the initial values, of every shuffle and of every deformation."""
+    start_from: Annotated[Path | None, Flag("place", word="from")] = None
+    """Network to go on training, a .safetensors file of the same --sizes and activations. None: initial values are
+    drawn."""
     recipe: Annotated[str | None, Flag("place")] = None
     """A row of the ladder (python -m bp_torch ladder), whose settings the other flags then have. None: the defaults."""
     runs_dir: Annotated[Path, Flag("place")] = Path("runs")
@@ -166,11 +172,13 @@ class Config:
             wanted = "--precision full, bf16 or auto, got tf32, in which autograd is no reference"
             raise ValueError(f"--verify-every: wanted {wanted}")
         check_effects(self)
+        if self.patience and not self.validation:
+            raise ValueError("--patience has no effect without --validation, which says on how many examples")
         if self.schedule == "exponential" and self.learning_rate_decay >= 1:
             wanted = f"less than 1 with --schedule exponential, got {self.learning_rate_decay}"
             raise ValueError(f"--learning-rate-decay: wanted {wanted}")
         self.deformation  # noqa: B018 (raises for a value out of range)
-        if (needed := values.ABSORBED.get(self.cost)) not in (None, self.outputs):
+        if (needed := self.absorbed) not in (None, self.outputs):
             raise ValueError(f"{self.cost} needs {needed} outputs, the network has {self.outputs}")
         values.check_momentum(self.momentum)
         values.check_weight_decay(self.weight_decay, self.dtype)
@@ -199,7 +207,7 @@ class Config:
             raise ValueError(f"--run-name: wanted the name of one folder in --runs-dir, got {name!r}")
         if name is not None and len(name.encode(errors="replace")) > LONGEST_NAME:
             raise ValueError(f"--run-name: wanted at most {LONGEST_NAME} bytes, got {name!r}")
-        for field in ("run_name", "runs_dir", "data_dir", "resume"):
+        for field in ("run_name", "runs_dir", "data_dir", "resume", "start_from"):
             text = str(getattr(self, field))
             with suppress(UnicodeEncodeError):
                 if b"\0" not in os.fsencode(text):
@@ -221,9 +229,19 @@ class Config:
         return "validation" if self.validation else "test"
 
     @property
+    def absorbed(self) -> str | None:
+        """Name of the output activation that the cost requires; None where it takes any."""
+        if self.cost in get_args(values.CostName):
+            return values.ABSORBED.get(self.cost)
+        from bp_torch.costs import find_cost
+
+        return find_cost(self.cost).absorbs  # of one that a user has added
+
+    @property
     def outputs(self) -> str:
         """Name of the output activation: the one chosen, or the default of the cost."""
-        return self.output_activation or ("identity" if self.cost == "softmax-cross-entropy" else "sigmoid")
+        of_cost = "identity" if self.cost == "softmax-cross-entropy" else self.absorbed
+        return self.output_activation or of_cost or "sigmoid"
 
     def network(self, device: "torch.device", members: "Sequence[Config] | None" = None) -> "Network":
         """The network with the initial values of this run; or of ``members``, those of the K runs as one network."""
@@ -322,7 +340,8 @@ class Config:
         if folder:
             with suppress(ValueError):  # Windows has no path from one drive to another
                 data_dir = Path(os.path.relpath(data_dir.resolve(), folder.resolve()))
-        fields = dataclasses.asdict(self) | {"data_dir": data_dir}
+        first = self.start_from and self.start_from.absolute()
+        fields = dataclasses.asdict(self) | {"data_dir": data_dir, "start_from": first}
         del fields["resume"]
         return json.dumps(fields, indent=2, default=lambda path: path.as_posix()) + "\n"  # Windows takes a/b too
 
@@ -332,6 +351,7 @@ class Config:
         try:
             fields = json.loads(text)
             paths = {name: Path(fields[name]) for name in ("data_dir", "runs_dir")}
+            paths |= {"start_from": Path(start)} if (start := fields.get("start_from")) else {}
             lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
             defaults = {field.name: field.default for field in dataclasses.fields(cls)}
             return cls(**defaults | {"sizes": ()} | fields | paths | lists)

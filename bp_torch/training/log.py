@@ -32,6 +32,7 @@ from bp_torch.training.config import Config
 from bp_torch.training.evaluation import Score
 from bp_torch.training.event_file import EventFile
 from bp_torch.training.step import StepResult
+from bp_torch.training.stuck import shut
 
 if TYPE_CHECKING:  # matplotlib takes a while to load, and training imports this module
     from matplotlib.figure import Figure
@@ -145,11 +146,8 @@ class RunLog:
             return {}
         values = layers(RMS_DELTA, (log10(d.float().square().mean().sqrt()) for d in result.backward.deltas))
         for n, a in enumerate(result.forward.activations[1:], 1):
-            if (blocked := blocked_tag(self.network.activation_of(n - 1))) == DEAD:
-                values[f"{DEAD}/layer {n}"] = (a == 0).all(-2).float().mean()
-            elif blocked:
-                slope = self.network.layers[n - 1].phi.derivative(a)
-                values[f"{SATURATED}/layer {n}"] = (slope < 0.01).float().mean()
+            if blocked := blocked_tag(self.network.activation_of(n - 1)):
+                values[f"{blocked}/layer {n}"] = shut(self.network, n - 1, a)
         return values
 
     def write_points(self) -> bool:

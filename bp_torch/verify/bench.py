@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from bp_torch.verify.bank import LAYERS, Backward, Layer, faulty
 from bp_torch.verify.bank.layers import normal
