@@ -162,5 +162,7 @@ def test_stdin_is_a_file_as_well(seven: Path, run: Path) -> None:
     command = [sys.executable, "-m", "bp_torch", "predict", "-", "--run", str(run)]
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
     with seven.open("rb") as stdin:
-        done = subprocess.run(command, stdin=stdin, env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            command, stdin=stdin, env=environment, capture_output=True, text=True, check=True, encoding="utf-8"
+        )
     assert "\n-: 7" in done.stdout and "####" in done.stdout and not done.stderr

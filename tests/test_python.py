@@ -40,7 +40,9 @@ print(sorted({name.split(".")[0] for name in set(sys.modules) - before} & {"torc
 
 
 def test_top_shows_its_names_and_loads_nothing_before_they_are_used() -> None:
-    done = subprocess.run([sys.executable, "-c", LOOK], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LOOK], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     shown, loaded = done.stdout.splitlines()
     assert loaded == "[]" and ast.literal_eval(shown) == dir(bp_torch)
     wanted = {"train", "Config", "Network", "forward", "backward", "verify", "open_run", "evaluate", "load"}

@@ -324,7 +324,9 @@ def test_history_has_what_is_printed_and_logged_of_every_epoch(
 def test_history_is_written_anew_from_the_checkpoint(config: Config) -> None:
     train(replace(config, epochs=4, run_name="whole"))
     folder = train(replace(config, epochs=2, run_name="part"))
-    (folder / HISTORY).write_text("epoch,step\n1,20\n2,40\n3,60\n")  # as if killed after this file, before the other
+    (folder / HISTORY).write_text(
+        "epoch,step\n1,20\n2,40\n3,60\n", encoding="utf-8"
+    )  # as if killed after this file, before the other
     train(replace(resumed(config, "part"), epochs=4))
     assert history(folder) == history(config.runs_dir / "whole")
 

@@ -161,7 +161,7 @@ def test_file_of_another_network_is_refused_with_the_flags_that_it_needs(data_di
     with pytest.raises(TrainingError, match=f"--start-from: .*other.safetensors holds another network: add {flags}"):
         train(config)
     for name, message in {"none": "no file", "config.json": "holds no network"}.items():
-        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "config.json").write_text("{}", encoding="utf-8")
         with pytest.raises(TrainingError, match=f"--start-from: .*{message}"):
             train(replace(config, start_from=tmp_path / name))
     assert not (tmp_path / "one").exists()

@@ -249,7 +249,7 @@ def test_sweep_counts_the_networks_that_learned_nothing(
         in printed
     )
     assert len(re.findall(UNMOVED, printed)) == 2 and len(re.findall(SATURATED.removesuffix("$"), printed)) == 1
-    rows = json.loads((folder / "sweep.json").read_text())["networks"]
+    rows = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["networks"]
     for row in rows:
         assert bool(row["trouble"]) == (row["learning_rate"] != 1.0)
     alone = Config(

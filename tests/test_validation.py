@@ -148,7 +148,7 @@ def test_more_examples_than_there_are_raise_training_error(
 
 
 def accuracies(folder: Path) -> list[float]:
-    lines = (folder / "history.csv").read_text().splitlines()
+    lines = (folder / "history.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0].endswith("validation_cost,validation_accuracy")
     return [float(line.split(",")[-1]) for line in lines[1:]]
 
