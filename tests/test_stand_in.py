@@ -74,7 +74,7 @@ def on_the_cpu(config: Config) -> Tensor:
 def test_no_step_waits_for_the_device_and_an_epoch_does_so_a_few_times(
     config: Config, elsewhere: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For curves, two scores, the largest class, ranges and counts of histograms, whether θ is finite; 4 for pictures."""
+    """For curves, two scores, the largest class, ranges and counts of histograms, a finite θ; 4 for pictures."""
     waits: list[int] = []
     scored = 0  # waits of the scores between the steps of the first epoch
     run, score_early = TrainingStep.run, loop.score_early
