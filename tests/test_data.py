@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torchvision import datasets
@@ -11,7 +12,6 @@ from torchvision import datasets
 from bp_torch import data
 from bp_torch.data import (
     CHECKSUMS,
-    TENSORS,
     DataError,
     Examples,
     batch,
@@ -21,6 +21,9 @@ from bp_torch.data import (
     permutation,
     subsample,
 )
+from bp_torch.kind import Kind
+from bp_torch.network import Network
+from bp_torch.training import evaluate
 from tests.harness import FORK
 
 TWO = Path("MNIST/raw/t10k-labels-idx1-ubyte")
@@ -41,7 +44,7 @@ def test_existing_files_are_used_and_not_written(data_dir: Path, tmp_path: Path)
     for name in data.MNIST_SHA256:
         (raw / name).symlink_to(data_dir / "MNIST/raw" / name)
     load("mnist", tmp_path)
-    assert {path.name for path in raw.iterdir()} == {*data.MNIST_SHA256, TENSORS}
+    assert {path.name for path in raw.iterdir()} == {*data.MNIST_SHA256}
     assert all((raw / name).is_symlink() for name in data.MNIST_SHA256)
 
 
@@ -61,70 +64,23 @@ def test_damaged_file_raises_data_error_naming_it(damage: Callable[[bytes], byte
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "qmnist"])
-def test_torchvision_reads_a_data_set_once(
+def test_torchvision_is_needed_for_downloads_alone(
     dataset: str, published: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if dataset != "mnist":
         published(dataset)
-    first = load(dataset, tmp_path)
+        load(dataset, tmp_path)
     monkeypatch.setattr("bp_torch.data.Family.loader", property(lambda family: pytest.fail("torchvision is used")))
-    for one, other in zip(load(dataset, tmp_path), first, strict=True):
-        assert torch.equal(one.x, other.x) and torch.equal(one.labels, other.labels)
-        assert (one.x.dtype, one.labels.dtype) == (torch.uint8, other.labels.dtype) and one.x.is_contiguous()
+    for examples in load(dataset, tmp_path):
+        assert examples.x.is_contiguous() and examples.labels.is_contiguous() and len(examples.x)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: content[:-1],
-        lambda content: content[: len(content) // 2],
-        lambda content: b"",
-        lambda content: content[:-99] + bytes([content[-99] ^ 1]) + content[-98:],
-        lambda content: content.replace(b"[3,784]", b"[4,588]", 1),
-        lambda content: content.replace(b'"I64"', b'"F64"', 1),
-        lambda content: content.replace(b"train.x", b"trial.x"),
-        None,
-    ],
-    ids=["short", "half", "empty", "altered", "another shape", "another dtype", "another name", "of other raw files"],
-)
-def test_damaged_tensors_are_read_from_the_raw_files_again(
-    damage: Callable[[bytes], bytes] | None,
-    published: Callable[[str], Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    raw = published("emnist-digits")
-    first, path = load("emnist-digits", tmp_path), raw / TENSORS
-    whole = path.read_bytes()
-    if damage:
-        assert damage(whole) != whole
-        path.write_bytes(damage(whole))
-    else:
-        path.write_bytes(whole.replace(data._sha256(raw / data.FAMILIES["emnist-digits"].files[0]).encode(), b"0" * 64))
-    for _ in range(2):
-        again = load("emnist-digits", tmp_path)
-        assert torch.equal(again[0].x, first[0].x) and torch.equal(again[1].labels, first[1].labels)
-        monkeypatch.setattr("bp_torch.data.Family.loader", property(lambda family: pytest.fail("it is written anew")))
-
-
-def test_tensors_that_cannot_be_kept_are_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load("mnist", tmp_path)
-    (tmp_path / "MNIST/raw" / TENSORS).unlink()
-
-    def full(path: Path, content: bytes) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("bp_torch.data.replace_file", full)
-    assert len(load("mnist", tmp_path)[1].labels) == 10_000
-
-
-def test_old_cache_of_torchvision_raises_data_error(tmp_path: Path) -> None:
+def test_old_cache_of_torchvision_is_not_read(tmp_path: Path, mnist: tuple[Examples, Examples]) -> None:
     load("mnist", tmp_path)
     (tmp_path / "MNIST/processed").mkdir()
     for name in ("training.pt", "test.pt"):
         torch.save((torch.zeros(1, 28, 28, dtype=torch.uint8), torch.zeros(1)), tmp_path / "MNIST/processed" / name)
-    with pytest.raises(DataError, match=r"processed holds \.pt files"):
-        load("mnist", tmp_path)
+    assert torch.equal(load("mnist", tmp_path)[1].x, mnist[1].x)
 
 
 def test_folder_that_cannot_be_written_raises_data_error(tmp_path: Path) -> None:
@@ -156,7 +112,7 @@ def idx(array: torch.Tensor, kind: int) -> bytes:
 
 def archives(dataset: str, images: torch.Tensor) -> dict[str, bytes]:
     """Packed files of ``dataset`` with these images in both sets, labels 0, 1, 2, …"""
-    labels = torch.arange(len(images), dtype=torch.uint8)
+    labels = torch.arange(len(images), dtype=torch.uint8) + (dataset == "emnist-letters")  # which count from 1
     extended = torch.zeros(len(images), 8, dtype=torch.int32)
     extended[:, 0] = labels
     packed = {}
@@ -185,7 +141,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         raw.mkdir(parents=True)
         md5 = {}
         for name, content in archives(dataset, IMAGES).items():
-            if dataset == "emnist-digits":  # torchvision unpacks gzip.zip, then the files in it
+            if dataset.startswith("emnist"):  # torchvision unpacks gzip.zip, then the files in it
                 (raw / name).write_bytes(gzip.decompress(content))
             else:
                 (raw / f"{name}.gz").write_bytes(content)
@@ -194,7 +150,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         if isinstance(resources, dict):
             changed = {k: [(u, md5.get(u.rsplit("/")[-1], m)) for u, m in v] for k, v in resources.items()}
             monkeypatch.setattr(family.loader, "resources", changed)
-        elif dataset != "emnist-digits":
+        elif not dataset.startswith("emnist"):
             monkeypatch.setattr(family.loader, "resources", [(url, md5[url]) for url, _ in resources])
         return raw
 
@@ -206,12 +162,12 @@ def test_other_data_sets_are_read_and_checked_at_each_use(
     dataset: str, published: Callable[[str], Path], tmp_path: Path
 ) -> None:
     raw = published(dataset)
-    upright = IMAGES.transpose(1, 2) if dataset == "emnist-digits" else IMAGES
+    upright = IMAGES.transpose(1, 2) if dataset.startswith("emnist") else IMAGES
     for _ in range(2):
         for examples in load(dataset, tmp_path):
             assert torch.equal(examples.x.view(-1, 28, 28), upright)
             assert examples.labels.tolist() == [0, 1, 2]
-    assert (raw / CHECKSUMS).read_text().count("\n") == 4
+    assert (raw / f"{data.FAMILIES[dataset].prefix}{CHECKSUMS}").read_text().count("\n") == 4
     damaged = raw / data.FAMILIES[dataset].files[0]
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
     with pytest.raises(DataError, match=f"{damaged.name} is truncated or altered"):
@@ -224,6 +180,87 @@ def test_truncated_file_is_found_on_first_use_too(published: Callable[[str], Pat
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DataError, match=rf"{path.name} is truncated: it has 2358 bytes, wanted 2368"):
         load("emnist-digits", tmp_path)
+
+
+@pytest.mark.parametrize("left", ["read only", "with checksums"])
+def test_complete_folder_that_may_only_be_read_is_read(
+    left: str, published: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = published("kmnist")
+    load("kmnist", tmp_path)
+    if left == "read only":
+        (raw / CHECKSUMS).unlink()
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(raw))
+
+    for name in ("lock_in", "replace_file"):
+        monkeypatch.setattr(f"bp_torch.data.{name}", denied)
+    assert load("kmnist", tmp_path)[0].labels.tolist() == [0, 1, 2]
+    damaged = raw / data.FAMILIES["kmnist"].files[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(DataError, match="truncated"):
+        load("kmnist", tmp_path)
+
+
+# ---- somebody else's data ----
+
+
+def put(path: Path, content: bytes = b"1,2,3\n") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["letters.csv"], "holds letters.csv, and no mnist yet: to train on it, give --dataset .*/letters.csv; for mn"),
+        (["train-images-idx3-ubyte.gz"], "holds train-images-idx3-ubyte.gz, .* move it into .*/MNIST/raw; else"),
+        (["a.npz", "notes.md"], "holds a.npz, and no mnist"),
+        (["cat/1.png", "dog/2.PNG", ".DS_Store"], "holds images, and no mnist yet: .*--dataset .*/here; for mnist"),
+        (["train/cat/1.jpg", "test/cat/2.jpg"], "holds images"),
+        (["1.jpeg"], "holds 1.jpeg"),
+    ],
+)
+def test_folder_with_data_of_ones_own_is_refused(files: list[str], message: str, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    for name in files:
+        put(here / name)
+    with pytest.raises(DataError, match=message):
+        load("mnist", here)
+    assert {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()} == {*files}, (
+        "nothing is unpacked"
+    )
+
+
+def test_folder_with_other_things_takes_mnist(tmp_path: Path) -> None:
+    for name in ("docs/picture.png", "notes.md", "package/code.py", "FashionMNIST/raw/a.gz", "cifar-10.tar.gz"):
+        put(tmp_path / name)
+    assert len(load("mnist", tmp_path)[1].labels) == 10_000
+    put(tmp_path / "letters.csv")
+    assert load("mnist", tmp_path)[0].kind.source == str(tmp_path / "MNIST/raw"), (
+        "it is there, and what is read is said"
+    )
+
+
+def test_foreign_archives_in_the_place_of_mnist_are_refused(tmp_path: Path, data_dir: Path) -> None:
+    raw, name = tmp_path / "MNIST/raw", "t10k-labels-idx1-ubyte"
+    put(raw / f"{name}.gz", gzip.compress(b"\0\0\x08\1\0\0\0\1\5"))
+    with pytest.raises(DataError, match=rf"{name}.gz is not that of MNIST: to train on it, give --dataset .*raw"):
+        load("mnist", tmp_path)
+    put(raw / f"{name}.gz", gzip.compress((data_dir / "MNIST/raw" / name).read_bytes()))
+    assert len(load("mnist", tmp_path)[1].labels) == 10_000
+
+
+def test_archives_that_are_there_are_not_asked_for_as_if_they_were_not(
+    published: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = published("fashion-mnist")
+    monkeypatch.setattr(datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    (raw / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"other"))
+    with pytest.raises(DataError, match=r"raw/t10k-images-idx3-ubyte.gz is not as published: replace it") as caught:
+        load("fashion-mnist", tmp_path)
+    assert "train-images" not in str(caught.value) and "put" not in str(caught.value)
 
 
 def test_failed_download_names_the_folder_and_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,6 +292,41 @@ def test_one_hot_equals_that_of_torch() -> None:
 def test_invalid_labels_raise_value_error(labels: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         one_hot(labels)
+    with pytest.raises(ValueError, match=message.replace(r"(1, 1)", ".*")):
+        Examples(torch.zeros(len(labels), 784), labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64])
+def test_labels_of_every_integer_type_are_taken(dtype: torch.dtype) -> None:
+    examples = Examples(torch.zeros(3, 784), torch.tensor([3, 0, 9]).to(dtype))
+    assert examples.labels.dtype == torch.int64 and examples.labels.tolist() == [3, 0, 9]
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.full((2, 784), 255.0), "x holds floats from 255 to 255, wanted 0 to 1, or bytes of 0 to 255"),
+        (torch.tensor([[-1.0] + [0.5] * 783] * 2), "x holds floats from -1 to 0.5, wanted 0 to 1"),
+        (torch.tensor([[float("nan")] + [0.5] * 783] * 2), "x holds floats from nan to nan, wanted 0 to 1"),
+        (torch.zeros(2, 784, dtype=torch.int64), "x is torch.int64, wanted torch.uint8"),
+        (torch.zeros(2, 784, dtype=torch.bool), "x is torch.bool, wanted torch.uint8"),
+        (torch.zeros(2, 28, 28), r"x has shape \(2, 28, 28\), wanted \(2, 28\), .*x.flatten\(1\)"),
+        (torch.zeros(3, 784), r"x has shape \(3, 784\), wanted \(2, 784\), a row for each label"),
+        (np.zeros((2, 784)), r"x is a ndarray, wanted a tensor: torch.as_tensor\(x\)"),
+    ],
+)
+def test_pixels_that_are_neither_bytes_nor_0_to_1_raise_value_error(x: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Examples(x, torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_floats_from_0_to_1_score_as_the_bytes_do(mnist: tuple[Examples, Examples], dtype: torch.dtype) -> None:
+    some = first_shuffled(mnist[1], 500, seed=0)
+    network = Network((784, 30, 10), init="normal")
+    wanted = evaluate(network, some, "quadratic")
+    found = evaluate(network, Examples(some.x.to(dtype) / 255, some.labels), "quadratic")
+    assert found.accuracy == wanted.accuracy and found.cost == pytest.approx(wanted.cost, rel=1e-5)
 
 
 def test_order_of_an_epoch_depends_on_seed_and_epoch_alone() -> None:
@@ -269,7 +341,7 @@ def test_order_of_an_epoch_depends_on_seed_and_epoch_alone() -> None:
 def test_batches_hold_every_example_once_scaled_to_0_1(
     mnist: tuple[Examples, Examples], dtype: torch.dtype, device: torch.device
 ) -> None:
-    examples = Examples(*(tensor.to(device) for tensor in first_shuffled(mnist[1], 250, seed=0)))
+    examples = first_shuffled(mnist[1], 250, seed=0).map(lambda tensor: tensor.to(device))
     order = permutation(250, seed=0, epoch=1, device=device)
     batches = [batch(examples, indices, dtype) for indices in order.split(100)]
     assert [len(x) for x, _ in batches] == [100, 100, 50]
@@ -280,7 +352,7 @@ def test_batches_hold_every_example_once_scaled_to_0_1(
 
 @pytest.mark.parametrize(("n", "kept"), [(60_000, 8_572), (12_345, 12_345), (20_001, 6_667), (7, 7)])
 def test_subsample_is_evenly_spaced_at_an_odd_distance(n: int, kept: int) -> None:
-    some = subsample(Examples(torch.arange(n)[:, None], torch.arange(n)))
+    some = subsample(Examples(torch.arange(n)[:, None].double(), torch.arange(n), Kind(1, n, image=())))
     assert len(some.labels) == kept
     assert torch.equal(some.x[:, 0], some.labels)
     assert some.labels[0] == 0 and n - some.labels[-1] <= n // kept

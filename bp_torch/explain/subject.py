@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.cli import UserError, train_command
-from bp_torch.data import Examples, batch, folder_of_run, load, permutation
+from bp_torch.data import Examples, batch, permutation
 from bp_torch.deform import deformed
 from bp_torch.device import choose_device
 from bp_torch.explain.options import ExampleOptions, NetworkOptions
 from bp_torch.network import Network
 from bp_torch.training import NETWORK_FILE, Config, open_run
-from bp_torch.training.run import split
+from bp_torch.training.run import load_data, split
 
 CHUNK = 10_000  # examples at once: enough to keep a core busy, few enough for 64 MB of float64 pixels
 
@@ -85,8 +85,9 @@ def open_subject(options: NetworkOptions) -> Subject:
         if not (folder / NETWORK_FILE).is_file():
             raise UsageError(f"no trained network in {folder}; train one with: {train_command()}")
         config, network = open_run(folder, device)
-    directory = options.data_dir or folder_of_run(config.dataset, config.data_dir)
-    training, test = load(config.dataset, directory, device)
+    training, test = load_data(config, device, None if options.untrained else folder, options.data_dir)
+    if not training.kind.is_digits:
+        raise UsageError(f"explain draws 28×28 images of ten classes, {config.dataset} has {training.kind.words}")
     training, _ = split(training, config)
     return Subject(config, network, training, test, folder, not options.untrained)
 
@@ -183,7 +184,7 @@ def train_steps(
 ) -> Iterator[int]:
     """Train ``network`` as ``training.train`` does, for ``steps``, None: all epochs; yield their number after each."""
     n, done, optimizer = len(examples.labels), 0, config.optimizer(network)
-    used = examples._replace(x=examples.x.clone()) if config.deformation else examples
+    used = examples.having(examples.x.clone(), examples.labels) if config.deformation else examples
     step = config.training_step(network, optimizer, used)
     per_epoch = ceil(n / step.batch_size)
     config = config if steps is None else replace(config, epochs=ceil(steps / per_epoch))
