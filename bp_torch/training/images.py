@@ -24,7 +24,7 @@ Picture = npt.NDArray[np.uint8]
 
 WIDTH = 350  # of a card, in pixels
 FONT = 12
-NARROW = 10  # letters of a caption that fit below one of six images beside each other
+NARROW = 11  # letters of a caption that fit below one of six images beside each other
 INK, PAPER = (27, 36, 48), (255, 255, 255)
 POSITIVE, NEGATIVE = np.array([11, 98, 168]), np.array([212, 87, 11])
 RIGHT, WRONG = np.array([42, 140, 125]), np.array([168, 72, 107])
