@@ -39,11 +39,6 @@ class Kind:
         """Whether a network of these sizes has as many inputs and outputs."""
         return (sizes[0], sizes[-1]) == (self.inputs, self.outputs)
 
-    @property
-    def measure(self) -> str:
-        """What the accuracy of a ``Score`` is called: the part of the targets' variance that is explained, if real."""
-        return "explained" if self.real else "accuracy"
-
     def name(self, label: int) -> str:
         """The name of a class."""
         return self.names[label] if self.names else str(label)

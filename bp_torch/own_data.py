@@ -308,8 +308,15 @@ def read_csv(path: Path, targets: int) -> Table:
             file.seek(0)
             raise DataError(f"{path}{fault(file, separator, header, texts)}") from error
     inputs = [k for k in columns if k not in chosen]
+    source = f"{path} without {', '.join(head[k] or 'the first' for k in texts if k not in chosen)}"
     y = numbers[:, chosen] if targets else np.array(list(found))[numbers[:, chosen[0]].astype(int)]
-    return table(numbers[:, inputs], y, str(path), targets, [head[k] for k in chosen] if header and targets else ())
+    return table(
+        numbers[:, inputs],
+        y,
+        source.removesuffix(" without "),
+        targets,
+        [head[k] for k in chosen] if header and targets else (),
+    )
 
 
 def first_row(path: Path) -> tuple[str, list[str]]:

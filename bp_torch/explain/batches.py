@@ -2,7 +2,7 @@
 
     python -m bp_torch explain batches
 
-The shuffle is that of training, ``examples.permutation``. The gradient of each mini-batch is from ``backprop.backward``;
+The shuffle is that of training, ``examples.permutation``. The gradients are from ``backprop.backward``;
 the average of all of them is ∇C.
 """
 

@@ -250,6 +250,11 @@ class Config:
         return "validation" if self.validation else "test"
 
     @property
+    def measure(self) -> str:
+        """What the accuracy of a ``Score`` is called: of real targets, the part of their variance that is explained."""
+        return "explained" if self.targets else "accuracy"
+
+    @property
     def outputs(self) -> str:
         """Name of the output activation: the one chosen, or the default of the cost."""
         linear = self.targets or self.cost == "softmax-cross-entropy"

@@ -60,13 +60,13 @@ def confusion_matrix(labels: Tensor, said: Tensor, classes: int) -> Tensor:
     return torch.bincount(labels * classes + said, minlength=classes**2).view(classes, classes).cpu()
 
 
-def confusion_picture(matrix: Tensor, names: Sequence[str] = (), cell: int = 31, margin: int = 38) -> Picture:
+def confusion_picture(matrix: Tensor, names: Sequence[str] = (), cell: int = 0, margin: int = 38) -> Picture:
     """The confusion matrix with its counts, shaded by the fraction of the row: green the right ones, red the wrong.
 
-    Of many classes the cells are small, without counts, and only some of the classes are named.
+    A ``cell`` is as large as the width allows. Small ones have no counts, and only some of the classes are named.
     """
     n = len(matrix)
-    cell = min(cell, max(3, (WIDTH - margin - 2) // n))
+    cell = cell or max(3, min(80, (WIDTH - margin - 2) // n))
     every, what = ceil(FONT / cell), "class" if names or n != CLASSES else "digit"
     image = Image.new("RGB", (margin + n * cell + 2, margin + n * cell + 2), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(FONT)

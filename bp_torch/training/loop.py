@@ -66,7 +66,7 @@ def train(config: Config, store: str = "env://") -> Path:
                 save_network(network, run.folder / NETWORK_FILE)
         if world.is_first:
             checked = f"{run.inspect}\n" if run.inspect else ""
-            print(f"{checked}saved {run.folder / NETWORK_FILE}\n{what_next(run)}")
+            print(f"{checked}saved {run.folder / NETWORK_FILE}\n{what_next(run)}".rstrip())
         return run.folder
 
 
@@ -138,7 +138,7 @@ def what_next(run: Run) -> str:
     watch = f"watch it:  tensorboard --logdir {run.folder.parent} --samples_per_plugin images=100\n"
     show, idea = ("touch it:", "page") if fits_page(run.config.sizes) else ("see it:  ", "nudges")
     explain = f"{show}  python -m bp_torch explain {idea} --run {run.folder}" if run.training.kind.is_digits else ""
-    return f"{watch if run.config.log else ''}{explain}".rstrip()
+    return f"{watch if run.config.log else ''}{explain}"
 
 
 def fits_page(sizes: tuple[int, ...]) -> bool:
@@ -169,8 +169,7 @@ def introduction(run: Run) -> str:
         lines.append(f"all {config.epochs} epochs of {run.folder} are done: raise --epochs to continue")
     if state.epoch <= config.epochs:
         cost = f"{run.config.evaluated_on} cost"
-        measure = f"{kind.measure:>9}"
-        lines.append(f"epoch   train cost {measure}   {cost:>10} {measure}   examples/s   seconds")
+        lines.append(f"epoch   train cost {config.measure:>9}   {cost:>10} {config.measure:>9}   examples/s   seconds")
     return "\n".join(lines)
 
 
@@ -249,7 +248,7 @@ def report(run: Run, score: Score | None = None, before_chunk: BeforeChunk = Non
     if run.world.is_first:
         write_json(run.folder / RESULT, json.loads(result.to_json()))
         if run.validation:
-            tqdm.write(result.sentence(len(run.validation.labels), run.test.kind.measure))
+            tqdm.write(result.sentence(len(run.validation.labels), config.measure))
     if log and config.log_embedding:
         alone = run.world.size == 1  # the other processes do not come here
         outputs = outputs_for(run, network, run.test, before_chunk if alone else None, hidden=True)
