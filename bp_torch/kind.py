@@ -4,6 +4,7 @@ A ``Kind`` goes with the examples of a data set. That of somebody's own data is 
 """
 
 from dataclasses import dataclass
+from string import ascii_lowercase, ascii_uppercase, digits
 from typing import Any, Self
 
 from bp_torch.flags import check_types
@@ -46,23 +47,19 @@ class Kind:
     @property
     def words(self) -> str:
         """Inputs and outputs in words: 8×8 images, 10 classes."""
-        size, colour = "×".join(map(str, self.image[:2])), " in colour" * (len(self.image) > 2)
-        inputs = f"{size} images{colour}" if self.image else count(self.inputs, "column")
-        return f"{inputs}, {count(self.outputs, 'target') if self.real else count(self.outputs, 'class', 'classes')}"
-
-    @property
-    def scaling(self) -> str:
-        """How values became inputs, in words."""
-        standard = "minus its mean, divided by its standard deviation, both of the training examples"
-        if not self.image:
-            return f"each {'column and target' if self.real else 'column'} {standard}"
-        low, high = self.shift[0], self.shift[0] + self.scale[0]
-        return f"pixels from {low:g} to {high:g} become 0 to 1" + f"; each target {standard}" * self.real
+        images = f"{'×'.join(map(str, self.image[:2]))} images{' in colour' * (len(self.image) > 2)}"
+        outputs = count(self.outputs, "target") if self.real else count(self.outputs, "class", "classes")
+        return f"{images if self.image else count(self.inputs, 'column')}, {outputs}"
 
     def __str__(self) -> str:
-        """Everything that a run says of somebody's own data in its first lines."""
-        shown = ", ".join(self.names[:SHOWN]) + ", …" * (len(self.names) > SHOWN)
-        return f"{self.source}: {self.words}{f' ({shown})' if shown else ''}; {self.scaling}"
+        """Everything that a run says of somebody's own data in its first lines, its scaling included."""
+        names = f" ({', '.join(self.names[:SHOWN])}{', …' * (len(self.names) > SHOWN)})" if self.names else ""
+        standard = "minus its mean, divided by its standard deviation, both of the training examples"
+        scaled = f"each {'column and target' if self.real else 'column'} {standard}"
+        if self.image:
+            scaled = f"pixels from {self.shift[0]:g} to {self.shift[0] + self.scale[0]:g} become 0 to 1"
+            scaled += f"; each target {standard}" * self.real
+        return f"{self.source}: {self.words}{names}; {scaled}"
 
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Self:
@@ -73,24 +70,13 @@ class Kind:
         return kind
 
 
-DIGITS, LETTERS = "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+CAPITALS = f"{digits}{ascii_uppercase}"
+MERGED = f"{CAPITALS}abdefghnqrt"  # with the small letters that differ from their capitals
+EMNIST = {"letters": ascii_uppercase, "balanced": MERGED, "bymerge": MERGED, "byclass": f"{CAPITALS}{ascii_lowercase}"}
 CLOTHES = ("top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
-
-
-def _named(names: str) -> Kind:
-    return Kind(outputs=len(names), names=tuple(names))
-
-
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, Kind] = {  # the data sets that have a name
     "mnist": Kind(),
     "fashion-mnist": Kind(names=CLOTHES),
-    "kmnist": Kind(),
-    "qmnist": Kind(),
-    "emnist-digits": Kind(),
-    "emnist-mnist": Kind(),
-    "emnist-letters": _named(LETTERS),
-    "emnist-balanced": _named(f"{DIGITS}{LETTERS}abdefghnqrt"),  # small letters that differ from their capitals
-    "emnist-bymerge": _named(f"{DIGITS}{LETTERS}abdefghnqrt"),
-    "emnist-byclass": _named(f"{DIGITS}{LETTERS}{LETTERS.lower()}"),
+    **dict.fromkeys(("kmnist", "qmnist", "emnist-digits", "emnist-mnist"), Kind()),
+    **{f"emnist-{split}": Kind(outputs=len(names), names=tuple(names)) for split, names in EMNIST.items()},
 }
-"""The data sets that have a name."""

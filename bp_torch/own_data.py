@@ -48,10 +48,6 @@ class Table(NamedTuple):
     source: str  # where it was read
     names: tuple[str, ...] = ()  # of the real targets
 
-    def rows(self, rows: Array) -> "Table":
-        """Some of the rows."""
-        return self._replace(x=self.x[rows], y=self.y[rows])
-
 
 def load(path: Path, targets: int = 0, seed: int = 0) -> tuple[Examples, Examples]:
     """The training and the test set at ``path``, on the CPU: with so many real ``targets``, or for 0 with classes.
@@ -60,7 +56,7 @@ def load(path: Path, targets: int = 0, seed: int = 0) -> tuple[Examples, Example
     """
     try:
         whole, test = read(path, targets)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         raise DataError(f"cannot read {path}: {error}; {WANTED}") from error
     n, source, drawn_by = len(whole.x), whole.source, None
     if test:
@@ -69,7 +65,8 @@ def load(path: Path, targets: int = 0, seed: int = 0) -> tuple[Examples, Example
         test, source = whole, f"{source}, tested on the same {count(n, 'example')}, too few to hold some out"
     else:
         order, held, drawn_by = np.random.default_rng((seed, 0, 2)).permutation(n), min(n // PART, MOST), seed
-        whole, test = whole.rows(np.sort(order[held:])), whole.rows(np.sort(order[:held]))
+        parts = (np.sort(order[held:]), np.sort(order[:held]))
+        whole, test = (whole._replace(x=whole.x[rows], y=whole.y[rows]) for rows in parts)
         source += f", tested on {held:,} of the {n:,} examples, drawn by --seed {seed}"
     return made(whole, test, targets, source=source, seed=drawn_by)
 
@@ -292,7 +289,7 @@ def read_csv(path: Path, targets: int) -> Table:
     if not targets:
         chosen = [next((names.index(label) for label in LABELS if label in names), columns[0])]
     found = dict[str, int]()
-    texts: dict[int | str, Callable[[str], float]] = {k: lambda _: 0 for k in range(len(names)) if k not in columns}
+    texts: dict[Any, Callable[[str], float]] = {k: lambda _: 0 for k in range(len(names)) if k not in columns}
     if not targets:
         texts[chosen[0]] = lambda text: found.setdefault(text, len(found))
     dtype = np.dtype(np.float32 if len(names) > SMALLEST**2 else np.float64)  # bytes are exact in both
@@ -302,21 +299,16 @@ def read_csv(path: Path, targets: int) -> Table:
             numbers = np.loadtxt(file, dtype, delimiter=separator, converters=texts, **how)
             if not numbers.size or not np.isfinite(numbers).all():
                 raise ValueError
-        except UnicodeDecodeError:
-            raise
         except ValueError as error:
+            if isinstance(error, UnicodeDecodeError):
+                raise
             file.seek(0)
             raise DataError(f"{path}{fault(file, separator, header, texts)}") from error
     inputs = [k for k in columns if k not in chosen]
     source = f"{path} without {', '.join(head[k] or 'the first' for k in texts if k not in chosen)}"
     y = numbers[:, chosen] if targets else np.array(list(found))[numbers[:, chosen[0]].astype(int)]
-    return table(
-        numbers[:, inputs],
-        y,
-        source.removesuffix(" without "),
-        targets,
-        [head[k] for k in chosen] if header and targets else (),
-    )
+    targeted = [head[k] for k in chosen] if header and targets else ()
+    return table(numbers[:, inputs], y, source.removesuffix(" without "), targets, targeted)
 
 
 def first_row(path: Path) -> tuple[str, list[str]]:
@@ -327,15 +319,13 @@ def first_row(path: Path) -> tuple[str, list[str]]:
     return separator, [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
 
 
-def fault(file: TextIO, separator: str, header: bool, texts: Collection[int | str]) -> str:
+def fault(file: TextIO, separator: str, header: bool, texts: Collection[Any]) -> str:
     """The first row of a CSV that is not as it has to be, in words; the columns ``texts`` need no numbers."""
     rows = [(number, cells) for number, cells in enumerate(csv.reader(file, delimiter=separator), 1) if cells]
     head = rows[0][1]
     for number, cells in rows[header:]:
         if len(cells) != len(head):
-            return (
-                f", row {number}, has {count(len(cells), 'column')}, the first row {len(head)}: wanted as many in each"
-            )
+            return f", row {number}, has {count(len(cells), 'column')}, the first row {len(head)}: wanted equally many"
         for k, cell in enumerate(cells):
             if k not in texts and not is_number(cell, finite=True):
                 name = f" ({head[k].strip()})" if header else ""
