@@ -120,17 +120,22 @@ def subsample(examples: Examples, about: int = 10_000) -> Examples:
     return examples.map(lambda tensor: tensor[::every])
 
 
-def batch(examples: Examples, indices: Tensor | slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x (B, n_0), bytes scaled to 0..1, and y (B, n_L) of the examples at ``indices`` (B,), or in a slice."""
+def batch(
+    examples: Examples, indices: Tensor | slice, dtype: torch.dtype, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x (B, n_0), bytes scaled to 0..1, and y (B, n_L) of the examples at ``indices`` (B,), or in a slice.
+
+    x is written into the first rows of ``out``, if that is given.
+    """
     x, labels = (each[indices] if isinstance(indices, slice) else each.index_select(0, indices) for each in examples)
-    return scaled(x, dtype), targets(labels, examples.kind, dtype)
+    return scaled(x, dtype, out=None if out is None else out[: len(x)]), targets(labels, examples.kind, dtype)
 
 
-def scaled(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """``pixels``, bytes, as inputs of the network: from 0 to 1. Floats are inputs already."""
+def scaled(pixels: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """``pixels``, bytes, as inputs of the network: from 0 to 1; in ``out``, if that is given. Floats are inputs."""
     if pixels.dtype != torch.uint8:
-        return pixels.to(dtype)
-    x = pixels.new_empty(pixels.shape, dtype=dtype)
+        return pixels.to(dtype) if out is None else out.copy_(pixels)
+    x = pixels.new_empty(pixels.shape, dtype=dtype) if out is None else out
     if pixels.device.type == "cpu":  # where two calls are quicker than one that casts as it multiplies
         return x.copy_(pixels).mul_(PIXEL_SCALE)
     return torch.mul(pixels, torch.tensor(PIXEL_SCALE, dtype=torch.promote_types(dtype, torch.float32)), out=x)

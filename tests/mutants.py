@@ -169,7 +169,7 @@ examples.py: test_data.py -k "order_of or one_hot or labels or subsample or shuf
     else each.index_select(0, indices) for             =>  else each.index_select(0, indices.flip(0)[: len(each)]) for
 examples.py: test_data.py -k "neither or floats"
     if not (0 <= low <= high <= 1 if unit              =>  if not (0 <= low <= high <= 255 if unit
-    return pixels.to(dtype)                            =>  return pixels.to(dtype) * PIXEL_SCALE
+    else out.copy_(pixels)                             =>  else out.copy_(pixels).mul_(PIXEL_SCALE)
 data.py: test_data.py -k "other_data_sets or truncated or read_only"
     images = images.swapaxes(1, -1)                    =>  images = images[:, ::-1]
     labels = labels[:, 0]                              =>  labels = labels[:, 1]

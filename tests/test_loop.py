@@ -73,9 +73,12 @@ def test_examples_per_second_after_resuming_counts_the_rest_of_the_epoch(
     assert [event.value for event in events.Scalars("7_training/examples_per_second")] == [N - 200]
 
 
-@pytest.mark.parametrize("log_embedding", [False, True])
+@pytest.mark.parametrize(
+    ("log_embedding", "sizes"), [(False, (784, 16, 16, 10)), (True, (784, 16, 16, 10)), (True, (784, 10))]
+)
 def test_logged_outputs_are_those_of_the_network(
     log_embedding: bool,
+    sizes: tuple[int, ...],
     tmp_path: Path,
     data_dir: Path,
     mnist: tuple[Examples, Examples],
@@ -84,7 +87,7 @@ def test_logged_outputs_are_those_of_the_network(
     logged: dict[str, torch.Tensor] = {}
     monkeypatch.setattr(RunLog, "pictures", lambda log, step, x, y, outputs: logged.update(outputs=outputs))
     monkeypatch.setattr(RunLog, "embedding", lambda log, step, x, y, outputs, hidden: logged.update(hidden=hidden))
-    brief_run(tmp_path, data_dir, "logged", epochs=1, train_examples=1000, log_embedding=log_embedding)
+    brief_run(tmp_path, data_dir, "logged", sizes=sizes, epochs=1, train_examples=1000, log_embedding=log_embedding)
     model = to_sequential(open_run(tmp_path / "logged")[1])
     pixels = mnist[1].x.float() / 255
     torch.testing.assert_close(logged["outputs"], model(pixels).detach(), rtol=1e-4, atol=1e-5)

@@ -145,3 +145,13 @@ def test_names_are_those_of_the_tables() -> None:
 def test_flags_of_an_idea_are_those_that_it_takes(name: str) -> None:
     idea = getattr(explain.load_idea(name), name.capitalize())
     assert idea.__init__.__annotations__["options"] is options_of(name)
+
+
+def test_the_modules_of_torch_are_never_searched_for_garbage_but_all_else_is() -> None:
+    script = "import gc; from bp_torch.commands import load_torch; load_torch()"
+    script += (
+        "; import torch; kept = torch.nn.Linear; print(gc.isenabled(), gc.get_freeze_count() > len(gc.get_objects()))"
+    )
+    script += "; print(any(each is kept for each in gc.get_objects()))"
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["True", "True", "False"]

@@ -37,15 +37,19 @@ class Score(NamedTuple):
 def forward_in_chunks(
     network: Network, examples: Examples, world: World = ALONE, before_chunk: BeforeChunk = None
 ) -> Iterator[tuple[Forward, Tensor, Tensor]]:
-    """The forward pass of some of this process's ``examples`` at a time, their targets y, and their labels."""
+    """The forward pass of some of this process's ``examples`` at a time, their targets y, and their labels.
+
+    The inputs x stand in the same memory each time: whoever wants them after the next chunk has to copy them.
+    """
     most = CHUNK if network.device.type == "cpu" else GPU_CHUNK
     size = max(1, most // (network.sizes[0] + sum(network.sizes[1:]) * prod(network.leading)))
     shard = examples.map(world.shard)
+    memory = shard.x.new_empty(min(size, len(shard.x)), shard.x.shape[1], dtype=network.dtype)
     for number in range(ceil(len(examples.labels) / world.size / size)):
         if before_chunk:
             before_chunk(number + 1)
         chunk = slice(number * size, (number + 1) * size)  # may be empty: shards differ by one
-        x, y = batch(shard, chunk, network.dtype)
+        x, y = batch(shard, chunk, network.dtype, out=memory)
         yield forward(network, x), y, shard.labels[chunk]
 
 

@@ -195,8 +195,8 @@ def synchronize(device: torch.device) -> None:
 
 
 def has_pictures(epoch: int) -> bool:
-    """Whether pictures are drawn after ``epoch``: 1, 2, 3, 4, 6, 8, 12, 16, 24, … The later, the slower they change."""
-    return f"{epoch:b}".rstrip("0") in ("1", "11")
+    """Whether pictures are drawn after ``epoch``: 1, 2, 4, 8, 16, … The later, the slower they change."""
+    return epoch & (epoch - 1) == 0
 
 
 def show(run: Run, *, histograms: bool = False, pictures: bool = False) -> None:
@@ -269,7 +269,7 @@ def outputs_for(
     examples, kept = examples.map(lambda tensor: tensor[:10_000]), -2 if hidden else -1
     known = known if run.world.size == 1 else ()  # of several processes, each knows those of its shard
     passes = () if known else forward_in_chunks(network, examples, before_chunk=before_chunk)
-    chunks = [[outputs] for outputs in known] or [done.activations[kept:] for done, _, _ in passes]
+    chunks = [[outputs] for outputs in known] or [[a.clone() for a in done.activations[kept:]] for done, _, _ in passes]
     *before, outputs = (torch.cat(parts)[:10_000].float().cpu() for parts in zip(*chunks, strict=True))
     if run.config.cost == "softmax-cross-entropy":
         outputs = torch.softmax(outputs, 1)
