@@ -112,7 +112,7 @@ def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> t
     arrays = []
     for name in family.files:
         content = content_of(raw / name)
-        if sums and hashlib.sha256(content).hexdigest() != sums.get(name):
+        if sums and hashlib.sha256(content.data).hexdigest() != sums.get(name):
             raise DataError(f"{raw / name} is truncated or altered: delete it and it is unpacked again {again}")
         arrays.append(read_idx(raw / name, content))
     kind = replace(KINDS[dataset], source=str(raw))
@@ -173,7 +173,7 @@ def _unpack_mnist(raw: Path) -> None:
     for name, wanted in MNIST_SHA256.items():
         if not (raw / name).is_file():
             packed = raw / f"{name}.gz"  # as torchvision leaves it, or somebody's own
-            if packed.is_file() and hashlib.sha256(content_of(packed)).hexdigest() != wanted:
+            if packed.is_file() and hashlib.sha256(content_of(packed).data).hexdigest() != wanted:
                 way = f"to train on it, give --dataset {raw}; for mnist, choose another --data-dir"
                 raise DataError(f"{packed} is not that of MNIST: {way}")
             content = resources.files("bp_torch").joinpath("mnist", f"{name}.xz").read_bytes()
@@ -200,12 +200,12 @@ def _download(family: Family, directory: Path) -> None:
     content = {name: content_of(raw / name) for name in family.files}
     for name in content:
         read_idx(raw / name, content[name])
-    sums = "".join(f"{hashlib.sha256(content[name]).hexdigest()}  {name}\n" for name in content)
+    sums = "".join(f"{hashlib.sha256(content[name].data).hexdigest()}  {name}\n" for name in content)
     replace_file(raw / f"{family.prefix}{CHECKSUMS}", sums.encode())
 
 
 def _checksums(dataset: str, raw: Path) -> tuple[dict[str, str], str]:
-    """That of each file as it was published, or unpacked, and where it can be had again. Empty if there are none."""
+    """The sum of each file as it was published or unpacked, none if they are lost; and where it can be had again."""
     family = FAMILIES[dataset]
     if dataset == "mnist":
         return MNIST_SHA256, "from the package"
@@ -215,22 +215,22 @@ def _checksums(dataset: str, raw: Path) -> tuple[dict[str, str], str]:
     return sums, f"from {' and '.join(family.archives)}, together with {path.name}"
 
 
-def content_of(path: Path) -> bytearray:
-    """What a file holds, or what it holds packed by gzip. Raises DataError if that is damaged."""
-    content = bytearray(path.stat().st_size)
-    with path.open("rb") as file:
-        file.readinto(content)
+def content_of(path: Path) -> Array:
+    """The bytes of a file, mapped into memory, or those that gzip packed in it. Raises DataError for bad ones."""
+    content: Array = np.memmap(path, np.uint8, "c") if path.stat().st_size else np.empty(0, np.uint8)
+    if content[:2].tobytes() != b"\x1f\x8b":
+        return content
     try:
-        return bytearray(gzip.decompress(content)) if content.startswith(b"\x1f\x8b") else content
+        return np.frombuffer(bytearray(gzip.decompress(content.data)), np.uint8)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is truncated or altered: {error}") from error
 
 
-def read_idx(path: Path, content: bytearray) -> Array:
+def read_idx(path: Path, content: Array) -> Array:
     """The array in the ``content`` of an IDX file: 0, 0, type, rank, 4 bytes a dimension. Raises DataError."""
-    rank, kinds = (*content[3:4], 0)[0], {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
-    shape = [int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(1, rank + 1)]
-    kind = np.dtype(kinds.get((*content[2:3], 8)[0], "u1"))
+    rank, kinds = int((*content[3:4], 0)[0]), {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+    shape = [int.from_bytes(content[4 * i : 4 * i + 4].tobytes(), "big") for i in range(1, rank + 1)]
+    kind = np.dtype(kinds.get(int((*content[2:3], 8)[0]), "u1"))
     wanted = 4 + 4 * rank + prod(shape) * kind.itemsize if rank else 4
     if not rank or len(content) != wanted:
         raise DataError(f"{path} is truncated: it has {len(content)} bytes, wanted {wanted}; delete it and start again")

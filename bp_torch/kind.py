@@ -16,7 +16,7 @@ SHOWN = 12  # names of classes in a sentence
 
 @dataclass(frozen=True)
 class Kind:
-    """What a data set is; by default MNIST. An input is (value − shift) / scale, and a real target likewise."""
+    """The kind of a data set; by default MNIST's. An input is (value − shift) / scale, and a real target likewise."""
 
     inputs: int = PIXELS
     outputs: int = CLASSES  # classes, or real targets

@@ -41,7 +41,7 @@ WANTED = "wanted an .npz with x and y, a .csv, IDX files, or a folder with a fol
 
 
 class Table(NamedTuple):
-    """What was read, as it is there."""
+    """The numbers and labels of some files, as they are there."""
 
     x: Array  # (N, n_0), or images (N, height, width) or (N, height, width, 3): finite numbers
     y: Array  # (N,) labels, numbers or names; or real targets (N, n_L)
@@ -312,7 +312,7 @@ def read_csv(path: Path, targets: int) -> Table:
 
 
 def first_row(path: Path) -> tuple[str, list[str]]:
-    """What is between the columns of a CSV, and the cells of its first row."""
+    """The separator of the columns of a CSV, and the cells of its first row."""
     with io.TextIOWrapper(opened(path), "utf-8-sig", newline="") as file:
         first = file.readline()
     separator = max(",;\t", key=first.count)

@@ -175,7 +175,7 @@ data.py: test_data.py -k "other_data_sets or truncated or read_only"
     labels = labels[:, 0]                              =>  labels = labels[:, 1]
     first = 1 if                                       =>  first = 0 if
     len(content) != wanted                             =>  len(content) > wanted
-    if sums and hashlib.sha256(content)                =>  if not sums and hashlib.sha256(content)
+    if sums and hashlib.sha256(content.data)           =>  if not sums and hashlib.sha256(content.data)
     if not family.is_in(raw):                          =>  if True:
 data.py: test_data.py -k "refused or other_things"
     refuse_others(dataset, directory)                  =>  is_data(directory)

@@ -251,7 +251,7 @@ class Config:
 
     @property
     def measure(self) -> str:
-        """What the accuracy of a ``Score`` is called: of real targets, the part of their variance that is explained."""
+        """The name of a ``Score``'s accuracy: of real targets, it is the part of their variance that is explained."""
         return "explained" if self.targets else "accuracy"
 
     @property
