@@ -192,9 +192,9 @@ def _download(family: Family, directory: Path) -> None:
             family.loader(str(directory), train=train, download=True, **family.options)
     except (RuntimeError, OSError, AssertionError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
-        needed = [name for name in family.archives if not (raw / name.removesuffix(".gz")).is_file()]
+        needed = [name for name in family.archives if not (name[-3:] == ".gz" and (raw / name[:-3]).is_file())]
         way = f"put {', '.join(name for name in needed if name not in there)} into {raw}, as published, and start again"
-        if needed[0] in there:
+        if {*needed[:1]} & {*there}:  # they are unpacked one after another, and this one was not
             way = f"{raw / needed[0]} is not as published: replace it, and start again"
         raise DataError(f"torchvision could not download {family.name} ({reason}): {way}") from error
     content = {name: content_of(raw / name) for name in family.files}

@@ -261,6 +261,10 @@ def test_archives_that_are_there_are_not_asked_for_as_if_they_were_not(
     with pytest.raises(DataError, match=r"raw/t10k-images-idx3-ubyte.gz is not as published: replace it") as caught:
         load("fashion-mnist", tmp_path)
     assert "train-images" not in str(caught.value) and "put" not in str(caught.value)
+    monkeypatch.setattr(datasets.EMNIST, "url", "http://127.0.0.1:9/gzip.zip")
+    put(tmp_path / "EMNIST/raw/gzip.zip")
+    with pytest.raises(DataError, match=r"EMNIST/raw/gzip.zip is not as published: replace it"):
+        load("emnist-letters", tmp_path)
 
 
 def test_failed_download_names_the_folder_and_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
