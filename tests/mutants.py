@@ -170,7 +170,7 @@ examples.py: test_data.py -k "order_of or one_hot or labels or subsample or shuf
 examples.py: test_data.py -k "neither or floats"
     if not (0 <= low <= high <= 1 if unit              =>  if not (0 <= low <= high <= 255 if unit
     else out.copy_(pixels)                             =>  else out.copy_(pixels).mul_(PIXEL_SCALE)
-data.py: test_data.py -k "other_data_sets or truncated or read_only"
+data.py: test_data.py -k "other_data_sets or truncated or only_be_read"
     images = images.swapaxes(1, -1)                    =>  images = images[:, ::-1]
     labels = labels[:, 0]                              =>  labels = labels[:, 1]
     first = 1 if                                       =>  first = 0 if

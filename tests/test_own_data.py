@@ -569,6 +569,7 @@ def test_named_targets_need_not_be_last_and_an_npz_has_them_in_y(houses: Path, t
     numbers = np.array(table[1:], float)
     np.savez(tmp_path / "a.npz", x=numbers[:, :3], y=numbers[:, 3:])
     wanted = own_data.load(houses, targets=2)
+    assert wanted[0].labels.mean(0).abs().max() < 1e-6 and (wanted[0].labels.std(0) - 1).abs().max() < 2e-3
     for path in (write_csv(tmp_path / "turned.csv", turned), tmp_path / "a.npz"):
         for found, examples in zip(own_data.load(path, targets=2), wanted, strict=True):
             assert torch.equal(found.x, examples.x) and torch.equal(found.labels, examples.labels)
