@@ -246,7 +246,7 @@ def load_own(config: Config, folder: Path | None, directory: Path, device: torch
     assert isinstance(config.dataset, Path)
     known = kind_of_run(folder) if folder else None
     elsewhere = directory / config.dataset.name
-    path = config.dataset if config.dataset.exists() or not elsewhere.exists() else elsewhere
+    path = elsewhere if known and not config.dataset.exists() and elsewhere.exists() else config.dataset
     sets = own_data.load(path, config.targets, config.seed if known is None or known.seed is None else known.seed)
     if known and known.sha256 != sets[0].kind.sha256:
         raise DataError(f"{path} is not what {folder} was trained on: it has another checksum")
