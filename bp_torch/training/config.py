@@ -75,8 +75,8 @@ class Config:
     decay_biases: bool = False
     """Apply weight decay to the biases too."""
     dataset: values.DatasetName | Path = "mnist"
-    """MNIST is part of the package; the others with a name are downloaded. PATH: your own data, an .npz, a .csv, an IDX
-    file, or a folder with these or with a folder of images for each class."""
+    """MNIST is part of the package; the others with a name are downloaded. PATH: your own data, an .npz, a .csv, IDX
+    files or their folder, or a folder that has a folder of images for each class."""
     targets: Annotated[int, Within(least=0)] = 0
     """Real targets in place of classes: so many columns of your own data, those named target or y, or else the last.
     The outputs are then identity. 0: classes."""
