@@ -37,6 +37,7 @@ IDS = ("", "id", "index", "unnamed: 0")  # columns that only number the rows
 TRAINING_ARRAYS = ("x_train y_train", "X_train y_train", "train_images train_labels", "x y", "X y", "data target")
 TEST_ARRAYS = ("x_test y_test", "X_test y_test", "test_images test_labels")
 TRAINING, TEST = ("train", "training"), ("test", "testing", "t10k", "val", "valid", "validation")  # files and folders
+CHANGED = "{} is not what the run was trained on: it has another checksum"
 WANTED = "wanted an .npz with x and y, a .csv, IDX files, or a folder with a folder of images for each class"
 
 
@@ -49,11 +50,13 @@ class Table(NamedTuple):
     names: tuple[str, ...] = ()  # of the real targets
 
 
-def load(path: Path, targets: int = 0, seed: int = 0) -> tuple[Examples, Examples]:
+def load(path: Path, targets: int = 0, seed: int = 0, known: Kind | None = None) -> tuple[Examples, Examples]:
     """The training and the test set at ``path``, on the CPU: with so many real ``targets``, or for 0 with classes.
 
-    Where there is no test set, a part drawn by ``seed`` is held out as one. Raises DataError for what cannot be read.
+    Where there is no test set, a part drawn by ``seed`` is held out as one. Seed and constants are those of the kind
+    that is ``known``, if one is. Raises DataError for what cannot be read, and for examples that are not of that kind.
     """
+    seed = known.seed if known and known.seed is not None else seed
     try:
         whole, test = read(path, targets)
     except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
@@ -68,19 +71,28 @@ def load(path: Path, targets: int = 0, seed: int = 0) -> tuple[Examples, Example
         parts = (np.sort(order[held:]), np.sort(order[:held]))
         whole, test = (whole._replace(x=whole.x[rows], y=whole.y[rows]) for rows in parts)
         source += f", tested on {held:,} of the {n:,} examples, drawn by --seed {seed}"
-    return made(whole, test, targets, source=source, seed=drawn_by)
+    sets = made(whole, test, targets, known, source=source, seed=drawn_by)
+    if known and known.sha256 != sets[0].kind.sha256:
+        raise DataError(CHANGED.format(path))
+    return sets
 
 
-def made(whole: Table, test: Table, targets: int, **about: Any) -> tuple[Examples, Examples]:
-    """Both sets as examples of one kind, which says ``about`` their source. Constants are those of the training set."""
+def made(whole: Table, test: Table, targets: int, known: Kind | None, **about: Any) -> tuple[Examples, Examples]:
+    """Both sets as examples of one kind, which says ``about`` their source. Constants are those of the training set.
+
+    Those of a ``known`` kind are taken from there: another machine may round a mean otherwise.
+    """
     if whole.x.shape[1:] != test.x.shape[1:]:
         shapes = f"{whole.x.shape[1:]} and {test.x.shape[1:]}"
         raise DataError(f"the examples of {whole.source} and {test.source} differ in shape: {shapes}")
-    image, tables = image_shape(whole.x), (whole, test)
+    if known and known.inputs != prod(whole.x.shape[1:]):
+        raise DataError(CHANGED.format(whole.source))
+    image, tables = known.image if known else image_shape(whole.x), (whole, test)
     shift, scale = pixel_range(whole.x) if image else standard(whole.x)
+    shift, scale = (known.shift, known.scale) if known else (shift, scale)
     about |= {"inputs": prod(whole.x.shape[1:]), "image": image, "shift": shift, "scale": scale, "real": targets > 0}
     if targets:
-        shift, scale = standard(whole.y)
+        shift, scale = (known.target_shift, known.target_scale) if known else standard(whole.y)
         labels = [((table.y - shift) / scale).astype(np.float32) for table in tables]
         about |= {"outputs": targets, "names": whole.names, "target_shift": shift, "target_scale": scale}
     else:

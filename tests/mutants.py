@@ -181,10 +181,13 @@ data.py: test_data.py -k "refused or other_things"
     refuse_others(dataset, directory)                  =>  is_data(directory)
     and ".tar" not in path.suffixes                    =>  or ".tar" in path.suffixes
     if packed.is_file() and                            =>  if False and
-own_data.py: test_own_data.py -k "not long and not verify and not sweep and not processes"
+own_data.py: test_own_data.py -k "not long and not verify and not processes"
     np.sort(order[:held])                              =>  np.sort(order[: held + 1])
     standard(whole.x)                                  =>  standard(test.x)
-    shift, scale = standard(whole.y)                   =>  shift, scale = standard(test.y)
+    if known else standard(whole.y)                    =>  if known else standard(test.y)
+    shift, scale = (known.shift, known.scale) if known else  =>  shift, scale = (shift, scale) if known else
+    known.sha256 != sets[0].kind.sha256                =>  known.inputs != sets[0].kind.inputs
+    seed = known.seed if known and                     =>  seed = seed if known and
     not is_number(name), float(name) if                =>  not is_number(name), 0 if
     columns[-targets:]                                 =>  columns[:targets]
     if len(first_row(other)[1]) == len(                =>  if len(first_row(other)[1]) <= len(
@@ -192,9 +195,6 @@ own_data.py: test_own_data.py -k "not long and not verify and not sweep and not 
     "white"                                            =>  "black"
 training/evaluation.py: test_own_data.py -k "real_targets_are_learned"
     (examples.labels - examples.labels.mean(0))        =>  (examples.labels)
-training/run.py: test_own_data.py -k "resumed or sweep"
-    known.sha256 != sets[0].kind.sha256                =>  known.inputs != sets[0].kind.inputs
-    if known is None or known.seed is None else        =>  if known or known is None else
 
 # deform
 deform.py: test_deform.py

@@ -238,6 +238,22 @@ def test_kaggles_test_file_without_labels_is_not_taken_for_a_test_set(tmp_path: 
     assert training.kind.seed == 0 and "tested on 6 of the 30" in str(training.kind)
 
 
+def test_known_constants_and_seed_are_used_and_other_examples_refused(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", GOOD)
+    training, _ = own_data.load(path, seed=3)
+    known = replace(training.kind, shift=(0.0, 0.0), scale=(1.0, 1.0))
+    with pytest.raises(DataError, match="is not what the run was trained on"):  # its checksum is of other inputs
+        own_data.load(path, known=known)
+    whole = own_data.read_csv(path, 0)
+    raw, _ = own_data.made(whole, whole, 0, known)
+    assert raw.x.tolist() == [[n, n * n] for n in raw.x[:, 0].tolist()], "they are as in the file"
+    again, _ = own_data.load(path, seed=9, known=training.kind)
+    assert again.kind == training.kind and torch.equal(again.x, training.x)
+    write_csv(path, [[*row, 1] for row in GOOD])
+    with pytest.raises(DataError, match="is not what the run was trained on"):
+        own_data.load(path, known=training.kind)
+
+
 # ---- what cannot be read ----
 
 
@@ -432,7 +448,7 @@ def test_resumed_run_is_the_same_and_other_data_are_refused(table: Path, tmp_pat
     train(saved.resumed(replace(saved, resume=folder, epochs=4, dataset=there)))
     assert torch.equal(open_run(folder)[1].parameters, open_run(whole)[1].parameters)
     there.write_text(there.read_text().replace("\n", "\nne,1,1\n", 1))
-    with pytest.raises(DataError, match=r"quadrants.csv is not what .*own was trained on: it has another checksum"):
+    with pytest.raises(DataError, match=r"quadrants.csv is not what the run was trained on: it has another"):
         train(replace(read_config(folder), resume=folder, epochs=5))
     with pytest.raises(DataError, match="another checksum"):
         verify_networks.verify(verify_networks.Options(run=folder, device="cpu"))

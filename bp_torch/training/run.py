@@ -19,7 +19,7 @@ from bp_torch import own_data
 from bp_torch.checkpoint import BEST, CONFIG, LAST, NETWORK_FILE, CheckpointError, State, locked, make_folder
 from bp_torch.cli import train_command
 from bp_torch.convert import load as load_network
-from bp_torch.data import DataError, Examples, folder_of_run, load, permutation, subsample
+from bp_torch.data import Examples, folder_of_run, load, permutation, subsample
 from bp_torch.deform import EachEpoch, Part
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import World
@@ -247,9 +247,7 @@ def load_own(config: Config, folder: Path | None, directory: Path, device: torch
     known = kind_of_run(folder) if folder else None
     elsewhere = directory / config.dataset.name
     path = elsewhere if known and not config.dataset.exists() and elsewhere.exists() else config.dataset
-    sets = own_data.load(path, config.targets, config.seed if known is None or known.seed is None else known.seed)
-    if known and known.sha256 != sets[0].kind.sha256:
-        raise DataError(f"{path} is not what {folder} was trained on: it has another checksum")
+    sets = own_data.load(path, config.targets, config.seed, known)
     training, test = (examples.map(lambda tensor: tensor.to(device)) for examples in sets)
     return training, test
 
