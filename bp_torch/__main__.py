@@ -2,7 +2,7 @@
 
 import sys
 
-from bp_torch.cli import fail, one_line_errors
+from bp_torch.cli import one_line_errors, unknown
 from bp_torch.commands import COMMANDS, start
 from bp_torch.text import named, wrapped
 from bp_torch.values import VERSION
@@ -19,7 +19,7 @@ def main() -> None:
     elif name == "--version":
         print(f"bp_torch {VERSION}")
     elif name not in COMMANDS:
-        fail(f"unknown command {name!r}: choose from {', '.join(COMMANDS)}", 2)
+        unknown("command", name, COMMANDS)
     else:
         start(name, arguments)
 

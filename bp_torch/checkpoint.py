@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bp_torch.cli import UserError
 from bp_torch.files import LOCK as LOCK
-from bp_torch.files import lock_in, remove_unfinished, replace_file, unfinished, write_json
+from bp_torch.files import can_be_a_name, lock_in, moved, remove_unfinished, replace_file, unfinished, write_json
 from bp_torch.flags import Within, check_bounds, check_types
 from bp_torch.values import CONFIG as CONFIG
 
@@ -122,6 +122,8 @@ def make_folder(folder: Path, config: str, state: State | None, *, numbered: boo
 
     A sweep's has no ``state``. With ``numbered``, a name that exists gets the next number: NAME_2. Returns the folder.
     """
+    if not can_be_a_name(folder.name):
+        raise CheckpointError(f"Windows has no folders of the name {folder.name!r}: choose another --run-name")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with lock_in(folder.parent):  # of two processes that start at once, each makes a folder of its own
@@ -145,11 +147,13 @@ def make_folder(folder: Path, config: str, state: State | None, *, numbered: boo
 @contextmanager
 def made_whole(folder: Path) -> Iterator[Path]:
     """A folder to be filled, which is then renamed to ``folder``: that is complete, or not there."""
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
+    with tempfile.TemporaryDirectory(
+        prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
+    ) as beside:
         made = Path(beside) / folder.name
         made.mkdir()
         yield made
-        made.rename(folder)
+        moved(made, folder)
 
 
 def remove_unfinished_folders(runs: Path) -> None:

@@ -6,18 +6,20 @@ Exit codes: 0 done, 1 trouble with data, device or a run, 2 bad arguments, 128 +
 
 import contextlib
 import difflib
+import errno
 import io
 import itertools
 import os
 import re
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from bp_torch.files import WINDOWS
 from bp_torch.flags import flag, in_words, types_of
 from bp_torch.help import help_text
+from bp_torch.text import wrapped
 from bp_torch.values import VERSION
 
 T = TypeVar("T")
@@ -81,6 +83,18 @@ def replace_what_cannot_be_shown() -> None:
             stream.reconfigure(errors="replace")
 
 
+@contextlib.contextmanager
+def streams_that_show_all() -> Iterator[None]:
+    """Inside, a stream shows ? instead of what it cannot show; for calls from Python, whose streams these are."""
+    before = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
+    replace_what_cannot_be_shown()
+    try:
+        yield
+    finally:
+        for stream, errors in before:
+            stream.reconfigure(errors=errors)
+
+
 def refusal(message: str, config: type[Any], args: Sequence[str]) -> str:
     """Say what tyro refuses of ``args`` in the words of this project: the flag, what it takes, and what came."""
     flags = {flag(name): hint for name, hint in types_of(config).items()}
@@ -104,10 +118,19 @@ def _one_line(boxed: str) -> str:
     return " ".join(re.sub("^[│ ]+|[│ ]+$", "", parts[0], flags=re.MULTILINE).split()) if parts else boxed
 
 
+def unknown(what: str, name: str, names: Collection[str]) -> NoReturn:
+    """Refuse a ``name`` that is none of the ``names`` of commands, ideas or the like."""
+    alike = difflib.get_close_matches(name, names, n=1)
+    fail(
+        f"unknown {what} {name!r}: " + (f"did you mean {alike[0]}?" if alike else f"choose from {', '.join(names)}"), 2
+    )
+
+
 def fail(message: str, code: int) -> NoReturn:
-    """Print ``message`` as one line on stderr and exit."""
+    """Print ``message`` on stderr and exit: as one line, which a terminal shows in as many as it needs."""
+    line = f"error: {' '.join(message.split())}"
     try:
-        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        print(wrapped(line) if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
     except OSError:
         silence(2)
     sys.exit(code)
@@ -120,15 +143,21 @@ def silence(descriptor: int) -> None:
     os.close(nowhere)
 
 
+def is_without_reader(error: Exception) -> bool:
+    """Whether the reader of stdout is gone (``| head``). Windows calls the output an invalid argument then."""
+    invalid = WINDOWS and isinstance(error, OSError) and error.errno == errno.EINVAL and not error.filename
+    return invalid or isinstance(error, BrokenPipeError)
+
+
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn UserError, OSError and too little memory into one line and an exit code, and Ctrl-C into exit 130."""
     try:
         yield
-    except BrokenPipeError:  # the reader of stdout is gone (``| head``): exit 141, silently
-        silence(1)
-        sys.exit(128 + signal.SIGPIPE)
     except (UserError, OSError) as error:
+        if is_without_reader(error):
+            silence(1)
+            sys.exit(141)  # 128 + SIGPIPE, silently
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         if isinstance(error, OSError) and error.strerror and not error.filename:

@@ -7,7 +7,6 @@ else. Every file is checked before each use. Data of one's own are read by own_d
 
 import gzip
 import hashlib
-import lzma
 import zlib
 from dataclasses import replace
 from importlib import resources
@@ -170,6 +169,10 @@ def _complete(dataset: str, raw: Path) -> bool:
 
 def _unpack_mnist(raw: Path) -> None:
     """Unpack the missing files. Those that are there already are not touched, and are checked like the rest."""
+    try:
+        import lzma
+    except ImportError as error:  # as pyenv builds Python on a Mac without xz
+        raise DataError(f"this Python has no lzma ({error}): install xz and then Python again") from error
     for name, wanted in MNIST_SHA256.items():
         if not (raw / name).is_file():
             packed = raw / f"{name}.gz"  # as torchvision leaves it, or somebody's own

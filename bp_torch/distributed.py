@@ -10,6 +10,7 @@ The backend is NCCL between GPUs and gloo between CPUs. Nothing here knows what 
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -22,7 +23,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from bp_torch.cli import UserError
 
@@ -135,13 +135,17 @@ def joined(device: torch.device, store: str = "env://") -> Iterator[World]:
         yield World()
         return
     on_gpu, rank = device.type == "cuda", _number("RANK")
+    if not dist.is_available():
+        raise DistributedError("this build of torch has no torch.distributed: start one process")
+    if on_gpu and not dist.is_nccl_available():
+        raise DistributedError("several GPUs need NCCL, which this build of torch lacks: choose --device cpu")
     # Torch would end this process with an abort and a page of text; the watch does it with a line.
     os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     with lost_process_reported():
         if on_gpu:
             torch.cuda.set_device(device)
         try:
-            met, _, _ = next(iter(rendezvous(store, rank, size, timeout=PATIENCE)))
+            met, _, _ = next(iter(dist.rendezvous(store, rank, size, timeout=PATIENCE)))  # type: ignore[attr-defined]
             backend, own = ("nccl", device) if on_gpu else ("gloo", None)
             dist.init_process_group(backend, store=met, rank=rank, world_size=size, timeout=PATIENCE, device_id=own)
         except ValueError as error:
@@ -165,37 +169,37 @@ class Watch:
         self, store: Any, rank: int, size: int, patience: float = PATIENCE.total_seconds(), grace: float = GRACE
     ) -> None:
         """For process ``rank`` of ``size``. ``patience`` and ``grace`` are in seconds."""
-        self.store = PrefixStore("watch", store)
+        self.store = dist.PrefixStore("watch", store)  # type: ignore[attr-defined]
         self.rank, self.size, self.patience, self.grace = rank, size, patience, grace
-        self._signals, self._wake = os.pipe()
-        os.set_blocking(self._wake, False)
+        self._signals, self._wake = socket.socketpair()  # no pipe: Windows waits for sockets only
+        self._wake.setblocking(False)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> None:
         """Start. Signals are noted here too, by Python's own handler, which runs even while the main thread hangs."""
         self._main = threading.current_thread() is threading.main_thread()
         if self._main:
-            self._before = signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+            self._before = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         self._thread.start()
 
     def __exit__(self, kind: object, *exception: object) -> None:
         """Stop. Who leaves without an error is not gone: the others may still be saving."""
         if self._main:
             signal.set_wakeup_fd(self._before)
-        os.write(self._wake, b"\0")
+        self._wake.send(b"\0")
         self._thread.join()
         if kind is None:
             with suppress(RuntimeError):  # the process that keeps the store may have left already
                 self.store.set(str(self.rank), "done")
-        os.close(self._signals)
-        os.close(self._wake)
+        self._signals.close()
+        self._wake.close()
 
     def _run(self) -> None:
         last = {other: ("", time.monotonic()) for other in range(self.size) if other != self.rank}
         beat, late = 0, {}  # late: by which time a signal must have reached its handler, and that handler
         while True:
             if select.select([self._signals], [], [], BEAT)[0]:
-                for number in os.read(self._signals, 100):
+                for number in self._signals.recv(100):
                     if number == 0:
                         return
                     late[number] = time.monotonic() + self.grace, signal.getsignal(number)

@@ -104,7 +104,7 @@ def targets(labels: Tensor, kind: Kind, dtype: torch.dtype) -> Tensor:
 
 def permutation(n: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
     """The order (n,) of ``epoch``: drawn from (seed, epoch) alone, so the same in every process and resumed run."""
-    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n)).to(device)
+    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n)).to(device, torch.int64)
 
 
 def first_shuffled(examples: Examples, n: int, seed: int) -> Examples:

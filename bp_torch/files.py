@@ -6,14 +6,16 @@ import os
 import re
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:  # imported where it is used: it takes long, and help does not need it
     from filelock import FileLock
 
+WINDOWS = os.name == "nt"
 LARGEST = 2**24  # bytes of a JSON file that is read: the names of 10,000 networks are a megabyte
 SUM = "sha256"
 LOCK = ".lock"  # in a run's folder, held while it trains; in the folder of all runs, held while a new one is made
@@ -38,10 +40,20 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
             file.flush()
             os.fsync(file.fileno())
         Path(beside).chmod(0o666 & ~_umask())  # mkstemp is for secrets: 0600
-        Path(beside).replace(path)
+        moved(Path(beside), path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
+
+
+def moved(made: Path, place: Path) -> None:
+    """Rename a file over another, or a folder. Windows refuses while any program reads it, a virus scanner, say."""
+    for pause in (0.01, 0.05, 0.2, 0.5, 1.0) if WINDOWS else ():
+        with suppress(PermissionError):
+            made.replace(place)
+            return
+        time.sleep(pause)
+    made.replace(place)
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
@@ -86,6 +98,12 @@ def causes(error: BaseException) -> list[BaseException]:
     while (before := chain[-1].__context__) and before not in chain:
         chain.append(before)
     return chain
+
+
+def can_be_a_name(name: str) -> bool:
+    """Whether a folder may have this ``name``: on Windows not ``a:b``, ``a.`` or ``con.a``, which would be a device."""
+    devices = r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[1-9¹²³]) *(\.|$)"
+    return not (WINDOWS and re.search(rf'[<>:"/\\|?*\x00-\x1f]|[. ]$|^{devices}', name, re.IGNORECASE))
 
 
 def is_utf8(path: Path) -> bool:

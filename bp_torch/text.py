@@ -1,6 +1,9 @@
 """Numbers and tables as text, the same in every command: 0.0312, 1,234, −4.1·10⁻⁷; columns in line, or Markdown."""
 
+import os
+import re
 import shutil
+import sys
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import floor, isfinite, log10
@@ -10,6 +13,8 @@ if TYPE_CHECKING:  # a command's help and its errors need no torch
     from torch import Tensor
 
 MOST_COLUMNS = 100  # longer lines are hard to read, however wide the terminal is
+GREEN, RED = 32, 31  # of a terminal
+VERDICTS = {"RIGHT": GREEN, "WRONG": RED, "ERROR": RED, "DIED": RED}
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -62,6 +67,16 @@ def wrapped(line: str, first: str = "", then: str | None = None) -> str:
     """A line in as many as it needs. ``first`` is before the first, ``then`` before the others; words stay whole."""
     then = first if then is None else then
     return textwrap.TextWrapper(columns(), first, then, break_long_words=False, break_on_hyphens=False).fill(line)
+
+
+def coloured(said: str) -> str:
+    """A report with the verdicts that begin its lines in colour, where stdout has colours (https://no-color.org)."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return said
+    words = f"^( *)({'|'.join(VERDICTS)})(?![A-Za-z])"
+    return re.sub(
+        words, lambda found: f"{found[1]}\x1b[{VERDICTS[found[2]]}m{found[2]}\x1b[m", said, flags=re.MULTILINE
+    )
 
 
 def named(entries: Mapping[str, str]) -> str:

@@ -152,7 +152,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """{tag: [(step, value)]} of a run, as TensorBoard reads it, but for the one that is a matter of time."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if not tag.endswith("examples_per_second")]
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.endswith("examples per second")]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 

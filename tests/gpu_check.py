@@ -101,7 +101,7 @@ def main() -> None:
         return tell(given)
     end, results = time.monotonic() + given.seconds, dict[str, dict[str, Any]]()
     given.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, (given.out / "log.txt").open("w") as log:
+    with tempfile.TemporaryDirectory() as folder, (given.out / "log.txt").open("w", encoding="utf-8") as log:
         Setup.of("cpu", given.small, Path(folder), 60).unpack()  # once, before checks run at once
         for stage in STAGES:
             chosen = {name: most for name, most in stage.items() if name in given.only}

@@ -94,7 +94,7 @@ class Setup(NamedTuple):
 def run(command: list[str], seconds: float, **options: Any) -> tuple[int, str, float]:
     """The exit code of a command, all that it said, and its seconds; it is killed after ``seconds``, code -9."""
     start, pipe = time.perf_counter(), subprocess.PIPE
-    options |= {"text": True, "start_new_session": True}
+    options |= {"encoding": "utf-8", "start_new_session": True}
     process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, **options)
     try:
         said = process.communicate(timeout=max(1, seconds))[0]
@@ -439,7 +439,7 @@ def two(setup: Setup) -> Found:
     n = "1950" if setup.small else "10050"
     command = [sys.executable, "-c", TWO, str(setup.device), str(setup.work)]
     code, said, _ = run([*command, "alone", n], setup.left, cwd=ROOT)
-    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
+    pipe: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "cwd": ROOT}
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         subprocess.Popen([*command, "both", n], env=os.environ | meeting | {"RANK": rank, "LOCAL_RANK": rank}, **pipe)

@@ -284,7 +284,7 @@ sweep/group.py: test_sweep.py -k "diverged_is_named and True"
     min(known or step, step) if new                    =>  step if new
 sweep/plan.py: test_sweep.py -k "groups_fit or more_networks"
     members[i * n // parts : (i + 1) * n // parts]     =>  members[i * n // parts : (i + 1) * n // parts + 1]
-    and needed > (free := free_memory(device))         =>  and needed > 2 * (free := free_memory(device))
+    and needed > (free := free_memory(device) or inf)  =>  and needed > 2 * (free := free_memory(device) or inf)
     CACHE // size                                      =>  2 * CACHE // size
 sweep/report.py: test_sweep.py -k "table_and_json or diverged_is_named"
     "mean": fmean(found)                               =>  "mean": max(found)
@@ -449,7 +449,7 @@ class Mutant:
     def plant(self, copy: Path) -> None:
         """Plant it in the copy. Raises ValueError if it cannot be planted."""
         path = copy / "bp_torch" / self.file
-        source = path.read_text()
+        source = path.read_text(encoding="utf-8")
         if source.count(self.piece) != 1:
             raise ValueError(f"the piece is {source.count(self.piece)} times in {self.file}, wanted once")
         faulty = source.replace(self.piece, self.fault)
@@ -460,7 +460,7 @@ class Mutant:
         path.unlink()  # it is the same file in all copies
         for compiled in path.parent.glob(f"__pycache__/{path.stem}.*"):
             compiled.unlink()
-        path.write_text(faulty)
+        path.write_text(faulty, encoding="utf-8")
 
     def __str__(self) -> str:
         """The line of the table."""
@@ -536,7 +536,7 @@ class Run:
         with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         with suppress(FileNotFoundError):
-            self.said = (self.folder / SAID).read_text(errors="replace")
+            self.said = (self.folder / SAID).read_text(encoding="utf-8", errors="replace")
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

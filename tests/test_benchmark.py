@@ -508,7 +508,7 @@ for three in tasks_of_many(task, 3).values():
 def test_jax_makes_the_same_networks(data_dir: Path) -> None:
     # In a process of its own: JAX starts threads, and other tests fork.
     command = [sys.executable, "-c", IN_JAX, str(data_dir)]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, encoding="utf-8", check=True)
     for line in done.stdout.splitlines():
         difference, moved = map(float, line.split())
         assert 0 < difference <= 1e-5

@@ -79,7 +79,10 @@ def test_what_is_measured_is_kept_and_not_measured_again(
 
 @pytest.mark.parametrize("script", ["with_autograd.py", "with_sklearn.py"])
 def test_scripts_know_nothing_of_this_package(script: str) -> None:
-    assert "import bp_torch" not in (text := (accuracy.HERE / script).read_text()) and "from bp_torch" not in text
+    assert (
+        "import bp_torch" not in (text := (accuracy.HERE / script).read_text(encoding="utf-8"))
+        and "from bp_torch" not in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,6 +100,6 @@ def test_what_cannot_be_measured_is_refused(fields: dict[str, Any], message: str
 
 
 def test_damaged_results_are_named(tmp_path: Path) -> None:
-    (tmp_path / "times.json").write_text("{")
+    (tmp_path / "times.json").write_text("{", encoding="utf-8")
     with pytest.raises(BenchmarkError, match=r"times.json is damaged .*choose another --out"):
         accuracy.read(tmp_path / "times.json")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bp_torch.checkpoint import CONFIG, LAST, LOCK, CheckpointError, State, locked, make_folder
-from tests.harness import FORK
+from tests.harness import FORK, posix
 
 
 def a_state(n: int = 6, velocity: bool = True, dtype: torch.dtype = torch.float32) -> State:
@@ -111,6 +111,7 @@ def test_invalid_field_raises_checkpoint_error(field: dict[str, Any], tmp_path: 
         State.load(tmp_path / LAST, like=a_state())
 
 
+@posix
 def test_checkpoint_that_is_no_regular_file_raises_checkpoint_error(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "zeros").symlink_to("/dev/zero")
@@ -165,6 +166,7 @@ def test_name_that_exists_gets_a_number(tmp_path: Path) -> None:
         assert make_folder(tmp_path / "one", "{}", a_state(), numbered=True) == tmp_path / name
 
 
+@posix
 def test_name_that_is_too_long_is_refused_with_the_flag_that_sets_it(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"File name too long.*choose another --run-name"):
         make_folder(tmp_path / ("n" * 300), "{}", a_state())

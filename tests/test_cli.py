@@ -11,8 +11,9 @@ from typing import Literal
 import pytest
 
 from bp_torch import __main__ as package
-from bp_torch.cli import one_line_errors, parse
+from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.commands import COMMANDS, start
+from tests.harness import linux, posix
 
 
 @dataclass
@@ -103,6 +104,27 @@ def test_package_lists_its_commands(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert capsys.readouterr().err == f"error: unknown command 'dance': choose from {wanted}\n"
 
 
+@pytest.mark.parametrize(("typed", "meant"), [(["trian"], "train"), (["explain", "nudge"], "nudges")])
+def test_alike_command_or_idea_is_suggested(
+    typed: list[str], meant: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bp_torch", *typed])
+    with pytest.raises(SystemExit) as stop:
+        package.main()
+    assert stop.value.code == 2 and capsys.readouterr().err.endswith(f"{typed[-1]!r}: did you mean {meant}?\n")
+
+
+def test_terminal_shows_an_error_with_whole_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with pytest.raises(SystemExit):
+        fail("there is no file runs/784-16-16-10/explained/nudges.png in it", 1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["error: there is no file", "runs/784-16-16-10/explained/nudges.png", "in it"]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_of_its_own(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -152,10 +174,11 @@ def shell(code: str, redirection: str) -> subprocess.CompletedProcess[str]:
     """Run ``start`` on a ``main`` that is defined by ``code``."""
     script = f"{A_COMMAND}\n{code}\ncommands.start('main', [])"
     command = ["bash", "-c", f'"$0" -c "$1" {redirection}', sys.executable, script]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
 
 
-@pytest.mark.parametrize("way", SHELL)
+@posix
+@pytest.mark.parametrize("way", [pytest.param(way, marks=linux) if "disk" in way else way for way in SHELL])
 def test_output_that_nobody_takes_ends_in_an_exit_code_and_no_traceback(way: str) -> None:
     redirection, code = SHELL[way]
     done = shell("main = lambda _: print('x' * 10**6)", redirection)
@@ -163,17 +186,19 @@ def test_output_that_nobody_takes_ends_in_an_exit_code_and_no_traceback(way: str
     assert (done.returncode, done.stderr) == (code, line)
 
 
+@posix
 def test_closed_streams_are_not_taken_by_the_next_file(tmp_path: Path) -> None:
     code = f"main = lambda _: open({str(tmp_path / 'out')!r}, 'w').write(str(os.open('/dev/null', 0)))"
     assert shell(code, ">&- 2>&- <&-").returncode == 0
-    assert int((tmp_path / "out").read_text()) >= 3
+    assert int((tmp_path / "out").read_text(encoding="utf-8")) >= 3
 
 
+@posix
 def test_ctrl_c_while_modules_are_imported_has_no_traceback() -> None:
     code = "def importing(name):\n  print('importing', flush=True)\n  import time\n  time.sleep(60)"
     script = f"{A_COMMAND}\n{code}\nimportlib.import_module = importing\ncommands.start('main', [])"
     with subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
     ) as child:
         assert child.stdout and child.stdout.readline() == "importing\n"
         child.send_signal(signal.SIGINT)

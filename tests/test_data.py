@@ -84,7 +84,7 @@ def test_old_cache_of_torchvision_is_not_read(tmp_path: Path, mnist: tuple[Examp
 
 
 def test_folder_that_cannot_be_written_raises_data_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     with pytest.raises(DataError, match=r"cannot put mnist into .*file.*choose another --data-dir"):
         load("mnist", tmp_path / "file")
 
@@ -167,7 +167,7 @@ def test_other_data_sets_are_read_and_checked_at_each_use(
         for examples in load(dataset, tmp_path):
             assert torch.equal(examples.x.view(-1, 28, 28), upright)
             assert examples.labels.tolist() == [0, 1, 2]
-    assert (raw / f"{data.FAMILIES[dataset].prefix}{CHECKSUMS}").read_text().count("\n") == 4
+    assert (raw / f"{data.FAMILIES[dataset].prefix}{CHECKSUMS}").read_text(encoding="utf-8").count("\n") == 4
     damaged = raw / data.FAMILIES[dataset].files[0]
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
     with pytest.raises(DataError, match=f"{damaged.name} is truncated or altered"):

@@ -68,7 +68,9 @@ def test_float32_means_float32_whatever_the_environment_says() -> None:
     code = "import torch; from bp_torch.device import choose_device; print(torch.get_float32_matmul_precision()); "
     code += "choose_device('cpu'); print(torch.get_float32_matmul_precision())"
     environment = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
-    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, encoding="utf-8", check=True
+    )
     assert said.stdout.split() == ["high", "highest"]
 
 

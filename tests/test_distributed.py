@@ -25,7 +25,7 @@ from bp_torch.training import Config, Stopped, step, train
 from bp_torch.training.interruption import Signals
 from bp_torch.training.run import start_run
 from tests.conftest import relative_error
-from tests.harness import FORK, wait_for
+from tests.harness import FORK, SIGNALS, wait_for
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_processes_choose_the_same_network_by_the_examples_held_out(config: Conf
     together = start(2, tmp_path / "store", lambda store: train(replace(held_out, run_name="together"), store))
     assert codes(together) == [0] * 2
     assert relative_error(weights(config, "together"), weights(config, "alone")) <= 1e-12
-    results = [json.loads((tmp_path / name / RESULT).read_text()) for name in ("alone", "together")]
+    results = [json.loads((tmp_path / name / RESULT).read_text(encoding="utf-8")) for name in ("alone", "together")]
     for key in ("test_accuracy", "epoch", "validation_accuracy"):
         assert results[0][key] == results[1][key], key
 
@@ -229,22 +229,21 @@ def test_processes_on_gpus_meet_with_nccl_and_the_device_of_each(monkeypatch: py
     for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(
-        "bp_torch.distributed.rendezvous",
+        "torch.distributed.rendezvous",
         lambda *arguments, **options: [(HashStore(), 1, 2)],
     )
     monkeypatch.setattr(
         "torch.distributed.init_process_group", lambda backend, **options: met.update(options, backend=backend)
     )
     monkeypatch.setattr("torch.distributed.destroy_process_group", lambda: None)
+    monkeypatch.setattr("torch.distributed.is_nccl_available", lambda: True)
     monkeypatch.setattr("torch.cuda.set_device", lambda device: met.update(current=device))
     with joined(torch.device("cuda:1")) as world:
         assert world == World(1, 2)
     assert met["backend"] == "nccl" and met["device_id"] == met["current"] == torch.device("cuda:1")
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.long) for n in (signal.SIGINT, signal.SIGHUP))]
-)
+@pytest.mark.parametrize("number", [pytest.param(n, marks=[pytest.mark.long] * (n != signal.SIGTERM)) for n in SIGNALS])
 def test_process_that_has_noted_a_signal_may_take_its_time(number: signal.Signals, tmp_path: Path) -> None:
     """Until all processes ask each other, and while the checkpoint is saved."""
 

@@ -59,7 +59,7 @@ def test_points_before_a_cost_that_is_not_finite_are_logged(tmp_path: Path, data
     fields |= {"train_examples": N, "log_every": 1, "checkpoint_every": 3, "data_dir": data_dir, "runs_dir": tmp_path}
     with pytest.raises(TrainingError, match="the cost is not finite: at step 2"):
         train(Config(run_name="diverging", device="cpu", **fields))
-    assert [step for step, _ in curves(tmp_path / "diverging")["2_cost_quadratic/train"]] == [0, 1, 2, 3]
+    assert [step for step, _ in curves(tmp_path / "diverging")["2 cost, quadratic/train"]] == [0, 1, 2, 3]
 
 
 def test_cost_that_is_not_finite_only_in_the_evaluation_is_reported(tmp_path: Path, data_dir: Path) -> None:

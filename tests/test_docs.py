@@ -27,7 +27,7 @@ from bp_torch.sweep.config import SweepConfig
 from bp_torch.training import Config, train
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -42,12 +42,15 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    return [Block(*found) for found in re.findall(r"^```(\w*) ?(\S*)\n(.*?)^```$", page.read_text(), re.M | re.S)]
+    return [
+        Block(*found)
+        for found in re.findall(r"^```(\w*) ?(\S*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+    ]
 
 
 def prose(page: Path) -> str:
     """The page without its fenced blocks."""
-    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    return re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
 def code_spans(page: Path) -> list[str]:
@@ -104,7 +107,7 @@ def same_word(one: str, other: str) -> bool:
 def test_excerpts_are_lines_of_the_source(page: Path) -> None:
     for block in blocks(page):
         if block.file:
-            source = (ROOT / block.file).read_text()
+            source = (ROOT / block.file).read_text(encoding="utf-8")
             indented = [textwrap.indent(block.text, " " * spaces) for spaces in (0, 4, 8)]
             assert any(f"\n{lines}" in source for lines in indented), f"not in {block.file}:\n{block.text}"
 
@@ -263,7 +266,7 @@ def test_readme_has_two_commands_and_ci_runs_the_second() -> None:
     section = README.split("## Two commands")[1].split("\n## ")[0]
     lines = re.findall(r"```bash\n(.*?)```", section, re.S)
     assert lines == ["pip install -e . && python train.py\n", 'pip install -e ".[test]" && python -m pytest\n']
-    (pattern,) = re.findall(r"grep -m 1 -E '(.*?)' README\.md", (ROOT / ".ci/run").read_text())
+    (pattern,) = re.findall(r"grep -m 1 -E '(.*?)' README\.md", (ROOT / ".ci/run").read_text(encoding="utf-8"))
     found = next(line for line in README.splitlines() if re.search(pattern, line))
     assert f"{found}\n" == lines[1]
 
@@ -272,18 +275,22 @@ def test_readme_has_two_commands_and_ci_runs_the_second() -> None:
 
 
 def test_contributing_names_the_tables_that_each_file_has() -> None:
-    functions = (ROOT / "CONTRIBUTING.md").read_text().split("## Add a flag")[0]
+    functions = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Add a flag")[0]
     items = re.findall(r"^\d\. \[`([\w/.]+)`\](.*(?:\n   .*)*)", functions, re.M)
     assert len(items) == 8
     for file, text in items:
         names = re.findall(r"`([A-Z]\w*|absorbs)`", text)
         assert names
         for name in names:
-            assert re.search(rf"^ *{name}\b", (ROOT / file).read_text(), re.M), f"{name} is not in {file}"
+            assert re.search(rf"^ *{name}\b", (ROOT / file).read_text(encoding="utf-8"), re.M), (
+                f"{name} is not in {file}"
+            )
 
 
 def test_explain_page_names_the_functions_of_each_idea() -> None:
-    rows = re.findall(r"^\| .* \| \[`(\w+)`\]\((\S+)\) \| (.*) \|$", (ROOT / "docs/explain.md").read_text(), re.M)
+    rows = re.findall(
+        r"^\| .* \| \[`(\w+)`\]\((\S+)\) \| (.*) \|$", (ROOT / "docs/explain.md").read_text(encoding="utf-8"), re.M
+    )
     assert [name for name, _, _ in rows] == list(explain.IDEAS)
     for name, file, made_by in rows:
         assert (ROOT / "docs" / file).resolve() == Path(explain.load_idea(name).__file__)
@@ -292,14 +299,14 @@ def test_explain_page_names_the_functions_of_each_idea() -> None:
 
 
 def test_versions_agree() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for name in ("CITATION.cff", "CHANGELOG.md"):
-        (first, *_) = re.findall(r"^(?:version: |## )([\d.]+)", (ROOT / name).read_text(), re.M)
+        (first, *_) = re.findall(r"^(?:version: |## )([\d.]+)", (ROOT / name).read_text(encoding="utf-8"), re.M)
         assert first == project["version"] == __version__, name
 
 
 def test_console_script_and_types_are_there() -> None:
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     module, _, function = settings["project"]["scripts"]["bp-torch"].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
     assert "py.typed" in settings["tool"]["setuptools"]["package-data"]["bp_torch"]

@@ -235,7 +235,7 @@ def test_all_ideas_make_a_page_from_the_quick_ones_on(
     said = capsys.readouterr().out
     assert said.startswith("This takes about ") and "backwards" in said.splitlines()[0]
     (events,) = set(run.iterdir()) - before
-    page = (tmp_path / "index.html").read_text()
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
     for name in ("hebbian", "backwards"):
         assert (tmp_path / f"{name}.png").is_file() and f'<a class="picture" href="{name}.png"' in page
         assert (tmp_path / f"{name}.narrow.png").is_file() and f'srcset="{name}.narrow.png"' in page
@@ -276,7 +276,7 @@ def documented(page: str) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 def test_docs_name_every_idea_with_its_file_and_functions() -> None:
     files = {name: Path(explain.load_idea(name).__file__).relative_to(ROOT).as_posix() for name in IDEAS}
-    page = (ROOT / "docs" / "explain.md").read_text()
+    page = (ROOT / "docs" / "explain.md").read_text(encoding="utf-8")
     assert documented(page) == {name: (file, IDEAS[name].made_by) for name, file in files.items()}
 
 

@@ -60,7 +60,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def file(subject: Subject, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("page") / "page.html"
-    file.write_text(exporter.write_page(subject))
+    file.write_text(exporter.write_page(subject), encoding="utf-8")
     return file
 
 
@@ -246,13 +246,17 @@ def test_other_ways_to_write_a_formula_are_replayed(opened: Page) -> None:
 
 
 def recorded_in(file: Path) -> Any:
-    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', file.read_text(), re.S)
+    (data,) = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', file.read_text(encoding="utf-8"), re.S
+    )
     return json.loads(data)
 
 
 def test_page_is_one_small_file_with_the_subjects_networks(file: Path, subject: Subject) -> None:
     assert file.stat().st_size < 1_000_000
-    assert not re.findall(r"""(?:src|href)=["'](?!data:)|url\(|\bimport\b.*from|@import""", file.read_text())
+    assert not re.findall(
+        r"""(?:src|href)=["'](?!data:)|url\(|\bimport\b.*from|@import""", file.read_text(encoding="utf-8")
+    )
     networks = recorded_in(file)["networks"]
     for name, network in (("trained", subject.network), ("untrained", subject.config.network(torch.device("cpu")))):
         values = np.frombuffer(zlib.decompress(base64.b64decode(networks[name])), np.float32)
@@ -290,7 +294,7 @@ def test_linter_finds_nothing_in_the_page() -> None:
     if (biome := shutil.which("biome", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")) is None:
         pytest.skip("biome is not installed")
     command = [biome, "lint", "--error-on-warnings", str(ROOT / "bp_torch" / "explain" / "page.html")]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, capture_output=True, encoding="utf-8")
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -586,7 +590,7 @@ def test_other_networks_have_a_page(browser: Any, subject: Subject, tmp_path: Pa
     config = Config(sizes=sizes, activation="relu", cost="softmax-cross-entropy", init="he")
     network = config.network(torch.device("cpu"))
     file = tmp_path / "page.html"
-    file.write_text(exporter.write_page(replace(subject, config=config, network=network)))
+    file.write_text(exporter.write_page(replace(subject, config=config, network=network)), encoding="utf-8")
     assert file.stat().st_size < 1_500_000
     page, errors = browser.new_page(reduced_motion="reduce"), list[str]()
     page.on("pageerror", lambda error: errors.append(str(error)))
@@ -629,6 +633,8 @@ def test_page_in_docs_holds_the_recording_of_todays_code() -> None:
     assert data["recordings"] == json.loads(json.dumps(fresh)), (
         "make it again: python -m bp_torch explain page --out docs/page.html"
     )
-    code = file.read_text().replace(json.dumps(data, separators=(",", ":")).replace("</", "<\\/"), '"{data}"')
+    code = file.read_text(encoding="utf-8").replace(
+        json.dumps(data, separators=(",", ":")).replace("</", "<\\/"), '"{data}"'
+    )
     images = r"data:image/png;base64,[\w+/=]+"
     assert re.sub(images, "", code) == re.sub(r"data:image/png;base64,\{\w+\}", "", content_of("page.html"))

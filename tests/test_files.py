@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from bp_torch.files import LARGEST, LOCK, lock_in, read_json, remove_unfinished, replace_file, write_json
+from tests.harness import posix
 
 
 def test_failed_write_by_a_function_keeps_the_old_content(tmp_path: Path) -> None:
@@ -80,6 +81,7 @@ def test_json_that_nobody_wrote_raises_value_error(content: bytes, older: bool, 
         read_json(tmp_path / "a.json", older=older)
 
 
+@posix
 def test_only_regular_files_are_read_as_json(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("/dev/zero")
@@ -89,12 +91,13 @@ def test_only_regular_files_are_read_as_json(tmp_path: Path) -> None:
 
 
 def test_json_without_a_checksum_is_one_of_an_older_version(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('{"rate": 0.5}')
+    (tmp_path / "a.json").write_text('{"rate": 0.5}', encoding="utf-8")
     assert read_json(tmp_path / "a.json", older=True) == {"rate": 0.5}
     with pytest.raises(ValueError, match="does not have the checksum that it states"):
         read_json(tmp_path / "a.json")
 
 
+@posix
 def test_lock_has_the_mode_of_its_folder_and_is_no_link(tmp_path: Path) -> None:
     for mode in (0o777, 0o770, 0o700):
         (folder := tmp_path / f"{mode:o}").mkdir()

@@ -40,8 +40,8 @@ def test_lines_of_training_are_read() -> None:
 @pytest.mark.parametrize("names", [["machine", "pools", "garbage", "graphs"], ["train", "deform"], ["resume", "two"]])
 def test_checks_run_without_a_gpu(names: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.gpu_check", "--device", "cpu", "--small", "--out", str(tmp_path)]
-    done = subprocess.run([*command, "--only", *names], cwd=ROOT, capture_output=True, text=True)
-    results: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())
+    done = subprocess.run([*command, "--only", *names], cwd=ROOT, capture_output=True, encoding="utf-8")
+    results: dict[str, Any] = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert done.returncode == 0 and list(results) == names, done.stdout
     assert all(found["ok"] for found in results.values())
-    assert (tmp_path / "results.txt").read_text().count("\n") == len(names)
+    assert (tmp_path / "results.txt").read_text(encoding="utf-8").count("\n") == len(names)

@@ -10,16 +10,17 @@ import torch
 from bp_torch.distributed import World
 from bp_torch.training import Stopped
 from bp_torch.training.interruption import POLL_EVERY, Signals
+from tests.harness import SIGNALS, posix
 
 CPU = torch.device("cpu")
-NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(("number", "code"), SIGNALS.items())
 def test_exit_code_is_128_plus_the_number_of_the_signal(number: signal.Signals, code: int) -> None:
     stopped = Stopped(number, Path("runs/one"))
     assert stopped.code == code
-    assert str(stopped) == (f"stopped by {number.name}, all is saved; continue with: bp-torch train --resume runs/one")
+    way = f"continue with: bp-torch train --resume {Path('runs/one')}"
+    assert str(stopped) == f"stopped by {number.name}, all is saved; {way}"
 
 
 def test_first_signal_is_noted_and_the_second_interrupts() -> None:
@@ -37,7 +38,8 @@ def test_first_ctrl_c_says_what_a_second_one_does(capfd: pytest.CaptureFixture[s
     assert capfd.readouterr().err == "\nstopping; again to stop at once\n"
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@posix
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_second_hangup_has_no_effect(number: signal.Signals) -> None:
     with Signals() as signals:
         signal.raise_signal(number)
@@ -45,7 +47,7 @@ def test_a_second_hangup_has_no_effect(number: signal.Signals) -> None:
         assert signals.received == number
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_signal_that_nohup_or_a_script_ignores_stays_ignored(number: signal.Signals) -> None:
     before = signal.signal(number, signal.SIG_IGN)
     try:
@@ -58,11 +60,11 @@ def test_signal_that_nohup_or_a_script_ignores_stays_ignored(number: signal.Sign
 
 
 def test_signal_handlers_are_restored() -> None:
-    before = [signal.getsignal(number) for number in NUMBERS]
+    before = [signal.getsignal(number) for number in SIGNALS]
     with Signals():
-        during = [signal.getsignal(number) for number in NUMBERS]
+        during = [signal.getsignal(number) for number in SIGNALS]
     assert all(one != other for one, other in zip(before, during, strict=True))
-    assert [signal.getsignal(number) for number in NUMBERS] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_thread_that_may_not_handle_signals_trains_without() -> None:

@@ -19,7 +19,7 @@ from bp_torch.ladder.rows import ROWS, Kind, Row, find, read_rows
 from bp_torch.ladder.run import recipe, run_row
 from bp_torch.training import Config, Stopped, TrainingError, open_run, train
 from bp_torch.training.interruption import Signals
-from tests.harness import FORK
+from tests.harness import FORK, linux
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -87,7 +87,7 @@ def test_row_is_trained_once_and_its_results_are_those_of_its_runs(
     assert (config.runs_dir / "small" / "sweep.json").exists(), "small networks are trained at once"
     for seed, found in measured.seeds.items():
         folder = config.runs_dir / "small" / f"seed-{seed}"
-        result = json.loads((folder / "result.json").read_text())
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         assert found["test_error"] == pytest.approx(100 - 100 * result["test_accuracy"])
         assert found["epoch"] == result["epoch"] and found["threads"] == 1
         assert found["precision"] == "full"
@@ -141,7 +141,7 @@ def test_results_of_another_config_are_dropped(tmp_path: Path) -> None:
     assert sorted(add("small", Measured({1: {"test_error": 2.0}}, {"epochs": 3}), file).seeds) == [0, 1]
     assert sorted(add("small", Measured({2: {"test_error": 2.0}}, {"epochs": 4}), file).seeds) == [2]
     assert sorted(read(file)) == ["large", "small"]
-    file.write_text("[]")
+    file.write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match=r"results.json holds no results of the ladder"):
         read(file)
 
@@ -230,7 +230,11 @@ def test_unknown_row_is_one_line_with_the_names(
         (["run", "lesson", "--first-seed", "-1"], "--first-seed: wanted 0 or more"),
         (["run", "lesson", "--first-seed", "4294967295", "--seeds", "2"], "--first-seed: wanted 0 or more, all seeds"),
         (["run", "lesson", "--first-seed", "4294967295"], "--first-seed: wanted 0 or more, all seeds"),
-        (["run", "lesson", "--json", "/proc/none/results.json"], "cannot write /proc/none/results.json: No such file"),
+        pytest.param(
+            ["run", "lesson", "--json", "/proc/none/results.json"],
+            "cannot write /proc/none/results.json: No such file",
+            marks=linux,
+        ),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,7 +281,7 @@ def test_table_fits_the_terminal_and_names_source_network_and_recipe_of_each_row
 def test_page_and_picture_are_made_from_the_results() -> None:
     found = read()
     again = "write them anew: python -m bp_torch ladder docs"
-    assert (DOCS / report.PAGE).read_text() == report.page(found), again
+    assert (DOCS / report.PAGE).read_text(encoding="utf-8") == report.page(found), again
     with Image.open(DOCS / report.PICTURE) as picture:
         assert picture.info["Description"] == report.digest(found), again
     for name, measured in found.items():
@@ -292,7 +296,7 @@ def test_results_are_in_the_package() -> None:
 
 def test_data_are_in_the_package() -> None:
     package = DOCS.parent / "bp_torch"
-    settings = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())
+    settings = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))
     packed = {
         file for part in settings["tool"]["setuptools"]["package-data"]["bp_torch"] for file in package.glob(part)
     }

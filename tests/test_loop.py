@@ -39,7 +39,7 @@ def test_full_batch_in_float16_has_a_finite_cost(tmp_path: Path, data_dir: Path)
     brief_run(tmp_path, data_dir, "half", dtype="float16", log_every=1, **fields)  # Σ C_k is above 65,504
     events = EventAccumulator(str(tmp_path / "half"))
     events.Reload()
-    assert [event.value for event in events.Scalars("2_cost_softmax-cross-entropy/train")] == [
+    assert [event.value for event in events.Scalars("2 cost, softmax-cross-entropy/train")] == [
         pytest.approx(2.3, abs=0.1)
     ] * 3
 
@@ -50,10 +50,10 @@ def test_examples_per_second_counts_examples(tmp_path: Path, data_dir: Path, mon
     brief_run(tmp_path, data_dir, "short", epochs=1, train_examples=1001, batch_size=1000)
     events = EventAccumulator(str(tmp_path / "short"))
     events.Reload()
-    assert [event.value for event in events.Scalars("7_training/examples_per_second")] == [
+    assert [event.value for event in events.Scalars("7 training/examples per second")] == [
         1001 / 2  # of the three seconds one was spent on the evaluation after the first step
     ]
-    assert [event.step for event in events.Scalars("2_cost_quadratic/train")] == [0, 2], (
+    assert [event.step for event in events.Scalars("2 cost, quadratic/train")] == [0, 2], (
         "a short epoch has its point too"
     )
 
@@ -70,7 +70,7 @@ def test_examples_per_second_after_resuming_counts_the_rest_of_the_epoch(
     train(replace(config, resume=tmp_path / "one"))
     events = EventAccumulator(str(tmp_path / "one"))
     events.Reload()
-    assert [event.value for event in events.Scalars("7_training/examples_per_second")] == [N - 200]
+    assert [event.value for event in events.Scalars("7 training/examples per second")] == [N - 200]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_precision_auto_is_bf16_only_where_the_cpu_has_instructions_for_it(
         same = torch.equal(found, brief_run(tmp_path, data_dir, precision, precision=precision, **fields))
         assert same == (precision == chosen)
         assert ("bf16 is slow here" in capsys.readouterr().out) == (precision == "bf16" and not has)
-    assert json.loads((tmp_path / "auto" / RESULT).read_text())["precision"] == chosen
+    assert json.loads((tmp_path / "auto" / RESULT).read_text(encoding="utf-8"))["precision"] == chosen
     assert (", --precision bf16" in said) == has and "slow" not in said
 
 
@@ -172,7 +172,7 @@ def test_recorded_run_equals_the_run_as_written(
         logged.append(curves(folder))
         monkeypatch.setattr(RunLog, "begin", BEGIN)  # the second run reads its points at once
     assert torch.equal(*networks)
-    assert [step for step, _ in logged[0]["2_cost_quadratic/train"]] == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert [step for step, _ in logged[0]["2 cost, quadratic/train"]] == [0, 2, 4, 6, 8, 10, 12, 14]
     assert logged[0] == logged[1]
 
 
@@ -206,7 +206,7 @@ def test_checkpoint_is_saved_after_its_points_are_on_disk(
     save = State.save
 
     def note(state: State, path: Path) -> None:
-        on_disk[state.step] = [step for step, _ in curves(path.parent).get("2_cost_quadratic/train", [])]
+        on_disk[state.step] = [step for step, _ in curves(path.parent).get("2 cost, quadratic/train", [])]
         save(state, path)
 
     monkeypatch.setattr(State, "save", note)

@@ -11,12 +11,12 @@ from tests.mutants import ROOT, mutants
 def test_every_fault_can_be_planted_and_names_tests_that_there_are() -> None:
     wrong = []
     for mutant in mutants():
-        found = (ROOT / "bp_torch" / mutant.file).read_text().count(mutant.piece)
+        found = (ROOT / "bp_torch" / mutant.file).read_text(encoding="utf-8").count(mutant.piece)
         if found != 1 or mutant.piece == mutant.fault:
             wrong.append(f"{mutant}: the piece is there {found} times, wanted once")
         for word in shlex.split(mutant.tests):
             file, _, test = word.partition("::")
-            if file.startswith("test_") and f"def {test}" not in (ROOT / "tests" / file).read_text():
+            if file.startswith("test_") and f"def {test}" not in (ROOT / "tests" / file).read_text(encoding="utf-8"):
                 wrong.append(f"{mutant}: there is no {word}")
     assert not wrong, "\n".join(wrong)
 
@@ -48,7 +48,7 @@ costs.py: test_costs.py -k half
 
 def test_fault_is_caught_or_survives_or_cannot_be_judged() -> None:
     code = f"from tests import mutants; raise SystemExit(mutants.run(list(mutants.mutants({TABLE!r})), 2))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     found = {line[18:].split("  ")[0]: line.split()[0] for line in done.stdout.splitlines() if line[14:16] == " s"}
     assert found == {
         "no fault": "passed",

@@ -1,5 +1,4 @@
 import copy
-import multiprocessing
 import pickle
 from collections.abc import Callable
 from itertools import pairwise, product
@@ -14,6 +13,7 @@ from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.convert import to_sequential
 from bp_torch.network import Network, parameter_count
 from bp_torch.sgd import SGD
+from tests.harness import FORK
 
 
 def test_784_16_16_10_has_13002_parameters() -> None:
@@ -207,7 +207,7 @@ def test_views_of_other_memory_than_the_parameters_are_refused(part: str, tiny: 
 
 
 def test_networks_that_were_sent_to_other_processes_learn_there(tiny: Network) -> None:
-    with multiprocessing.get_context("fork").Pool(2) as pool:
+    with FORK.Pool(2) as pool:
         costs = pool.map(descend, [tiny, Network((5, 4, 3), dtype=torch.float64, seed=1)])
     assert all(after < 0.5 * before for before, after in costs)
 

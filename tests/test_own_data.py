@@ -106,7 +106,7 @@ def as_images(folder: Path, x: Array, y: Array) -> Path:
         path = folder / ("train" if n < 30 else "test") / str(label) / f"{n:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).convert(["L", "RGB", "LA"][n % 3]).save(path)
-    (folder / "train/.DS_Store").write_text("")
+    (folder / "train/.DS_Store").write_text("", encoding="utf-8")
     return folder
 
 
@@ -406,16 +406,21 @@ def test_run_on_a_table_learns_it_and_says_what_it_read(
     assert config.sizes == network.sizes == (2, 16, 16, 4) and config.dataset == table
     training, test = load_data(config, network.device, folder)
     assert evaluate(network, test, config.cost).accuracy > 0.9
-    assert asdict(kind_of_run(folder)) == json.loads((folder / "config.json").read_text())["data"] | {
+    assert asdict(kind_of_run(folder)) == json.loads((folder / "config.json").read_text(encoding="utf-8"))["data"] | {
         name: getattr(training.kind, name)
         for name in ("image", "names", "shift", "scale", "target_shift", "target_scale")
     }
     events = EventAccumulator(str(folder), size_guidance={"images": 0})
     events.Reload()
-    assert events.Tags()["images"] == ["3_pictures/confusion"], "there are no pixels"
-    assert "8_average_precision/class_se" in events.Tags()["scalars"]
+    assert events.Tags()["images"] == ["3 pictures/confusion"], "there are no pixels"
+    assert "8 average precision/class se" in events.Tags()["scalars"]
     (metadata,) = folder.rglob("metadata.tsv")
-    assert {line.split("\t")[0] for line in metadata.read_text().splitlines()[1:]} == {"ne", "nw", "se", "sw"}
+    assert {line.split("\t")[0] for line in metadata.read_text(encoding="utf-8").splitlines()[1:]} == {
+        "ne",
+        "nw",
+        "se",
+        "sw",
+    }
 
 
 @pytest.mark.long
@@ -447,7 +452,7 @@ def test_resumed_run_is_the_same_and_other_data_are_refused(table: Path, tmp_pat
         train(replace(saved, resume=folder, epochs=4))
     train(saved.resumed(replace(saved, resume=folder, epochs=4, dataset=there)))
     assert torch.equal(open_run(folder)[1].parameters, open_run(whole)[1].parameters)
-    there.write_text(there.read_text().replace("\n", "\nne,1,1\n", 1))
+    there.write_text(there.read_text(encoding="utf-8").replace("\n", "\nne,1,1\n", 1), encoding="utf-8")
     with pytest.raises(DataError, match=r"quadrants.csv is not what the run was trained on: it has another"):
         train(replace(read_config(folder), resume=folder, epochs=5))
     with pytest.raises(DataError, match="another checksum"):
@@ -467,7 +472,7 @@ def test_networks_of_a_sweep_are_those_of_single_runs(table: Path, tmp_path: Pat
     assert kind_of_run(member).seed == 0, "all are tested on the same examples"
     config, network = open_run(member)
     _, test = load_data(config, network.device, member)
-    accuracy = json.loads((member / "result.json").read_text())["test_accuracy"]
+    accuracy = json.loads((member / "result.json").read_text(encoding="utf-8"))["test_accuracy"]
     assert evaluate(network, test, config.cost).accuracy == accuracy
     alone = train(config_of(table, tmp_path, epochs=2, log=False, learning_rate=2.0, run_name="alone"))
     other = open_run(folder / "learning-rate-2_seed-0")[1]
@@ -566,7 +571,9 @@ def test_real_targets_are_learned(houses: Path, tmp_path: Path, capsys: pytest.C
     y = test.labels.double()
     squares = [(evaluated - y).square().sum() for evaluated in (outputs_of(network, test.x), y.mean(0))]
     assert score.accuracy == pytest.approx(1 - (squares[0] / squares[1]).item(), abs=1e-5) and score.accuracy > 0.9
-    assert json.loads((folder / "result.json").read_text())["test_accuracy"] == pytest.approx(score.accuracy)
+    assert json.loads((folder / "result.json").read_text(encoding="utf-8"))["test_accuracy"] == pytest.approx(
+        score.accuracy
+    )
     events = EventAccumulator(str(folder), size_guidance={"images": 0})
     events.Reload()
     assert events.Tags()["images"] == []
@@ -580,7 +587,7 @@ def outputs_of(network: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def test_named_targets_need_not_be_last_and_an_npz_has_them_in_y(houses: Path, tmp_path: Path) -> None:
-    table = [line.split(",") for line in houses.read_text().splitlines()]
+    table = [line.split(",") for line in houses.read_text(encoding="utf-8").splitlines()]
     turned = [["y1", "y2", *row[:3]] if n == 0 else [*row[3:], *row[:3]] for n, row in enumerate(table)]
     numbers = np.array(table[1:], float)
     np.savez(tmp_path / "a.npz", x=numbers[:, :3], y=numbers[:, 3:])

@@ -71,7 +71,7 @@ def room(module: str) -> str:
 
 def imported(module: str) -> Iterator[tuple[str, ast.stmt]]:
     """The modules of the package that a module imports anywhere in it, and the import."""
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -91,7 +91,7 @@ def imported(module: str) -> Iterator[tuple[str, ast.stmt]]:
 
 def test_autograd_is_used_only_in_its_rooms() -> None:
     for path in (ROOT / "train.py", *MODULES.values()):
-        code = path.read_text()
+        code = path.read_text(encoding="utf-8")
         if path.name == "convert.py":  # the nn.Sequential conversion names the modules of activations
             code = code.replace("type[nn.Module]", "").replace("list[nn.Module]", "")
         if path.relative_to(ROOT).parts[1:2] not in [(name,) for name in AUTOGRAD_ROOMS]:
@@ -122,11 +122,14 @@ def test_every_room_has_a_module() -> None:
 
 
 def test_the_mathematics_is_short() -> None:
-    lines = {name: len(MODULES[name].read_text().splitlines()) for name in ("backprop", "activations", "costs")}
+    lines = {
+        name: len(MODULES[name].read_text(encoding="utf-8").splitlines())
+        for name in ("backprop", "activations", "costs")
+    }
     assert lines["backprop"] <= 120
     assert sum(lines.values()) <= 220
     equations = {"forward", "weighted_sum", "output_delta", "hidden_delta", "bias_gradient", "weight_gradient"}
-    for node in ast.parse(MODULES["backprop"].read_text()).body:
+    for node in ast.parse(MODULES["backprop"].read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef) and node.name in equations:
             equations.remove(node.name)
             assert node.end_lineno is not None and node.end_lineno <= 90

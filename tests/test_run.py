@@ -16,7 +16,7 @@ from bp_torch.files import is_utf8
 from bp_torch.training import Config, TrainingError, open_run, read_config, train
 from bp_torch.training.config import LONGEST_NAME
 from bp_torch.training.run import default_run_name, start_run
-from tests.harness import FORK
+from tests.harness import FORK, linux
 
 
 def test_twenty_starts_in_one_second_each_have_a_folder(data_dir: Path, tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_folder_without_a_trained_network_is_named_in_the_error(tmp_path: Path) 
     with pytest.raises(TrainingError, match=r"no run in .*nowhere .*make one with: bp-torch train"):
         open_run(tmp_path / "nowhere")
     (tmp_path / "begun").mkdir()
-    (tmp_path / "begun" / "config.json").write_text(Config().to_json())
+    (tmp_path / "begun" / "config.json").write_text(Config().to_json(), encoding="utf-8")
     with pytest.raises(TrainingError, match=r"no trained network in .*finish it with: bp-torch train --resume .*begun"):
         open_run(tmp_path / "begun")
 
@@ -66,7 +66,7 @@ def test_run_and_its_data_may_be_moved_together(
     shutil.copytree(data_dir, clone / "data", copy_function=os.link)
     monkeypatch.chdir(clone)
     folder = train(Config(epochs=1, train_examples=100, device="cpu", log=False, run_name="one"))
-    assert json.loads((folder / "config.json").read_text())["data_dir"] == "../../data"
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["data_dir"] == "../../data"
     monkeypatch.chdir(tmp_path)
     clone.rename(moved)
     saved = read_config(moved / "runs/one")
@@ -77,7 +77,9 @@ def test_run_and_its_data_may_be_moved_together(
 
 
 @pytest.mark.parametrize(
-    "name", ["no\u00a0break", "wide\u3000space", "a\ttab", "new\nline", "latin-\udce9", "-dash", "  "]
+    "name",
+    ["no\u00a0break", "wide\u3000space", "-dash"]
+    + [pytest.param(name, marks=linux) for name in ("a\ttab", "new\nline", "latin-\udce9", "  ")],
 )
 def test_run_in_a_folder_of_any_name_is_opened_again(name: str, data_dir: Path, tmp_path: Path) -> None:
     place, log = tmp_path / name, is_utf8(Path(name))
@@ -101,10 +103,12 @@ def test_data_are_unpacked_only_where_the_user_says(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     folder = train(Config(epochs=1, train_examples=100, device="cpu", log=False, data_dir=data_dir))
-    fields = json.loads((folder / "config.json").read_text()) | {
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8")) | {
         "data_dir": stored.replace("/else", f"{tmp_path}/else")
     }
-    (folder / "config.json").write_text(json.dumps({n: v for n, v in fields.items() if n != "sha256"}))
+    (folder / "config.json").write_text(
+        json.dumps({n: v for n, v in fields.items() if n != "sha256"}), encoding="utf-8"
+    )
     asked: list[Path] = []
     monkeypatch.setattr("bp_torch.training.run.load", lambda dataset, directory, device: asked.append(directory))
     saved = read_config(folder)

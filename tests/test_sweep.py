@@ -99,7 +99,7 @@ def test_deformed_and_held_out_examples_are_those_of_train_py_alone(
     for k, member in enumerate(group.members):
         expected = alone(member, tmp_path, data_dir)
         assert relative_error(final.parameters[k], expected) <= 1e-12, member.run_name
-        theirs = json.loads((tmp_path / str(member.run_name) / "result.json").read_text())
+        theirs = json.loads((tmp_path / str(member.run_name) / "result.json").read_text(encoding="utf-8"))
         ours = json.loads(group.result(k).to_json())
         del ours["seconds"], theirs["seconds"], theirs["sha256"]
         assert ours == pytest.approx(theirs)
@@ -110,12 +110,12 @@ def test_held_out_examples_choose_the_epoch_of_each_network_that_is_saved(
 ) -> None:
     held_out = replace(config, validation=500, save="all")
     folder = sweep(held_out)
-    report = json.loads((folder / "sweep.json").read_text())
+    report = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     for member in held_out.members():
         own = folder / str(member.run_name)
         expected = alone(member, tmp_path, data_dir)
         assert relative_error(open_run(own)[1].parameters, expected) <= 1e-5
-        result = json.loads((own / "result.json").read_text())
+        result = json.loads((own / "result.json").read_text(encoding="utf-8"))
         by_name = next(n for n in report["networks"] if n["name"] == member.run_name)
         assert (by_name["test_accuracy"], by_name["best_validation_accuracy"]) == (
             result["test_accuracy"],
@@ -216,7 +216,7 @@ def test_every_network_has_the_folder_of_a_run(config: SweepConfig, tmp_path: Pa
         own = folder / str(member.run_name)
         assert read_config(own) == replace(member, runs_dir=folder)
         ours, by_train_py = curves(own), member in members[::3]
-        assert set(ours) == {f"{what}/{of}" for what in ("1_accuracy", "2_cost_quadratic") for of in ("train", "test")}
+        assert set(ours) == {f"{what}/{of}" for what in ("1 accuracy", "2 cost, quadratic") for of in ("train", "test")}
         expected = alone(member, tmp_path, data_dir, log=by_train_py)
         assert relative_error(open_run(own)[1].parameters, expected) <= 1e-5
         theirs = curves(tmp_path / str(member.run_name)) if by_train_py else {}
@@ -239,7 +239,7 @@ def test_network_of_a_sweep_can_be_trained_further_by_train_py(
     train(replace(read_config(own), resume=own, epochs=10))
     expected = alone(replace(member, epochs=10), tmp_path, data_dir, log=True)
     assert relative_error(open_run(own)[1].parameters, expected) <= 1e-5
-    ours, theirs = (curves(path)["2_cost_quadratic/train"] for path in (own, tmp_path / str(member.run_name)))
+    ours, theirs = (curves(path)["2 cost, quadratic/train"] for path in (own, tmp_path / str(member.run_name)))
     assert [step for step, _ in ours] == [step for step, _ in theirs]
 
 
@@ -247,12 +247,12 @@ def test_table_and_json_hold_mean_and_standard_deviation_of_what_the_networks_sc
     config: SweepConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = sweep(config)
-    report = json.loads((folder / "sweep.json").read_text())
+    report = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     scores = {network["name"]: network["test_accuracy"] for network in report["networks"]}
     assert set(scores) == names(folder)
     for setting, row in zip(config.settings, report["settings"], strict=True):
         of = [scores[str(config.member(setting, seed).run_name)] for seed in (0, 1)]
-        logged = [curves(folder / str(config.member(setting, seed).run_name))["1_accuracy/test"] for seed in (0, 1)]
+        logged = [curves(folder / str(config.member(setting, seed).run_name))["1 accuracy/test"] for seed in (0, 1)]
         assert of == pytest.approx([points[-1][1] for points in logged])
         assert (row["mean"], row["standard_deviation"]) == pytest.approx((fmean(of), stdev(of)))
         assert (row["best"], row["diverged"], row["networks"]) == (max(of), 0, 2)
@@ -269,7 +269,7 @@ def test_network_that_diverged_is_named_and_trains_anew(
     wild = replace(config, learning_rate=(0.3, 1e30), momentum=(0.0,), activation="relu", output_activation="relu")
     folder = sweep(replace(wild, log=log, log_every=3 if log else 100, seeds=1))
     assert "learning-rate-1e+30_seed-0 diverged: its cost is not finite at step" in capsys.readouterr().out
-    report = json.loads((folder / "sweep.json").read_text())
+    report = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     assert [row["diverged"] for row in report["settings"]] == [0, 1]
     assert report["networks"][1]["test_accuracy"] is None
     assert report["networks"][1]["diverged_at_step"] == (3 if log else 7), "the first that shows it, not the last"
@@ -284,7 +284,7 @@ def test_network_that_diverged_is_named_and_trains_anew(
 @pytest.mark.parametrize("save", ["best", pytest.param("none", marks=pytest.mark.long)])
 def test_only_chosen_networks_are_saved(save: Any, config: SweepConfig) -> None:
     folder = sweep(replace(config, save=save))
-    report = json.loads((folder / "sweep.json").read_text())
+    report = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     best = set()
     for row in report["settings"]:
         of = [n for n in report["networks"] if all(n[key] == row[key] for key in ("learning_rate", "momentum"))]
@@ -320,7 +320,7 @@ def test_sweep_that_is_killed_goes_on_bit_for_bit(wanted: int, config: SweepConf
     assert torch.equal(weights(folder, members), weights(whole, members))
     for member in members:
         assert curves(folder / str(member.run_name)) == curves(whole / str(member.run_name))
-    assert (folder / "sweep.json").read_text() == (whole / "sweep.json").read_text()
+    assert (folder / "sweep.json").read_text(encoding="utf-8") == (whole / "sweep.json").read_text(encoding="utf-8")
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"], "nothing half written is left"
 
 
@@ -369,7 +369,7 @@ def test_sweep_goes_on_from_its_checkpoint_with_a_network_that_diverged(
     sweep(replace(wild, resume=folder))
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("    1/1")]
     assert [int(line[1]) for line in lines] == list(range(3, 9)), "25 steps are two epochs and a half"
-    report = json.loads((folder / "sweep.json").read_text())
+    report = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     assert [network["diverged_at_step"] for network in report["networks"]] == [None, None, 3, 3]
     whole = sweep(replace(wild, run_name="whole"))
     assert torch.equal(weights(folder, wild.members()[:2]), weights(whole, wild.members()[:2]))
@@ -381,14 +381,17 @@ def test_stopped_sweep_that_deforms_and_holds_out_goes_on_bit_for_bit(
 ) -> None:
     own = replace(config, learning_rate=(3.0, 10.0), momentum=(0.0,), validation=300, deform="affine", epochs=6)
     whole = sweep(replace(own, run_name="whole"))
-    results = [json.loads((whole / str(member.run_name) / "result.json").read_text()) for member in own.members()]
+    results = [
+        json.loads((whole / str(member.run_name) / "result.json").read_text(encoding="utf-8"))
+        for member in own.members()
+    ]
     assert any(result["epoch"] < 5 for result in results), "some network was at its best before the last stop"
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(Signals, "should_stop", lambda signals, poll: poll == stop)
         sweep(own)
     folder = sweep(replace(own, resume=config.runs_dir / "one"))
     assert torch.equal(weights(folder, own.members()), weights(whole, own.members()))
-    ours, theirs = (json.loads((path / "sweep.json").read_text()) for path in (folder, whole))
+    ours, theirs = (json.loads((path / "sweep.json").read_text(encoding="utf-8")) for path in (folder, whole))
     assert ours == theirs
 
 
@@ -419,7 +422,7 @@ def test_checkpoint_of_another_group_is_refused(config: SweepConfig, monkeypatch
         with pytest.raises(CheckpointError, match=r"last\.pt is damaged, or not a checkpoint|is of another network"):
             sweep(replace(config, resume=folder))
     for plan in ('[["other"]]', "[]", "{", "[[3]]"):
-        (folder / "groups.json").write_text(plan)
+        (folder / "groups.json").write_text(plan, encoding="utf-8")
         with pytest.raises(CheckpointError, match=r"groups\.json is damaged, or of another sweep"):
             sweep(replace(config, resume=folder))
 
@@ -430,24 +433,24 @@ def test_damaged_results_are_named(config: SweepConfig) -> None:
     found = read_json(path)
     one, other = f"{found['accuracy'][0]:.3f}"[:4], "0.99"
     contents = ["{", "{}", "3", '{"accuracy": [], "cost": [], "best": [], "diverged": []}', "[" * 100_000]
-    contents += [path.read_text().replace(one, other, 1), json.dumps(found)]
+    contents += [path.read_text(encoding="utf-8").replace(one, other, 1), json.dumps(found)]
     wrong: dict[str, list[Any]] = {"accuracy": [1.5], "cost": [True], "best_epoch": [7], "diverged": [-1]}
     for name, value in wrong.items():
         contents.append(json.dumps(with_sum(found | {name: value * len(found[name])})))
     for content in contents:
-        path.write_text(content)
+        path.write_text(content, encoding="utf-8")
         with pytest.raises(CheckpointError, match=r"groups/2/results\.json is damaged: remove it"):
             sweep(replace(config, epochs=1, resume=folder))
     (folder / "groups/2/results.json").unlink()
-    before = (folder / "sweep.json").read_text()
+    before = (folder / "sweep.json").read_text(encoding="utf-8")
     sweep(replace(config, epochs=1, resume=folder))
-    assert (folder / "sweep.json").read_text() == before
+    assert (folder / "sweep.json").read_text(encoding="utf-8") == before
 
 
 @pytest.mark.parametrize("save", ["all", "best"])
 def test_no_epochs_score_the_initial_values(save: Any, config: SweepConfig, mnist: tuple[Examples, Examples]) -> None:
     folder = sweep(replace(config, epochs=0, save=save))
-    report = json.loads((folder / "sweep.json").read_text())
+    report = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     member = config.members()[0]
     accuracy = evaluate(member.network(CPU), mnist[1], "quadratic").accuracy
     assert report["networks"][0]["test_accuracy"] == pytest.approx(accuracy, abs=1e-3)
@@ -459,7 +462,9 @@ def test_processes_share_the_groups(config: SweepConfig, tmp_path: Path) -> None
     assert codes(start(2, tmp_path / "store", partial(sweep, config))) == [0, 0]
     members = config.members()
     assert torch.equal(weights(tmp_path / "one", members), weights(whole, members))
-    assert (tmp_path / "one/sweep.json").read_text() == (whole / "sweep.json").read_text()
+    assert (tmp_path / "one/sweep.json").read_text(encoding="utf-8") == (whole / "sweep.json").read_text(
+        encoding="utf-8"
+    )
 
 
 # ---- how many at once, and flags ----
@@ -490,8 +495,10 @@ def test_memory_that_the_system_does_not_tell_is_guessed(
     def sysconf(name: str) -> int:
         raise error(name)  # as a Mac and Windows do
 
-    monkeypatch.setattr("os.sysconf", sysconf)
+    monkeypatch.setattr("os.sysconf", sysconf, raising=False)
     assert len(groups(SweepConfig(seeds=4), CPU)) == 1
+    large = SweepConfig(sizes=(784, 2**14, 2**12, 10), seeds=4)
+    assert len(groups(large, CPU)) == 4 and len(groups(replace(large, at_once=4), CPU)) == 1, "nothing is refused"
 
 
 def test_more_networks_than_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,3 +123,14 @@ def test_words_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines == ["> a-long-word-with-hyphens-in-it", "  and two more words"]
     monkeypatch.setenv("COLUMNS", "1000")
     assert text.columns() == text.MOST_COLUMNS
+
+
+def test_verdicts_have_colours_where_the_terminal_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "WRONG: 1 of 2\n\n RIGHT  scores\nRIGHTLY so, not WRONG"
+    assert text.coloured(said) == said, "not in a pipe"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert text.coloured(said) == "\x1b[31mWRONG\x1b[m: 1 of 2\n\n \x1b[32mRIGHT\x1b[m  scores\nRIGHTLY so, not WRONG"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert text.coloured(said) == said

@@ -30,7 +30,7 @@ def config(tmp_path: Path, data_dir: Path) -> Config:
 
 
 def outcome(folder: Path) -> tuple[dict[str, Any], Tensor]:
-    result = json.loads((folder / "result.json").read_text())
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     assert result.pop("seconds") > 0 and len(result.pop("sha256")) == 64
     assert (result.pop("device"), result.pop("precision")) == ("cpu", "full")
     assert (result.pop("threads"), result.pop("torch")) == (1, torch.__version__)
@@ -78,12 +78,12 @@ def test_network_of_the_best_epoch_on_them_is_saved_and_tested(
     if log:
         logged = curves(config.runs_dir / "chosen")
         per_epoch = 1200 // 50
-        for tag in ("1_accuracy/validation", "2_cost_quadratic/validation"):
+        for tag in ("1 accuracy/validation", "2 cost, quadratic/validation"):
             assert [step for step, _ in logged[tag] if step >= per_epoch] == [
                 per_epoch * epoch for epoch in range(1, config.epochs + 1)
             ]
         last = per_epoch * config.epochs
-        for tag, expected in (("1_accuracy/test", score.accuracy), ("2_cost_quadratic/test", score.cost)):
+        for tag, expected in (("1 accuracy/test", score.accuracy), ("2 cost, quadratic/test", score.cost)):
             assert [step for step, _ in logged[tag]] == [last], "once"
             assert logged[tag][0][1] == pytest.approx(expected)
 
@@ -93,7 +93,7 @@ def test_default_run_is_unchanged_and_has_a_result(config: Config, mnist: tuple[
     result, _ = outcome(folder)
     score = evaluate(load(folder / "network.safetensors"), mnist[1], config.cost)
     assert (result["test_accuracy"], result["epoch"], result["validation_accuracy"]) == (score.accuracy, 2, None)
-    assert [step for step, _ in curves(folder)["1_accuracy/test"]] == [0, 1, 6, 12, 24, 48]
+    assert [step for step, _ in curves(folder)["1 accuracy/test"]] == [0, 1, 6, 12, 24, 48]
 
 
 @pytest.mark.parametrize("stop", [2, 11])
@@ -112,7 +112,7 @@ def test_stopped_and_resumed_run_chooses_the_same_network(
     assert result == expected and torch.equal(parameters, wanted)
     train(replace(config, run_name="stopped", resume=folder))  # what is done is not done again
     assert outcome(folder)[0] == expected and torch.equal(load(folder / "network.safetensors").parameters, wanted)
-    assert len(curves(folder)["1_accuracy/test"]) == 1
+    assert len(curves(folder)["1 accuracy/test"]) == 1
     best = torch.load(folder / BEST, weights_only=True)
     assert torch.equal(best["parameters"], wanted)
 

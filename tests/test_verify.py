@@ -852,4 +852,4 @@ def test_checks_of_this_project_are_handed_on() -> None:
 def test_import_loads_no_plots_and_no_compiler() -> None:
     code = "import sys, bp_torch.verify; print([m for m in sys.modules if m.split('.')[0] in {'torchvision', "
     code += "'matplotlib', 'tensorboard'} or m == 'torch._dynamo'])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8").stdout == "[]\n"

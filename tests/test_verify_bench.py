@@ -15,7 +15,7 @@ from bp_torch.verify.bank.layers import normal
 from bp_torch.verify.bench import CHECKERS, DTYPES, MEANINGLESS, Score, add, false_alarms
 from tests import verify_held_out
 
-PAGE = (Path(__file__).parent.parent / "docs/verify.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs/verify.md").read_text(encoding="utf-8")
 
 
 def test_bank_has_60_layers_and_250_faults() -> None:
@@ -108,7 +108,7 @@ def test_command_prints_the_scores_and_writes_only_what_is_asked(
     command.main(["bench", "--layers", "tanh", "--dtypes", "float64"])
     assert "fast gradcheck" in capsys.readouterr().out and not list(tmp_path.iterdir())
     command.main(["bench", "--layers", "tanh", "--dtypes", "float64", "--json", "score.json"])
-    score = json.loads((tmp_path / "score.json").read_text())[0]
+    score = json.loads((tmp_path / "score.json").read_text(encoding="utf-8"))[0]
     assert score["checker"] == "verify" and {"rightly", "wrongly", "misnamed"} < set(score)
     capsys.readouterr()
     with pytest.raises(SystemExit):

@@ -96,5 +96,5 @@ def test_the_score_on_all_cases() -> None:
 def test_pages_say_how_many_cases_there_are() -> None:
     right = sum(version.right for _, version in VERSIONS)
     for page in ("README.md", "docs/verify.md"):
-        text = " ".join((ROOT / page).read_text().split())
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
         assert f"{right} right" in text and f"{len(VERSIONS) - right} wrong" in text, page

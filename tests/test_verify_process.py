@@ -19,6 +19,7 @@ from bp_torch import verify
 from bp_torch.commands import verify_file
 from bp_torch.verify.process import Died, Process, RaisedError, replacements_undone
 from bp_torch.verify.worker import Channel
+from tests.harness import posix
 
 CANDIDATES = '''
 """A right forward, and backwards that are wrong, or end, in the way that ``kind`` says."""
@@ -159,11 +160,11 @@ print('{"verdict": "RIGHT"}')
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("candidates")
-    (folder / "candidates.py").write_text(CANDIDATES)
-    (folder / "reference.py").write_text(REFERENCE)
-    (folder / "patched.py").write_text(PATCHED + "def candidate(dy, x, w): return 0 * x, 0 * w\n")
-    (folder / "ends.py").write_text("import os\nos._exit(0)\n")
-    (folder / "broken.py").write_text("def candidate(:\n")
+    (folder / "candidates.py").write_text(CANDIDATES, encoding="utf-8")
+    (folder / "reference.py").write_text(REFERENCE, encoding="utf-8")
+    (folder / "patched.py").write_text(PATCHED + "def candidate(dy, x, w): return 0 * x, 0 * w\n", encoding="utf-8")
+    (folder / "ends.py").write_text("import os\nos._exit(0)\n", encoding="utf-8")
+    (folder / "broken.py").write_text("def candidate(:\n", encoding="utf-8")
     return folder
 
 
@@ -263,6 +264,7 @@ def test_each_way_to_end_is_said(folder: Path, kind: str) -> None:
     process.close()
 
 
+@posix
 @pytest.mark.long
 def test_nothing_that_a_candidate_starts_outlives_it_and_it_starts_anew(folder: Path) -> None:
     with pytest.raises(Died, match="exits with code 0 at its import"):
@@ -273,7 +275,9 @@ def test_nothing_that_a_candidate_starts_outlives_it_and_it_starts_anew(folder: 
     process.close()
 
     def alive() -> list[str]:
-        states = subprocess.run(["ps", "-o", "stat=", "-g", str(group)], capture_output=True, text=True).stdout.split()
+        states = subprocess.run(
+            ["ps", "-o", "stat=", "-g", str(group)], capture_output=True, encoding="utf-8"
+        ).stdout.split()
         return [state for state in states if not state.startswith("Z")]
 
     until = time.monotonic() + 60  # they are killed, and a busy machine takes its time to end them
@@ -332,7 +336,7 @@ def test_the_command_prints_a_line_for_each_and_exits_with_the_code_of_the_worst
     def run(*arguments: str) -> tuple[int, str, str]:
         command = [sys.executable, "-m", "bp_torch", "verify", *arguments]
         environment = os.environ | {"COLUMNS": "80", "PYTHONPATH": str(Path(__file__).parent.parent)}
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+        done = subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8", env=environment)
         return done.returncode, done.stdout, done.stderr
 
     several = ("reference.py:reference", "broken.py:candidate", "candidates.py:nothing", "candidates.py:Cheats")

@@ -84,7 +84,7 @@ for line in sys.stdin.read().splitlines():
 def test_help_version_and_errors_do_not_load_torch(tmp_path: Path) -> None:
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, "1") | {"PYTHONPATH": str(ROOT), "COLUMNS": "80"}
     lines = "\n".join([*HELP, *WRONG])
-    command, streams = [sys.executable, "-c", IN_ONE_PROCESS], {"capture_output": True, "text": True}
+    command, streams = [sys.executable, "-c", IN_ONE_PROCESS], {"capture_output": True, "encoding": "utf-8"}
     done = subprocess.run(command, input=lines, cwd=tmp_path, env=environment, check=True, **streams)  # type: ignore[call-overload]
     codes = dict.fromkeys(HELP, 0) | dict.fromkeys(["dance", *WRONG], 2) | {"train --resume nowhere": 1}
     one_line = {line: code > 0 or "--version" in line for line, code in codes.items()}
@@ -107,7 +107,7 @@ print("loaded:", *sys.modules)
 @pytest.mark.parametrize("log", ["--log", "--no-log"])
 def test_run_loads_only_what_it_needs(log: str, data_dir: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", A_RUN, str(data_dir), str(tmp_path), log]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     loaded = set(done.stdout.split("loaded:")[1].split())
     unwanted = {"torchvision", "torch._dynamo", "torch._inductor", "matplotlib", "sympy", "scipy", "bp_torch.verify"}
     assert {"torch", "bp_torch.training"} <= loaded and not loaded & unwanted
@@ -153,5 +153,5 @@ def test_the_modules_of_torch_are_never_searched_for_garbage_but_all_else_is() -
         "; import torch; kept = torch.nn.Linear; print(gc.isenabled(), gc.get_freeze_count() > len(gc.get_objects()))"
     )
     script += "; print(any(each is kept for each in gc.get_objects()))"
-    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert found.stdout.split() == ["True", "True", "False"]

@@ -56,7 +56,7 @@ class Torture:
         command = [sys.executable, "-m", "bp_torch", *words]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
         pipe = subprocess.PIPE
-        return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+        return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=pipe, stderr=pipe, encoding="utf-8")
 
     def finish(self, child: "subprocess.Popen[str]", said: str = "") -> tuple[int, str]:
         """The exit code and what was said on stderr, which is one line at most, after that of a first Ctrl-C."""

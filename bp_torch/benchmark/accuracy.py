@@ -102,9 +102,10 @@ def command(contender: ContenderName, target: float, seed: int, wanted: Accuracy
 def seconds_until(target: float, command: list[str], threads: int, give_up: float) -> float | None:
     """Seconds until ``command`` prints an accuracy of ``target`` %, else None. Raises BenchmarkError if it fails."""
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"PYTHONUNBUFFERED": "1"}
-    with tempfile.TemporaryFile("w+") as errors:
+    as_text: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}  # whatever it prints: numbers are ASCII
+    with tempfile.TemporaryFile("w+", **as_text) as errors:
         start = time.perf_counter()
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, **as_text)
         timer = threading.Timer(give_up, process.kill)
         timer.start()
         assert process.stdout
@@ -158,7 +159,7 @@ def measure(wanted: Accuracy) -> None:
         done = read(wanted.out)
         if any(same.items() <= one.items() for one in done):
             continue
-        with tempfile.TemporaryDirectory() as runs:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as runs:
             started = command(contender, target, seed, wanted, Path(runs))
             seconds = seconds_until(target, started, wanted.threads, wanted.give_up)
         about = {"command": shown(contender, target), "give_up": wanted.give_up}

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 from bp_torch import text
 from bp_torch.cli import UserError
@@ -66,7 +66,7 @@ def measure(wanted: Scripts) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(wanted.rounds):
         for name in COMMANDS:
-            with tempfile.TemporaryDirectory() as runs:
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as runs:
                 seconds[name] += seconds_of(name, wanted, runs)
     return seconds
 
@@ -78,7 +78,8 @@ def seconds_of(name: str, wanted: Scripts, runs: str) -> list[float]:
     command += ["--runs-dir", runs, "--device", "cpu"] if "train" in command else []
     environment = os.environ | dict.fromkeys(THREAD_VARIABLES, threads)
     start = time.perf_counter()
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    pipes: dict[str, Any] = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
+    done = subprocess.run(command, env=environment, check=False, **pipes)
     took = time.perf_counter() - start
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

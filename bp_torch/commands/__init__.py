@@ -23,6 +23,8 @@ COMMANDS = {  # each command, a module of this package, and what it does
     "benchmark": "time training against the usual ways to do it",
 }
 
+LOADING = "loading torch …"
+
 
 def start(command: str, arguments: list[str] | None) -> None:
     """Import and run the command of this name with its ``arguments``. None: those of ``sys.argv``, for train.py."""
@@ -41,13 +43,13 @@ def start(command: str, arguments: list[str] | None) -> None:
 def load_torch() -> None:
     """Import torch, which takes a second or more. From then on, Ctrl-C is what it usually is."""
     if sys.stderr.isatty():
-        print("loading torch …\r", end="", file=sys.stderr, flush=True)
+        print(LOADING, end="\r", file=sys.stderr, flush=True)
     gc.disable()  # what is imported stays: to search it for garbage, now and at the end, takes half as long again
     importlib.import_module("torch")
     gc.freeze()
     gc.enable()
     if sys.stderr.isatty():
-        print("\x1b[K", end="", file=sys.stderr, flush=True)
+        print(" " * len(LOADING), end="\r", file=sys.stderr, flush=True)
     stop_as_usual()
 
 
@@ -58,7 +60,7 @@ def open_missing_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", closefd=False))
+            setattr(sys, name, os.fdopen(descriptor, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False))
 
 
 def stop_as_usual() -> None:

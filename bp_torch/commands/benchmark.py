@@ -7,17 +7,18 @@ threads only once, when it is loaded, so the command starts itself again with th
 import io
 import json
 import os
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 from bp_torch.benchmark import accuracy, scripts
 from bp_torch.benchmark.accuracy import Accuracy
 from bp_torch.benchmark.scripts import THREAD_VARIABLES, Scripts
 from bp_torch.cli import one_line_errors, parse
 from bp_torch.commands import load_torch
-from bp_torch.files import replace_file
+from bp_torch.files import WINDOWS, replace_file
 from bp_torch.flags import Within, check_bounds
 from bp_torch.training.config import Config
 
@@ -102,10 +103,18 @@ def main(arguments: list[str]) -> None:
     options = parse(Options, prog=COMMAND, description=about, args=arguments)
     threads = dict.fromkeys(THREAD_VARIABLES, str(options.threads))
     if not threads.items() <= os.environ.items():
-        os.execve(sys.executable, [sys.executable, "-m", "bp_torch", "benchmark", *arguments], os.environ | threads)
+        start_again(["-m", "bp_torch", "benchmark", *arguments], os.environ | threads)
     with one_line_errors():
         load_torch()
         run(options)
+
+
+def start_again(arguments: list[str], environment: dict[str, str]) -> NoReturn:
+    """Become another Python. On Windows, wait for it: a process that is replaced there ends for who started it."""
+    command = [sys.executable, *arguments]
+    if WINDOWS:
+        sys.exit(subprocess.run(command, env=environment, check=False).returncode)
+    os.execve(sys.executable, command, environment)
 
 
 def run_scripts(wanted: Scripts) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from bp_torch.cli import fail, one_line_errors, parse
+from bp_torch.cli import one_line_errors, parse, unknown
 from bp_torch.commands import load_torch
 from bp_torch.explain import IDEAS as IDEAS
 from bp_torch.explain.options import AllOptions, options_of
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> None:
         print(f"\n{named(headings | {'page': PAGE, 'all': EVERY_IDEA})}\n\n{wrapped(WHERE)}")
         return
     if name not in (*IDEAS, "page", "all"):
-        fail(f"unknown idea {name!r}: choose from {', '.join(IDEAS)}, page, all", 2)
+        unknown("idea", name, (*IDEAS, "page", "all"))
     about = IDEAS[name].words if name in IDEAS else f"Write {PAGE}." if name == "page" else f"Show {EVERY_IDEA}."
     options = parse(options_of(name), prog=f"python -m bp_torch explain {name}", description=about, args=rest)
     with one_line_errors():

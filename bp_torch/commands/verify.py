@@ -6,6 +6,7 @@ import sys
 from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.commands import load_torch, verify_bench, verify_file
 from bp_torch.commands.verify_options import Options
+from bp_torch.text import coloured
 
 
 def main(arguments: list[str]) -> None:
@@ -38,6 +39,6 @@ def main(arguments: list[str]) -> None:
     if options.json:
         print(json.dumps({"ok": ok, "networks": [case.to_dict() for case in cases]}, indent=2))
     else:
-        print(summary(cases, options))
+        print(coloured(summary(cases, options)))
     if not ok:
         sys.exit(1)

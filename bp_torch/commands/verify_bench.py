@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from bp_torch.cli import fail, parse
 from bp_torch.commands import load_torch
+from bp_torch.files import replace_file
 from bp_torch.flags import Within, check_bounds
 from bp_torch.text import table
 
@@ -73,7 +74,7 @@ def main(arguments: list[str]) -> None:
         alarms = false_alarms(options.rights, dtype)
         print(f"{dtype}: {len(alarms)} false alarms over {options.rights} random right backwards", *alarms, sep="\n  ")
     if options.json:
-        options.json.write_text(json.dumps([asdict(score) for score in scores], indent=2) + "\n")
+        replace_file(options.json, (json.dumps([asdict(score) for score in scores], indent=2) + "\n").encode())
 
 
 def row(score: "Score") -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from bp_torch.commands.verify_options import FileOptions
-from bp_torch.text import wrapped
+from bp_torch.text import coloured, wrapped
 from bp_torch.verify.grid import EXIT_CODES, Grid, Row, check_grid
 from bp_torch.verify.process import Died, Process, RaisedError, replacements_undone
 from bp_torch.verify.worker import as_functions, load
@@ -24,7 +24,7 @@ def tell(candidates: list[str], options: FileOptions) -> int:
         plain["candidates"] = [{"candidate": place} | grid.to_dict() for place, grid in found]
         print(json.dumps(plain, indent=2))
     else:
-        print("\n\n".join(printed(found, options.verbose)))
+        print(coloured("\n\n".join(printed(found, options.verbose))))
     return EXIT_CODES[worst]
 
 

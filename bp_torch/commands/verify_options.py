@@ -71,7 +71,7 @@ class FileOptions:
     seconds: Annotated[float, Within(above=0)] = 60.0
     """Time that a candidate has for each check."""
     memory: Annotated[float, Within(above=0)] = 8.0
-    """GiB that a candidate may take, beyond what torch takes."""
+    """GiB that a candidate may take, beyond what torch takes. Linux alone enforces it."""
     tolerance: float | None = None
     """Largest relative error that is allowed. None: that of the dtype."""
     seed: Annotated[int, Within(least=0, most=SEEDS - 1)] = 0

@@ -87,8 +87,8 @@ class Nudges(Idea):
         others = [j for j in range(len(nudges)) if j != self.label]
         furthest, down = min(others, key=lambda j: nudges[j]), sum(nudges[j] < 0 for j in others)
         return (
-            f"This {self.label} wants output {self.label} up by {signed(nudges[self.label])} and {down} others down, "
-            f"output {furthest} most, by {signed(nudges[furthest])}: each in proportion to how far off it is"
+            f"This {self.label} wants output {self.label} up and {down} others down, output {furthest} most: each in "
+            "proportion to how far off it is"
         )
 
     def table(self) -> str:
@@ -96,11 +96,12 @@ class Nudges(Idea):
         columns: list[Column] = [("output", "d", range(10)), ("wanted", ".0f", self.example.y[0])]
         for name, outputs in self.outputs.items():
             columns.append((f"{name}: is", ".4f", outputs))
-            columns.append((f"nudge of its {self.quantity}", "+.4e", self.nudges[name]))
+            columns.append((f"{name}: nudge", "", [signed(nudge, 3) for nudge in self.nudges[name].tolist()]))
         ways, nudges = zip(*self.ways.ranked(), strict=True)
         title = f"untrained: bang for the buck at output {self.ways.neuron}"
-        ranked = column_table((title, "", ways), ("nudge", "+.4e", nudges))
-        return f"What {self.example.name} wants. {self.caption}.\n\n{column_table(*columns)}\n\n{ranked}"
+        ranked = column_table((title, "", ways), ("nudge", "", [signed(nudge, 3) for nudge in nudges]))
+        meant = f"A nudge is of the output's {self.quantity}"
+        return f"What {self.example.name} wants. {self.caption}. {meant}.\n\n{column_table(*columns)}\n\n{ranked}"
 
     def rows(self, narrow: bool) -> list[Row]:
         """The image in the network; the outputs with arrows as long as their nudges; one output's three ways."""
@@ -139,7 +140,8 @@ class Nudges(Idea):
         for j, nudge in enumerate(nudges):
             arrow(arrows, nudge, j, signed(nudge), small=0.03 * reach)
         arrows.axvline(0, color=style.SOFT, linewidth=0.8)
-        arrows.set(xlabel=f"nudge, −∂C/∂{'z' if COSTS[self.cost].absorbs else 'a'}", xlim=(-reach, reach))
+        twice = " = 2 (wanted − is)" if self.cost == "quadratic" else ""
+        arrows.set(xlabel=f"nudge, −∂C/∂{'z' if COSTS[self.cost].absorbs else 'a'}{twice}", xlim=(-reach, reach))
         arrows.locator_params(axis="x", nbins=4)
         for axes in (dots, arrows):
             axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=rows)

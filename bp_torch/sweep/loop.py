@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from bp_torch import checkpoint
 from bp_torch.checkpoint import CheckpointError, State, locked, made_whole, make_folder, remove_unfinished_folders
+from bp_torch.cli import streams_that_show_all
 from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
 from bp_torch.device import choose_device, set_precision, set_threads, settings_kept
@@ -57,6 +58,7 @@ class SweepRun(NamedTuple):
 
 
 @settings_kept()
+@streams_that_show_all()
 @torch.inference_mode()
 def sweep(config: SweepConfig, store: str = "env://") -> Path:
     """Train all networks, print a line for each epoch of each group, and save what ``config`` says. Returns the folder.

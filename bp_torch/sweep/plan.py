@@ -17,7 +17,7 @@ A GPU waits between operations until far more networks are at work: there only `
 """
 
 import os
-from math import ceil
+from math import ceil, inf
 
 import torch
 
@@ -31,7 +31,7 @@ ENOUGH = 3
 than eight with a batch each."""
 MANY = 128  # the most networks of a group on a GPU
 FULL_BATCH = 60_000  # examples that --batch-size full is taken to have, before the data are read
-UNKNOWN = 2**32  # bytes that are taken to be free where the system does not say
+UNKNOWN = 2**32  # bytes that are taken where the system does not say how many are free
 COPIES = 4  # times the memory of what a group works on, that it needs: other results of a step, the state, its copies
 
 
@@ -43,7 +43,7 @@ def groups(config: SweepConfig, device: torch.device) -> list[list[Config]]:
     largest = min(at_once, len(members))
     needed = COPIES * working_set(members[0], separate_batches=not one_seed) * largest
     needed += own_images(members[0]) * (1 if one_seed else ceil(largest / settings))
-    if config.at_once and len(members) > 1 and needed > (free := free_memory(device)):
+    if config.at_once and len(members) > 1 and needed > (free := free_memory(device) or inf):
         have = f"need about {needed / 1e9:,.1f} GB, {device} has {free / 1e9:,.1f} GB free"
         raise ValueError(f"--at-once {at_once}: {largest:,} networks {have}")
     blocks = [members[i : i + settings] for i in range(0, len(members), settings)] if one_seed else [members]
@@ -54,7 +54,9 @@ def quickest(member: Config, device: torch.device, *, separate_batches: bool) ->
     """How many networks like ``member`` take the least time each when they are trained at once."""
     size = working_set(member, separate_batches=separate_batches)
     most = CACHE // size if device.type == "cpu" else MANY
-    return max(1, min(most, free_memory(device) // (COPIES * size + own_images(member) * separate_batches)))
+    return max(
+        1, min(most, (free_memory(device) or UNKNOWN) // (COPIES * size + own_images(member) * separate_batches))
+    )
 
 
 def even_parts(members: list[Config], most: int) -> list[list[Config]]:
@@ -84,10 +86,10 @@ def own_images(member: Config) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free."""
+    """Bytes that are free; 0 where the system does not say."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # macOS and Windows do not say
-        return UNKNOWN
+        return 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 
 from bp_torch import values
 from bp_torch.cli import UserError, train_command
-from bp_torch.files import read_json
+from bp_torch.files import WINDOWS, read_json
 from bp_torch.flags import Flag, Role, Within, check_bounds, check_effects, check_types, flag, flags_of
 from bp_torch.kind import KINDS, Kind
 from bp_torch.values import CONFIG, SIDE, Deformation, check_positive, parameter_count
@@ -35,6 +35,7 @@ DeformName = Literal["none", "affine", "elastic", "both"]
 SEEDS = 2**32  # seeds are below this number
 DATA = "data"  # in a run's config.json, the kind of somebody's own data
 LONGEST_NAME = 200  # bytes of a run's name: file systems allow 255, and a folder that is being made has a longer name
+DEFAULT_NAME = 60 if WINDOWS else LONGEST_NAME  # of one that is not given: Windows has 260 for a whole path
 
 LOG = Flag("log", only_with=("log", (True,)))
 AFFINE = Flag(only_with=("deform", ("affine", "both")))
@@ -361,7 +362,7 @@ class Config:
                     Path(os.path.relpath(fields[name].resolve(), folder.resolve())) if folder else fields[name]
                 )
         del fields["resume"]
-        return json.dumps(fields, indent=2, default=str) + "\n"
+        return json.dumps(fields, indent=2, default=lambda path: path.as_posix()) + "\n"  # Windows takes a/b too
 
     @classmethod
     def from_json(cls, text: str) -> Self:

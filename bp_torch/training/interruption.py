@@ -16,6 +16,7 @@ from bp_torch.distributed import ALONE, World
 
 POLL_EVERY = 16  # polls after which several processes ask each other whether one of them is to stop
 HANGUP = getattr(signal, "SIGHUP", None)  # a terminal has closed; not on Windows
+BREAK = getattr(signal, "SIGBREAK", None)  # Ctrl-Break; only on Windows
 
 
 class Stopped(UserError):  # noqa: N818 (no error)
@@ -48,7 +49,7 @@ class Signals:
         """Install the handlers, in the main thread only: no other may."""
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            numbers = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP) if number]
+            numbers = [number for number in (signal.SIGINT, signal.SIGTERM, HANGUP, BREAK) if number]
             numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup, script &
             self._before = {number: signal.signal(number, self._note) for number in numbers}
         return self

@@ -1,6 +1,6 @@
 """Everything that TensorBoard shows of a run. No other file knows a tag.
 
-A tag is ``number_quantity/part``: TensorBoard makes a row of cards of each quantity, and sorts them by the number, in
+A tag is ``number quantity/part``: TensorBoard makes a row of cards of each quantity, and sorts them by the number, in
 the order of use. The step axis counts training steps, everywhere. The costs of steps are added up on the device, and
 nothing here waits for a GPU inside an epoch.
 """
@@ -36,14 +36,16 @@ from bp_torch.training.step import StepResult
 if TYPE_CHECKING:  # matplotlib takes a while to load, and training imports this module
     from matplotlib.figure import Figure
 
-ACCURACY, COST = "1_accuracy", "2_cost"
-CONFUSION, WEIGHT_MAPS = "3_pictures/confusion", "3_pictures/first_layer"
-MOST_WRONG, DEFORMED = "3_pictures/most_wrong", "3_pictures/deformed"
-UPDATES, RMS_DELTA = "4_update_to_weight_log10", "5_rms_delta_log10"
-SATURATED, DEAD = "6_saturated", "6_dead"
-GRADIENT_NORM, LEARNING_RATE = "7_training/gradient_norm", "7_training/learning_rate"
-SPEED = "7_training/examples_per_second"
-AVERAGE_PRECISION = "8_average_precision"
+ACCURACY, COST = "1 accuracy", "2 cost"
+CONFUSION, WEIGHT_MAPS = "3 pictures/confusion", "3 pictures/first layer"
+MOST_WRONG, DEFORMED = "3 pictures/most wrong", "3 pictures/deformed"
+UPDATES, RMS_DELTA = "4 update to weight", "5 size of delta"
+SATURATED, DEAD = "6 saturated", "6 dead ReLUs"
+GRADIENT_NORM, LEARNING_RATE = "7 training/gradient norm", "7 training/learning rate"
+SPEED = "7 training/examples per second"
+AVERAGE_PRECISION = "8 average precision"
+WEIGHTS, BIASES, ACTIVATIONS, DELTAS = "9 weights", "9 biases", "9 activations", "9 deltas"
+WEIGHT_GRADIENTS, BIAS_GRADIENTS = "9 weight gradients", "9 bias gradients"
 EXPLAIN = "explain"
 
 DESCRIPTIONS: dict[str, str] = tomllib.loads(Path(__file__).with_name("descriptions.toml").read_text(encoding="utf-8"))
@@ -61,7 +63,7 @@ def described(tag: str) -> str:
 
 def cost_tag(cost: str, subset: str) -> str:
     """The tag of the cost called ``cost`` on these examples: train, test or validation."""
-    return f"{COST}_{cost}/{subset}"
+    return f"{COST}, {cost}/{subset}"
 
 
 def score_values(cost: str, scores: Mapping[str, Score], step: int) -> dict[str, float]:
@@ -73,7 +75,12 @@ def score_values(cost: str, scores: Mapping[str, Score], step: int) -> dict[str,
 
 def layers(quantity: str, values: Iterable[Any]) -> dict[str, Any]:
     """A value of each layer by its tag."""
-    return {f"{quantity}/layer_{n}": value for n, value in enumerate(values, 1)}
+    return {f"{quantity}/layer {n}": value for n, value in enumerate(values, 1)}
+
+
+def blocked_tag(activation: str) -> str | None:
+    """The tag of the fraction of a layer through which no gradient comes; None where it always does."""
+    return {"relu": DEAD, "identity": None}.get(activation, SATURATED)
 
 
 def log10(value: Tensor) -> Tensor:
@@ -108,7 +115,7 @@ class RunLog:
 
     def begin(self, config: Config, hyperparameters: Mapping[str, str | float], varied: Collection[str] = ()) -> None:
         """Log the layout of the curves, the row in HParams, which shows ``varied`` columns at once too, and texts."""
-        self.file.writer.add_custom_scalars(layout(self.cost_name))
+        self.file.writer.add_custom_scalars(layout(self.cost_name, self.network))
         experiment, start, self._end = hparams(dict(hyperparameters), {f"{ACCURACY}/test": 0.0})
         first = {name for name, flag in flags_of(type(config)).items() if flag.first_column}
         self.file.summary(with_first_columns(experiment, {*first, *varied}))
@@ -146,12 +153,11 @@ class RunLog:
             return {}
         values = layers(RMS_DELTA, (log10(d.float().square().mean().sqrt()) for d in result.backward.deltas))
         for n, a in enumerate(result.forward.activations[1:], 1):
-            name = self.network.activation_of(n - 1)
-            if name == "relu":
-                values[f"{DEAD}/layer_{n}"] = (a == 0).all(-2).float().mean()
-            elif name != "identity":
+            if (blocked := blocked_tag(self.network.activation_of(n - 1))) == DEAD:
+                values[f"{DEAD}/layer {n}"] = (a == 0).all(-2).float().mean()
+            elif blocked:
                 slope = self.network.layers[n - 1].phi.derivative(a)
-                values[f"{SATURATED}/layer_{n}"] = (slope < 0.01).float().mean()
+                values[f"{SATURATED}/layer {n}"] = (slope < 0.01).float().mean()
         return values
 
     def write_points(self) -> bool:
@@ -176,13 +182,13 @@ class RunLog:
 
     def histograms(self, result: StepResult | None, step: int) -> list[str]:
         """Log those of every layer, and after a step of its results too. Returns the tags of those with NaN or ∞."""
-        named = layers("9_weights", self.network.weights) | layers("9_biases", self.network.biases)
+        named = layers(WEIGHTS, self.network.weights) | layers(BIASES, self.network.biases)
         magnitudes: dict[str, Tensor] = {}
         if result:
             dW, db = layer_views(result.backward.gradient, self.network.sizes)
-            named |= layers("9_activations", result.forward.activations[1:])
-            magnitudes |= layers("9_deltas_log10", result.backward.deltas)
-            magnitudes |= layers("9_weight_gradients_log10", dW) | layers("9_bias_gradients_log10", db)
+            named |= layers(ACTIVATIONS, result.forward.activations[1:])
+            magnitudes |= layers(DELTAS, result.backward.deltas)
+            magnitudes |= layers(WEIGHT_GRADIENTS, dW) | layers(BIAS_GRADIENTS, db)
         return self.file.histograms(named, magnitudes, step)
 
     def deformed(self, examples: Examples, step: int) -> None:
@@ -215,10 +221,10 @@ class RunLog:
         """Log a PR curve for each class, and the last hidden layer's activations (N, n) for the projector."""
         kind = self.kind
         for number in range(0 if kind.real else outputs.shape[1]):
-            name = f"digit_{number}" if kind.is_digits and not kind.names else f"class_{kind.name(number)}"
+            name = f"digit {number}" if kind.is_digits and not kind.names else f"class {kind.name(number)}"
             positive, scores = labels == number, outputs[:, number]
             precision = average_precision(positive, scores)
-            curve = pr_curve(f"precision_recall/{name}", positive.numpy(), scores.clamp(0, 1).numpy())
+            curve = pr_curve(f"precision recall/{name}", positive.numpy(), scores.clamp(0, 1).numpy())
             curve.value[0].metadata.summary_description = f"average precision {precision:.4f}"
             self.file.summary(curve, step)
             self.scalars({f"{AVERAGE_PRECISION}/{name}": precision}, step)
@@ -245,21 +251,18 @@ class RunLog:
         self.file.writer.close()
 
 
-def layout(cost: str) -> dict[str, dict[str, list[Any]]]:
-    """The charts of Custom Scalars: training and test together, and all layers together."""
+def layout(cost: str, network: Network) -> dict[str, dict[str, list[Any]]]:
+    """The charts of Custom Scalars: training and test together, then those of each layer; a run has a line in each."""
     subsets = ("train", "validation", "test")
-    every_layer = {
-        "log₁₀ update-to-weight ratio of every layer": UPDATES,
-        "log₁₀ RMS of δ of every layer": RMS_DELTA,
-        "saturated activations of every layer": SATURATED,
-        "dead ReLUs of every layer": DEAD,
-    }
     learned = {
         "accuracy": ["Multiline", [f"{ACCURACY}/{subset}" for subset in subsets]],
         f"{cost} cost": ["Multiline", [cost_tag(cost, subset) for subset in subsets]],
     }
-    layerwise = {title: ["Multiline", [f"{tag}/.*"]] for title, tag in every_layer.items()}
-    return {"what it has learned": learned, "how it learns": layerwise}
+    charts = {"what it has learned": learned}
+    for n in range(1, network.depth + 1):
+        shown = filter(None, (UPDATES, RMS_DELTA, blocked_tag(network.activation_of(n - 1))))
+        charts[f"layer {n}"] = {what[2:]: ["Multiline", [f"^{what}/layer {n}$"]] for what in shown}
+    return charts
 
 
 def with_first_columns(experiment: Any, first: Collection[str]) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bp_torch.checkpoint import BEST, LAST, NETWORK_FILE, RESULT
+from bp_torch.cli import streams_that_show_all
 from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
 from bp_torch.device import choose_device, cpu_hint, has_bfloat16, settings_kept
@@ -31,9 +32,11 @@ from bp_torch.training.run import Run, RunResult, opened
 
 LARGEST_PAGE = (784, 128, 64, 10)  # has the most parameters that ``explain page`` takes: its file is below 1.5 MB
 DEEPEST_PAGE = 6  # layers that fit beside each other on it
+TENSORBOARD = "http://localhost:6006/#scalars&_smoothingWeight=0"  # the curves as they are: it smooths them otherwise
 
 
 @settings_kept()
+@streams_that_show_all()
 @torch.inference_mode()
 def train(config: Config, store: str = "env://") -> Path:
     """Train as ``config`` says, print a line for each epoch, save the network. Returns the run's folder.
@@ -136,6 +139,7 @@ def train_epochs(run: Run) -> None:
 def what_next(run: Run) -> str:
     """The two commands that show what was learned."""
     watch = f"watch it:  tensorboard --logdir {run.folder.parent} --samples_per_plugin images=100\n"
+    watch += f"           {TENSORBOARD}\n"
     show, idea = ("touch it:", "page") if fits_page(run.config.sizes) else ("see it:  ", "nudges")
     explain = f"{show}  python -m bp_torch explain {idea} --run {run.folder}" if run.training.kind.is_digits else ""
     return f"{watch if run.config.log else ''}{explain}"

@@ -29,7 +29,7 @@ from bp_torch.kind import KINDS, Kind
 from bp_torch.network import Network
 from bp_torch.training.config import (
     DATA,
-    LONGEST_NAME,
+    DEFAULT_NAME,
     Config,
     TrainingError,
     check_resumed,
@@ -288,7 +288,7 @@ def default_run_name(config: Config) -> str:
             values = map(str, value if isinstance(value, tuple) else [value.stem if isinstance(value, Path) else value])
             parts.append("-".join(filter(None, [word, *(value.removesuffix(".0") for value in values)])))
     name, time = "_".join([*parts, "-".join(map(str, config.sizes))]), datetime.now().strftime("_%m%d-%H%M%S")
-    most, digest = LONGEST_NAME - len(time), hashlib.sha256(name.encode()).hexdigest()[:8]
+    most, digest = DEFAULT_NAME - len(time), hashlib.sha256(name.encode()).hexdigest()[:8]
     return (name if len(name) <= most else f"{name[: most - 9]}-{digest}") + time
 
 

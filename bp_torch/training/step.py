@@ -128,9 +128,12 @@ class TrainingStep:
 
 
 def compiled_lines(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    """``function`` compiled as a whole for each batch size. Its first call raises DeviceError where that fails."""
+    """``function`` compiled as a whole for each batch size. It, or its first call, raises DeviceError if that fails."""
     # A GPU's graphs are the recorder's: those of the compiler would copy each batch into memory of their own.
-    compiled = torch.compile(function, fullgraph=True, dynamic=False, options={"triton.cudagraphs": False})
+    try:
+        compiled = torch.compile(function, fullgraph=True, dynamic=False, options={"triton.cudagraphs": False})
+    except RuntimeError as error:  # a system or a Python that it does not know
+        raise DeviceError(f"--compile does not work here ({error}): leave it out") from error
 
     def call(indices: Tensor) -> Any:
         try:

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from bp_torch.verify.worker import Channel
 
+WINDOWS = os.name == "nt"
 ROOT = str(Path(__file__).parents[2])
 CODE = f"import sys; sys.path.append({ROOT!r}); from {__package__}.worker import main; main()"
 STARTS_WITHIN = 120.0  # seconds, in which torch is imported
@@ -50,7 +51,7 @@ class Process:
 
     ``forward`` calls it there, ``backward`` its backward; None if autograd goes through the forward. The forward of a
     module takes its ``parameters`` after the inputs. Each check (``renew``) may run for ``seconds``, with ``memory``
-    GiB more than torch takes.
+    GiB more than torch takes (on Linux).
     """
 
     def __init__(self, place: str, *, seconds: float = 60.0, memory: float = 8.0) -> None:
@@ -66,13 +67,16 @@ class Process:
         self.death, self.late, self.calls, self.output = "", False, 0, bytearray()
         self.end, theirs = socket.socketpair()
         self.channel = Channel(self.end, 1)
+        theirs.set_inheritable(True)
+        # Windows takes no list of what is passed on: there the child has all that is inheritable, which is this socket.
+        passed: dict[str, Any] = {"close_fds": False} if WINDOWS else {"pass_fds": [theirs.fileno()]}
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", CODE, str(theirs.fileno()), str(self.memory)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            pass_fds=[theirs.fileno()],
             start_new_session=True,
+            **passed,
         )
         theirs.close()
         weakref.finalize(self, _end, self.process)
@@ -171,8 +175,11 @@ def _listen(pipe: Any, output: bytearray) -> None:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError, PermissionError):  # macOS says the second of a process that has ended
+        if WINDOWS:
+            process.kill()  # not what it has started
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 

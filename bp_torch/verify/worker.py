@@ -264,12 +264,11 @@ def _random_states() -> Any:
 
 def main() -> None:
     """Serve the socket of the first argument, with as many GiB more than torch takes as the second says."""
-    with contextlib.suppress(OSError, AttributeError):  # where there is no prctl
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # end with the process that judges
-    import resource  # here: Windows has none
+    with contextlib.suppress(ImportError, OSError, ValueError, AttributeError, TypeError):  # elsewhere than on Linux
+        import resource
 
-    with contextlib.suppress(OSError, ValueError):  # where there is no /proc
-        pages = int(Path("/proc/self/statm").read_text().split()[5])
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # end with the process that judges
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5])
         limit = pages * resource.getpagesize() + int(float(sys.argv[2]) * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     with contextlib.suppress(EOFError, OSError):
