@@ -5,25 +5,33 @@ follows from the seed and the epoch (``examples.permutation``).
 """
 
 import json
-import os
 import shutil
-import socket
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Self
 
 import torch
-from filelock import Timeout
 from torch import Tensor
 
 from bp_torch.cli import UserError
 from bp_torch.files import LOCK as LOCK
-from bp_torch.files import can_be_a_name, lock_in, moved, remove_unfinished, replace_file, unfinished, write_json
+from bp_torch.files import (
+    WAY_OUT,
+    can_be_a_name,
+    holder_of,
+    lock_in,
+    moved,
+    remove_unfinished,
+    replace_file,
+    told,
+    unfinished,
+    write_json,
+)
 from bp_torch.flags import Within, check_bounds, check_types
 from bp_torch.values import CONFIG as CONFIG
 
@@ -31,6 +39,7 @@ LAST = "last.pt"
 BEST = "best.pt"
 NETWORK_FILE = "network.safetensors"
 RESULT = "result.json"
+HISTORY = "history.csv"
 
 Count = Annotated[int, Within(least=0)]
 
@@ -53,6 +62,8 @@ class State:
     network: str = ""  # sizes and activations: a checkpoint of another network may have tensors of the same shape
     reported: Count = 0  # the epoch after which the results of the run were logged; 0 before
     seconds: Annotated[float, Within(least=0)] = 0.0  # spent on training, evaluation and logging
+    waited: Count = 0  # epochs since the accuracy last rose
+    history: list[tuple[float, ...]] = field(default_factory=list)  # of each epoch, the columns of history.csv
 
     def count_step(self) -> None:
         """Note that a step was made."""
@@ -91,7 +102,7 @@ class State:
         except CheckpointError:
             raise
         except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+            raise CheckpointError(f"cannot read {told(error)}") from error
         except Exception as error:  # an unpickler may raise anything for bytes that are no checkpoint
             raise CheckpointError(f"{path} is damaged, or not a checkpoint") from error
         if state.network != like.network:
@@ -140,7 +151,7 @@ def make_folder(folder: Path, config: str, state: State | None, *, numbered: boo
                     state.save(made / LAST)
     except OSError as error:
         way = "choose another --run-name or --runs-dir"
-        raise CheckpointError(f"cannot make the run's folder {folder}: {error}; {way}") from error
+        raise CheckpointError(f"cannot make the run's folder {folder}: {told(error)}; {way}") from error
     return folder
 
 
@@ -167,16 +178,11 @@ def remove_unfinished_folders(runs: Path) -> None:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Lock a run's ``folder``, and remove what killed processes left in it. CheckpointError names another holder."""
-    try:
-        lock = lock_in(folder).acquire(timeout=0)
-    except Timeout as error:
-        holder = ""
-        with suppress(OSError):  # Windows lets nobody read what is locked
-            holder = (folder / LOCK).read_text(encoding="utf-8", errors="replace")
-        holder = holder or "another process"
-        raise CheckpointError(f"{folder} is being trained by {holder}: stop that first") from error
-    with lock:
-        with suppress(OSError):  # nor write
-            (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        remove_unfinished(folder, (CONFIG, LAST, BEST, NETWORK_FILE, RESULT))
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock_in(folder, timeout=0))
+        except TimeoutError as error:
+            holder = holder_of(folder / LOCK)
+            raise CheckpointError(f"{folder} is being trained by {holder}: {WAY_OUT}") from error
+        remove_unfinished(folder, (CONFIG, LAST, BEST, NETWORK_FILE, RESULT, HISTORY))
         yield

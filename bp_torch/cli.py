@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from bp_torch.files import WINDOWS
+from bp_torch.files import WINDOWS, told
 from bp_torch.flags import flag, in_words, types_of
 from bp_torch.help import help_text
 from bp_torch.text import wrapped
@@ -99,10 +99,10 @@ def refusal(message: str, config: type[Any], args: Sequence[str]) -> str:
     """Say what tyro refuses of ``args`` in the words of this project: the flag, what it takes, and what came."""
     flags = {flag(name): hint for name, hint in types_of(config).items()}
     words = [word.replace("_", "-") if word.startswith("--") else word for word in args]
-    found = re.search(r"(?:^Error parsing |for argument '| argument ')(--[\w-]+)", message)
+    found = re.search(r"(?:^Error parsing | argument '(?:\(')?)(--[\w-]+)", message)  # tyro 1.0.0: '('--size',)'
     if found and (name := found[1]) in flags and name in words:
         values = itertools.takewhile(lambda word: not word.startswith("--"), args[words.index(name) + 1 :])
-        return f"{name}: wanted {in_words(flags[name])}, got {' '.join(values) or 'nothing'}"
+        return f"{name}: wanted {in_words(flags[name])}, got {' '.join(values)[:200] or 'nothing'}"
     if unknown := re.search(r"^Unrecognized options: ([^\s,]+)", message):
         typed, names = unknown[1].strip("-"), {each.strip("-"): each for each in flags}
         short = [name for name in names if typed == "".join(part[0] for part in name.split("-"))]  # lr, wd
@@ -151,7 +151,7 @@ def is_without_reader(error: Exception) -> bool:
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn UserError, OSError and too little memory into one line and an exit code, and Ctrl-C into exit 130."""
+    """Turn UserError, OSError, too little memory and the like into one line and an exit code; Ctrl-C into exit 130."""
     try:
         yield
     except (UserError, OSError) as error:
@@ -162,8 +162,12 @@ def one_line_errors() -> Iterator[None]:
             sys.stdout.flush()
         if isinstance(error, OSError) and error.strerror and not error.filename:
             fail(f"cannot write the output: {error.strerror}", 1)
-        fail(str(error), error.exit_code if isinstance(error, UserError) else 1)
+        fail(*((str(error), error.exit_code) if isinstance(error, UserError) else (told(error), 1)))
+    except ImportError as error:  # a library that is missing, or whose parts cannot be opened
+        fail(f"cannot load {error.name or 'a library'}: {error}", 1)
     except (MemoryError, RuntimeError) as error:
+        if "can't start new thread" in str(error):
+            fail("cannot start a thread: raise the limit of processes (ulimit -u), or of memory", 1)
         if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate", str(error)):
             raise
         fail(f"not enough memory: {(str(error).splitlines() or [''])[0]}", 1)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,25 +20,30 @@ from bp_torch.network import Network, checked_sizes
 METADATA = "network"  # the key in a file's metadata under which sizes and activations are, as JSON
 SAVED = ("sizes", "activation", "output_activation")  # in the metadata
 NUMBERS = "numbers"  # the key of the SHA-256 of θ
+PICKLED = (b"PK\x03\x04", b"\x80\x02\x8a\n")  # how files of torch.save begin, those of today and older ones
 # By their names in the file.
 DTYPE_NAMES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-
-
-class ScaledTanh(nn.Tanh):
-    """1.7159 tanh(2z/3)."""
-
-    def forward(self, z: Tensor) -> Tensor:
-        """See above."""
-        return ACTIVATIONS["scaled-tanh"].function(z)
 
 
 MODULES: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
-    "scaled-tanh": ScaledTanh,
     "identity": nn.Identity,
 }
+
+
+class FromTable(nn.Identity):
+    """The activation of this ``name`` in the table: one that torch does not have, or that a user has added."""
+
+    def __init__(self, name: str) -> None:
+        """By its name in ``ACTIVATIONS``."""
+        super().__init__()
+        self.name = name
+
+    def forward(self, z: Tensor) -> Tensor:
+        """φ(z)."""
+        return ACTIVATIONS[self.name].function(z)
 
 
 def to_sequential(network: Network) -> nn.Sequential:
@@ -50,13 +56,15 @@ def to_sequential(network: Network) -> nn.Sequential:
         linear.weight.data.copy_(W)
         linear.bias.data.copy_(b)
         modules.append(linear)
-        if network.activation_of(layer) != "identity":
-            modules.append(MODULES[network.activation_of(layer)]())
+        if (name := network.activation_of(layer)) != "identity":
+            modules.append(MODULES.get(name, partial(FromTable, name))())
     return nn.Sequential(*modules)
 
 
 def check_single(network: Network) -> None:
-    """Raise ValueError for networks=K, K = 1 included."""
+    """Raise ValueError for networks=K, K = 1 included, and for what is no network."""
+    if not isinstance(network, Network):
+        raise ValueError(f"wanted a bp_torch.Network, got {type(network).__name__}")
     if network.leading:
         raise ValueError(f"{network} is not one network: take network[0], network[1] and so on")
 
@@ -67,6 +75,9 @@ def from_sequential(model: nn.Sequential) -> Network:
     A leading ``nn.Flatten()`` is dropped. Raises ValueError, naming the module, for anything that may compute something
     else: other classes, subclasses and parametrizations, hooks, a forward of its own, several dtypes or devices.
     """
+    if isinstance(model, Mapping):
+        way = "make the nn.Sequential that it is of, call its load_state_dict, and give that"
+        raise ValueError(f"a state_dict holds no activations: {way}")
     if type(model) is not nn.Sequential or changed(model):
         raise ValueError(f"wanted a plain nn.Sequential, got {type(model).__name__}{changed(model)}")
     names = {module: name for name, module in MODULES.items()}
@@ -78,11 +89,11 @@ def from_sequential(model: nn.Sequential) -> Network:
                 raise ValueError(f"module {position}, {module}, comes twice, it or its weights: they would be untied")
             linears.append(module)
             found.append("identity")
-        elif type(module) in names and linears and found[-1] == "identity" and not changed(module):
-            found[-1] = names[type(module)]
+        elif type(module) in (*names, FromTable) and linears and found[-1] == "identity" and not changed(module):
+            found[-1] = module.name if isinstance(module, FromTable) else names[type(module)]
         elif position or type(module) is not nn.Flatten or repr(module) != repr(nn.Flatten()) or changed(module):
             wanted = "nn.Linear with a bias, each followed by at most one of "
-            wanted += ", ".join("nn." * hasattr(nn, m.__name__) + m.__name__ for m in MODULES.values())
+            wanted += ", ".join(f"nn.{m.__name__}" for m in MODULES.values())
             raise ValueError(f"module {position} is {module}{changed(module)}: wanted {wanted}")
     if not linears:
         raise ValueError(f"wanted at least one nn.Linear, got {model}")
@@ -104,10 +115,10 @@ def from_sequential(model: nn.Sequential) -> Network:
 
 def changed(module: Any) -> str:
     """In words, what makes ``module`` compute something else than its class says; empty where nothing does."""
-    if "forward" in vars(module):
+    if "forward" in getattr(module, "__dict__", ()):
         return " with a forward of its own"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return " with hooks" if any(getattr(module, name) for name in hooks) else ""
+    return " with hooks" if any(getattr(module, name, None) for name in hooks) else ""
 
 
 def save(network: Network, path: Path | str) -> None:
@@ -137,6 +148,10 @@ def load(path: Path | str, device: torch.device | str = "cpu") -> Network:
     """Read what ``save`` wrote. Raises FileNotFoundError, or ValueError naming the file and what is wrong in it."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {path}")
+    with Path(path).open("rb") as file:
+        if file.read(4) in PICKLED:
+            way = "load that with torch, and give the nn.Sequential to from_sequential"
+            raise ValueError(f"{path} was written by torch.save, wanted a .safetensors file of bp_torch.save: {way}")
     try:
         with in_utf8(Path(path)) as opened, safetensors.safe_open(opened, framework="pt") as file:
             about = json.loads((file.metadata() or {})[METADATA])

@@ -1,13 +1,16 @@
 """MNIST and its 28×28 relatives: from torchvision's folders to tensors on the device.
 
 MNIST itself is part of the package (``bp_torch/mnist``): on first use it is unpacked into ``<directory>/MNIST/raw``,
-where ``torchvision.datasets.MNIST`` reads it too. The others are downloaded by torchvision, which is needed for nothing
-else. Every file is checked before each use. Data of one's own are read by own_data.py.
+where ``torchvision.datasets.MNIST`` reads it. The others are downloaded by torchvision. What it read is kept beside the
+raw files, so that later uses need no torchvision. Every file is checked before each use. Data of one's own are read by
+own_data.py.
 """
 
 import gzip
 import hashlib
+import socket
 import zlib
+from contextlib import suppress
 from dataclasses import replace
 from importlib import resources
 from itertools import chain
@@ -17,6 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from bp_torch.cli import UserError
 from bp_torch.examples import PIXEL_SCALE as PIXEL_SCALE
@@ -27,8 +33,8 @@ from bp_torch.examples import one_hot as one_hot
 from bp_torch.examples import permutation as permutation
 from bp_torch.examples import scaled as scaled
 from bp_torch.examples import subsample as subsample
-from bp_torch.files import lock_in, replace_file
-from bp_torch.kind import KINDS, Kind
+from bp_torch.files import WAYS, in_utf8, lock_in, replace_file, told
+from bp_torch.kind import KINDS
 from bp_torch.values import CLASSES as CLASSES
 from bp_torch.values import PIXELS as PIXELS
 
@@ -91,6 +97,8 @@ MNIST_SHA256 = {  # of the four files of MNIST as published, unpacked
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")  # how their names end
+TENSORS = "tensors.safetensors"  # beside the raw files, and may be deleted: what torchvision read from them, with sums
+NAMES = ("train.x", "train.labels", "test.x", "test.labels")
 CHECKSUMS = "SHA256SUMS"  # beside the other families' files: their sums, for ``sha256sum -c``, from when first unpacked
 
 
@@ -101,36 +109,25 @@ def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> t
         try:
             refuse_others(dataset, directory)
             raw.mkdir(parents=True, exist_ok=True)
-            with lock_in(raw):  # of two processes that start at once, one unpacks
+            with lock_in(raw, timeout=3600):  # of two processes that start at once, one unpacks or downloads
                 if not _complete(dataset, raw):
                     _unpack_mnist(raw) if dataset == "mnist" else _download(family, directory)
         except OSError as error:
             if not family.is_in(raw):  # else it may only be read, which is enough
-                raise DataError(f"cannot put {dataset} into {raw}: {error}; choose another --data-dir") from error
-    sums, again = _checksums(dataset, raw)
-    arrays = []
-    for name in family.files:
-        content = content_of(raw / name)
-        if sums and hashlib.sha256(content.data).hexdigest() != sums.get(name):
-            raise DataError(f"{raw / name} is truncated or altered: delete it and it is unpacked again {again}")
-        arrays.append(read_idx(raw / name, content))
+                raise DataError(f"cannot put {dataset} into {raw}: {told(error)}; choose another --data-dir") from error
+    sums, kept = _verify(dataset, raw), raw / f"{family.prefix}{TENSORS}"
+    tensors = _kept(kept, sums)
+    if tensors is None:
+        read = (*_read(family, directory, train=True), *_read(family, directory, train=False))
+        tensors = dict(zip(NAMES, read, strict=True))
+        with suppress(OSError):  # where it cannot be kept, do without
+            replace_file(kept, save_tensors(tensors, sums | _sums_of(tensors)))
+    x, labels, test_x, test_labels = (tensor.to(device) for tensor in tensors.values())
     kind = replace(KINDS[dataset], source=str(raw))
-    training, test = (_examples(family, arrays[k], arrays[k + 1], kind) for k in (0, 2))
-    return training.map(lambda tensor: tensor.to(device)), test.map(lambda tensor: tensor.to(device))
-
-
-def _examples(family: Family, images: Array, labels: Array, kind: Kind) -> Examples:
-    """The arrays of one set as examples. Raises DataError where they are not images with a label each."""
-    if labels.ndim == 2:  # QMNIST: the digit, then who wrote it and where
-        labels = labels[:, 0]
-    if family.name == "EMNIST":  # stored on its side
-        images = images.swapaxes(1, -1)
-    first = 1 if family.options.get("split") == "letters" else 0  # its labels count from 1
     try:
-        x = np.ascontiguousarray(images.reshape(-1, PIXELS))
-        return Examples(torch.from_numpy(x), torch.from_numpy(labels.astype(np.int64) - first), kind)
+        return Examples(x, labels, kind), Examples(test_x, test_labels, kind)
     except ValueError as error:
-        raise DataError(f"{kind.source} does not hold 28×28 images with one label each: {error}") from error
+        raise DataError(f"{raw} does not hold 28×28 images with one label each: {error}") from error
 
 
 def refuse_others(dataset: str, directory: Path) -> None:
@@ -188,34 +185,104 @@ def _download(family: Family, directory: Path) -> None:
     raw = family.raw(directory)
     for name in family.files:  # left there by a person, or by a process that died
         if (raw / name).is_file():
-            read_idx(raw / name, content_of(raw / name))
+            _check_idx(raw / name)
     there = [name for name in family.archives if (raw / name).is_file()]
+    before = socket.getdefaulttimeout()
     try:
+        socket.setdefaulttimeout(30)  # seconds without an answer: torchvision would wait for ever
         for train in (True, False):
             family.loader(str(directory), train=train, download=True, **family.options)
-    except (RuntimeError, OSError, AssertionError, ValueError) as error:
+    except (RuntimeError, OSError, AssertionError, ValueError, TypeError) as error:
+        if isinstance(error, OSError) and error.errno in WAYS:
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         needed = [name for name in family.archives if not (name[-3:] == ".gz" and (raw / name[:-3]).is_file())]
         way = f"put {', '.join(name for name in needed if name not in there)} into {raw}, as published, and start again"
         if {*needed[:1]} & {*there}:  # they are unpacked one after another, and this one was not
             way = f"{raw / needed[0]} is not as published: replace it, and start again"
         raise DataError(f"torchvision could not download {family.name} ({reason}): {way}") from error
-    content = {name: content_of(raw / name) for name in family.files}
-    for name in content:
-        read_idx(raw / name, content[name])
-    sums = "".join(f"{hashlib.sha256(content[name].data).hexdigest()}  {name}\n" for name in content)
+    finally:
+        socket.setdefaulttimeout(before)
+    for name in family.files:
+        _check_idx(raw / name)
+    sums = "".join(f"{_sha256(raw / name)}  {name}\n" for name in family.files)
     replace_file(raw / f"{family.prefix}{CHECKSUMS}", sums.encode())
 
 
-def _checksums(dataset: str, raw: Path) -> tuple[dict[str, str], str]:
-    """The sum of each file as it was published or unpacked, none if they are lost; and where it can be had again."""
-    family = FAMILIES[dataset]
-    if dataset == "mnist":
-        return MNIST_SHA256, "from the package"
-    path = raw / f"{family.prefix}{CHECKSUMS}"
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    return sums, f"from {' and '.join(family.archives)}, together with {path.name}"
+def _verify(dataset: str, raw: Path) -> dict[str, str]:
+    """The checksum of each file. Raises DataError if one is not what it was when it was published, or unpacked.
+
+    Of files without a list of their sums, which may only be read, there is nothing to check.
+    """
+    family, sums, again = FAMILIES[dataset], MNIST_SHA256, "from the package"
+    if dataset != "mnist":
+        path = raw / f"{family.prefix}{CHECKSUMS}"
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        again = f"from {' and '.join(family.archives)}, together with {path.name}"
+        if missing := [name for name in family.files if path.is_file() and name not in sums]:
+            raise DataError(f"{path} has no checksum of {missing[0]}: delete it, and it is written anew")
+    for name in family.files:
+        if sums and _sha256(raw / name) != sums.get(name):
+            raise DataError(f"{raw / name} is truncated or altered: delete it and it is unpacked again {again}")
+    processed = raw.parent / "processed"
+    if any(processed.glob("*.pt")):
+        files = f"{processed} holds .pt files"
+        raise DataError(f"{files}, which torchvision would read unchecked in place of {raw}: delete it")
+    return sums
+
+
+def _kept(path: Path, sums: dict[str, str]) -> dict[str, Tensor] | None:
+    """The tensors in ``path``, mapped into memory; None unless they are whole, and of raw files with these ``sums``."""
+    try:
+        with in_utf8(path) as name, safe_open(name, "pt") as file:
+            tensors, about = {name: file.get_tensor(name) for name in NAMES}, file.metadata()
+    except (OSError, SafetensorError):
+        return None
+    return tensors if about == sums | _sums_of(tensors) else None
+
+
+def _sums_of(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """The checksum of each tensor's numbers, by its name and kind."""
+    return {
+        f"{name} {tuple(tensor.shape)} {tensor.dtype}": hashlib.sha256(tensor.numpy().data).hexdigest()
+        for name, tensor in tensors.items()
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_idx(path: Path) -> None:
+    """Raise DataError unless the file is as its IDX header says, and of bytes; QMNIST's labels are of integers."""
+    content = content_of(path)
+    kind = 12 if path.name.endswith("-int") else 8
+    read_idx(path, content)
+    if content[2] != kind:
+        raise DataError(f"{path} has numbers of the IDX type {content[2]}, wanted {kind}; delete it and start again")
+
+
+def _read(family: Family, directory: Path, *, train: bool) -> tuple[Tensor, Tensor]:
+    """The images (N, 784) and the labels (N,) that torchvision reads."""
+    for name in family.files:
+        _check_idx(family.raw(directory) / name)
+    try:
+        data = family.loader(str(directory), train=train, **family.options)
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        raise DataError(f"torchvision cannot read {family.raw(directory)}: {error or type(error).__name__}") from error
+    images, labels = data.data, data.targets
+    if labels.ndim == 2:  # QMNIST: the digit, then who wrote it and where
+        labels = labels[:, 0]
+    if family.name == "EMNIST":  # stored on its side
+        images = images.transpose(1, 2)
+    if images.shape[1:] != (28, 28):
+        raise DataError(
+            f"{family.raw(directory)} does not hold 28×28 images with one label each: {tuple(images.shape)}"
+        )
+    first = 1 if family.options.get("split") == "letters" else 0  # its labels count from 1
+    return images.reshape(-1, PIXELS).contiguous(), labels.contiguous() - first
 
 
 def content_of(path: Path) -> Array:

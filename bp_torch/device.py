@@ -38,10 +38,10 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("mps has no float64" if name == "mps" else "wanted auto, cpu, cuda or cuda:N")
-        return torch.empty(1, device=device).device
+        kind, known = name.partition(":")[0], {"mps": "mps has no float64", "gpu": "did you mean cuda?"}
+        if kind not in ("cpu", "cuda"):
+            raise RuntimeError(known.get(kind.lower(), "wanted auto, cpu, cuda or cuda:N"))
+        return torch.empty(1, device=torch.device(name)).device
     except (RuntimeError, AssertionError) as error:
         raise DeviceError(f"no device {name!r} here ({str(error).splitlines()[0]}); try --device cpu") from error
 

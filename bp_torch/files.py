@@ -1,32 +1,44 @@
 """Files are replaced whole: a reader finds the old content or the new, never a part of either; JSON has a checksum."""
 
+import errno
 import hashlib
 import json
 import os
 import re
+import socket
 import stat
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-if TYPE_CHECKING:  # imported where it is used: it takes long, and help does not need it
-    from filelock import FileLock
+from typing import Any, BinaryIO
 
 WINDOWS = os.name == "nt"
 LARGEST = 2**24  # bytes of a JSON file that is read: the names of 10,000 networks are a megabyte
 SUM = "sha256"
 LOCK = ".lock"  # in a run's folder, held while it trains; in the folder of all runs, held while a new one is made
+WAY_OUT = f"stop that first, or if it is gone remove its {LOCK}"
+WAYS = {  # out of an error of the system
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room on the disk",
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
 
 
 def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     """Write ``content`` beside ``path``, flush it to disk, then rename it to ``path``.
 
-    Large content may be a function that writes to a file. Raises OSError if that fails; ``path`` is then unchanged.
-    A process that is killed leaves the unfinished file, which ``remove_unfinished`` removes.
+    Large content may be a function that writes to a file. Raises OSError, naming ``path``, if that fails; ``path`` is
+    then unchanged. A process that is killed leaves the unfinished file, which ``remove_unfinished`` removes.
     """
+    with naming(path):
+        _replace_file(path, content)
+
+
+def _replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> None:
     descriptor, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -44,6 +56,38 @@ def replace_file(path: Path, content: bytes | Callable[[BinaryIO], object]) -> N
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError of the system name ``path``: one of writing names no file, or one beside it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def told(error: OSError) -> str:
+    """The file, what went wrong, and what to do: runs/a/last.pt: No space left on device: make room on the disk."""
+    if error.errno is None or error.strerror is None:
+        return str(error)
+    file = [] if error.filename is None else [os.fsdecode(error.filename)]
+    return ": ".join([*file, error.strerror, *filter(None, [WAYS.get(error.errno)])])
+
+
+def check_writable(path: Path, flag: str) -> None:
+    """Make the folder of ``path``, before what takes long. Raises OSError, naming the ``flag``, if it takes no file."""
+    try:
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+            with tempfile.TemporaryFile(dir=path.parent) as file:
+                file.write(b"room")
+    except OSError as error:
+        raise OSError(f"cannot write {told(error)}; choose another {flag}") from error
 
 
 def moved(made: Path, place: Path) -> None:
@@ -111,13 +155,38 @@ def is_utf8(path: Path) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in str(path))
 
 
-def lock_in(folder: Path) -> "FileLock":
-    """The lock of a ``folder``, for all who may write there. Raises OSError for one that is a symbolic link."""
-    from filelock import FileLock
+@contextmanager
+def lock_in(folder: Path, name: str = LOCK, timeout: float = 60) -> Iterator[None]:
+    """Hold the lock of a ``folder``, for all who may write there. Raises OSError, naming it: TimeoutError if held."""
+    from filelock import FileLock  # here: it takes long, and help does not need it
 
-    if (folder / LOCK).is_symlink():
-        raise OSError(f"{folder / LOCK} is a symbolic link: remove it")
-    return FileLock(folder / LOCK, mode=stat.S_IMODE(folder.stat().st_mode) & 0o666)
+    path = folder / name
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(f"{path} is {'a symbolic link' if path.is_symlink() else 'no regular file'}: remove it")
+    lock = FileLock(path, timeout, mode=stat.S_IMODE(folder.stat().st_mode) & 0o666)
+    try:
+        with naming(path), warnings.catch_warnings(action="ignore"):  # that it does without flock
+            held = lock.acquire()
+    except TimeoutError as error:
+        raise TimeoutError(f"{path} is held by {holder_of(path)}: {WAY_OUT}") from error
+    except PermissionError as error:
+        if not path.exists() or not os.access(folder, os.W_OK):
+            raise
+        way = "if nothing is training here, remove it, or let its owner do that"
+        raise PermissionError(f"{path}: {error.strerror}: {way}") from error
+    with held:
+        if getattr(lock, "pid", None) is None:  # else filelock wrote it, which takes over from one that has died
+            with suppress(OSError):  # Windows lets nobody write what is locked
+                path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n", encoding="utf-8")
+        yield
+
+
+def holder_of(path: Path) -> str:
+    """The process that holds a lock: process 12 on ada."""
+    found = None
+    with suppress(OSError):  # Windows lets nobody read it
+        found = re.search(r"(\d+)\s+(?:on )?(\S+)", path.read_text(encoding="utf-8", errors="replace"))
+    return f"process {found[1]} on {found[2]}" if found else "another process"
 
 
 @contextmanager

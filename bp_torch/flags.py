@@ -6,12 +6,15 @@ epochs: Annotated[int, Within(least=0), Flag(may_change=True)] = 20
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
+from math import log10
 from operator import ge, gt, le, lt
 from pathlib import Path
+from pkgutil import resolve_name
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+WHOLE = 2**63  # torch has whole numbers below this one
 Role = Literal["recipe", "seed", "log", "machine", "place"]
 
 
@@ -86,20 +89,32 @@ def types_of(kind: Any) -> dict[str, Any]:
 
 
 def check_bounds(config: Any) -> None:
-    """Raise ValueError for the first field of the dataclass ``config`` that holds a number outside its ``Within``."""
-    for name, bounds in bounds_of(type(config)).items():
-        value = getattr(config, name)
+    """Raise ValueError for the first field of the dataclass ``config`` with a number out of its bounds, or WHOLE."""
+    bounded = bounds_of(type(config))
+    for name in types_of(type(config)):
+        value, bounds = getattr(config, name), bounded.get(name)
         numbers = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(number, int | float) and not bounds.has(number) for number in numbers):
-            raise ValueError(f"{flag(name)}: wanted {bounds}, got {' '.join(map(str, numbers))}")
+        if bounds and any(isinstance(number, int | float) and not bounds.has(number) for number in numbers):
+            raise ValueError(f"{flag(name)}: wanted {bounds}, got {' '.join(map(shown, numbers))}")
+        if any(isinstance(number, int) and abs(number) >= WHOLE for number in numbers):
+            raise ValueError(f"{flag(name)}: wanted at most 18 digits, got {' '.join(map(shown, numbers))}")
+
+
+def shown(number: object) -> str:
+    """A number in a message: one that is very long by its length."""
+    is_long = isinstance(number, int) and abs(number) >= 10**30
+    return f"about {int(number.bit_length() * log10(2)):,} digits" if is_long else str(number)  # type: ignore[attr-defined]
 
 
 def check_types(config: Any) -> None:
-    """Raise ValueError for the first field of the dataclass ``config`` whose value has another type."""
+    """Raise ValueError for the first field whose value has another type. A fact "module:name" is a table of names."""
+    tables = {name: fact for name, fact in facts(type(config)) if isinstance(fact, str)}
     for name, hint in types_of(type(config)).items():
-        if not fits(getattr(config, name), hint):
+        value = getattr(config, name)
+        in_table = name in tables and isinstance(value, str)  # a user may have added it
+        if not fits(value, hint) and not (in_table and value in resolve_name(tables[name])):
             wanted = in_words(hint, in_python=True)
-            raise ValueError(f"{flag(name)}: wanted {wanted}, got {getattr(config, name)!r}")
+            raise ValueError(f"{flag(name)}: wanted {wanted}, got {value!r}")
 
 
 def check_effects(config: Any) -> None:

@@ -8,6 +8,7 @@ Nothing here computes an activation or a gradient; see backprop.py. Lists count 
 """
 
 from collections.abc import Iterator, Sequence
+from html import escape
 from itertools import pairwise
 from math import sqrt
 from typing import Any, NamedTuple, NoReturn, get_args
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bp_torch.activations import ACTIVATIONS, Activation
+from bp_torch.text import table
 from bp_torch.values import InitName
 from bp_torch.values import parameter_count as parameter_count
 
@@ -148,6 +150,13 @@ class Network:
         sizes = "-".join(map(str, self.sizes))
         return f"Network({several}{sizes}, {self.activation}, {self.output_activation}, {self.dtype}, {self.device})"
 
+    def _repr_html_(self) -> str:
+        """A row for each layer, for a notebook."""
+        header = ["layer", "inputs", "neurons", "parameters", "activation"]
+        counts = [(l, n_in, n_out, n_in * n_out + n_out) for l, (n_in, n_out) in enumerate(pairwise(self.sizes), 1)]
+        rows = [[*map("{:,}".format, row), self.activation_of(row[0] - 1)] for row in counts]
+        return f"<pre>{self}\n\n{escape(table(header, rows))}</pre>"
+
     def activation_of(self, layer: int) -> str:
         """Name of φ in ``layer`` (an index into ``weights``): the last layer has its own."""
         return self.output_activation if layer == self.depth - 1 else self.activation
@@ -189,6 +198,9 @@ class Network:
         """Raise ValueError unless ``batch`` is (…, ``rows``, ``width``), in the network's dtype and on its device."""
         if torch.compiler.is_compiling():
             return  # memory and devices are not known there, and are those of the lines that are compiled
+        if not isinstance(batch, Tensor):
+            way = f"torch.tensor({name}, dtype={self.dtype})"
+            raise ValueError(f"{name} is of the type {type(batch).__name__}, wanted a tensor: {way} makes one")
         memory = self.parameters.untyped_storage()._cdata  # another one where ``.data`` was assigned
         if any(view.untyped_storage()._cdata != memory for view in (*self.weights, *self.biases)):
             raise ValueError(f"weights and biases are no longer views into the parameters of {self}: {IN_PLACE}")
@@ -243,6 +255,8 @@ def checked_sizes(sizes: tuple[int, ...] | list[int]) -> tuple[int, ...]:
     """``sizes`` as a tuple. Raises ValueError unless they are two or more positive whole numbers."""
     if len(sizes) < 2 or not all(type(n) is int and n > 0 for n in sizes):
         raise ValueError(f"sizes are two or more positive whole numbers, inputs first, not {sizes!r}")
+    if parameter_count(tuple(sizes)) >= 2**40:
+        raise ValueError("sizes have more parameters than fit in any memory")
     return tuple(sizes)
 
 

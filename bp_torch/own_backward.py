@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from bp_torch import backprop
 from bp_torch.backprop import backward, forward
-from bp_torch.convert import MODULES
+from bp_torch.convert import MODULES, FromTable
 from bp_torch.costs import find_cost
 from bp_torch.network import Network, layer_views
 from bp_torch.recorder import Recorder
@@ -136,11 +136,9 @@ class ReferenceNetwork:
     """The cost of one batch as a function of W1, b1, δ1, …, x. The δ are zeros that are added to z^l, (B, n_l)."""
 
     def __init__(self, network: Network, y: Tensor, cost: str) -> None:
-        """Raise ValueError for an activation without a torch module, or a cost that does not fit the network."""
+        """Raise ValueError for a cost that does not fit the network."""
         names = [network.activation_of(layer) for layer in range(network.depth)]
-        if missing := set(names) - set(MODULES):
-            raise ValueError(f"no reference for {', '.join(missing)}: add its torch module to MODULES in convert.py")
-        self.phi: list[Callable[[Tensor], Tensor]] = [MODULES[name]().forward for name in names]  # of each layer
+        self.phi: list[Callable[[Tensor], Tensor]] = [MODULES.get(n, partial(FromTable, n))().forward for n in names]
         self.absorbs = bool(find_cost(cost, network.output_activation).absorbs)  # the derivative is by z^L, not a^L
         self._y, self._cost = y, cost
 

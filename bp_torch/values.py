@@ -1,9 +1,12 @@
 """What is known without torch, above all what flags take: a command's help and its errors do not wait for torch."""
 
+import importlib
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
-from typing import Annotated, Literal
+from sys import float_info
+from typing import Annotated, Any, Literal
 
 from bp_torch.flags import Within, check_bounds
 
@@ -36,6 +39,21 @@ MOST_THREADS = 1024
 """More than any machine has cores; torch ends in a segmentation fault where it cannot start them."""
 
 
+def on_demand(package: str, names: Collection[str], *modules: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package, which imports what is asked for: a command answers before torch is loaded."""
+
+    def find(name: str) -> Any:
+        if name in modules:
+            return importlib.import_module(f"{package}.{name}")
+        for module in modules if name in names else ():
+            found = vars(importlib.import_module(f"{package}.{module}"))
+            if name in found:
+                return found[name]
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return find
+
+
 def parameter_count(sizes: tuple[int, ...]) -> int:
     """P, the number of weights and biases: (784, 16, 16, 10) has 13,002."""
     return sum(n_in * n_out + n_out for n_in, n_out in pairwise(sizes))
@@ -61,7 +79,7 @@ def check_weight_decay(weight_decay: float, dtype: str) -> None:
 
 def check_positive(name: str, value: float, dtype: str, wanted: str = "a positive number") -> None:
     """Raise ValueError unless ``value`` is positive and finite, and still is when it is rounded to ``dtype``."""
-    if not 0 < value < inf:
+    if not 0 < value <= float_info.max:
         raise ValueError(f"{name} is {wanted}, not {value}")
     zero, infinite = ROUNDED_TO[dtype]
     if not zero < value < infinite:

@@ -395,6 +395,20 @@ verify/grid.py: test_verify_grid.py -k "exit_code or strided or seed_in"
     "SETUP": 4, "WRONG": 1                             =>  "WRONG": 1, "SETUP": 4
     return not_contiguous(t) if layout == "strided"    =>  return t if layout == "strided"
     with_seed(seed, draw) if callable                  =>  draw() if callable
+verify/bank/linear.toml: test_layers.py -k "formulas_are and linear"
+    x_{ki} w_{ji} + b_j                                =>  x_{ki} w_{ji}
+    dw_{ji} = \sum_k dy_{kj} x_{ki}                    =>  dw_{ji} = \sum_k dy_{kj} x_{kj}
+verify/bank/normalisation.py: test_layers.py -k "(pasted or formulas_are) and norm"
+    dx = (g - mean - projection) * inverse             =>  dx = (g - mean) * inverse
+verify/bank/layers.py: test_layers.py -k "pasted and convolution"
+    "torch.nn.functional.", f"{first}                  =>  "functional.", f"{first}
+verify/bank/layers.py: test_layers.py -k "broken"
+    [*self.faults.values()][fault - 1]                 =>  [*self.faults.values()][fault - 2]
+verify/bank/catalogue.py: test_layers.py -k "found or as_text or leads"
+    .replace("ization", "isation")                     =>  .strip()
+    "sum": "Σ"                                         =>  "sum": "S"
+commands/verify_layer.py: test_layers.py -k "broken"
+    if not report.ok:                                  =>  if report.ok:
 verify/arrays.py: test_verify_grid.py -k "arrays or leaves"
     and min(array.strides, default=0) >= 0 else        =>  else
     t[len(args) :], strict=True)                       =>  t[:0], strict=False)

@@ -34,6 +34,9 @@ def main() -> None:
             page.goto("about:blank")
             page.goto(f"{(DOCS / 'page.html').as_uri()}#step={step}&image=2&neuron={max(1, 5 - step)}.2")
             page.wait_for_selector("#title:not(:empty)")
+            page.evaluate(
+                "for (const part of document.querySelectorAll('#picker, .mark')) part.style.visibility = 'hidden'"
+            )
             title = page.locator("#steps [aria-current]").get_attribute("title")
             drawn = b64encode(page.locator("#net").screenshot()).decode()
             frames += f'<figure><figcaption>{title}</figcaption><img src="data:image/png;base64,{drawn}"></figure>'

@@ -453,6 +453,16 @@ def test_y_that_does_not_fit_raises_value_error(tiny: Network, y: Tensor, messag
         example_costs(passed, y)
 
 
+def test_list_or_array_says_how_to_make_a_tensor(tiny: Network) -> None:
+    for x in ([[0.0] * 5], torch.zeros(1, 5).numpy(), None):
+        said = rf"x is of the type {type(x).__name__}, wanted a tensor: torch\.tensor\(x, dtype=torch\.float64\)"
+        with pytest.raises(ValueError, match=said):
+            forward(tiny, x)  # type: ignore[arg-type]
+    passed = forward(tiny, torch.zeros(1, 5, dtype=torch.float64))
+    with pytest.raises(ValueError, match="y is of the type list, wanted a tensor"):
+        backward(tiny, passed, [[0.0] * 3])  # type: ignore[arg-type]
+
+
 def test_batch_of_other_networks_raises_value_error() -> None:
     network = Network((5, 3), networks=2, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"x has shape \(3, 4, 5\), wanted \(2, batch, 5\) for Network\(2 × 5-3"):

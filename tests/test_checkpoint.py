@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import os
@@ -152,6 +153,41 @@ def test_folder_is_held_by_one_process_that_is_named(tmp_path: Path) -> None:
     (tmp_path / ".last.pt.abcd1234").touch()
     with locked(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [LOCK], "a process that is dead holds nothing"
+
+
+@posix
+def test_dead_process_holds_nothing_where_there_is_no_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    def hold(entered: Any, done: Any) -> None:
+        with locked(tmp_path):
+            entered.set()
+            done.wait()
+
+    def die(entered: Any) -> None:
+        with locked(tmp_path):
+            os._exit(0)
+
+    before = FORK.Process(target=die, args=(None,))  # where there was a flock: the folder has moved since
+    before.start()
+    before.join()
+    assert (tmp_path / LOCK).read_text(encoding="utf-8").startswith(f"{before.pid}\n")
+    monkeypatch.setattr("fcntl.flock", no_flock)
+    entered, done = FORK.Event(), FORK.Event()
+    holder = FORK.Process(target=hold, args=(entered, done))
+    holder.start()
+    entered.wait()
+    way = "stop that first, or if it is gone remove its .lock"
+    with (
+        pytest.raises(CheckpointError, match=f"is being trained by process {holder.pid} on .*: {way}"),
+        locked(tmp_path),
+    ):
+        pass
+    holder.kill()
+    holder.join()
+    with locked(tmp_path), pytest.raises(CheckpointError, match=f"by process {os.getpid()} on"), locked(tmp_path):
+        pass
 
 
 def test_folder_that_a_killed_process_left_half_made_is_removed(tmp_path: Path) -> None:

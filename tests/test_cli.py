@@ -85,6 +85,20 @@ def test_errors_are_reported_in_one_line_with_an_exit_code(capsys: pytest.Captur
             raising(short)()
         said = capsys.readouterr().err
         assert stop.value.code == 1 and said.startswith("error: not enough memory") and "stack" not in said
+    others: list[tuple[BaseException, str]] = [
+        (OSError(28, "No space left on device", "runs/a"), "runs/a: No space left on device: make room on the disk"),
+        (OSError(28, "No space left on device"), "cannot write the output: No space left on device"),
+        (
+            ImportError("libx.so: cannot open shared object file: Too many open files", name="x"),
+            "cannot load x: libx.so",
+        ),
+        (RuntimeError("can't start new thread"), "cannot start a thread: raise the limit of processes (ulimit -u)"),
+    ]
+    for other, line in others:
+        with pytest.raises(SystemExit) as stop:
+            raising(other)()
+        said = capsys.readouterr().err
+        assert stop.value.code == 1 and said.startswith(f"error: {line}") and said.count("\n") == 1
     with pytest.raises(RuntimeError, match="a bug"):
         raising(RuntimeError("a bug"))()
     with pytest.raises(KeyError):  # an unexpected error keeps its traceback
@@ -204,6 +218,15 @@ def test_ctrl_c_while_modules_are_imported_has_no_traceback() -> None:
         child.send_signal(signal.SIGINT)
         _, said = child.communicate()
     assert (child.returncode, said) == (130, "error: stopped\n")
+
+
+@posix
+def test_threads_that_cannot_start_are_told_before_torch_is_loaded() -> None:
+    code = "import threading; threading._start_new_thread = lambda *_: (_ for _ in ()).throw(RuntimeError(\n"
+    code += '"can\'t start new thread"))\ndef main(_): commands.load_torch()'
+    done = shell(code, "")
+    line = "error: cannot start a thread: raise the limit of processes (ulimit -u), or of memory\n"
+    assert (done.returncode, done.stderr) == (1, line)
 
 
 def test_ctrl_c_is_as_usual_after_a_command() -> None:

@@ -201,3 +201,31 @@ def test_invalid_file_raises_value_error_naming_it(tmp_path: Path) -> None:
     safetensors.torch.save_file({"W1": torch.zeros(2, 3), "b1": torch.zeros(2)}, path, {"network": json.dumps(about)})
     with pytest.raises(ValueError, match=r"W1 is \[2, 3\], the sizes say \[2, 4\]"):
         load(path)
+
+
+@pytest.mark.parametrize("given", [[Network(), Network()], nn.Sequential(nn.Linear(2, 2)), None], ids=type)
+def test_what_is_no_network_is_named(given: Any, tmp_path: Path) -> None:
+    for use in (lambda: save(given, tmp_path / "n.safetensors"), lambda: to_sequential(given)):
+        with pytest.raises(ValueError, match=rf"^wanted a bp_torch\.Network, got {type(given).__name__}$"):
+            use()
+
+
+def test_state_dict_is_no_network(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    given: Any
+    for given in (model.state_dict(), dict(model.state_dict())):
+        with pytest.raises(ValueError, match=r"^a state_dict holds no activations: make the nn\.Sequential"):
+            from_sequential(given)
+    for given in (None, 3, [model]):
+        with pytest.raises(ValueError, match=f"^wanted a plain nn.Sequential, got {type(given).__name__}$"):
+            from_sequential(given)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_file_of_torch_is_named(zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    torch.save(nn.Linear(3, 2).state_dict(), path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        ValueError, match=r"m\.pt was written by torch\.save, wanted a \.safetensors file of bp_torch\.save"
+    ):
+        load(path)

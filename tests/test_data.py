@@ -12,6 +12,7 @@ from torchvision import datasets
 from bp_torch import data
 from bp_torch.data import (
     CHECKSUMS,
+    TENSORS,
     DataError,
     Examples,
     batch,
@@ -44,7 +45,7 @@ def test_existing_files_are_used_and_not_written(data_dir: Path, tmp_path: Path)
     for name in data.MNIST_SHA256:
         (raw / name).symlink_to(data_dir / "MNIST/raw" / name)
     load("mnist", tmp_path)
-    assert {path.name for path in raw.iterdir()} == {*data.MNIST_SHA256}
+    assert {path.name for path in raw.iterdir()} == {*data.MNIST_SHA256, TENSORS}
     assert all((raw / name).is_symlink() for name in data.MNIST_SHA256)
 
 
@@ -64,23 +65,70 @@ def test_damaged_file_raises_data_error_naming_it(damage: Callable[[bytes], byte
 
 
 @pytest.mark.parametrize("dataset", ["mnist", "qmnist"])
-def test_torchvision_is_needed_for_downloads_alone(
+def test_torchvision_reads_a_data_set_once(
     dataset: str, published: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if dataset != "mnist":
         published(dataset)
-        load(dataset, tmp_path)
+    first = load(dataset, tmp_path)
     monkeypatch.setattr("bp_torch.data.Family.loader", property(lambda family: pytest.fail("torchvision is used")))
-    for examples in load(dataset, tmp_path):
-        assert examples.x.is_contiguous() and examples.labels.is_contiguous() and len(examples.x)
+    for one, other in zip(load(dataset, tmp_path), first, strict=True):
+        assert torch.equal(one.x, other.x) and torch.equal(one.labels, other.labels)
+        assert (one.x.dtype, one.labels.dtype) == (torch.uint8, other.labels.dtype) and one.x.is_contiguous()
 
 
-def test_old_cache_of_torchvision_is_not_read(tmp_path: Path, mnist: tuple[Examples, Examples]) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: content[:-99] + bytes([content[-99] ^ 1]) + content[-98:],
+        lambda content: content.replace(b"[3,784]", b"[4,588]", 1),
+        lambda content: content.replace(b'"I64"', b'"F64"', 1),
+        lambda content: content.replace(b"train.x", b"trial.x"),
+        None,
+    ],
+    ids=["short", "half", "empty", "altered", "another shape", "another dtype", "another name", "of other raw files"],
+)
+def test_damaged_tensors_are_read_from_the_raw_files_again(
+    damage: Callable[[bytes], bytes] | None,
+    published: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raw = published("emnist-digits")
+    first, path = load("emnist-digits", tmp_path), raw / TENSORS
+    whole = path.read_bytes()
+    if damage:
+        assert damage(whole) != whole
+        path.write_bytes(damage(whole))
+    else:
+        path.write_bytes(whole.replace(data._sha256(raw / data.FAMILIES["emnist-digits"].files[0]).encode(), b"0" * 64))
+    for _ in range(2):
+        again = load("emnist-digits", tmp_path)
+        assert torch.equal(again[0].x, first[0].x) and torch.equal(again[1].labels, first[1].labels)
+        monkeypatch.setattr("bp_torch.data.Family.loader", property(lambda family: pytest.fail("it is written anew")))
+
+
+def test_tensors_that_cannot_be_kept_are_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load("mnist", tmp_path)
+    (tmp_path / "MNIST/raw" / TENSORS).unlink()
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("bp_torch.data.replace_file", full)
+    assert len(load("mnist", tmp_path)[1].labels) == 10_000
+
+
+def test_old_cache_of_torchvision_raises_data_error(tmp_path: Path) -> None:
     load("mnist", tmp_path)
     (tmp_path / "MNIST/processed").mkdir()
     for name in ("training.pt", "test.pt"):
         torch.save((torch.zeros(1, 28, 28, dtype=torch.uint8), torch.zeros(1)), tmp_path / "MNIST/processed" / name)
-    assert torch.equal(load("mnist", tmp_path)[1].x, mnist[1].x)
+    with pytest.raises(DataError, match=r"processed holds \.pt files"):
+        load("mnist", tmp_path)
 
 
 def test_folder_that_cannot_be_written_raises_data_error(tmp_path: Path) -> None:
@@ -265,6 +313,58 @@ def test_archives_that_are_there_are_not_asked_for_as_if_they_were_not(
     put(tmp_path / "EMNIST/raw/gzip.zip")
     with pytest.raises(DataError, match=r"EMNIST/raw/gzip.zip is not as published: replace it"):
         load("emnist-letters", tmp_path)
+
+
+@pytest.mark.parametrize("kind", [0, 9, 11, 12, 13, 14, 255])
+@pytest.mark.parametrize("summed", [False, True])
+def test_numbers_of_another_type_are_refused_by_name(
+    kind: int, summed: bool, published: Callable[[str], Path], tmp_path: Path
+) -> None:
+    raw = published("kmnist")
+    load("kmnist", tmp_path)
+    (raw / TENSORS).unlink()
+    path = raw / "t10k-images-idx3-ubyte"
+    content, item = path.read_bytes(), {11: 2, 12: 4, 13: 4, 14: 8}.get(kind, 1)
+    path.write_bytes(content[:2] + bytes([kind]) + content[3:16] + content[16:] * item)
+    sums = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in raw.glob("*ubyte")]
+    (raw / CHECKSUMS).write_text("".join(sums), encoding="utf-8") if summed else (raw / CHECKSUMS).unlink()
+    with pytest.raises(DataError, match=f"{path.name} has numbers of the IDX type {kind}, wanted 8.*delete it and start again"):
+        load("kmnist", tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(0, 28, 28), (3, 14, 56), (3, 784)])
+def test_images_of_another_shape_are_refused(
+    shape: tuple[int, ...], published: Callable[[str], Path], tmp_path: Path
+) -> None:
+    raw = published("kmnist")
+    load("kmnist", tmp_path)
+    (raw / TENSORS).unlink()
+    (raw / CHECKSUMS).unlink()
+    (raw / "t10k-images-idx3-ubyte").write_bytes(idx(torch.zeros(shape, dtype=torch.uint8), 8))
+    with pytest.raises(DataError, match=r"KMNIST/raw does not hold 28×28 images|cannot read|could not download"):
+        load("kmnist", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", "é".encode("latin-1"), b"0" * 64 + b"  other\n"])
+def test_checksums_that_are_none_are_named(content: bytes, published: Callable[[str], Path], tmp_path: Path) -> None:
+    raw = published("kmnist")
+    load("kmnist", tmp_path)
+    (raw / CHECKSUMS).write_bytes(content)
+    with pytest.raises(DataError, match=f"{CHECKSUMS} has no checksum of train-images-idx3-ubyte: delete it"):
+        load("kmnist", tmp_path)
+    (raw / CHECKSUMS).unlink()
+    assert len(load("kmnist", tmp_path)[0].labels) == 3
+
+
+def test_full_disk_names_the_file_and_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    way = "No space left on device: make room on the disk; choose another --data-dir"
+    with pytest.raises(DataError, match=f"cannot put mnist into .*: .*/train-images-idx3-ubyte: {way}"):
+        load("mnist", tmp_path)
+    assert [path.name for path in (tmp_path / "MNIST/raw").iterdir()] == [".lock"]
 
 
 def test_failed_download_names_the_folder_and_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,15 @@ from tests.harness import FORK
 
 @pytest.mark.parametrize("device", ["cuda:99", "toaster"])
 def test_missing_device_is_named(device: str) -> None:
-    with pytest.raises(DeviceError, match=f"no device '{device}' here"):
+    with pytest.raises(DeviceError, match=f"no device '{device}' here") as said:
         choose_device(device)
+    assert ("(wanted auto, cpu, cuda or cuda:N)" in str(said.value)) == (device == "toaster")
+
+
+@pytest.mark.parametrize("name", ["gpu", "GPU:0"])
+def test_cuda_is_proposed_to_who_wants_a_gpu(name: str) -> None:
+    with pytest.raises(DeviceError, match=rf"^no device '{name}' here \(did you mean cuda\?\); try --device cpu$"):
+        choose_device(name)
 
 
 def test_auto_is_the_first_gpu_else_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,15 +4,19 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.commands import explain
 from bp_torch.data import Examples, batch
+from bp_torch.digits import prepared
 from bp_torch.explain import IDEAS, About, style
 from bp_torch.explain.drawing import diverging
 from bp_torch.explain.idea import new_figure
@@ -29,6 +33,7 @@ from bp_torch.explain.subject import (
 from bp_torch.files import replace_file
 from bp_torch.training import Config
 from bp_torch.training.log import add_figures
+from tests.drawn_digits import drawn
 from tests.explain_subject import QUICK, forward_and_backward
 from tests.followed import functions_run
 
@@ -67,6 +72,88 @@ def test_default_example_is_the_one_nearest_to_the_mean_that_is_classified_as_wh
     bad.biases[-1][2] = -100  # calls nothing a 2
     for other in (replace(subject, network=bad), replace(subject, network=bad, trained=False)):
         assert choose_example(other, ExampleOptions(digit=2)).position == twos[int(far.argmin())]
+
+
+def test_test_example_is_one_of_the_test_set(subject: Subject) -> None:
+    twos = (subject.test.labels == 2).nonzero()[:, 0]
+    example = choose_example(subject, ExampleOptions(test=True, digit=2, index=3))
+    assert example.position == twos[3] and example.name == f"a 2 (test example {twos[3]:,})"
+    assert example.x[0].equal(subject.test.x[twos[3]].double() * (1 / 255))
+    for options in (ExampleOptions(test=True), ExampleOptions(test=True, digit=8, loudest=True)):
+        example = choose_example(subject, options)
+        assert example.label == subject.test.labels[example.position] == (options.digit or 2)
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_mistake_is_one_that_the_network_gets_wrong(subject: Subject, test: bool) -> None:
+    examples = subject.test if test else subject.training
+    x, _ = batch(examples, slice(None), torch.float32)
+    answers = forward(subject.network, x).activations[-1].argmax(1)
+    wrong = (answers != examples.labels).nonzero()[:, 0]
+    for index in (0, 3, len(wrong) - 1):
+        example = choose_example(subject, ExampleOptions(test=test, mistakes=True, index=index))
+        assert example.position == wrong[index]
+        called = f"that the network calls an? {answers[wrong[index]]} \\({'test' if test else 'training'} example"
+        assert re.search(called, example.name) and example.label == examples.labels[wrong[index]]
+    assert choose_example(subject, ExampleOptions(test=test, mistakes=True)).position == wrong[0]
+    loudest = choose_example(subject, ExampleOptions(test=test, mistakes=True, loudest=True))
+    assert loudest.position in wrong and loudest.position != wrong[0]
+    of_digit = wrong[examples.labels[wrong] == 5]
+    assert choose_example(subject, ExampleOptions(test=test, mistakes=True, digit=5)).position == of_digit[0]
+    with pytest.raises(UsageError, match=f"^--index: wanted 0 to {len(wrong) - 1}, got {len(wrong)}$"):
+        choose_example(subject, ExampleOptions(test=test, mistakes=True, index=len(wrong)))
+
+
+def test_network_without_mistakes_says_so(subject: Subject) -> None:
+    one = Examples(
+        subject.test.x[:1],
+        forward(subject.network, batch(subject.test, slice(1), torch.float32)[0]).activations[-1].argmax(1),
+    )
+    with pytest.raises(UsageError, match="--mistakes: there is no test example that the network gets wrong"):
+        choose_example(replace(subject, test=one), ExampleOptions(test=True, mistakes=True))
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A picture of a 4 in a file."""
+    ink = drawn(4, np.random.default_rng(0), 240, 24)
+    Image.fromarray((255 * (1 - ink)).astype(np.uint8)).save(tmp_path / "four.png")
+    return tmp_path / "four.png"
+
+
+def test_own_image_is_what_the_network_answers_or_what_the_label_says(subject: Subject, own: Path) -> None:
+    answer = int(forward(subject.exact, prepared(own)[None].double()).activations[-1].argmax())
+    example = choose_example(subject, ExampleOptions(image=own))
+    assert example.x.equal(prepared(own)[None].double()) and example.label == answer
+    assert example.name.endswith(f"a {answer} (in four.png, as the network answers)".removeprefix("a "))
+    labelled = choose_example(subject, ExampleOptions(image=own, label=8))
+    assert (labelled.label, labelled.name) == (8, "an 8 (in four.png)") and labelled.x.equal(example.x)
+    assert labelled.y.tolist() == [[0.0] * 8 + [1.0, 0.0]]
+
+
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "image": {"image": True},
+    "image and label": {"image": True, "label": 9},
+    "test": {"test": True},
+    "mistakes": {"mistakes": True, "test": True},
+}
+
+
+@pytest.mark.parametrize(
+    "which",
+    [pytest.param(which, marks=() if which in ("image", "mistakes") else pytest.mark.long) for which in EXAMPLES],
+)
+@pytest.mark.parametrize("name", [name for name in IDEAS if issubclass(options_of(name), ExampleOptions)])
+def test_every_idea_of_one_example_takes_every_example(subject: Subject, own: Path, name: str, which: str) -> None:
+    chosen = EXAMPLES[which] | ({"image": own} if "image" in EXAMPLES[which] else {})
+    options = options_of(name)(**chosen)
+    idea = explain.compute(name, subject, options)
+    example = choose_example(subject, options)
+    figure = idea.figure()
+    check_inside(figure)
+    assert f"The example is {example.name}." in " ".join(figure.texts[1].get_text().split())
+    assert example.name in idea.table()
+    assert idea.example.x.equal(example.x) and idea.example.label == example.label
 
 
 def test_newest_run_is_the_default(tmp_path: Path) -> None:
@@ -165,6 +252,10 @@ def test_zero_is_in_the_middle_of_a_diverging_scale() -> None:
         (["gradient", "--run", "RUN", "--untrained"], "exclude each other"),
         (["gradient", "--ratio", "1"], "--ratio: wanted above 1, got 1"),
         (["nudges", "--index", "3", "--loudest"], "--index and --loudest exclude each other"),
+        (["nudges", "--label", "3"], "--label has no effect without --image"),
+        (["cost", "--image", "four.png", "--mistakes"], "--image and --mistakes exclude each other"),
+        (["hebbian", "--image", "none.png", "--run", "RUN"], "--image none.png: No such file or directory"),
+        (["backwards", "--image", ".", "--run", "RUN"], "--image .: it is a folder, not a file"),
         (["batches", "--shown", "7"], "--shown: wanted 1 to 6, got 7"),
         (["batches", "--run", "RUN", "--batch-size", "2001"], "--batch-size: wanted 1 to 2,000, got 2001"),
         (["descent", "--mini-steps", "0"], "--mini-steps: wanted 1 or more, got 0"),

@@ -1,3 +1,4 @@
+import errno
 import io
 import os
 import random
@@ -8,8 +9,19 @@ from typing import Any, BinaryIO
 import pytest
 import torch
 
-from bp_torch.files import LARGEST, LOCK, lock_in, read_json, remove_unfinished, replace_file, write_json
-from tests.harness import posix
+from bp_torch.files import (
+    LARGEST,
+    LOCK,
+    check_writable,
+    lock_in,
+    naming,
+    read_json,
+    remove_unfinished,
+    replace_file,
+    told,
+    write_json,
+)
+from tests.harness import FORK, linux, posix
 
 
 def test_failed_write_by_a_function_keeps_the_old_content(tmp_path: Path) -> None:
@@ -53,7 +65,7 @@ def test_full_disk_is_told_from_under_the_error_of_torch_save(tmp_path: Path) ->
                 raise OSError(28, "No space left on device")
             return super().write(content)
 
-    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device$"):
+    with pytest.raises(OSError, match=r"^\[Errno 28\] No space left on device: '.*/f'$"):
         replace_file(tmp_path / "f", lambda file: torch.save({"a": torch.zeros(10_000)}, Full()))
     assert not list(tmp_path.iterdir())
 
@@ -105,6 +117,78 @@ def test_lock_has_the_mode_of_its_folder_and_is_no_link(tmp_path: Path) -> None:
         with lock_in(folder):
             assert (folder / LOCK).stat().st_mode & 0o777 == mode & 0o666
     (tmp_path / LOCK).symlink_to(tmp_path / "victim")
-    with pytest.raises(OSError, match="is a symbolic link: remove it"):
-        lock_in(tmp_path)
+    with pytest.raises(OSError, match="is a symbolic link: remove it"), lock_in(tmp_path):
+        pass
     assert not (tmp_path / "victim").exists()
+    (tmp_path / LOCK).unlink()
+    os.mkfifo(tmp_path / LOCK)
+    with pytest.raises(OSError, match="is no regular file: remove it"), lock_in(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "No space left on device: make room on the disk"),
+        (errno.EFBIG, "File too large: raise the limit of a file's size (ulimit -f)"),
+        (errno.EMFILE, "Too many open files: raise the limit of open files (ulimit -n)"),
+        (errno.EROFS, "Read-only file system"),
+    ],
+)
+def test_error_of_the_system_names_the_file_and_the_way_out(number: int, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with pytest.raises(OSError, match=r"f'$") as caught, naming(path):
+        raise OSError(number, os.strerror(number), f"{path}.beside")
+    assert told(caught.value) == f"{path}: {says}"
+    with pytest.raises(OSError, match=r"^of ours$") as caught, naming(path):
+        raise OSError("of ours")
+    assert told(caught.value) == "of ours"
+
+
+@linux
+def test_place_that_cannot_be_written_is_named_with_its_flag_and_nothing_is_left(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new/f", "--out")
+    assert list((tmp_path / "new").iterdir()) == []
+    for path, says in ((tmp_path, "Is a directory"), (Path("/proc/none/f"), "No such file or directory")):
+        with pytest.raises(OSError, match=f"^cannot write {path}: {says}; choose another --out$"):
+            check_writable(path, "--out")
+
+
+def test_lock_that_another_process_holds_is_named_after_a_while(tmp_path: Path) -> None:
+    with (
+        lock_in(tmp_path),
+        pytest.raises(
+            TimeoutError, match=f"^{tmp_path / LOCK} is held by process {os.getpid()} on .*: stop that first, or if"
+        ),
+        lock_in(tmp_path, timeout=0.1),
+    ):
+        pass
+    with lock_in(tmp_path, timeout=0):
+        pass
+
+
+@linux
+@pytest.mark.skipif(getattr(os, "geteuid", lambda: 1)() != 0, reason="only root may become another user")
+def test_lock_of_another_user_is_named_with_the_way_out(tmp_path: Path) -> None:
+    (folder := tmp_path / "runs").mkdir()
+    (folder / LOCK).touch()
+    (folder / LOCK).chmod(0o644)
+    folder.chmod(0o777)
+    place = os.open(folder, os.O_RDONLY)  # another user may not look into the folders above
+
+    def as_another(said: Any) -> None:
+        os.fchdir(place)
+        os.setuid(65534)
+        try:
+            with lock_in(Path()):
+                said.put("taken")
+        except OSError as error:
+            said.put(str(error))
+
+    said = FORK.Queue()
+    child = FORK.Process(target=as_another, args=(said,))
+    child.start()
+    assert said.get() == (
+        f"{LOCK}: Permission denied: if nothing is training here, remove it, or let its owner do that"
+    )
+    child.join()

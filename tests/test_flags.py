@@ -9,7 +9,7 @@ import pytest
 from bp_torch.cli import parse
 from bp_torch.flags import Flag, Within, check_bounds
 from bp_torch.help import help_text
-from bp_torch.ladder.run import recipe
+from bp_torch.ladder.results import recipe
 from bp_torch.training import Config
 from bp_torch.training.run import default_run_name
 
@@ -42,6 +42,9 @@ def test_values_within_their_bounds_are_taken() -> None:
         ({"parts": (inf,)}, "--parts: wanted above 0 and below 1, got inf"),
         ({"parts": (nan,)}, "--parts: wanted above 0 and below 1, got nan"),
         ({"seed": 4001}, "--seed: wanted 0 to 4,000, got 4001"),
+        ({"size": 10**401}, "--size: wanted at most 18 digits, got about 401 digits"),
+        ({"parts": (0.5, -(10**5000))}, "--parts: wanted above 0 and below 1, got 0.5 about 5,000 digits"),
+        ({"seed": 10**401}, "--seed: wanted 0 to 4,000, got about 401 digits"),
     ],
 )
 def test_value_out_of_bounds_is_told_with_its_flag(fields: dict[str, object], message: str) -> None:

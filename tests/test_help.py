@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from bp_torch.benchmark.scripts import Scripts
-from bp_torch.commands import benchmark, verify_bench, verify_options
+from bp_torch.commands import benchmark, predict, verify_bench, verify_options
 from bp_torch.explain import IDEAS
 from bp_torch.explain.options import options_of
 from bp_torch.help import docstrings, grouped, help_text
@@ -19,6 +19,8 @@ OPTIONS = {
     "verify": verify_options.Options,
     "verify bench": verify_bench.Options,
     "verify FILE:NAME": verify_options.FileOptions,
+    "verify layer": verify_options.LayerOptions,
+    "predict": predict.Options,
     "benchmark": benchmark.Options,
     "benchmark scripts": Scripts,
 } | {f"explain {name}": options_of(name) for name in (*IDEAS, "page", "all")}

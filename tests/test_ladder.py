@@ -14,11 +14,11 @@ from PIL import Image
 
 from bp_torch.commands import start
 from bp_torch.ladder import report, results
-from bp_torch.ladder.results import Measured, add, read
-from bp_torch.ladder.rows import ROWS, Kind, Row, find, read_rows
-from bp_torch.ladder.run import recipe, run_row
+from bp_torch.ladder.results import Measured, add, read, recipe
+from bp_torch.ladder.run import run_row
 from bp_torch.training import Config, Stopped, TrainingError, open_run, train
 from bp_torch.training.interruption import Signals
+from bp_torch.training.rows import ROWS, Kind, Row, find, read_rows
 from tests.harness import FORK, linux
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -36,8 +36,10 @@ SMALL = Row("small", "test", 2000, "nobody", 50.0, "one network", FIELDS)
 
 @pytest.fixture
 def config(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setattr("bp_torch.training.config.row_names", lambda: [SMALL.name])
-    return SMALL.config(data_dir=data_dir, runs_dir=tmp_path / "ladder", device="cpu", threads=1, log=False)
+    monkeypatch.setattr("bp_torch.training.rows.ROWS", [SMALL])
+    return Config(
+        recipe=SMALL.name, data_dir=data_dir, runs_dir=tmp_path / "ladder", device="cpu", threads=1, log=False
+    )
 
 
 def test_rows_are_the_published_ones() -> None:
@@ -47,7 +49,7 @@ def test_rows_are_the_published_ones() -> None:
     for row in ROWS:
         by_group.setdefault(row.group, []).append(row.published)
         assert row.kind in get_args(Kind)
-        config = row.config()
+        config = Config(recipe=row.name)
         assert config.validation, "ours is measured at an epoch that was chosen without the test set"
         assert (config.sizes[0], config.sizes[-1], config.seed, config.recipe) == (784, 10, 0, row.name)
     assert by_group == {
@@ -71,11 +73,25 @@ def test_recipe_that_is_no_row_is_refused(name: str, capsys: pytest.CaptureFixtu
     assert [Config(recipe=row.name).recipe for row in ROWS] == [row.name for row in ROWS]
 
 
+def test_recipe_from_python_has_the_settings_of_the_row_but_for_those_that_are_given() -> None:
+    assert [Config(recipe=row.name) for row in ROWS] == [Config(**row.fields, recipe=row.name) for row in ROWS]
+    name, fields = "nielsen-quadratic-30", find("nielsen-quadratic-30").fields | {"recipe": "nielsen-quadratic-30"}
+    assert fields["epochs"] == 30 and fields["sizes"] == (784, 30, 10)
+    assert Config(recipe=name, epochs=20) == Config(**fields | {"epochs": 20}), "20 is the default, and was given"
+    assert Config((784, 40, 10), recipe=name) == Config(**fields | {"sizes": (784, 40, 10)})
+    older = {key: value for key, value in json.loads(Config(recipe=name).to_json()).items() if key != "schedule"}
+    assert Config.from_json(json.dumps(older)).schedule == "inverse", "that of a version without the flag"
+    with pytest.raises(
+        ValueError, match=r"--recipe nielsen-quadratic-30: wanted its settings \(.*--epochs 30.*\), got"
+    ):
+        replace(Config(), recipe=name)
+
+
 def test_row_of_nielsen_is_his_recipe() -> None:
-    config = find("nielsen-regularized-100-slow").config()
+    config = Config(recipe="nielsen-regularized-100-slow")
     assert (config.batch_size, config.epochs, config.validation, config.schedule) == (10, 60, 10_000, "constant")
     assert config.weight_decay * 50_000 == pytest.approx(5) and config.learning_rate == 0.1
-    assert find("nielsen-quadratic-30").config().learning_rate * 2 == 3.0, "our cost has no factor ½"
+    assert Config(recipe="nielsen-quadratic-30").learning_rate * 2 == 3.0, "our cost has no factor ½"
 
 
 def test_row_is_trained_once_and_its_results_are_those_of_its_runs(
@@ -192,7 +208,8 @@ def test_recipe_sets_the_defaults_of_the_other_flags(
     less = ["--epochs", "1", "--train-examples", "300", "--no-log", "--seed", "3", "--rotation", "5", "--sigma", "4"]
     start("train", ["--recipe", "ciresan-1000-500", "--run-name", "one", *place, *less])
     found = open_run(tmp_path / "one")[0]
-    assert replace(found, threads=None, device="auto") == find("ciresan-1000-500").config(
+    assert replace(found, threads=None, device="auto") == Config(
+        recipe="ciresan-1000-500",
         epochs=1,
         train_examples=300,
         log=False,
@@ -230,6 +247,7 @@ def test_unknown_row_is_one_line_with_the_names(
         (["run", "lesson", "--first-seed", "-1"], "--first-seed: wanted 0 or more"),
         (["run", "lesson", "--first-seed", "4294967295", "--seeds", "2"], "--first-seed: wanted 0 or more, all seeds"),
         (["run", "lesson", "--first-seed", "4294967295"], "--first-seed: wanted 0 or more, all seeds"),
+        (["run", "lesson", "--first-seed", "9" * 401], "--first-seed: wanted at most 18 digits"),
         pytest.param(
             ["run", "lesson", "--json", "/proc/none/results.json"],
             "cannot write /proc/none/results.json: No such file",
@@ -285,7 +303,7 @@ def test_page_and_picture_are_made_from_the_results() -> None:
     with Image.open(DOCS / report.PICTURE) as picture:
         assert picture.info["Description"] == report.digest(found), again
     for name, measured in found.items():
-        assert measured.config == recipe(find(name).config()), f"{name} was measured with another recipe"
+        assert measured.config == recipe(Config(recipe=name)), f"{name} was measured with another recipe"
         used = {seed["precision"] for seed in measured.seeds.values()}
         assert used <= ({"bf16", "full"} if measured.config["precision"] == "auto" else {"full"})
 

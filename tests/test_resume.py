@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import threading
@@ -17,7 +18,7 @@ from tensorboard.backend.event_processing import plugin_event_accumulator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bp_torch.backprop import Forward, forward
-from bp_torch.checkpoint import BEST, LAST, LOCK, CheckpointError
+from bp_torch.checkpoint import BEST, HISTORY, LAST, LOCK, CheckpointError
 from bp_torch.convert import load
 from bp_torch.data import Examples, first_shuffled
 from bp_torch.deform import Deformation, deformed
@@ -50,6 +51,10 @@ def weights(config: Config, name: str) -> torch.Tensor:
     return load(config.runs_dir / name / "network.safetensors").parameters
 
 
+def history(folder: Path) -> bytes:
+    return (folder / HISTORY).read_bytes()
+
+
 def resumed(config: Config, name: str) -> Config:
     return replace(config, run_name=name, resume=config.runs_dir / name)
 
@@ -77,6 +82,7 @@ def test_kills_at_random_instants_change_nothing(wanted: int, config: Config) ->
     train(resumed(config, "killed") if folder.exists() else replace(config, run_name="killed"))
     assert torch.equal(weights(config, "killed"), weights(config, "whole"))
     assert curves(folder) == curves(config.runs_dir / "whole"), "one unbroken curve"
+    assert history(folder) == history(config.runs_dir / "whole")
 
 
 def test_results_are_logged_once_if_the_process_dies_after_them(
@@ -300,6 +306,31 @@ def plain(config: Config) -> torch.Tensor:
     return weights(config, "plain")
 
 
+def test_history_has_what_is_printed_and_logged_of_every_epoch(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(replace(config, epochs=4, run_name="one"))
+    names, *lines = (line.split(",") for line in history(folder).decode().splitlines())
+    assert names == ["epoch", "step", "learning_rate", "train_cost", "train_accuracy", "test_cost", "test_accuracy"]
+    assert [line[:3] for line in lines] == [[f"{e}", f"{20 * e}", f"{config.learning_rate_at(e)}"] for e in range(1, 5)]
+    printed = re.findall(r"^ +(\d)   +([\d.]+) +([\d.]+)%   +([\d.]+) +([\d.]+)%", capsys.readouterr().out, re.M)
+    for line, row in zip(lines, printed, strict=True):
+        costs, parts = [f"{float(n):.4f}" for n in line[3::2]], [f"{100 * float(n):.2f}" for n in line[4::2]]
+        assert (line[0], costs[0], parts[0], costs[1], parts[1]) == row
+    logged = curves(folder)["1 accuracy/test"][-4:]
+    assert [float(line[6]) for line in lines] == pytest.approx([accuracy for _, accuracy in logged], rel=1e-6)
+
+
+def test_history_is_written_anew_from_the_checkpoint(config: Config) -> None:
+    train(replace(config, epochs=4, run_name="whole"))
+    folder = train(replace(config, epochs=2, run_name="part"))
+    (folder / HISTORY).write_text(
+        "epoch,step\n1,20\n2,40\n3,60\n", encoding="utf-8"
+    )  # as if killed after this file, before the other
+    train(replace(resumed(config, "part"), epochs=4))
+    assert history(folder) == history(config.runs_dir / "whole")
+
+
 def test_damaged_checkpoint_is_named_and_not_changed(config: Config) -> None:
     train(replace(config, epochs=1, run_name="one"))
     path = config.runs_dir / "one" / LAST
@@ -354,7 +385,8 @@ def check_full(
     train(first)
     kept = (config.runs_dir / "one" / LAST).read_bytes()
     fill(config.runs_dir / "one", monkeypatch)
-    with pytest.raises((TrainingError, OSError), match=r"No space left on device"):
+    named = r"one/[\w.]+: No space left on device: make room|No space left on device: '.*/one/"
+    with pytest.raises((TrainingError, OSError), match=named):
         train(replace(resumed(config, "one"), epochs=4))
     assert (config.runs_dir / "one" / LAST).read_bytes() == kept
     assert open_run(config.runs_dir / "one")[1].sizes == (784, 16, 16, 10)

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from bp_torch.convert import save
 from bp_torch.distributed import World
 from bp_torch.explain.options import NetworkOptions
 from bp_torch.explain.subject import open_subject
 from bp_torch.files import is_utf8
+from bp_torch.network import Network
 from bp_torch.training import Config, TrainingError, open_run, read_config, train
 from bp_torch.training.config import LONGEST_NAME
 from bp_torch.training.run import default_run_name, start_run
@@ -118,3 +120,47 @@ def test_data_are_unpacked_only_where_the_user_says(
     with pytest.raises(TypeError):
         open_subject(NetworkOptions(run=folder))
     assert asked == [Path("data"), tmp_path / "named", Path("data")]
+
+
+# ---- --start-from ----
+
+
+def brief(data_dir: Path, tmp_path: Path, name: str, **fields: Any) -> Config:
+    given: dict[str, Any] = {"epochs": 2, "train_examples": 500, "log": False, "device": "cpu"} | fields
+    return Config(data_dir=data_dir, runs_dir=tmp_path, run_name=name, **given)
+
+
+def test_run_starts_from_the_weights_of_a_file_and_resumes_without_it(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = train(brief(data_dir, tmp_path, "first"))
+    file = tmp_path / "weights.safetensors"
+    shutil.copy(first / "network.safetensors", file)
+    monkeypatch.chdir(tmp_path)
+    here = Path("weights.safetensors")
+    unmoved = train(brief(data_dir, tmp_path, "unmoved", start_from=here, epochs=0))
+    assert torch.equal(open_run(unmoved)[1].parameters, open_run(first)[1].parameters)
+    config = brief(data_dir, tmp_path, "whole", start_from=here, seed=7)
+    whole = train(config)
+    assert default_run_name(replace(config, run_name=None)).startswith(
+        "epochs-2_examples-500_seed-7_from-weights_784-16-16-10_"
+    )
+    part = train(replace(config, run_name="part", epochs=1))
+    assert read_config(part).start_from == file, "found again from any folder"
+    file.unlink()
+    train(replace(read_config(part), resume=part, epochs=2))
+    assert torch.equal(open_run(part)[1].parameters, open_run(whole)[1].parameters)
+    assert not torch.equal(open_run(part)[1].parameters, open_run(first)[1].parameters)
+
+
+def test_file_of_another_network_is_refused_with_the_flags_that_it_needs(data_dir: Path, tmp_path: Path) -> None:
+    save(Network((784, 12, 10), activation="tanh"), tmp_path / "other.safetensors")
+    config = brief(data_dir, tmp_path, "one", start_from=tmp_path / "other.safetensors")
+    flags = "--sizes 784 12 10 --activation tanh --output-activation sigmoid"
+    with pytest.raises(TrainingError, match=f"--start-from: .*other.safetensors holds another network: add {flags}"):
+        train(config)
+    for name, message in {"none": "no file", "config.json": "holds no network"}.items():
+        (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+        with pytest.raises(TrainingError, match=f"--start-from: .*{message}"):
+            train(replace(config, start_from=tmp_path / name))
+    assert not (tmp_path / "one").exists()

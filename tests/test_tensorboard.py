@@ -273,7 +273,7 @@ def test_printed_address_shows_the_curves_without_smoothing(run: tuple[Path, Eve
     if not chromium:
         pytest.skip("there is no Chromium")
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(run[0].parent), "--port", "0"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, encoding="utf-8") as server:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, encoding="utf-8") as server:
         try:
             address = next(line.split(" at ")[1].split()[0] for line in server.stderr or () if " at http" in line)
             with sync_api.sync_playwright() as playwright:

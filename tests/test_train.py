@@ -44,7 +44,9 @@ def train(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_one_epoch_on_2000_examples(tmp_path: Path) -> None:
     done = train("--epochs", "1", "--train-examples", "2000", "--run-name", "r", "--device", "cpu", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, ""), "no progress bar where the output is not a terminal"
-    about, head, epoch, saved, *next_commands = done.stdout.splitlines()
+    about, head, epoch, *rest = done.stdout.splitlines()
+    place = next(n for n, line in enumerate(rest) if line.startswith("saved "))
+    not_yet, saved, next_commands = rest[:place], rest[place], rest[place + 1 :]
     assert "13,002 parameters, 2,000 training examples, batches of 100, on cpu" in about
     assert head.split("  ")[0] == "epoch"
     number, *values = epoch.replace("%", "").replace(",", "").split()
@@ -52,6 +54,7 @@ def test_one_epoch_on_2000_examples(tmp_path: Path) -> None:
     cost, accuracy, test_cost, test_accuracy, rate, _ = map(float, values)
     assert 0 < cost < 1 and 0 < test_cost < 1 and 5 < accuracy < 100 and 5 < test_accuracy < 100 and rate > 0
     assert saved == f"saved {Path('runs/r/network.safetensors')}"
+    assert " ".join(not_yet).endswith("the gradient follows the labels: try more --epochs, or a larger --learning-rate")
     assert next_commands == [
         "watch it:  tensorboard --logdir runs --samples_per_plugin images=100",
         "           http://localhost:6006/#scalars&_smoothingWeight=0",

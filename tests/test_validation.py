@@ -142,3 +142,56 @@ def test_more_examples_than_there_are_raise_training_error(
 ) -> None:
     with pytest.raises(TrainingError, match=message):
         load_data(replace(config, **fields), torch.device("cpu"))
+
+
+# ---- --patience ----
+
+
+def accuracies(folder: Path) -> list[float]:
+    lines = (folder / "history.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[0].endswith("validation_cost,validation_accuracy")
+    return [float(line.split(",")[-1]) for line in lines[1:]]
+
+
+def last_epoch(found: list[float], patience: int) -> int:
+    """The epoch that so many in a row end, of which none is better than all before."""
+    waits = [len(found[:n]) - 1 - found[:n].index(max(found[:n])) for n in range(1, len(found) + 1)]
+    return next((n for n, wait in enumerate(waits, 1) if wait == patience), len(found))
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_patience_ends_the_run_and_changes_nothing_before(
+    patience: int, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(config, epochs=30, log=False)
+    whole = train(replace(config, run_name="whole"))
+    end = last_epoch(accuracies(whole), patience)
+    assert end < 30, "the case of interest"
+    impatient = replace(config, patience=patience, run_name="impatient")
+    folder = train(impatient)
+    assert accuracies(folder) == accuracies(whole)[:end]
+    result, parameters = outcome(folder)
+    assert (result["epochs"], result["validation_accuracy"]) == (end, max(accuracies(folder)))
+    shorter = outcome(train(replace(config, epochs=end, run_name="shorter")))
+    assert shorter[0] == result and torch.equal(shorter[1], parameters)
+    capsys.readouterr()
+    train(replace(impatient, resume=folder, epochs=40))
+    assert f"is done: --patience {patience} ended it with epoch {end}\n" in capsys.readouterr().out
+    assert outcome(folder)[0] == result and len(accuracies(folder)) == end, "what is done is not done again"
+
+
+def test_patience_counts_on_after_a_stop(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(config, epochs=30, log=False, patience=3)
+    whole = train(replace(config, run_name="whole"))
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        moments = iter([False] * (len(accuracies(whole)) - 2) + [True])
+        patch.setattr(Signals, "should_stop", lambda self, poll: poll == 0 and next(moments))
+        train(replace(config, run_name="stopped"))
+    folder = train(replace(config, run_name="stopped", resume=config.runs_dir / "stopped"))
+    assert (folder / "history.csv").read_bytes() == (whole / "history.csv").read_bytes()
+    assert outcome(folder)[0] == outcome(whole)[0]
+
+
+def test_patience_without_held_out_examples_is_refused() -> None:
+    with pytest.raises(ValueError, match="--patience has no effect without --validation"):
+        Config(patience=3)

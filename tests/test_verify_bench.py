@@ -57,15 +57,15 @@ def test_source_is_what_one_would_copy() -> None:
         "    inner = (dy * p).sum(-1, keepdim=True)",
         "    return p * (dy - inner)",
     ]
-    assert LAYERS["tanh"].faults["x in place of a"] == Fault(
-        "x in place of a", "slope = 1 - a * a", "slope = 1 - x * x", seen_in="tinygrad, an early version"
+    assert LAYERS["tanh"].faults["x is there in place of a"] == Fault(
+        "x is there in place of a", "slope = 1 - a * a", "slope = 1 - x * x", seen_in="tinygrad, an early version"
     )
-    assert LAYERS["weighted mean"].faults["the sign is lost of w"] == Fault(
-        "the sign is lost of w", "return dx, dw", "return dx, -dw", "sign is wrong"
+    assert LAYERS["weighted mean"].faults["the sign of dw is lost"] == Fault(
+        "the sign of dw is lost", "return dx, dw", "return dx, -dw", "sign is wrong"
     )
 
 
-@pytest.mark.parametrize("every", [12, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [13, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_no_false_alarm_and_nearly_every_fault_caught(dtype: str, every: int) -> None:
     ours = Score(dtype, "verify")

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 
 from bp_torch import text
 from bp_torch.benchmark.scripts import THREAD_VARIABLES, BenchmarkError
-from bp_torch.files import read_json, write_json
+from bp_torch.files import check_writable, read_json, write_json
 from bp_torch.flags import Within, check_bounds
 
 ContenderName = Literal["ours", "autograd", "scikit-learn"]
@@ -145,6 +145,8 @@ def measure(wanted: Accuracy) -> None:
     from bp_torch.benchmark.report import describe_machine
     from bp_torch.data import load
 
+    read(wanted.out)
+    check_writable(wanted.out, "--out")
     load("mnist", wanted.data_dir)  # unpacked before the first measurement
     machine = describe_machine(torch.device("cpu"))
     tasks = [

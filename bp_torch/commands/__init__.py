@@ -6,19 +6,24 @@ in flags do not wait for torch.
 
 import gc
 import importlib
+import logging
 import os
 import signal
 import sys
+import threading
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from bp_torch.cli import one_line_errors, replace_what_cannot_be_shown
+from bp_torch.files import naming
 
 COMMANDS = {  # each command, a module of this package, and what it does
     "train": "train a network on handwritten digits (the same as python train.py)",
     "sweep": "train networks of many settings and seeds at once, and compare them",
     "ladder": "published results of plain networks, and ours by the same recipes",
     "verify": "check the backward against autograd and central differences",
+    "predict": "tell which digit a picture of your own shows",
     "explain": "show every idea of backpropagation on a trained network",
     "benchmark": "time training against the usual ways to do it",
 }
@@ -40,10 +45,15 @@ def start(command: str, arguments: list[str] | None) -> None:
             stop_as_usual()
 
 
-def load_torch() -> None:
-    """Import torch, which takes a second or more. From then on, Ctrl-C is what it usually is."""
+def load_torch(threads: int | None = None) -> None:
+    """Import torch, which takes a second or more, to use so many threads. From then on, Ctrl-C is as usual."""
     if sys.stderr.isatty():
         print(LOADING, end="\r", file=sys.stderr, flush=True)
+    with naming(Path()):
+        Path.cwd()  # of a folder that is gone, torch would end the process
+    try_threads((os.cpu_count() or 1) + (threads or 0) + 2)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home in which it can keep no fonts
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files: a window, or a name that is none, has no part in them
     gc.disable()  # what is imported stays: to search it for garbage, now and at the end, takes half as long again
     importlib.import_module("torch")
     gc.freeze()
@@ -51,6 +61,16 @@ def load_torch() -> None:
     if sys.stderr.isatty():
         print(" " * len(LOADING), end="\r", file=sys.stderr, flush=True)
     stop_as_usual()
+
+
+def try_threads(count: int) -> None:
+    """Raise RuntimeError where so many threads cannot start: NumPy's library would end the process, in many lines."""
+    done = threading.Event()
+    try:
+        for _ in range(count):
+            threading.Thread(target=done.wait).start()
+    finally:
+        done.set()
 
 
 def open_missing_streams() -> None:

@@ -18,7 +18,7 @@ from bp_torch.benchmark.accuracy import Accuracy
 from bp_torch.benchmark.scripts import THREAD_VARIABLES, Scripts
 from bp_torch.cli import one_line_errors, parse
 from bp_torch.commands import load_torch
-from bp_torch.files import WINDOWS, replace_file
+from bp_torch.files import WINDOWS, check_writable, replace_file
 from bp_torch.flags import Within, check_bounds
 from bp_torch.training.config import Config
 
@@ -105,7 +105,7 @@ def main(arguments: list[str]) -> None:
     if not threads.items() <= os.environ.items():
         start_again(["-m", "bp_torch", "benchmark", *arguments], os.environ | threads)
     with one_line_errors():
-        load_torch()
+        load_torch(options.threads)
         run(options)
 
 
@@ -142,6 +142,8 @@ def run(options: Options) -> None:
     from bp_torch.data import load
     from bp_torch.device import choose_device, set_precision
 
+    if not options.networks:
+        check_writable(options.out, "--out")
     torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     set_precision("full", device)

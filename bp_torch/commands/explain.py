@@ -6,7 +6,6 @@
 An idea is loaded only when it is named. Nothing here computes.
 """
 
-import importlib
 import time
 import webbrowser
 from functools import partial
@@ -18,8 +17,10 @@ from tqdm import tqdm
 from bp_torch.cli import one_line_errors, parse, unknown
 from bp_torch.commands import load_torch
 from bp_torch.explain import IDEAS as IDEAS
+from bp_torch.explain import compute as compute
+from bp_torch.explain import load_idea as load_idea
 from bp_torch.explain.options import AllOptions, options_of
-from bp_torch.files import replace_file
+from bp_torch.files import check_writable, replace_file
 from bp_torch.text import fitted, named, wrapped
 
 if TYPE_CHECKING:
@@ -46,20 +47,8 @@ def main(arguments: list[str]) -> None:
     about = IDEAS[name].words if name in IDEAS else f"Write {PAGE}." if name == "page" else f"Show {EVERY_IDEA}."
     options = parse(options_of(name), prog=f"python -m bp_torch explain {name}", description=about, args=rest)
     with one_line_errors():
-        load_torch()
+        load_torch(options.threads)
         {"all": show_all, "page": show_page}.get(name, partial(show, name))(options)
-
-
-def load_idea(name: str) -> Any:
-    """The module of an idea, or of the page."""
-    return importlib.import_module(f"bp_torch.explain.{'more_data' if name == 'data' else name}")
-
-
-def compute(name: str, subject: "Subject", options: Any) -> Any:
-    """The ``Idea`` of this name on the network of ``subject``."""
-    from bp_torch.explain.subject import with_example
-
-    return getattr(load_idea(name), name.capitalize())(with_example(subject, options), options)
 
 
 def show(name: str, options: Any) -> None:
@@ -72,9 +61,9 @@ def show(name: str, options: Any) -> None:
         raise UsageError(f"--out: wanted a file ending in {', '.join(FILE_TYPES)}, got {options.out}")
     subject = open_subject(options)
     out = options.out or subject.folder / "explained" / f"{name}.png"
+    check_writable(out, "--out")
     idea = compute(name, subject, options)
     print(fitted(f"{idea.table()}\n\n{idea.finding()}.\n"))
-    out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out, file_content(idea.figure(), out.suffix))
     if options.log:
         add_figures(subject.folder, {name: idea.figure(narrow=True)})
@@ -88,9 +77,8 @@ def show_page(options: Any) -> None:
 
     subject = open_subject(options)
     out = options.out or subject.folder / "explained" / "page.html"
-    page = write_page(subject)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(out, page.encode())
+    check_writable(out, "--out")
+    replace_file(out, write_page(subject).encode())
     print(f"wrote {out}")
     if options.open:
         webbrowser.open(out.resolve().as_uri())
@@ -105,7 +93,7 @@ def show_all(options: AllOptions) -> None:
 
     subject = open_subject(options)
     folder = options.out or subject.folder / "explained"
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder / "index.html", "--out")
     print(wrapped(forecast(subject)))
     pages, cards = write_touchable(subject, folder), {}
     sections = {name: Section(name, about) for name, about in IDEAS.items()}

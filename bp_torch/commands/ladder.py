@@ -9,8 +9,9 @@ from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.commands import load_torch
 from bp_torch.flags import Within, check_bounds
 from bp_torch.ladder import results
-from bp_torch.ladder.rows import COMMAND, find
-from bp_torch.training.config import SEEDS
+from bp_torch.ladder.results import COMMAND
+from bp_torch.training.config import SEEDS, Config
+from bp_torch.training.rows import find
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,11 @@ def train_row(arguments: list[str]) -> None:
         fail(f"{COMMAND} run: wanted the name of a row first, got {arguments[0] if arguments else 'none'}", 2)
     row, options = find(arguments[0]), read(args=arguments[1:])
     options = replace(options, seeds=options.seeds or row.seeds)
-    results.check_writable(options.json)  # before the training
+    results.check(options.json)  # before the training
     fields = {name: getattr(options, name) for name in ("threads", "device", "data_dir", "runs_dir")}
     seeds = range(options.first_seed, options.first_seed + (options.seeds or 1))
-    config = row.config(**fields)
-    load_torch()
+    config = Config(recipe=row.name, **fields)
+    load_torch(options.threads)
     from bp_torch.ladder.report import ours
     from bp_torch.ladder.run import run_row
     from bp_torch.training.interruption import Stopped

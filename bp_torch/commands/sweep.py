@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> None:
         if folder := config.resume:
             make = f"{COMMAND} --learning-rate 1 3"
             config = resumed(read_config_as(SweepConfig, folder, f"no sweep in {folder}", make), arguments)
-        load_torch()
+        load_torch(config.threads)
         from bp_torch.device import choose_device
         from bp_torch.distributed import local_device
         from bp_torch.sweep.loop import sweep

@@ -4,8 +4,8 @@ from argparse import ArgumentParser
 
 from bp_torch.cli import fail, one_line_errors, parse
 from bp_torch.commands import load_torch
-from bp_torch.ladder.rows import Row, find
 from bp_torch.training.config import AnyConfig, Config, read_config
+from bp_torch.training.rows import find
 
 DESCRIPTION = "Train a network on handwritten digits by hand-written backpropagation."
 
@@ -13,12 +13,11 @@ DESCRIPTION = "Train a network on handwritten digits by hand-written backpropaga
 def main(arguments: list[str] | None) -> None:
     """Read the flags and train. Exit codes: 1 trouble, 2 bad flags, 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP."""
     prog = "python train.py" if arguments is None else "python -m bp_torch train"
-    row = recipe_named(arguments)
-    config = parse(Config, prog=prog, description=DESCRIPTION, args=arguments, default=row.config() if row else None)
+    config = parse(Config, prog=prog, description=DESCRIPTION, args=arguments, default=of_recipe(arguments))
     with one_line_errors():
         if config.resume:
             config = resumed(read_config(config.resume), arguments)
-        load_torch()
+        load_torch(config.threads)
         from bp_torch.training.divergence import WrongGradientError
         from bp_torch.training.loop import train
 
@@ -29,13 +28,13 @@ def main(arguments: list[str] | None) -> None:
             fail(str(wrong), 1)
 
 
-def recipe_named(arguments: list[str] | None) -> Row | None:
-    """The row of --recipe, if that is given: its settings are the defaults of the other flags."""
+def of_recipe(arguments: list[str] | None) -> Config | None:
+    """The config of --recipe, if that is given: its settings are the defaults of the other flags."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--recipe", nargs="?")
     name = parser.parse_known_args(arguments)[0].recipe
     try:
-        return None if name is None else find(name)
+        return None if name is None else Config(recipe=find(name).name)
     except ValueError as error:
         fail(str(error), 2)
 

@@ -4,15 +4,15 @@ import json
 import sys
 
 from bp_torch.cli import fail, one_line_errors, parse
-from bp_torch.commands import load_torch, verify_bench, verify_file
+from bp_torch.commands import load_torch, verify_bench, verify_file, verify_layer
 from bp_torch.commands.verify_options import Options
 from bp_torch.text import coloured
 
 
 def main(arguments: list[str]) -> None:
     """Print what is found, or with ``bench`` the scores. Exit code 1 if any gradient is wrong."""
-    if arguments[:1] == ["bench"]:
-        verify_bench.main(arguments[1:])
+    if arguments[:1] in (["bench"], ["layer"]):
+        (verify_bench if arguments[0] == "bench" else verify_layer).main(arguments[1:])
         return
     if arguments and not arguments[0].startswith("-"):
         verify_file.main(arguments)
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> None:
         Options,
         prog="python -m bp_torch verify",
         description="Check this project's hand-written backward against autograd and central differences. With bench: "
-        "score the checkers. With FILE:NAME: judge candidates in files.",
+        "score the checkers. With layer: backward passes of common layers. With FILE:NAME: judge candidates in files.",
         args=arguments,
     )
     with one_line_errors():

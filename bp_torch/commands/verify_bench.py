@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from bp_torch.cli import fail, parse
 from bp_torch.commands import load_torch
-from bp_torch.files import replace_file
+from bp_torch.files import check_writable, replace_file
 from bp_torch.flags import Within, check_bounds
 from bp_torch.text import table
 
@@ -47,6 +47,8 @@ class Options:
 def main(arguments: list[str]) -> None:
     """Print the scores."""
     options = parse(Options, prog="python -m bp_torch verify bench", description="Score the checkers.", args=arguments)
+    if options.json:
+        check_writable(options.json, "--json")
     load_torch()
     import torch
 

@@ -1,4 +1,4 @@
-"""The flags of ``python -m bp_torch verify``, and of ``verify FILE:NAME``."""
+"""The flags of ``python -m bp_torch verify``, of ``verify FILE:NAME`` and of ``verify layer NAME``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,3 +91,17 @@ class FileOptions:
             raise ValueError(f"--shapes: wanted whole numbers with x between them, such as 4x8, got {' '.join(bad)}")
         if not self.dtypes:
             raise ValueError("--dtypes: wanted at least one")
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """The fault of a layer, and the dtype of its check."""
+
+    fault: Annotated[int | None, Within(least=1)] = None
+    """Number of a fault in the list of the layer: check its backward with it. None: check it as it is."""
+    dtype: DTypeName = "float64"
+    """Type of the inputs."""
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        check_bounds(self)

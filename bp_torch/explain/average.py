@@ -17,7 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from bp_torch.backprop import per_example_gradients
 from bp_torch.data import Examples, batch

@@ -35,6 +35,10 @@ class Idea:
     table: Callable[[], str]  # the numbers, as one or more tables
     rows: Callable[[bool], list[Row]]  # the panels of the picture, a ``narrow`` one or not
 
+    def _repr_png_(self) -> bytes:
+        """The picture, for a notebook."""
+        return file_content(self.figure())
+
     @style.styled
     def figure(self, narrow: bool = False) -> Figure:
         """The picture: its head, and the rows of panels; in a ``narrow`` one every panel is a row of its own."""

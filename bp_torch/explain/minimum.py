@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import SubFigure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from bp_torch.data import Examples, first_shuffled
 from bp_torch.explain import style

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.figure import SubFigure
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from bp_torch.data import Examples, first_shuffled, scaled
 from bp_torch.deform import Deformation

@@ -140,7 +140,7 @@ class Nudges(Idea):
         for j, nudge in enumerate(nudges):
             arrow(arrows, nudge, j, signed(nudge), small=0.03 * reach)
         arrows.axvline(0, color=style.SOFT, linewidth=0.8)
-        twice = " = 2 (wanted − is)" if self.cost == "quadratic" else ""
+        twice = "\n= 2 (wanted − is)" if self.cost == "quadratic" else ""
         arrows.set(xlabel=f"nudge, −∂C/∂{'z' if COSTS[self.cost].absorbs else 'a'}{twice}", xlim=(-reach, reach))
         arrows.locator_params(axis="x", nbins=4)
         for axes in (dots, arrows):

@@ -50,14 +50,23 @@ class CommonOptions(NetworkOptions):
 
 @dataclass(frozen=True)
 class ExampleOptions(CommonOptions):
-    """The flags of the ideas that explain one training example."""
+    """The flags of the ideas that explain one example."""
 
     digit: Annotated[int | None, DIGIT] = None
-    """Take an example of this digit. None: of a 2, or of any where --index is given."""
+    """Take an example of this digit. None: of a 2, or of any where --index or --mistakes is given."""
     index: int | None = None
-    """Which one, from 0: of the digit's examples with --digit, else of all. None: a plainly written one."""
+    """Which one, from 0: of those that --digit and --mistakes leave, else of all. None: a plainly written one, or the
+    first mistake."""
     loudest: bool = False
-    """Take the digit's example with the largest δ^L, the one that wants the most."""
+    """Take the example with the largest δ^L, the one that wants the most."""
+    test: bool = False
+    """Take a test example instead of a training example."""
+    mistakes: bool = False
+    """Take an example that the network gets wrong."""
+    image: Path | None = None
+    """Explain a picture of a digit of your own, a drawing, a scan or a photo in a file. None: an example."""
+    label: Annotated[int | None, DIGIT] = None
+    """With --image: the digit that it shows. None: what the network answers."""
 
     groups: ClassVar[dict[str, str]] = {"digit": "the example"}
 
@@ -66,6 +75,11 @@ class ExampleOptions(CommonOptions):
         super().__post_init__()
         if self.loudest and self.index is not None:
             raise ValueError("--index and --loudest exclude each other")
+        if self.label is not None and self.image is None:
+            raise ValueError("--label has no effect without --image")
+        for name in ("digit", "index", "loudest", "test", "mistakes"):
+            if self.image is not None and getattr(self, name) not in (None, False):
+                raise ValueError(f"--image and --{name} exclude each other")
 
 
 @dataclass(frozen=True)

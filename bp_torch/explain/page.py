@@ -3,17 +3,20 @@
     python -m bp_torch explain page
     python -m bp_torch explain page --run runs/NAME --open
 
-Each function below is run once and recorded (recorder.py). page.html gets the recordings as data and repeats them with
+Each function below is run once and recorded (recorder.py). The page gets the recordings as data and repeats them with
 new contents: it holds products, sums and functions of single numbers, and no line of backpropagation. What it shows of
 a network is therefore computed here, also what only the page shows, such as a wish or the cost foretold by a gradient.
+The page itself is put together from the files in web/.
 """
 
 import base64
 import inspect
 import json
 import re
+import tomllib
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -21,21 +24,26 @@ import torch
 from matplotlib.image import imsave
 from torch import Tensor
 
-from bp_torch.backprop import backward, example_costs, forward, input_gradient
+from bp_torch.backprop import backward, example_costs, forward, input_gradient, weighted_sum
 from bp_torch.cli import UserError
 from bp_torch.costs import find_cost
-from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, Examples, one_hot
+from bp_torch.data import CLASSES, PIXEL_SCALE, PIXELS, Examples, first_shuffled, one_hot
 from bp_torch.explain import content_of, style
 from bp_torch.explain.drawing import array
-from bp_torch.explain.subject import Subject, UsageError, nearest_to
-from bp_torch.network import Network, parameter_count
+from bp_torch.explain.subject import Subject, UsageError, nearest_to, train_steps
+from bp_torch.network import Network, layer_views, parameter_count
 from bp_torch.recorder import Recording
 from bp_torch.sgd import SGD
+from bp_torch.training import evaluate as evaluate_network
 from bp_torch.training.loop import DEEPEST_PAGE, LARGEST_PAGE, fits_page
 
 MINI_BATCH = 100
 TRAINING_IMAGES = 1000
 PATH = 64  # points of the path that its plane is fitted to
+FEW = (100, 1_000)  # training images that other networks learn from
+STEPS = 3_000  # that each of them makes
+LARGEST_LEARNED = 52_000  # parameters of these networks, with which the page stays below 1.5 MB
+SCRIPT = ("calculator", "state", "network", "neuron", "image", "more", "descent", "main")  # web/*.js, in this order
 
 OPTIONS = {"alpha", "beta", "dim", "keepdim", "value"}  # of torch's functions, that the page's calculator knows
 Named = dict[str, Tensor]
@@ -51,17 +59,23 @@ class PageError(UserError):
 def example(network: Network, cost: str, x: Tensor, y: Tensor) -> Named:
     """Both passes of one image, and what it wants: −∂C/∂ of every quantity, and of every weight's share in it.
 
-    For each layer l from 1: ``a``, ``delta`` (1, n_l); ``own``, −δ; ``requests`` (n_l, n_(l−1)), what each neuron alone
-    asks of each activation before it; ``sums``, the requests added up one by one; and ``asked`` of l − 1, −∂C/∂a.
+    For each layer l from 1: ``z``, ``a``, ``slope`` (φ′), ``delta`` (1, n_l); ``products`` (n_l, n_(l−1)), what each z
+    is the sum of, with the bias; ``own``, −δ; ``requests`` (n_l, n_(l−1)), what each neuron alone asks of each
+    activation before it; ``sums``, the requests added up one by one; and ``asked`` of l − 1, −∂C/∂a. Of the outputs:
+    ``distance`` to the target, and ``parts``, the quadratic cost of each alone.
     """
     passed = forward(network, x)
     back = backward(network, passed, y, cost)
     named = {"cost": example_costs(passed, y, cost), "gradient": back.gradient, "wish": -back.gradient}
-    named[f"asked{network.depth}"] = -find_cost(cost).derivative(passed.activations[-1], y)
-    for l, (delta, W) in enumerate(zip(back.deltas, network.weights, strict=True), start=1):
+    a, named["distance"] = passed.activations, y - passed.activations[-1]
+    named["parts"] = find_cost("quadratic").value(passed.z.mT, a[-1].mT, y.mT)
+    named[f"asked{network.depth}"] = -find_cost(cost).derivative(a[-1], y)
+    for l, (delta, (W, b, phi)) in enumerate(zip(back.deltas, network.layers, strict=True), start=1):
+        z = weighted_sum(a[l - 1], W, b)
+        named |= {f"z{l}": z, f"products{l}": W * a[l - 1], f"slope{l}": phi.derivative(a[l])}
         # every neuron as a network of one output: δ (n_l, 1, 1), W (n_l, 1, n_(l−1))
         requests = -input_gradient(delta.mT.unsqueeze(-1), W.unsqueeze(-2)).squeeze(-2)
-        named |= {f"a{l}": passed.activations[l], f"delta{l}": delta, f"own{l}": -delta, f"requests{l}": requests}
+        named |= {f"a{l}": a[l], f"delta{l}": delta, f"own{l}": -delta, f"requests{l}": requests}
         named |= {f"sums{l}": requests.cumsum(0), f"asked{l - 1}": -input_gradient(delta, W)}
     return named
 
@@ -73,7 +87,16 @@ def wiggle(
     torch.add(network.parameters, change, out=moved.parameters)
     measured = example_costs(forward(moved, x), y, cost)
     foretold = before + (gradient * change).sum()
-    return {"measured": measured, "foretold": foretold, "difference": measured - foretold}
+    return {"measured": measured, "foretold": foretold, "difference": measured - foretold, "moved": moved.parameters}
+
+
+def push(network: Network, pushed: Tensor) -> Named:
+    """The change (P,) of θ, of biases, that acts as adding ``pushed`` (1, n_0 + … + n_(L−1)) to the activations."""
+    change = torch.zeros_like(network.parameters)
+    parts, (_, biases) = pushed.split(network.sizes[:-1], dim=1), layer_views(change, network.sizes)
+    for part, W, b in zip(parts, network.weights, biases, strict=True):
+        b.copy_(weighted_sum(part, W, torch.zeros_like(b))[0])
+    return {"change": change}
 
 
 def ratio(first: Tensor, second: Tensor) -> Named:
@@ -156,6 +179,7 @@ def surface(
 RECORDED: dict[str, tuple[Callable[..., Named], int]] = {
     "example": (example, 1),
     "wiggle": (wiggle, 1),
+    "push": (push, 1),
     "ratio": (ratio, 1),
     "step1": (step, 1),
     "step100": (step, MINI_BATCH),
@@ -178,6 +202,7 @@ def recording(name: str, network: Network, cost: str) -> dict[str, Any]:
         "x": torch.zeros(count, PIXELS),
         "y": torch.zeros(count, CLASSES),
         "path": torch.ones_like(theta).repeat(count, 1),
+        "pushed": torch.zeros(1, sum(network.sizes[:-1])),
         **{each: torch.ones_like(theta)[None] for each in ("origin", "along", "across")},
         **{each: torch.ones_like(theta) for each in ("change", "gradient", "total", "whole")},
         **{each: torch.ones(1) for each in ("before", "count", "first", "second", "along_at", "across_at")},
@@ -195,12 +220,12 @@ def recording(name: str, network: Network, cost: str) -> dict[str, Any]:
 
 def check_repeatable(recording: dict[str, Any]) -> None:
     """Raise PageError for the first call that the page's calculator lacks."""
-    (table,) = re.findall(r"^const OPERATIONS = \{\n(.*?)^\};", content_of("page.html"), re.M | re.S)
+    (table,) = re.findall(r"^const OPERATIONS = \{\n(.*?)^\};", content_of("web/calculator.js"), re.M | re.S)
     known = set(re.findall(r"^  (\w+)[:(]", table, re.M))
     for call in recording["calls"]:
         name = call["operation"]
         if name not in known:
-            raise PageError(f"the page's calculator lacks the operation {name!r}: add it to OPERATIONS in page.html")
+            raise PageError(f"the page lacks the operation {name!r}: add it to OPERATIONS in web/calculator.js")
         for option in sorted(call["options"].keys() - OPTIONS):
             raise PageError(f"the page's calculator lacks the option {option!r} of the operation {name!r}")
         for place in [call["out"], *call["arguments"]]:
@@ -225,16 +250,50 @@ def write_page(subject: Subject) -> str:
         "caption": subject.caption,
         "sizes": network.sizes,
         "learningRate": subject.config.learning_rate,
+        "cost": cost,
+        "farthest": 2 if cost == "quadratic" else 1,  # −∂C/∂a of an output that is 1 from its target
         "absorbs": find_cost(cost).absorbs is not None,
-        "recordings": {name: recording(name, network, cost) for name in RECORDED},
+        "recordings": packed(json.dumps({name: recording(name, network, cost) for name in RECORDED}).encode()),
         "networks": {name: packed(each.parameters) for name, each in networks.items()},
         "images": {name: {"x": packed(each.x), "labels": each.labels.tolist()} for name, each in images.items()},
+        "squash": [packed(layer.phi.function(torch.linspace(-12, 12, 97))) for layer in network.layers],
+        "code": {each.__name__: inspect.getsource(each) for each in (forward, backward)},
+        "unseen": len(subject.test.labels),
+        "learned": learned(subject),
     }
     pixels = images["shown"].x[2:3].to(torch.float32) * PIXEL_SCALE  # a plain 2
     wish = example(untrained, cost, pixels, one_hot(torch.tensor([2])))["asked0"]
-    page = content_of("page.html").replace("{image}", picture(pixels, "Greys", 0, 1))
+    page = template().replace("{image}", picture(pixels, "Greys", 0, 1))
     page = page.replace("{wish}", picture(wish, style.DIVERGING, -wish.abs().max().item(), wish.abs().max().item()))
     return page.replace('"{data}"', json.dumps(data, separators=(",", ":")).replace("</", "<\\/"))
+
+
+def template() -> str:
+    """The page without a network: its markup with style, script and the links of web/links.toml."""
+    links = tomllib.loads(content_of("web/links.toml"))
+    repository = f' · <a href="{links["repository"]}">The code</a>' if links["repository"] else ""
+    parts = links | {"repository": repository, "style": content_of("web/page.css")}
+    parts["script"] = "\n".join(content_of(f"web/{part}.js") for part in SCRIPT)
+    return re.sub(r"\{(" + "|".join(parts) + r")\}", lambda found: parts[found[1]], content_of("web/page.html"))
+
+
+def learned(subject: Subject) -> list[dict[str, Any]]:
+    """Networks trained on few images and on all, in as many steps, their weights in bfloat16; none if too large."""
+    if len(subject.network.parameters) > LARGEST_LEARNED:
+        return []
+    n, found = len(subject.training.labels), list[dict[str, Any]]()
+    for count in (*(few for few in FEW if few < n), n):
+        config = replace(subject.config, batch_size=min(MINI_BATCH, count), deform="none", schedule="constant")
+        examples = first_shuffled(subject.training, count, config.seed)
+        network = config.network(examples.x.device)
+        for _ in train_steps(config, network, examples, f"{count:,} images", STEPS):
+            pass
+        halves = network.parameters.bfloat16()
+        network.parameters.copy_(halves)
+        own, unseen = (evaluate_network(network, each, config.cost).accuracy for each in (examples, subject.test))
+        weights = packed(halves.cpu().view(torch.int16))
+        found.append({"count": count, "own": own, "right": unseen, "parameters": weights})
+    return found
 
 
 def check_size(sizes: tuple[int, ...]) -> None:
@@ -274,9 +333,10 @@ def first_images(examples: Examples) -> Examples:
     return examples.map(lambda tensor: tensor.cpu()[taken])
 
 
-def packed(tensor: Tensor) -> str:
-    """The bytes of a tensor, compressed, in base64."""
-    return base64.b64encode(zlib.compress(tensor.contiguous().numpy().tobytes(), 9)).decode()
+def packed(content: Tensor | bytes) -> str:
+    """A tensor's bytes, or others, compressed, in base64."""
+    plain = content.contiguous().numpy().tobytes() if isinstance(content, Tensor) else content
+    return base64.b64encode(zlib.compress(plain, 9)).decode()
 
 
 def picture(values: Tensor, colours: Any, low: float, high: float) -> str:

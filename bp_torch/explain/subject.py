@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.cli import UserError, train_command
-from bp_torch.data import Examples, batch, permutation
+from bp_torch.data import Examples, batch, one_hot, permutation
 from bp_torch.deform import deformed
 from bp_torch.device import choose_device
+from bp_torch.digits import ImageError, predict
 from bp_torch.explain.options import ExampleOptions, NetworkOptions
 from bp_torch.network import Network
 from bp_torch.training import NETWORK_FILE, Config, open_run
@@ -36,12 +37,12 @@ class UsageError(UserError):
 
 
 class Example(NamedTuple):
-    """One training example as a batch."""
+    """One example as a batch."""
 
     x: Tensor  # (1, 784), from 0 to 1, float64
     y: Tensor  # (1, 10), float64
     label: int
-    position: int  # among the training examples
+    position: int  # among the training or the test examples; −1: a picture of one's own
     name: str  # as titles call it: "a 2 (training example 5)"
 
 
@@ -81,15 +82,20 @@ def open_subject(options: NetworkOptions) -> Subject:
         config = Config()
         folder, network = config.runs_dir / "untrained", config.network(device)
     else:
-        folder = options.run or newest_run(Config().runs_dir)
-        if not (folder / NETWORK_FILE).is_file():
-            raise UsageError(f"no trained network in {folder}; train one with: {train_command()}")
-        config, network = open_run(folder, device)
+        folder, config, network = open_network(options.run, device)
     training, test = load_data(config, device, None if options.untrained else folder, options.data_dir)
     if not training.kind.is_digits:
         raise UsageError(f"explain draws 28×28 images of ten classes, {config.dataset} has {training.kind.words}")
     training, _ = split(training, config)
     return Subject(config, network, training, test, folder, not options.untrained)
+
+
+def open_network(run: Path | None, device: torch.device | str = "cpu") -> tuple[Path, Config, Network]:
+    """The folder, the config and the network of a ``run``, None: of the newest. Raises UsageError for none."""
+    folder = run or newest_run(Config().runs_dir)
+    if not (folder / NETWORK_FILE).is_file():
+        raise UsageError(f"no trained network in {folder}; train one with: {train_command()}")
+    return folder, *open_run(folder, device)
 
 
 def newest_run(runs: Path) -> Path:
@@ -100,12 +106,29 @@ def newest_run(runs: Path) -> Path:
     return networks[-1].parent
 
 
-def example_at(examples: Examples, position: int) -> Example:
-    """One of the ``examples``."""
-    x, y = batch(examples, torch.arange(position, position + 1, device=examples.labels.device), torch.float64)
+def example_at(examples: Examples, position: int, kind: str = "training", called: int | None = None) -> Example:
+    """One of the ``examples``, of this ``kind``; a mistake is ``called`` another digit by the network."""
+    x, y = batch(examples, slice(position, position + 1), torch.float64)
     label = int(examples.labels[position])
-    name = f"{'an' if label == 8 else 'a'} {label} (training example {position:,})"
-    return Example(x, y, label, position, name)
+    mistake = "" if called is None else f" that the network calls {a_digit(called)}"
+    return Example(x, y, label, position, f"{a_digit(label)}{mistake} ({kind} example {position:,})")
+
+
+def own_example(subject: Subject, file: Path, label: int | None) -> Example:
+    """The digit in the picture of a ``file``, as ``label``, or None: as the network calls it. Raises UsageError."""
+    try:
+        (found,) = predict(subject.exact, file)
+    except ImageError as error:
+        raise UsageError(f"--image {error}") from error
+    shown = found.answer if label is None else label
+    name = f"{a_digit(shown)} (in {file.name}{', as the network answers' if label is None else ''})"
+    y = one_hot(torch.tensor([shown], device=found.x.device), dtype=torch.float64)
+    return Example(found.x[None], y, shown, -1, name)
+
+
+def a_digit(label: int) -> str:
+    """The digit with its article."""
+    return f"{'an' if label == 8 else 'a'} {label}"
 
 
 def with_example(subject: Subject, options: NetworkOptions) -> Subject:
@@ -117,25 +140,34 @@ def with_example(subject: Subject, options: NetworkOptions) -> Subject:
 
 
 def choose_example(subject: Subject, options: ExampleOptions) -> Example:
-    """The example that ``--digit``, ``--index`` and ``--loudest`` name. Raises UsageError where there is none."""
-    examples = subject.training
-    digit = 2 if options.digit is None and options.index is None else options.digit
-    candidates = torch.arange(len(examples.labels), device=examples.labels.device)
-    if digit is not None:
-        candidates = candidates[examples.labels == digit]
+    """The example that the flags name: of a set, a digit, the mistakes. Raises UsageError where there is none."""
+    if options.image is not None:
+        return own_example(subject, options.image, options.label)
+    kind, examples = ("test", subject.test) if options.test else ("training", subject.training)
+    digit, index = options.digit, options.index
+    digit = 2 if digit is None and index is None and not options.mistakes else digit
+    chosen = torch.ones_like(examples.labels) if digit is None else examples.labels == digit
+    if options.mistakes:
+        outputs = [forward(subject.network, x).activations[-1] for x, _ in chunks(examples, subject.network.dtype)]
+        answers = torch.cat(outputs).argmax(1)
+        chosen, index = chosen * (answers != examples.labels), index or (None if options.loudest else 0)
+    candidates = chosen.nonzero()[:, 0]
     last = len(candidates) - 1
     if last < 0:
-        raise UsageError(f"--digit: there is no training example{'' if digit is None else f' of a {digit}'}")
-    if not 0 <= (options.index or 0) <= last:
-        raise UsageError(f"--index: wanted 0 to {last}, got {options.index}")
-    chosen = largest_output_delta if options.loudest else plainest
-    place = chosen(subject, candidates) if options.index is None else options.index
-    return example_at(examples, int(candidates[place]))
+        which = f"{kind} example{'' if digit is None else f' of {a_digit(digit)}'}"
+        wrong = " that the network gets wrong" if options.mistakes else ""
+        raise UsageError(f"--{'mistakes' if options.mistakes else 'digit'}: there is no {which}{wrong}")
+    if not 0 <= (index or 0) <= last:
+        raise UsageError(f"--index: wanted 0 to {last}, got {index}")
+    if index is None:
+        index = (largest_output_delta if options.loudest else plainest)(subject, examples, candidates)
+    position = int(candidates[index])
+    return example_at(examples, position, kind, int(answers[position]) if options.mistakes else None)
 
 
-def plainest(subject: Subject, candidates: Tensor) -> int:
+def plainest(subject: Subject, examples: Examples, candidates: Tensor) -> int:
     """Which of the ``candidates`` is nearest to their mean, of those that a trained network classifies right."""
-    x, y = batch(subject.training, candidates, subject.network.dtype)
+    x, y = batch(examples, candidates, subject.network.dtype)
     right = forward(subject.network, x).activations[-1].argmax(1) == y.argmax(1)
     places = (right if subject.trained and right.any() else torch.ones_like(right)).nonzero()[:, 0]
     x = x.to(torch.float32)
@@ -147,10 +179,10 @@ def nearest_to(mean: Tensor, x: Tensor, count: int) -> Tensor:
     return (x - mean).square().sum(1).topk(count, largest=False).indices
 
 
-def largest_output_delta(subject: Subject, candidates: Tensor) -> int:
-    """Which of the ``candidates`` (indices of training examples) has the largest ‖δ^L‖."""
+def largest_output_delta(subject: Subject, examples: Examples, candidates: Tensor) -> int:
+    """Which of the ``candidates`` (indices of ``examples``) has the largest ‖δ^L‖."""
     network = subject.network
-    x, y = batch(subject.training, candidates, network.dtype)
+    x, y = batch(examples, candidates, network.dtype)
     return int(backward(network, forward(network, x), y, subject.config.cost).deltas[-1].norm(dim=1).argmax())
 
 

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from bp_torch import text
 from bp_torch.files import replace_file
 from bp_torch.ladder.results import Measured
-from bp_torch.ladder.rows import ROWS, Kind, Row
+from bp_torch.training.config import Config
+from bp_torch.training.rows import ROWS, Kind, Row
 
 PAGE, PICTURE = "ladder.md", "ladder.png"
 
@@ -41,14 +42,14 @@ def ours(found: Measured | None) -> str:
 
 def network(row: Row) -> str:
     """784-800-10; 784-9×1000-10."""
-    first, *hidden, last = row.config().sizes
+    first, *hidden, last = Config(recipe=row.name).sizes
     middle = f"{len(hidden)}×{hidden[0]}" if len(hidden) > 5 else "-".join(map(str, hidden))
     return f"{first}-{middle}-{last}"
 
 
 def summary(row: Row) -> str:
     """The recipe in a few words."""
-    config = row.config()
+    config = Config(recipe=row.name)
     parts = [config.activation, COSTS[config.cost], f"{config.epochs} epochs"]
     parts += [config.deform if config.deform != "both" else "affine and elastic"] if config.deformation else []
     parts += [f"weight decay {text.number(config.weight_decay, 1)}"] if config.weight_decay else []

@@ -5,9 +5,7 @@ may be started by hand, with train.py --recipe ROW --seed S --runs-dir runs/ladd
 """
 
 import dataclasses
-import json
 from datetime import datetime
-from math import inf
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -17,22 +15,16 @@ from bp_torch.benchmark.report import describe_machine
 from bp_torch.checkpoint import CONFIG, NETWORK_FILE, RESULT
 from bp_torch.device import choose_device
 from bp_torch.files import read_json
-from bp_torch.flags import fits, flag, flags_of
-from bp_torch.ladder.results import FILE, Measured, add
-from bp_torch.ladder.rows import COMMAND, Row
+from bp_torch.flags import WHOLE, fits, flag
+from bp_torch.ladder.results import COMMAND, FILE, Measured, add, recipe
 from bp_torch.sweep.config import LISTS, SweepConfig
 from bp_torch.sweep.loop import sweep
 from bp_torch.sweep.plan import quickest
 from bp_torch.sweep.report import JSON
 from bp_torch.training import Config, TrainingError, train
 from bp_torch.training.config import read_config, read_config_as
+from bp_torch.training.rows import Row
 from bp_torch.training.run import RunResult
-
-
-def recipe(config: Config) -> dict[str, Any]:
-    """The fields that decide which networks come out, as JSON has them."""
-    fields, flags = dataclasses.asdict(config), flags_of(type(config))
-    return json.loads(json.dumps({name: fields[name] for name in fields if flags[name].role == "recipe"}))  # type: ignore[no-any-return]
 
 
 def run_row(row: Row, wanted: Config, seeds: range, file: Path = FILE) -> Measured:
@@ -86,7 +78,7 @@ def read_result(folder: Path) -> dict[str, Any]:
         kinds = get_type_hints(RunResult) | {"threads": int, "torch": str}
         wrong = [name for name, kind in kinds.items() if not fits(found[name], kind)]
         wrong += [name for name in kinds if name.endswith("accuracy") and not 0 <= found[name] <= 1]
-        if wrong or not 0 <= found["seconds"] < inf:
+        if wrong or not 0 <= found["seconds"] < WHOLE:
             raise ValueError(f"{(wrong or ['seconds'])[0]} cannot be")
         device = "cuda" if found["device"] == "cuda" else "cpu"
         return {

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,8 +18,9 @@ from bp_torch.network import Network
 from bp_torch.training.config import Config, scalar_or_column
 from bp_torch.training.evaluation import BeforeChunk, Score, evaluate_each
 from bp_torch.training.log import cost_tag, score_values
-from bp_torch.training.run import InTraining, RunResult, split
+from bp_torch.training.run import InTraining, RunResult, first_network, split
 from bp_torch.training.step import StepResult
+from bp_torch.training.stuck import at_the_end
 
 Point = tuple[int, float, str, list[float]]  # of a curve: step, seconds since 1970, tag, a value for each network
 
@@ -34,6 +36,7 @@ class GroupState(State):
     chosen: Tensor | None = None  # where examples are held out, the parameters after that epoch, (K, P)
     diverged: list[int] = field(default_factory=list)  # the step at which the cost was found not to be finite; or 0
     points: list[Point] = field(default_factory=list)  # the curves of all networks so far
+    histories: list[list[tuple[float, ...]]] = field(default_factory=list)  # of each epoch, that of each network
 
     EACH: ClassVar[dict[str, Any]] = {"accuracy": 0.0, "cost": 0.0, "best": -1.0, "best_epoch": 0, "diverged": 0}
     """The lists with a value for each network, and what that is before the first step."""
@@ -149,6 +152,10 @@ class Group(InTraining):
         state.accuracy, state.cost = [score.accuracy for score in scores], [score.cost for score in scores]
         finite = torch.tensor([a.cost + b.cost for a, b in zip(on_training, scores, strict=True)]).isfinite()
         state.mark((~finite).tolist(), state.step)
+        if state.step:
+            rates = [member.learning_rate_at(state.epoch) for member in self.members]
+            rows = zip(rates, on_training, scores, strict=True)
+            state.histories.append([(state.epoch, state.step, rate, *one, *other) for rate, one, other in rows])
         for k, score in enumerate(scores):
             if not state.diverged[k] and score.is_better(state.best[k], later=self.config.validation > 0):
                 state.best[k], state.best_epoch[k] = score.accuracy, state.epoch
@@ -177,6 +184,13 @@ class Group(InTraining):
         own = (epoch, config.epochs, accuracy, state.seconds / len(self.members))
         return RunResult(state.accuracy[k], state.cost[k], *own, config.precision_on(device), device.type)
 
+    def trouble(self, k: int) -> str:
+        """The sentence about network ``k`` if it has learned nothing; else ""."""
+        member = self.members[k]
+        network, start = self.final_network()[k], partial(first_network, member, self.network.device)
+        (used,) = [own.used for own in self.seeds if own.seed == member.seed]
+        return at_the_end(member, network, start, used, self.test, self.state.accuracy[k])
+
     def member_state(self, k: int) -> State:
         """The state of network ``k`` as a run of its own; of one that diverged, its first state."""
         member, state = self.members[k], self.state
@@ -184,11 +198,12 @@ class Group(InTraining):
         velocity = state.velocity[k].clone() if state.velocity is not None and has_velocity else None
         running, name = state.running[:, k].clone(), member.network_name
         if state.diverged[k]:
-            parameters = member.network(self.network.device).parameters
+            parameters = first_network(member, self.network.device).parameters
             return State(parameters, None if velocity is None else velocity.zero_(), running.zero_(), network=name)
         counts = {"epoch": state.epoch, "steps": state.steps, "step": state.step, "reported": member.epochs}
-        parameters = state.parameters[k].clone()
-        return State(parameters, velocity, running, best_accuracy=state.best[k], network=name, **counts)
+        parameters, history = state.parameters[k].clone(), [rows[k] for rows in state.histories]
+        own = {"best_accuracy": state.best[k], "network": name, "history": history}
+        return State(parameters, velocity, running, **counts, **own)  # type: ignore[arg-type]
 
     def best_state(self, k: int) -> State:
         """The state in best.pt of network ``k``: the parameters after the chosen epoch; nothing else is kept of it."""
@@ -206,7 +221,7 @@ def new_group(members: list[Config], training: Examples, test: Examples, folder:
     examples = training
     if first.deform != "none" or seeds[0].used is not training:
         examples = training.having(*(torch.cat(parts) for parts in zip(*(own.used for own in seeds), strict=True)))
-    network = first.network(training.x.device, members)
+    network = first_network(first, training.x.device, members)
     optimizer = first.optimizer(network, members)
     running = torch.zeros(2, k, dtype=torch.float64, device=network.device)
     each: dict[str, Any] = {name: [value] * k for name, value in GroupState.EACH.items()}

@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from bp_torch import checkpoint
 from bp_torch.checkpoint import CheckpointError, State, locked, made_whole, make_folder, remove_unfinished_folders
@@ -25,19 +25,20 @@ from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
 from bp_torch.device import choose_device, set_precision, set_threads, settings_kept
 from bp_torch.distributed import World, joined, local_device
-from bp_torch.files import lock_in, read_json, remove_unfinished, write_json
+from bp_torch.files import lock_in, read_json, remove_unfinished, told, write_json
 from bp_torch.kind import Kind
 from bp_torch.sweep import report
 from bp_torch.sweep.config import COMMAND, LISTS, SweepConfig
 from bp_torch.sweep.group import Group, GroupState, new_group
 from bp_torch.sweep.plan import groups
+from bp_torch.sweep.report import TROUBLE
 from bp_torch.text import count
 from bp_torch.training.config import Config, TrainingError, check_resumed, read_config_as
 from bp_torch.training.evaluation import Score
 from bp_torch.training.interruption import Signals, Stopped
 from bp_torch.training.log import RunLog
 from bp_torch.training.loop import early_steps, synchronize
-from bp_torch.training.run import config_text, default_run_name, load_data
+from bp_torch.training.run import config_text, default_run_name, load_data, write_history
 
 GROUPS = "groups"
 PLAN = "groups.json"  # the networks that are trained at once, by name: a sweep is resumed with the groups it began with
@@ -78,7 +79,7 @@ def sweep(config: SweepConfig, store: str = "env://") -> Path:
             print(introduction(run, device, world))
         train_groups(run, range(world.rank, len(run.plan), world.size))
         if all((run.group_folder(number) / RESULTS).exists() for number in range(len(run.plan))):
-            with lock_in(folder / GROUPS):  # two processes may end at the same time
+            with lock_in(folder / GROUPS, timeout=3600):  # two processes may end at the same time
                 finish(run)
     return folder
 
@@ -151,7 +152,8 @@ def train_groups(run: SweepRun, mine: range) -> None:
                         for k in range(len(group.members)):
                             save_member(group, k, run.folder)
                     scores = {name: getattr(group.state, name) for name in group.state.EACH}
-                    write_json(own / RESULTS, scores)
+                    trouble = ["" if step else group.trouble(k) for k, step in enumerate(group.state.diverged)]
+                    write_json(own / RESULTS, scores | {TROUBLE: trouble})
                 if run.config.save != "best":
                     (own / checkpoint.LAST).unlink(missing_ok=True)
 
@@ -223,7 +225,7 @@ def save_checkpoint(group: Group) -> None:
     try:
         group.state.save(group.folder / checkpoint.LAST)
     except OSError as error:
-        raise TrainingError(f"cannot save into {group.folder}: {error}; the previous checkpoint is intact") from error
+        raise TrainingError(f"cannot save {told(error)}; the previous checkpoint is intact") from error
 
 
 def epoch_line(group: Group, name: str, rate: float, seconds: float) -> str:
@@ -245,7 +247,9 @@ def save_member(group: Group, k: int, folder: Path) -> None:
         return
     with made_whole(own) as made:
         write_json(made / checkpoint.CONFIG, json.loads(config_text(member, own, group.training.kind)))
-        group.member_state(k).save(made / checkpoint.LAST)
+        (state := group.member_state(k)).save(made / checkpoint.LAST)
+        if state.history:
+            write_history(made, member.evaluated_on, state.history)
         if member.validation and not diverged:
             group.best_state(k).save(made / checkpoint.BEST)
         if member.log:
@@ -294,7 +298,7 @@ def read_scores(path: Path, members: list[Config]) -> dict[str, list[Any]]:
             raise ValueError(f"{name} is not a value for each network")
         if any(value < min(first, 0) or value > most.get(name, value) for value in values):
             raise ValueError(f"{name} is out of bounds")
-    return found
+    return {TROUBLE: [""] * len(members)} | found
 
 
 def save_chosen(run: SweepRun, names: set[str]) -> None:

@@ -18,6 +18,8 @@ from bp_torch.training.config import Config
 
 JSON = "sweep.json"
 PICTURE = "accuracy.png"
+TROUBLE = "trouble"  # in the results: what is said of a network that has learned nothing
+TOLD = 3  # networks that have learned nothing of which the table says why
 # Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 JsonRow = dict[str, Any]  # a row of sweep.json, about a network or a setting
@@ -25,13 +27,13 @@ JsonRow = dict[str, Any]  # a row of sweep.json, about a network or a setting
 
 def network_rows(members: list[Config], scores: Mapping[str, list[Any]]) -> list[JsonRow]:
     """The rows of the networks of a group, from the lists of its state. A network that diverged has no scores."""
-    lists = [scores[name] for name in ("accuracy", "cost", "best", "diverged")]
+    lists = [scores[name] for name in ("accuracy", "cost", "best", "diverged", TROUBLE)]
     rows: list[JsonRow] = []
-    for member, accuracy, cost, best, diverged in zip(members, *lists, strict=True):
+    for member, accuracy, cost, best, diverged, trouble in zip(members, *lists, strict=True):
         setting = {"name": member.run_name, "seed": member.seed} | {name: getattr(member, name) for name in LISTS}
         found = {"test_accuracy": accuracy, "test_cost": cost, f"best_{member.evaluated_on}_accuracy": best}
         found = dict.fromkeys(found) if diverged else found
-        rows.append(setting | found | {"diverged_at_step": diverged or None})
+        rows.append(setting | found | {"diverged_at_step": diverged or None, TROUBLE: trouble or None})
     return rows
 
 
@@ -65,7 +67,11 @@ def table(config: SweepConfig, networks: list[JsonRow]) -> str:
     steps = {row["name"]: row["diverged_at_step"] for row in networks if row["diverged_at_step"]}
     wrong = [f"{name} diverged: its cost is not finite at step {step:,}" for name, step in steps.items()]
     about = "± is the standard deviation over the seeds" if config.seeds > 1 else "one seed has no spread: try --seeds"
-    return "\n".join([text.table(header, lines), about, *wrong])
+    stuck = [text.wrapped(f"{row['name']}: {row[TROUBLE]}", "  ", "    ") for row in networks if row[TROUBLE]]
+    if stuck:
+        why = "" if len(stuck) <= TOLD else f"; {TOLD} of them, and the others in {JSON}"
+        wrong.append(f"{len(stuck):,} of {text.count(len(networks), 'network')} learned nothing{why}:")
+    return "\n".join([text.table(header, lines), about, *wrong, *stuck[:TOLD]])
 
 
 def draw(config: SweepConfig, networks: list[JsonRow]) -> Figure:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from bp_torch import on_demand
+from bp_torch.values import on_demand
 
 if TYPE_CHECKING:
     from bp_torch.checkpoint import NETWORK_FILE

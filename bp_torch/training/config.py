@@ -3,11 +3,10 @@
 import dataclasses
 import json
 import os
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import wraps
 from math import cos, pi
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
@@ -17,6 +16,7 @@ from bp_torch.cli import UserError, train_command
 from bp_torch.files import WINDOWS, read_json
 from bp_torch.flags import Flag, Role, Within, check_bounds, check_effects, check_types, flag, flags_of
 from bp_torch.kind import KINDS, Kind
+from bp_torch.training import rows
 from bp_torch.values import CONFIG, SIDE, Deformation, check_positive, parameter_count
 
 if TYPE_CHECKING:  # imported where they are used: flags are read before torch is loaded
@@ -37,6 +37,7 @@ DATA = "data"  # in a run's config.json, the kind of somebody's own data
 LONGEST_NAME = 200  # bytes of a run's name: file systems allow 255, and a folder that is being made has a longer name
 DEFAULT_NAME = 60 if WINDOWS else LONGEST_NAME  # of one that is not given: Windows has 260 for a whole path
 
+ACTIVATIONS, COSTS = "bp_torch.activations:ACTIVATIONS", "bp_torch.costs:COSTS"
 LOG = Flag("log", only_with=("log", (True,)))
 AFFINE = Flag(only_with=("deform", ("affine", "both")))
 ELASTIC = Flag(only_with=("deform", ("elastic", "both")))
@@ -49,14 +50,14 @@ class Config:
     sizes: Annotated[tuple[int, ...], Flag(first_column=True)] = (784, 16, 16, 10)
     """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between. Of other data, inputs and classes:
     the first and the last follow them where the default is left."""
-    activation: Annotated[values.ActivationName, Flag(word="", first_column=True)] = "sigmoid"
+    activation: Annotated[values.ActivationName, Flag(word="", first_column=True), ACTIVATIONS] = "sigmoid"
     """Activation of the hidden layers."""
-    output_activation: values.ActivationName | None = None
+    output_activation: Annotated[values.ActivationName | None, ACTIVATIONS] = None
     """Activation of the last layer. None: sigmoid, or identity for the softmax cost, which contains the softmax."""
     init: values.InitName = "lecun"
     """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform: from
     −1/√n_in to 1/√n_in. Other biases are zero."""
-    cost: Annotated[values.CostName, Flag(word="", first_column=True)] = "quadratic"
+    cost: Annotated[values.CostName, Flag(word="", first_column=True), COSTS] = "quadratic"
     """Cost of one example; it is averaged over examples."""
     learning_rate: Annotated[float, Flag(word="lr", first_column=True)] = 3.0
     """Learning rate of the first epoch."""
@@ -88,6 +89,8 @@ class Config:
     validation: Annotated[int, Within(least=0)] = 0
     """Hold out this many: the last of the shuffled training examples. They are evaluated after each epoch in the place
     of the test set, which is evaluated once, with the network that did best on them."""
+    patience: Annotated[int, Within(least=0)] = 0
+    """With --validation: end the run once so many epochs in a row are not better than the best before. 0: never."""
     deform: DeformName = "none"
     """Deform the training images, anew in each epoch: affine turns, shears, scales and shifts them, elastic bends them,
     both does both."""
@@ -105,6 +108,9 @@ class Config:
     """Factor of the smoothed noise."""
     seed: Annotated[int, Within(least=0), Flag("seed")] = 0
     """Seed of the initial values, of every shuffle and of every deformation."""
+    start_from: Annotated[Path | None, Flag("place", word="from")] = None
+    """Network to go on training, a .safetensors file of the same --sizes and activations. None: initial values are
+    drawn."""
     recipe: Annotated[str | None, Flag("place")] = None
     """A row of the ladder (python -m bp_torch ladder), whose settings the other flags then have. None: the defaults."""
     runs_dir: Annotated[Path, Flag("place")] = Path("runs")
@@ -158,8 +164,8 @@ class Config:
         check_bounds(self)
         self._check_data()
         self._check_names()
-        if self.recipe is not None and self.recipe not in row_names():
-            raise ValueError(f"--recipe: no row {self.recipe!r} in the ladder: choose from {', '.join(row_names())}")
+        if self.recipe is not None:
+            self._check_recipe(self.recipe)
         values.check_threads(self.threads)
         if parameter_count(self.sizes) >= 2**40:
             raise ValueError(f"--sizes: {parameter_count(self.sizes):,} parameters do not fit in any memory")
@@ -171,11 +177,13 @@ class Config:
             wanted = "--precision full, bf16 or auto, got tf32, in which autograd is no reference"
             raise ValueError(f"--verify-every: wanted {wanted}")
         check_effects(self)
+        if self.patience and not self.validation:
+            raise ValueError("--patience has no effect without --validation, which says on how many examples")
         if self.schedule == "exponential" and self.learning_rate_decay >= 1:
             wanted = f"less than 1 with --schedule exponential, got {self.learning_rate_decay}"
             raise ValueError(f"--learning-rate-decay: wanted {wanted}")
         self.deformation  # noqa: B018 (raises for a value out of range)
-        if (needed := values.ABSORBED.get(self.cost)) not in (None, self.outputs):
+        if (needed := self.absorbed) not in (None, self.outputs):
             raise ValueError(f"{self.cost} needs {needed} outputs, the network has {self.outputs}")
         values.check_momentum(self.momentum)
         values.check_weight_decay(self.weight_decay, self.dtype)
@@ -217,6 +225,17 @@ class Config:
             raise TrainingError(f"--deform: wanted bytes of 28×28 images, {self.dataset} has {kind.words}")
         return config
 
+    def _check_recipe(self, name: str) -> None:
+        """Raise ValueError for the name of no row, and for settings that are not those of the row but the defaults."""
+        try:
+            fields = rows.find(name).fields
+        except ValueError as error:
+            raise ValueError(f"--recipe: {error}") from error
+        row = {field: value for field, value in fields.items() if value != getattr(type(self), field)}
+        if row and all(getattr(self, field) == getattr(type(self), field) for field in row):
+            missing = ", ".join(f"{flag(field)} {value}" for field, value in row.items())
+            raise ValueError(f"--recipe {name}: wanted its settings ({missing}), got the defaults")
+
     def _check_names(self) -> None:
         """Raise ValueError for a name or a path that cannot be written, on disk or on a screen."""
         name = self.run_name
@@ -224,7 +243,7 @@ class Config:
             raise ValueError(f"--run-name: wanted the name of one folder in --runs-dir, got {name!r}")
         if name is not None and len(name.encode(errors="replace")) > LONGEST_NAME:
             raise ValueError(f"--run-name: wanted at most {LONGEST_NAME} bytes, got {name!r}")
-        for field in ("run_name", "runs_dir", "data_dir", "dataset", "resume"):
+        for field in ("run_name", "runs_dir", "data_dir", "dataset", "resume", "start_from"):
             text = str(getattr(self, field))
             with suppress(UnicodeEncodeError):
                 if b"\0" not in os.fsencode(text):
@@ -256,10 +275,20 @@ class Config:
         return "explained" if self.targets else "accuracy"
 
     @property
+    def absorbed(self) -> str | None:
+        """Name of the output activation that the cost requires; None where it takes any."""
+        if self.cost in get_args(values.CostName):
+            return values.ABSORBED.get(self.cost)
+        from bp_torch.costs import find_cost
+
+        return find_cost(self.cost).absorbs  # of one that a user has added
+
+    @property
     def outputs(self) -> str:
         """Name of the output activation: the one chosen, or the default of the cost."""
         linear = self.targets or self.cost == "softmax-cross-entropy"
-        return self.output_activation or ("identity" if linear else "sigmoid")
+        of_cost = "identity" if linear else self.absorbed
+        return self.output_activation or of_cost or "sigmoid"
 
     def network(self, device: "torch.device", members: "Sequence[Config] | None" = None) -> "Network":
         """The network with the initial values of this run; or of ``members``, those of the K runs as one network."""
@@ -361,6 +390,7 @@ class Config:
                 fields[name] = (
                     Path(os.path.relpath(fields[name].resolve(), folder.resolve())) if folder else fields[name]
                 )
+        fields["start_from"] = self.start_from and self.start_from.absolute()
         del fields["resume"]
         return json.dumps(fields, indent=2, default=lambda path: path.as_posix()) + "\n"  # Windows takes a/b too
 
@@ -373,8 +403,10 @@ class Config:
             paths = {name: Path(fields[name]) for name in ("data_dir", "runs_dir")}
             if fields.get("dataset", "mnist") not in KINDS:
                 paths["dataset"] = Path(fields["dataset"])
+            paths |= {"start_from": Path(start)} if (start := fields.get("start_from")) else {}
             lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-            return cls(**{"sizes": ()} | fields | paths | lists)
+            defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+            return cls(**defaults | {"sizes": ()} | fields | paths | lists)
         except (TypeError, KeyError, AttributeError, RecursionError, ValueError) as error:
             raise ValueError(f"not the config of a run: {error}") from error
 
@@ -394,6 +426,19 @@ class Config:
         return given
 
 
+def with_recipe(init: Callable[..., None]) -> Callable[..., None]:
+    """The ``init`` of Config, with the settings of the row that ``recipe`` names where others are not given."""
+
+    @wraps(init)
+    def of_recipe(config: Config, *first: Any, **given: Any) -> None:
+        row = next((row.fields for row in rows.ROWS if row.name == given.get("recipe")), {})
+        positional = [field.name for field in dataclasses.fields(config)][: len(first)]
+        init(config, *first, **{name: row[name] for name in row if name not in positional} | given)
+
+    return of_recipe
+
+
+Config.__init__ = with_recipe(Config.__init__)  # type: ignore[method-assign]
 AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
@@ -422,13 +467,6 @@ def read_config_as(kind: type[AnyConfig], folder: Path, missing: str, make: str)
         return replace(config, **{name: (folder / getattr(config, name)).resolve() for name in config.data_paths})
     except (OSError, ValueError) as error:
         raise TrainingError(f"{missing} ({error}); make one with: {make}") from error
-
-
-@cache
-def row_names() -> list[str]:
-    """The names of the rows of the ladder, a room above this one, from its data."""
-    text = Path(__file__).parents[1].joinpath("ladder", "rows.toml").read_text(encoding="utf-8")
-    return [name for source in tomllib.loads(text)["sources"] for name in source["rows"]]
 
 
 def scalar_or_column(values: Sequence[float]) -> "float | Tensor":

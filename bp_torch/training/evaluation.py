@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bp_torch.backprop import Forward, example_costs, forward
+from bp_torch.convert import check_single
 from bp_torch.distributed import ALONE, World
 from bp_torch.examples import Examples, batch
 from bp_torch.network import Network
@@ -56,7 +57,8 @@ def forward_in_chunks(
 def evaluate(
     network: Network, examples: Examples, cost: str, world: World = ALONE, before_chunk: BeforeChunk = None
 ) -> Score:
-    """Cost and accuracy over all ``examples``; each process computes its shard."""
+    """Cost and accuracy over all ``examples``; each process computes its shard. Raises ValueError for networks=K."""
+    check_single(network)
     return evaluate_each(network, examples, cost, world, before_chunk)[0]
 
 

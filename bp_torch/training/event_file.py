@@ -20,6 +20,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import CRC_TABLE, crc_
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from bp_torch.files import naming
 from bp_torch.training.images import Picture
 
 BINS = 64
@@ -124,17 +125,19 @@ class Records:
 
     def __init__(self, path: Path) -> None:
         """At the end of the file."""
-        self._file = path.open("ab")
+        self._path, self._file = path, path.open("ab")
 
     def write(self, record: bytes) -> None:
         """Add a record: its length with a checksum, then itself with one."""
-        for part in (struct.pack("<Q", len(record)), record):
-            self._file.write(part + struct.pack("<I", masked(checksum(part))))
+        with naming(self._path):
+            for part in (struct.pack("<Q", len(record)), record):
+                self._file.write(part + struct.pack("<I", masked(checksum(part))))
         self.flush()  # TensorBoard may be reading
 
     def flush(self) -> None:
         """Hand over what a full disk did not take."""
-        self._file.flush()
+        with naming(self._path):
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file. What a full disk did not take was reported by ``write``."""

@@ -23,6 +23,7 @@ from torch.utils.tensorboard.summary import hparams, pr_curve
 
 from bp_torch.checkpoint import State
 from bp_torch.examples import Examples
+from bp_torch.files import naming
 from bp_torch.flags import flags_of
 from bp_torch.kind import Kind
 from bp_torch.network import Network, layer_views
@@ -32,6 +33,7 @@ from bp_torch.training.config import Config
 from bp_torch.training.evaluation import Score
 from bp_torch.training.event_file import EventFile
 from bp_torch.training.step import StepResult
+from bp_torch.training.stuck import shut
 
 if TYPE_CHECKING:  # matplotlib takes a while to load, and training imports this module
     from matplotlib.figure import Figure
@@ -153,11 +155,8 @@ class RunLog:
             return {}
         values = layers(RMS_DELTA, (log10(d.float().square().mean().sqrt()) for d in result.backward.deltas))
         for n, a in enumerate(result.forward.activations[1:], 1):
-            if (blocked := blocked_tag(self.network.activation_of(n - 1))) == DEAD:
-                values[f"{DEAD}/layer {n}"] = (a == 0).all(-2).float().mean()
-            elif blocked:
-                slope = self.network.layers[n - 1].phi.derivative(a)
-                values[f"{SATURATED}/layer {n}"] = (slope < 0.01).float().mean()
+            if blocked := blocked_tag(self.network.activation_of(n - 1)):
+                values[f"{blocked}/layer {n}"] = shut(self.network, n - 1, a)
         return values
 
     def write_points(self) -> bool:
@@ -239,7 +238,8 @@ class RunLog:
             pixels = drawn.as_bytes(images[:EMBEDDED]).view(-1, *kind.image, *[1] * (3 - len(kind.image)))
             sprites = 1 - pixels.movedim(-1, 1).float() / 255
         header = ["label", "said", "right"][: len(columns)]
-        self.file.writer.add_embedding(hidden[:EMBEDDED], rows, sprites, step, "last_hidden_layer", header)
+        with naming(Path(self.file.writer.log_dir)):
+            self.file.writer.add_embedding(hidden[:EMBEDDED], rows, sprites, step, "last_hidden_layer", header)
 
     def flush(self) -> None:
         """Write everything logged so far to disk."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from bp_torch.checkpoint import BEST, LAST, NETWORK_FILE, RESULT
 from bp_torch.cli import streams_that_show_all
@@ -22,13 +22,15 @@ from bp_torch.convert import save as save_network
 from bp_torch.data import Examples
 from bp_torch.device import choose_device, cpu_hint, has_bfloat16, settings_kept
 from bp_torch.distributed import joined, local_device
-from bp_torch.files import write_json
+from bp_torch.files import told, write_json
 from bp_torch.network import Network, parameter_count
+from bp_torch.text import wrapped
+from bp_torch.training import stuck
 from bp_torch.training.config import Config, TrainingError
 from bp_torch.training.divergence import GradientCheck, diverged
 from bp_torch.training.evaluation import BeforeChunk, Score, evaluate, forward_in_chunks
 from bp_torch.training.interruption import Stopped
-from bp_torch.training.run import Run, RunResult, opened
+from bp_torch.training.run import Run, RunResult, first_network, opened, write_history
 
 LARGEST_PAGE = (784, 128, 64, 10)  # has the most parameters that ``explain page`` takes: its file is below 1.5 MB
 DEEPEST_PAGE = 6  # layers that fit beside each other on it
@@ -61,7 +63,7 @@ def train(config: Config, store: str = "env://") -> Path:
             if run.log:
                 run.log.begin(config, config.hyperparameters(len(run.training.labels), run.step.batch_size))
             train_epochs(run)
-            if run.state.reported < config.epochs:  # --epochs was lowered to what is done
+            if run.state.reported < run.state.epoch - 1:  # --epochs was lowered to what is done
                 report(run)
                 save_checkpoint(run)
             network, _ = run.final()  # in every process: they read it from the first
@@ -69,7 +71,7 @@ def train(config: Config, store: str = "env://") -> Path:
                 save_network(network, run.folder / NETWORK_FILE)
         if world.is_first:
             checked = f"{run.inspect}\n" if run.inspect else ""
-            print(f"{checked}saved {run.folder / NETWORK_FILE}\n{what_next(run)}".rstrip())
+            print(f"{checked}{trouble(run, network)}saved {run.folder / NETWORK_FILE}\n{what_next(run)}".rstrip())
         return run.folder
 
 
@@ -81,7 +83,7 @@ def train_epochs(run: Run) -> None:
     quiet = None if run.world.is_first else True  # None: quiet unless stderr is a terminal
     bar = tqdm(total=config.epochs * per_epoch, initial=state.step, unit="step", leave=False, disable=quiet)
     with bar:
-        while state.epoch <= config.epochs:
+        while state.epoch <= run.last_epoch:
             if config.log and state.step == 0:
                 score_early(run)
                 show(run, histograms=True, pictures=True)
@@ -122,18 +124,40 @@ def train_epochs(run: Run) -> None:
             if not isfinite(on_training.cost + score.cost):
                 raise diverged(run)
             is_best = score.is_better(state.best_accuracy, later=config.validation > 0)
+            waited = 0 if score.accuracy > state.best_accuracy else state.waited + 1
+            ends = ends or 0 < config.patience <= waited
             if ends:
                 report(run, score, partial(stop_if_asked, run))
+            else:
+                tell_if_stuck(run, score)
             show(run, pictures=shown and (ends or has_pictures(state.epoch)))
             if log:
                 log.scores(on_training, score, state.step, rate)
 
             # The checkpoint stands before the first step of the next epoch.
-            state.best_accuracy = max(state.best_accuracy, score.accuracy)
+            state.best_accuracy, state.waited = max(state.best_accuracy, score.accuracy), waited
+            state.history.append((state.epoch, state.step, config.learning_rate_at(state.epoch), *on_training, *score))
             state.end_epoch()
             save_checkpoint(run, also=[BEST] if is_best else [])
             if run.signals.should_stop(0):
                 raise Stopped(run.signals.received, run.folder)
+
+
+def tell_if_stuck(run: Run, score: Score) -> None:
+    """Say, once, that a run can no longer learn, as soon as that is plain."""
+    config, start = run.config, partial(first_network, run.config, run.network.device)
+    if not run.stuck and run.world.is_first and stuck.is_chance(score.accuracy, run.evaluated.labels):
+        run.stuck = stuck.while_training(config, run.network, start, run.training, run.state.epoch)
+        if run.stuck:
+            tqdm.write(wrapped(run.stuck))
+
+
+def trouble(run: Run, network: Network) -> str:
+    """The lines about the ``network`` that the run ends with, if it has learned nothing; else ""."""
+    accuracy = evaluate(network, run.test, run.config.cost).accuracy if run.tested is None else run.tested
+    start = partial(first_network, run.config, network.device)
+    said = stuck.at_the_end(run.config, network, start, run.training, run.test, accuracy)
+    return f"{wrapped(said)}\n" if said else ""
 
 
 def what_next(run: Run) -> str:
@@ -167,11 +191,13 @@ def introduction(run: Run) -> str:
         lines.append("bf16 is slow here: this device has no instructions for it; try --precision auto")
     if config.device == "auto" and (hint := cpu_hint(network.device, run.step.batch_size * len(network.parameters))):
         lines.append(hint)
-    if config.resume and state.epoch <= config.epochs:
+    if config.resume and state.epoch <= run.last_epoch:
         lines.append(f"continuing {run.folder} at epoch {state.epoch}, step {state.steps} of {run.steps_per_epoch}")
+    elif config.resume and run.last_epoch < config.epochs:
+        lines.append(f"{run.folder} is done: --patience {config.patience} ended it with epoch {run.last_epoch}")
     elif config.resume:
         lines.append(f"all {config.epochs} epochs of {run.folder} are done: raise --epochs to continue")
-    if state.epoch <= config.epochs:
+    if state.epoch <= run.last_epoch:
         cost = f"{run.config.evaluated_on} cost"
         lines.append(f"epoch   train cost {config.measure:>9}   {cost:>10} {config.measure:>9}   examples/s   seconds")
     return "\n".join(lines)
@@ -230,10 +256,12 @@ def save_checkpoint(run: Run, also: Sequence[str] = ()) -> None:
     try:
         if run.log:
             run.log.flush()  # first: a resumed run does not log again what was logged before its checkpoint
+        if not run.state.steps:
+            write_history(run.folder, run.config.evaluated_on, run.state.history)
         for name in (*also, LAST):  # last: it implies that the others are there
             run.state.save(run.folder / name)
     except OSError as error:
-        raise TrainingError(f"cannot save into {run.folder}: {error}; the previous checkpoint is intact") from error
+        raise TrainingError(f"cannot save {told(error)}; the previous checkpoint is intact") from error
 
 
 def report(run: Run, score: Score | None = None, before_chunk: BeforeChunk = None) -> None:
@@ -246,9 +274,10 @@ def report(run: Run, score: Score | None = None, before_chunk: BeforeChunk = Non
         score = evaluate(network, run.test, config.cost, run.world, before_chunk)
     state.seconds = time.perf_counter() - run.begun
     chosen_by, precision = best_accuracy if run.validation else None, config.precision_on(network.device)
-    held = (epoch, config.epochs, chosen_by, state.seconds, precision, network.device.type)
+    state.reported = state.epoch - (state.steps == 0)
+    held = (epoch, state.reported, chosen_by, state.seconds, precision, network.device.type)
     result = RunResult(score.accuracy, score.cost, *held)
-    state.reported = config.epochs
+    run.tested = score.accuracy
     if run.world.is_first:
         write_json(run.folder / RESULT, json.loads(result.to_json()))
         if run.validation:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from bp_torch import own_data
-from bp_torch.checkpoint import BEST, CONFIG, LAST, NETWORK_FILE, CheckpointError, State, locked, make_folder
+from bp_torch.checkpoint import BEST, CONFIG, HISTORY, LAST, NETWORK_FILE, CheckpointError, State, locked, make_folder
 from bp_torch.cli import train_command
+from bp_torch.convert import SAVED
 from bp_torch.convert import load as load_network
 from bp_torch.data import Examples, folder_of_run, load, permutation, subsample
 from bp_torch.deform import EachEpoch, Part
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import World
-from bp_torch.files import is_utf8, read_json, write_json
+from bp_torch.files import is_utf8, read_json, replace_file, write_json
 from bp_torch.flags import flags_of
 from bp_torch.kind import KINDS, Kind
 from bp_torch.network import Network
@@ -91,6 +92,13 @@ class Run(InTraining):
     inspect: Inspect | None = None  # is called with each step before its update
     last: StepResult | None = None  # of the last step
     outputs: list[Tensor] = field(default_factory=list)  # a^L of what was evaluated last, (…, 10) each, of the shard
+    tested: float | None = None  # the test accuracy of the network that the run ends with, once that is known
+    stuck: str = ""  # the sentence that it is
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch with which it ends: that before the state's if --patience has run out."""
+        return self.state.epoch - 1 if 0 < self.config.patience <= self.state.waited else self.config.epochs
 
     @property
     def evaluated(self) -> Examples:
@@ -160,10 +168,7 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     training, test = load_data(config, device)
     kind, config = training.kind, config.fitted(training.kind)
     training, validation = split(training, config)
-    try:
-        network = config.network(device)
-    except RuntimeError as error:  # the allocator's message says how much was wanted
-        raise TrainingError(f"no room for this network on {device}: {str(error).splitlines()[0]}") from error
+    network = first_network(dataclasses.replace(config, start_from=None) if config.resume else config, device)
     optimizer = config.optimizer(network)
     running = torch.zeros(2, dtype=torch.float64, device=device)
     state = State(network.parameters, optimizer.velocity, running, network=config.network_name)
@@ -193,13 +198,39 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     return run
 
 
+def first_network(config: Config, device: torch.device, *members: Sequence[Config]) -> Network:
+    """The network before its first step, or the K of ``members``: drawn, or --start-from. Raises TrainingError."""
+    try:
+        network = config.network(device, *members)
+    except RuntimeError as error:  # the allocator's message says how much was wanted
+        raise TrainingError(f"no room for this network on {device}: {str(error).splitlines()[0]}") from error
+    if config.start_from:
+        try:
+            found = load_network(config.start_from, device)
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"--start-from: {error}") from error
+        if any(getattr(found, name) != getattr(network, name) for name in SAVED):
+            way = f"--sizes {' '.join(map(str, found.sizes))} --activation {found.activation}"
+            way += f" --output-activation {found.output_activation}"
+            raise TrainingError(f"--start-from: {config.start_from} holds another network: add {way}")
+        network.parameters.copy_(found.parameters)
+    return network
+
+
+def write_history(folder: Path, evaluated_on: str, rows: Sequence[tuple[float, ...]]) -> None:
+    """Write history.csv of a run into its ``folder``, whole: a line for each epoch."""
+    names = ("epoch", "step", "learning_rate", "train_cost", "train_accuracy")
+    lines = [(*names, f"{evaluated_on}_cost", f"{evaluated_on}_accuracy"), *rows]
+    replace_file(folder / HISTORY, "".join(f"{','.join(map(str, line))}\n" for line in lines).encode())
+
+
 class RunResult(NamedTuple):
     """The result of a run, as result.json has it."""
 
     test_accuracy: float
     test_cost: float
     epoch: int  # of the network that it ends with
-    epochs: int  # of the run
+    epochs: int  # of the run, done
     validation_accuracy: float | None  # on the examples held out
     seconds: float
     precision: str  # of the passes
@@ -285,7 +316,8 @@ def default_run_name(config: Config) -> str:
         value, flag = getattr(config, each.name), flags_of(type(config))[each.name]
         word = each.name.replace("_", "-") if flag.word is None and flag.decides else flag.word
         if word is not None and value != each.default and each.name != "sizes":
-            values = map(str, value if isinstance(value, tuple) else [value.stem if isinstance(value, Path) else value])
+            value = value.stem if isinstance(value, Path) else value
+            values = map(str, value if isinstance(value, tuple) else [value])
             parts.append("-".join(filter(None, [word, *(value.removesuffix(".0") for value in values)])))
     name, time = "_".join([*parts, "-".join(map(str, config.sizes))]), datetime.now().strftime("_%m%d-%H%M%S")
     most, digest = DEFAULT_NAME - len(time), hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -7,6 +7,7 @@
     verify.check(function, inputs, gradient).assert_ok()       anyone's, from Python; see ``check``
     verify.check_layer(forward, inputs, backward).assert_ok()  a layer whose outputs are not a scalar
     verify.check_module(module, inputs).assert_ok()            a module with a hand-written backward inside
+    verify.layers["layer-norm"].backward                       a right backward of this layer, from bank/
 
 A gradient is compared with three references that are independent of it: autograd in the same dtype ("autograd"),
 autograd in float64 ("float64"), and central differences in float64 ("central"). The error of a tensor is
@@ -25,7 +26,7 @@ the whole difference.
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bp_torch.verify.check import check, check_layer, check_module
 from bp_torch.verify.grid import Grid, check_grid
@@ -33,16 +34,22 @@ from bp_torch.verify.process import Died, Process
 from bp_torch.verify.references import tolerance_of
 from bp_torch.verify.report import REFERENCES, Comparison, Report
 
+if TYPE_CHECKING:
+    from bp_torch.verify.bank.catalogue import Catalogue
+
 __all__ = ["REFERENCES", "Comparison", "Died", "Grid", "Process", "Report", "check", "check_grid", "check_layer"]
-__all__ += ["check_module", "check_own", "check_step", "tolerance_of"]
+__all__ += ["check_module", "check_own", "check_step", "layers", "tolerance_of"]
 
 # Two checks of this project's own backward, handed on from the file above this folder, which knows nothing of it.
 check_own: Callable[..., Report]
 check_step: Callable[..., Report]
+layers: "Catalogue"
+
+PLACES = dict.fromkeys(["check_own", "check_step"], "bp_torch.own_backward") | {"layers": f"{__name__}.bank.catalogue"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import these two when they are asked for: whoever takes this folder alone does without them."""
-    if name in ("check_own", "check_step"):
-        return getattr(importlib.import_module("bp_torch.own_backward"), name)
+    """Import these when they are asked for: whoever takes this folder alone does without the first two."""
+    if name in PLACES:
+        return getattr(importlib.import_module(PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from bp_torch.verify.bank import LAYERS, Backward, Layer, faulty
 from bp_torch.verify.bank.layers import normal
 from bp_torch.verify.cases import Case, Version, cases, function_of
-from bp_torch.verify.check import check_layer
 from bp_torch.verify.in_jax import agrees
 from bp_torch.verify.problem import Tensors, autograd, has_gradient
 from bp_torch.verify.report import Report
@@ -122,7 +121,7 @@ def false_alarms(n: int, dtype: str) -> list[str]:
     layers, found = [one for one in LAYERS.values() if one.computes_in(getattr(torch, dtype))], list[str]()
     for seed in tqdm(range(n), unit="check", leave=False, disable=None, delay=2, file=sys.stderr):
         layer = layers[seed % len(layers)]
-        report = reported(layer, layer.backward, getattr(torch, dtype), seed + 1, coordinates=10)
+        report = layer.judged(layer.backward, getattr(torch, dtype), seed + 1, coordinates=10)
         if not report.ok:
             found.append(f"{layer.name}, seed {seed + 1}: {report.verdict}")
     return found
@@ -133,7 +132,7 @@ def false_alarms(n: int, dtype: str) -> list[str]:
 
 def by_verify(layer: Layer, backward: Backward, dtype: torch.dtype) -> Finding:
     """``check_layer``, as it comes."""
-    report = reported(layer, backward, dtype)
+    report = layer.judged(backward, dtype)
     return Finding(report.ok, words_of(report), report.verdict == "NOISE")
 
 
@@ -154,12 +153,6 @@ def by_verdict(case: Case, version: Version) -> Finding:
     due = len(reports) == len(case.dtypes) and all(report.verdict in version.due for report in reports)
     words = " | ".join(dict.fromkeys(filter(None, map(words_of, reports))))
     return Finding(due is version.right, words, any(report.verdict == "NOISE" for report in reports))
-
-
-def reported(layer: Layer, backward: Backward, dtype: torch.dtype, seed: int = 0, **options: Any) -> Report:
-    """The report on one backward at inputs drawn from ``seed``."""
-    arguments = layer.arguments(dtype, seed)
-    return check_layer(layer.forward, list(arguments.values()), backward, names=list(arguments), **options)
 
 
 def by_gradcheck(layer: Layer, backward: Backward, dtype: torch.dtype, fast: bool = False) -> Finding:

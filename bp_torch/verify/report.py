@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from html import escape
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -353,6 +354,12 @@ class Report:
         name = max(self.multiples, key=lambda name: self.multiples[name])
         text = f"the error of {name} is {self.multiples[name]:.2g} times autograd's own in {self.dtype}"
         return [text + (": more than rounding usually makes" if self.multiples[name] > 4 and self.ok else "")]
+
+    def _repr_html_(self) -> str:
+        """The same as ``str`` for a notebook, with the verdict in its colour."""
+        colour = {"RIGHT": "#1a7f37", "WRONG": "#cf222e"}.get(self.verdict, "#9a6700")
+        verdict, _, rest = escape(str(self)).partition(":")
+        return f'<pre><b style="color: {colour}">{verdict}</b>:{rest}</pre>'
 
     def table(self, gradients: Sequence[str]) -> str:
         """The comparisons of these gradients; "" if there are none. In float64, float64 is not said twice."""

@@ -1,7 +1,7 @@
 """A bank of layers with their right backwards, and of faults in these: what ``verify bench`` is scored on."""
 
-from bp_torch.verify.bank import entries, formulas, losses, normalisation, products
+from bp_torch.verify.bank import attention, entries, formulas, losses, normalisation, products, recurrent
 from bp_torch.verify.bank.layers import LAYERS, Backward, Fault, Layer, faulty
 
 __all__ = ["LAYERS", "Backward", "Fault", "Layer", "faulty"]
-__all__ += ["entries", "formulas", "losses", "normalisation", "products"]
+__all__ += ["attention", "entries", "formulas", "losses", "normalisation", "products", "recurrent"]

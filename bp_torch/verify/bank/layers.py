@@ -19,6 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bp_torch.verify.check import check_layer
+from bp_torch.verify.report import Report
+
 Backward = Callable[..., Any]
 Draw = Callable[[torch.Generator, torch.dtype], Tensor]
 
@@ -44,12 +47,32 @@ class Layer:
     backward: Backward  # the gradients of the inputs, from dy and the inputs; None for an input that has none
     inputs: dict[str, Draw]
 
+    @property
+    def identifier(self) -> str:
+        """The name as one of Python: layer_norm."""
+        return re.sub(r"\W+", "_", self.name)
+
     @cached_property
     def source(self) -> str:
         """The source of the backward: without its decorator, and without the faults."""
         text = inspect.getsource(self.backward)
         definition: Any = ast.parse(text).body[0]
         return "\n".join(text.splitlines()[definition.lineno - 1 : definition.body[-2].end_lineno])
+
+    @cached_property
+    def code(self) -> str:
+        """The backward, after the functions that it calls, as one pastes it below ``import torch``."""
+        parts, scope = list[str](), self.backward.__globals__
+
+        def add(source: str) -> None:
+            for name in [node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]:
+                if inspect.isfunction(one := scope.get(name)) and one.__module__ == self.backward.__module__:
+                    add(inspect.getsource(one).rstrip())
+            if bare(source) not in parts:
+                parts.append(bare(source))
+
+        add(re.sub(r"\Adef \w+", f"def {self.identifier}_backward", self.source))
+        return "\n\n\n".join(parts)
 
     @cached_property
     def faults(self) -> dict[str, Fault]:
@@ -62,6 +85,18 @@ class Layer:
         """Random inputs in ``dtype``."""
         generator = torch.Generator().manual_seed(seed)
         return {name: draw(generator, dtype) for name, draw in self.inputs.items()}
+
+    def judged(self, backward: Backward, dtype: torch.dtype, seed: int = 0, **options: Any) -> Report:
+        """The report of ``verify`` on a backward of this layer, at inputs drawn from ``seed``."""
+        arguments = self.arguments(dtype, seed)
+        return check_layer(self.forward, list(arguments.values()), backward, names=list(arguments), **options)
+
+    def check(self, fault: int = 0, dtype: torch.dtype = torch.float64) -> Report:
+        """The report on the right backward, or on that with fault 1, 2, …. Raises ValueError for a number beyond."""
+        if not 0 <= fault <= len(self.faults):
+            raise ValueError(f"{self.name} has the faults 1 to {len(self.faults)}, got {fault}")
+        backward = faulty(self, [*self.faults.values()][fault - 1]) if fault else self.backward
+        return self.judged(backward, dtype, seconds=60)  # all differences, also on a busy machine
 
     def computes_in(self, dtype: torch.dtype) -> bool:
         """Whether torch can: it has no linear algebra in 16 bits."""
@@ -95,8 +130,8 @@ def described(entry: str, source: str) -> list[Fault]:
         bracketed = gradient if gradient.isidentifier() else f"({gradient})"
         negated, doubled = (lines[-1].replace(gradient, factor + bracketed, 1) for factor in ("-", "2 * "))
         words, course = "2 times what it should be", "the planted * 2 of Ng's course"
-        sign = Fault(f"the sign is lost{of}{name}", lines[-1], negated, "sign is wrong")
-        return [sign, Fault(f"added twice{of}{name}", lines[-1], doubled, words, course)]
+        sign = Fault(f"the sign{of and ' of d'}{name} is lost", lines[-1], negated, "sign is wrong")
+        return [sign, Fault(f"{'d' + name if of else 'it'} is added twice", lines[-1], doubled, words, course)]
     entry, _, seen_in = entry.partition("  # ")
     entry, _, diagnosis = entry.partition(" | ")
     name, _, change = entry.partition(": ")
@@ -105,6 +140,15 @@ def described(entry: str, source: str) -> list[Fault]:
         begin = re.split("(?<=return )|(?<= = )", change)[0]
         piece, replacement = "\n".join(line for line in lines if line.startswith(begin)), change
     return [Fault(name, piece.strip(), replacement.strip(), diagnosis, seen_in)]
+
+
+def bare(source: str) -> str:
+    """The source of a function without its types, and with every name as it is after ``import torch``."""
+    first, rest = re.split(r"(?<=:)\n", source, maxsplit=1)
+    first = re.sub(r" -> [^:]+:$", ":", re.sub(r": (?:Tensor|int|float|bool)\b", "", first))
+    first = re.sub(r" = (?=[^ ]+[,)])", "=", first)
+    rest = re.sub(r"(?m)^( +\w+): Tensor =", r"\1 =", rest)
+    return re.sub(r"(?<!nn\.)\bfunctional\.", "torch.nn.functional.", f"{first}\n{rest}")
 
 
 @cache

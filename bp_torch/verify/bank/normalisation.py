@@ -19,7 +19,8 @@ def normalised(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 @layer("layer norm", "w (x − μ) / σ + b, by rows", lambda x, w, b: functional.layer_norm(x, W, w, b), x=X, w=W, b=W)
 def layer_norm(dy: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    inverse = torch.rsqrt(x.var(-1, unbiased=False, keepdim=True) + 1e-5)  # 1/σ, (B, 1)
+    variance = x.var(-1, unbiased=False, keepdim=True)
+    inverse = torch.rsqrt(variance + 1e-5)  # 1/σ, (B, 1)
     n = (x - x.mean(-1, keepdim=True)) * inverse  # x̂, (B, n)
     g = dy * w
     mean = g.mean(-1, keepdim=True)
@@ -32,7 +33,8 @@ def layer_norm(dy: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...
     the mean is lost: mean = 0 | constant along dimension 1|plus a constant
     the projection is lost: projection = 0 | multiple of x
     1/σ is lost: dx = g - mean - projection | factor that is constant along dimension 1
-    x in place of x̂: dw = (dy * x).sum(0); b not summed: db = dy | not summed over dimension 0; ± db of b"""
+    x is there in place of x̂: dw = (dy * x).sum(0); db is not summed: db = dy | not summed over dimension 0
+    ± db of b"""
 
 
 @layer("rms norm", "w x / rms", lambda x, w: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * w, x=X, w=W)
@@ -43,10 +45,10 @@ def rms_norm(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
     dx = g * r - x * r**3 * total
     dw = (dy * x * r).sum(0)
     return dx, dw
-    """a sum, not a mean: / x.shape[-1] → | multiple of x  # Liger, rms_norm
-    r² in place of r³: x * r**3 * total → x * (r * r) * total | multiple of x
+    """a sum is there in place of the mean: / x.shape[-1] → | multiple of x  # Liger, rms_norm
+    r² is there in place of r³: x * r**3 * total → x * (r * r) * total | multiple of x
     the second term is lost: dx = g * r | multiple of x
-    w rolled by one: return dx, dw[torch.arange(10) - 1] | rolled by 1; ± dx of x
+    dw is rolled by one: return dx, dw[torch.arange(10) - 1] | rolled by 1; ± dx of x
     r is lost for w: dw = (dy * x).sum(0)"""
 
 
@@ -58,24 +60,24 @@ def batch_norm(dy: Tensor, x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...
     projection = n * (dy * n).mean(0)
     dx = (dy - mean - projection) * inverse * w
     return dx, (dy * n).sum(0), dy.sum(0)
-    """the unbiased variance: unbiased=False → unbiased=True | batch of one|multiple|factor|times
+    """the variance is the unbiased one: unbiased=False → unbiased=True | batch of one|multiple|factor|times
     the mean is lost: mean = 0 | constant along dimension 0|plus a constant
     the projection is lost: projection = 0 | multiple of x; w is lost: inverse * w → inverse | factor w is missing
-    as in evaluation: dx = dy * inverse * w | multiple of x  # cudnn-frontend 385
-    w averaged: (dy * n).sum(0) → (dy * n).mean(0) | length of dimension 0 of x"""
+    μ and σ are taken as fixed, as in evaluation: dx = dy * inverse * w | multiple of x  # cudnn-frontend 385
+    dw is averaged: (dy * n).sum(0) → (dy * n).mean(0) | length of dimension 0 of x"""
 
 
 @layer("group norm", "w (x − μ) / σ, by groups", lambda x, w: functional.group_norm(x, 2, w), x=(3, 8, 6), w=(8,))
 def group_norm(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
-    n, inverse = normalised(x.reshape(3, 2, 24), -1)
-    g = (dy * w[:, None]).reshape(3, 2, 24)
+    n, inverse = normalised(x.reshape(len(x), 2, -1), -1)  # two groups
+    g = (dy * w[:, None]).reshape(n.shape)
     projection = n * (g * n).mean(-1, keepdim=True)
-    dx = ((g - g.mean(-1, keepdim=True) - projection) * inverse).reshape(x.shape)
+    dx = (g - g.mean(-1, keepdim=True) - projection) * inverse
     dw = (dy * n.reshape(x.shape)).sum((0, 2))
-    return dx, dw
+    return dx.reshape(x.shape), dw
     """the projection is lost: projection = 0 | multiple of x
-    the second group is not written: return torch.cat([dx[:, :4], 0 * dx[:, 4:]], 1), dw | is zero in
-    w flipped: return dx, dw.flip(0) | is flipped; ± dw of w"""
+    the second group is not written: return (dx * torch.tensor([1, 0])[:, None]).reshape(x.shape), dw | is zero in
+    dw is flipped: return dx.reshape(x.shape), dw.flip(0) | is flipped; ± dw of w"""
 
 
 @layer("instance norm", "(x − μ) / σ, by channels of each example", lambda x: normalised(x, -1)[0], x=(4, 3, 9))
@@ -84,8 +86,8 @@ def instance_norm(dy: Tensor, x: Tensor) -> Tensor:
     mean = dy.mean(-1, keepdim=True)
     projection = n * (dy * n).mean(-1, keepdim=True)
     return (dy - mean - projection) * inverse
-    """a sum for a mean: projection = n * (dy * n).sum(-1, keepdim=True) | multiple of x
-    the mean of all: mean = dy.mean() | constant along dimension 2; ±"""
+    """a sum is there in place of the mean: projection = n * (dy * n).sum(-1, keepdim=True) | multiple of x
+    the mean is that of all entries: mean = dy.mean() | constant along dimension 2; ±"""
 
 
 @layer("softmax", "eˣ / Σ eˣ, by rows", lambda x: torch.softmax(x, -1), x=X)
@@ -94,17 +96,9 @@ def softmax(dy: Tensor, x: Tensor) -> Tensor:
     inner = (dy * p).sum(-1, keepdim=True)
     return p * (dy - inner)
     """the sum is lost: inner = 0 | multiple of y
-    a mean for the sum: inner = (dy * p).mean(-1, keepdim=True) | multiple of y
+    a mean is there in place of the sum: inner = (dy * p).mean(-1, keepdim=True) | multiple of y
     p is lost in the sum: inner = dy.sum(-1, keepdim=True) | multiple of y
     p is lost: return dy - inner | factor y is missing; ±"""
-
-
-@layer("softmax over columns", "eˣ / Σ eˣ, by columns", lambda x: torch.softmax(x, 0), x=(10, 10))
-def column_softmax(dy: Tensor, x: Tensor) -> Tensor:
-    p = torch.softmax(x, 0)
-    dx = p * (dy - (dy * p).sum(0, keepdim=True))
-    return dx
-    """summed over rows: dx = p * (dy - (dy * p).sum(1, keepdim=True)); transposed: return dx.T | is transposed"""
 
 
 @layer("unit rows", "x / ‖x‖, by rows", lambda x: x / x.norm(dim=-1, keepdim=True), x=X)
@@ -114,7 +108,7 @@ def unit_rows(dy: Tensor, x: Tensor) -> Tensor:
     projection = u * (dy * u).sum(-1, keepdim=True)
     return (dy - projection) / length
     """the projection is lost: projection = 0 | multiple of x
-    the length squared: return (dy - projection) / length**2 | constant along dimension 1; ±"""
+    the length is squared: return (dy - projection) / length**2 | constant along dimension 1; ±"""
 
 
 @layer("temperature", "softmax(x / t)", lambda x, t: torch.softmax(x / t, -1), x=X, t=normal(1, shift=3.0, scale=0.1))
@@ -124,3 +118,17 @@ def temperature(dy: Tensor, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     return ds / t, -(ds * x).sum().reshape(1) / (t * t)
     """1/t is lost: ds / t → ds | times what it should be
     the square is lost: (t * t) → t | times what it should be|t"""
+
+
+@layer("weight norm", "g v / ‖v‖, by rows", lambda v, g: g[:, None] * v / v.norm(dim=1, keepdim=True), v=(6, 5), g=(6,))
+def weight_norm(dy: Tensor, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    length: Tensor = v.norm(dim=1, keepdim=True)
+    u = v / length
+    dg = (dy * u).sum(1)
+    dv = g[:, None] / length * (dy - dg[:, None] * u)
+    return dv, dg
+    """the projection is lost: (dy - dg[:, None] * u) → dy | multiple of v
+    g is lost: g[:, None] / length → 1 / length | constant along dimension 1
+    the length is lost: g[:, None] / length → g[:, None] | constant along dimension 1
+    v is not divided for g: dg = (dy * v).sum(1) | multiple of v
+    ± dg of g"""

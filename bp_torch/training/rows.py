@@ -1,4 +1,4 @@
-"""The rows of the ladder, read from rows.toml: published results, and the recipe with which we train each."""
+"""The rows of the ladder, a room above, read from its rows.toml: published results, and our recipe for each."""
 
 import tomllib
 from collections.abc import Iterator
@@ -7,10 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from bp_torch.training.config import Config
 from bp_torch.values import CLASSES, PIXELS
-
-COMMAND = "python -m bp_torch ladder"
 
 Kind = Literal["one network", "best of several", "best of several epochs", "on validation data", "chosen by validation"]
 """What kind of number the published one is. ``one network``: the source says no more."""
@@ -30,10 +27,6 @@ class Row:
     note: str = ""  # what the source does not say, or what we do otherwise
     seeds: int = 5
 
-    def config(self, **changes: Any) -> Config:
-        """The config of a run of this row, with ``changes``."""
-        return Config(**self.fields | {"recipe": self.name} | changes)
-
 
 def read_rows(text: str) -> Iterator[Row]:
     """Every row of the table: its source, the parts named by the source, the parts named by the row, the row itself."""
@@ -51,7 +44,7 @@ def read_rows(text: str) -> Iterator[Row]:
             yield Row(**{key: about[key] for key in Row.__annotations__})
 
 
-ROWS = tuple(read_rows(Path(__file__).with_name("rows.toml").read_text(encoding="utf-8")))
+ROWS = tuple(read_rows(Path(__file__).parents[1].joinpath("ladder", "rows.toml").read_text(encoding="utf-8")))
 
 
 def find(name: str) -> Row:
