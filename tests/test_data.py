@@ -328,7 +328,9 @@ def test_numbers_of_another_type_are_refused_by_name(
     path.write_bytes(content[:2] + bytes([kind]) + content[3:16] + content[16:] * item)
     sums = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in raw.glob("*ubyte")]
     (raw / CHECKSUMS).write_text("".join(sums), encoding="utf-8") if summed else (raw / CHECKSUMS).unlink()
-    with pytest.raises(DataError, match=f"{path.name} has numbers of the IDX type {kind}, wanted 8.*delete it and start again"):
+    with pytest.raises(
+        DataError, match=f"{path.name} has numbers of the IDX type {kind}, wanted 8.*delete it and start again"
+    ):
         load("kmnist", tmp_path)
 
 
