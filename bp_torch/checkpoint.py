@@ -1,7 +1,7 @@
 """The state of one run, saved and restored exactly: the same numbers, at the same step of the same epoch.
 
 A checkpoint is a plain dict that ``torch.load(weights_only=True)`` reads. The order of the examples is not in it: that
-follows from the seed and the epoch (``data.permutation``).
+follows from the seed and the epoch (``examples.permutation``).
 """
 
 import json

@@ -1,15 +1,19 @@
-"""MNIST and its 28×28 relatives: from torchvision's folders to tensors on the device, and shuffled mini-batches.
+"""MNIST and its 28×28 relatives: from torchvision's folders to tensors on the device.
 
 MNIST itself is part of the package (``bp_torch/mnist``): on first use it is unpacked into ``<directory>/MNIST/raw``,
 where ``torchvision.datasets.MNIST`` reads it. The others are downloaded by torchvision. What it read is kept beside the
-raw files, so that later uses need no torchvision. Every file is checked before each use. Pixels are kept as bytes,
-0..255, until ``batch`` scales them. Nothing here knows of a network.
+raw files, so that later uses need no torchvision. Every file is checked before each use. Data of one's own are read by
+own_data.py.
 """
 
+import gzip
 import hashlib
 import socket
+import zlib
 from contextlib import suppress
+from dataclasses import replace
 from importlib import resources
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,22 +25,24 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from bp_torch.cli import UserError
+from bp_torch.examples import PIXEL_SCALE as PIXEL_SCALE
+from bp_torch.examples import Examples as Examples
+from bp_torch.examples import batch as batch
+from bp_torch.examples import first_shuffled as first_shuffled
+from bp_torch.examples import one_hot as one_hot
+from bp_torch.examples import permutation as permutation
+from bp_torch.examples import scaled as scaled
+from bp_torch.examples import subsample as subsample
 from bp_torch.files import WAYS, in_utf8, lock_in, replace_file, told
+from bp_torch.kind import KINDS
 from bp_torch.values import CLASSES as CLASSES
 from bp_torch.values import PIXELS as PIXELS
 
-PIXEL_SCALE = 1 / 255  # takes a pixel byte, 0..255, to an input of the network, 0..1
+Array = np.ndarray[Any, Any]
 
 
 class DataError(UserError):
     """The data are missing or damaged. The message names the file and what to do."""
-
-
-class Examples(NamedTuple):
-    """Images and the digits that they show, on one device."""
-
-    x: Tensor  # (N, 784), uint8
-    labels: Tensor  # (N,), int64 from 0 to 9
 
 
 class Family(NamedTuple):
@@ -46,10 +52,15 @@ class Family(NamedTuple):
     options: dict[str, str]
     files: tuple[str, ...]
     archives: tuple[str, ...]
+    prefix: str = ""  # of the file of checksums beside these, where several data sets share the folder
 
     def raw(self, directory: Path) -> Path:
         """The folder of the unpacked files."""
         return directory / self.name / "raw"
+
+    def is_in(self, raw: Path) -> bool:
+        """Whether every unpacked file is there."""
+        return all((raw / name).is_file() for name in self.files)
 
     @property
     def loader(self) -> Any:
@@ -66,12 +77,17 @@ def _family(
     return Family(name, options, files, (archive,) if archive else tuple(f"{file}.gz" for file in files))
 
 
+def _emnist(split: str) -> Family:
+    family = _family("EMNIST", f"emnist-{split}-train emnist-{split}-test", archive="gzip.zip", split=split)
+    return family._replace(prefix="" if split == "digits" else f"{split}-")
+
+
 FAMILIES: dict[str, Family] = {
     "mnist": _family("MNIST"),
     "fashion-mnist": _family("FashionMNIST"),
     "kmnist": _family("KMNIST"),
     "qmnist": _family("QMNIST", "qmnist-train qmnist-test", labels="labels-idx2-int"),
-    "emnist-digits": _family("EMNIST", "emnist-digits-train emnist-digits-test", archive="gzip.zip", split="digits"),
+    **{name: _emnist(name.removeprefix("emnist-")) for name in KINDS if name.startswith("emnist-")},
 }
 
 MNIST_SHA256 = {  # of the four files of MNIST as published, unpacked
@@ -80,6 +96,7 @@ MNIST_SHA256 = {  # of the four files of MNIST as published, unpacked
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm")  # how their names end
 TENSORS = "tensors.safetensors"  # beside the raw files, and may be deleted: what torchvision read from them, with sums
 NAMES = ("train.x", "train.labels", "test.x", "test.labels")
 CHECKSUMS = "SHA256SUMS"  # beside the other families' files: their sums, for ``sha256sum -c``, from when first unpacked
@@ -87,25 +104,50 @@ CHECKSUMS = "SHA256SUMS"  # beside the other families' files: their sums, for ``
 
 def load(dataset: str, directory: Path, device: torch.device | str = "cpu") -> tuple[Examples, Examples]:
     """The training and the test set, put into ``directory`` on first use. Raises DataError for files that are bad."""
-    family = FAMILIES[dataset]
-    raw = family.raw(directory)
+    family, raw = FAMILIES[dataset], FAMILIES[dataset].raw(directory)
     if not _complete(dataset, raw):
         try:
+            refuse_others(dataset, directory)
             raw.mkdir(parents=True, exist_ok=True)
             with lock_in(raw, timeout=3600):  # of two processes that start at once, one unpacks or downloads
                 if not _complete(dataset, raw):
                     _unpack_mnist(raw) if dataset == "mnist" else _download(family, directory)
         except OSError as error:
-            raise DataError(f"cannot put {dataset} into {raw}: {told(error)}; choose another --data-dir") from error
-    sums = _verify(dataset, raw)
-    tensors = _kept(raw / TENSORS, sums)
+            if not family.is_in(raw):  # else it may only be read, which is enough
+                raise DataError(f"cannot put {dataset} into {raw}: {told(error)}; choose another --data-dir") from error
+    sums, kept = _verify(dataset, raw), raw / f"{family.prefix}{TENSORS}"
+    tensors = _kept(kept, sums)
     if tensors is None:
         read = (*_read(family, directory, train=True), *_read(family, directory, train=False))
         tensors = dict(zip(NAMES, read, strict=True))
         with suppress(OSError):  # where it cannot be kept, do without
-            replace_file(raw / TENSORS, save_tensors(tensors, sums | _sums_of(tensors)))
+            replace_file(kept, save_tensors(tensors, sums | _sums_of(tensors)))
     x, labels, test_x, test_labels = (tensor.to(device) for tensor in tensors.values())
-    return Examples(x, labels), Examples(test_x, test_labels)
+    kind = replace(KINDS[dataset], source=str(raw))
+    try:
+        return Examples(x, labels, kind), Examples(test_x, test_labels, kind)
+    except ValueError as error:
+        raise DataError(f"{raw} does not hold 28×28 images with one label each: {error}") from error
+
+
+def refuse_others(dataset: str, directory: Path) -> None:
+    """Raise DataError if ``directory`` holds somebody's own data, which would be ignored without a word."""
+    known, archives = {family.name for family in FAMILIES.values()}, FAMILIES[dataset].archives
+    inside = [path for path in sorted(directory.glob("[!.]*")) if path.name not in known]
+    found = [path for path in inside if path.is_file() and is_data(path)]
+    if inside and all(any(map(is_data, chain(path.glob("*"), path.glob("*/*")))) for path in inside):
+        found.append(directory)  # a folder of folders of images
+    if found:
+        way = f"to train on it, give --dataset {found[0]}; for {dataset}, choose another --data-dir"
+        if found[0].name in archives:
+            way = f"if it is that of {dataset}, move it into {FAMILIES[dataset].raw(directory)}; else {way}"
+        what = "images" if found[0] == directory else found[0].name
+        raise DataError(f"{directory} holds {what}, and no {dataset} yet: {way}")
+
+
+def is_data(path: Path) -> bool:
+    """Whether the name is that of an image, or of a file of examples."""
+    return path.suffix.lower() in {*IMAGES, ".csv", ".npz"} or (path.suffix == ".gz" and ".tar" not in path.suffixes)
 
 
 def folder_of_run(dataset: str, stored: Path) -> Path:
@@ -118,8 +160,8 @@ def folder_of_run(dataset: str, stored: Path) -> Path:
 
 def _complete(dataset: str, raw: Path) -> bool:
     """Whether every file is there; for a downloaded data set, also whether its checksums were written."""
-    marks = () if dataset == "mnist" else (CHECKSUMS,)
-    return all((raw / name).is_file() for name in (*FAMILIES[dataset].files, *marks))
+    family = FAMILIES[dataset]
+    return family.is_in(raw) and (dataset == "mnist" or (raw / f"{family.prefix}{CHECKSUMS}").is_file())
 
 
 def _unpack_mnist(raw: Path) -> None:
@@ -128,10 +170,14 @@ def _unpack_mnist(raw: Path) -> None:
         import lzma
     except ImportError as error:  # as pyenv builds Python on a Mac without xz
         raise DataError(f"this Python has no lzma ({error}): install xz and then Python again") from error
-    for name in FAMILIES["mnist"].files:
+    for name, wanted in MNIST_SHA256.items():
         if not (raw / name).is_file():
-            packed = resources.files("bp_torch").joinpath("mnist", f"{name}.xz")
-            replace_file(raw / name, lzma.decompress(packed.read_bytes()))
+            packed = raw / f"{name}.gz"  # as torchvision leaves it, or somebody's own
+            if packed.is_file() and hashlib.sha256(content_of(packed).data).hexdigest() != wanted:
+                way = f"to train on it, give --dataset {raw}; for mnist, choose another --data-dir"
+                raise DataError(f"{packed} is not that of MNIST: {way}")
+            content = resources.files("bp_torch").joinpath("mnist", f"{name}.xz").read_bytes()
+            replace_file(raw / name, lzma.decompress(content))
 
 
 def _download(family: Family, directory: Path) -> None:
@@ -140,6 +186,7 @@ def _download(family: Family, directory: Path) -> None:
     for name in family.files:  # left there by a person, or by a process that died
         if (raw / name).is_file():
             _check_idx(raw / name)
+    there = [name for name in family.archives if (raw / name).is_file()]
     before = socket.getdefaulttimeout()
     try:
         socket.setdefaulttimeout(30)  # seconds without an answer: torchvision would wait for ever
@@ -148,30 +195,35 @@ def _download(family: Family, directory: Path) -> None:
     except (RuntimeError, OSError, AssertionError, ValueError, TypeError) as error:
         if isinstance(error, OSError) and error.errno in WAYS:
             raise
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise DataError(
-            f"torchvision could not download {family.name} ({reason[0].strip()}): "
-            f"put {', '.join(family.archives)} into {raw}, as published, and start again"
-        ) from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+        needed = [name for name in family.archives if not (name[-3:] == ".gz" and (raw / name[:-3]).is_file())]
+        way = f"put {', '.join(name for name in needed if name not in there)} into {raw}, as published, and start again"
+        if {*needed[:1]} & {*there}:  # they are unpacked one after another, and this one was not
+            way = f"{raw / needed[0]} is not as published: replace it, and start again"
+        raise DataError(f"torchvision could not download {family.name} ({reason}): {way}") from error
     finally:
         socket.setdefaulttimeout(before)
     for name in family.files:
         _check_idx(raw / name)
     sums = "".join(f"{_sha256(raw / name)}  {name}\n" for name in family.files)
-    replace_file(raw / CHECKSUMS, sums.encode())
+    replace_file(raw / f"{family.prefix}{CHECKSUMS}", sums.encode())
 
 
 def _verify(dataset: str, raw: Path) -> dict[str, str]:
-    """The checksum of each file. Raises DataError if one is not what it was when it was published, or unpacked."""
-    sums, again = MNIST_SHA256, "from the package"
+    """The checksum of each file. Raises DataError if one is not what it was when it was published, or unpacked.
+
+    Of files without a list of their sums, which may only be read, there is nothing to check.
+    """
+    family, sums, again = FAMILIES[dataset], MNIST_SHA256, "from the package"
     if dataset != "mnist":
-        lines = (raw / CHECKSUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+        path = raw / f"{family.prefix}{CHECKSUMS}"
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
         sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-        again = f"from {' and '.join(FAMILIES[dataset].archives)}, together with {CHECKSUMS}"
-        if missing := [name for name in FAMILIES[dataset].files if name not in sums]:
-            raise DataError(f"{raw / CHECKSUMS} has no checksum of {missing[0]}: delete it, and it is written anew")
-    for name in FAMILIES[dataset].files:
-        if _sha256(raw / name) != sums.get(name):
+        again = f"from {' and '.join(family.archives)}, together with {path.name}"
+        if missing := [name for name in family.files if path.is_file() and name not in sums]:
+            raise DataError(f"{path} has no checksum of {missing[0]}: delete it, and it is written anew")
+    for name in family.files:
+        if sums and _sha256(raw / name) != sums.get(name):
             raise DataError(f"{raw / name} is truncated or altered: delete it and it is unpacked again {again}")
     processed = raw.parent / "processed"
     if any(processed.glob("*.pt")):
@@ -204,19 +256,16 @@ def _sha256(path: Path) -> str:
 
 
 def _check_idx(path: Path) -> None:
-    """Raise DataError unless the file is as its IDX header says (0, 0, type, rank, dimensions), and of bytes."""
-    content = path.read_bytes()
-    item_size = {8: 1, 9: 1, 11: 2, 12: 4, 13: 4, 14: 8}
-    rank = content[3] if len(content) > 3 else 0
-    shape = [int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(1, rank + 1)]
-    wanted = 4 + 4 * rank + prod(shape) * item_size.get(content[2], 0) if rank else 4
-    if not rank or len(content) != wanted:
-        raise DataError(f"{path} is truncated: it has {len(content)} bytes, wanted {wanted}; delete it and start again")
-    if content[2] != (kind := 12 if path.name.endswith("-int") else 8):
+    """Raise DataError unless the file is as its IDX header says, and of bytes; QMNIST's labels are of integers."""
+    content = content_of(path)
+    kind = 12 if path.name.endswith("-int") else 8
+    read_idx(path, content)
+    if content[2] != kind:
         raise DataError(f"{path} has numbers of the IDX type {content[2]}, wanted {kind}; delete it and start again")
 
 
-def _read(family: Family, directory: Path, *, train: bool) -> Examples:
+def _read(family: Family, directory: Path, *, train: bool) -> tuple[Tensor, Tensor]:
+    """The images (N, 784) and the labels (N,) that torchvision reads."""
     for name in family.files:
         _check_idx(family.raw(directory) / name)
     try:
@@ -228,59 +277,31 @@ def _read(family: Family, directory: Path, *, train: bool) -> Examples:
         labels = labels[:, 0]
     if family.name == "EMNIST":  # stored on its side
         images = images.transpose(1, 2)
-    fit = images.shape[1:] == (28, 28) and 0 < len(images) == len(labels) and labels.ndim == 1
-    if not (fit and 0 <= labels.min() <= labels.max() < CLASSES):
-        raise DataError(f"{family.raw(directory)} does not hold 28×28 images with one label from 0 to 9 each")
-    return Examples(images.reshape(-1, PIXELS), labels.contiguous())
+    if images.shape[1:] != (28, 28):
+        raise DataError(
+            f"{family.raw(directory)} does not hold 28×28 images with one label each: {tuple(images.shape)}"
+        )
+    first = 1 if family.options.get("split") == "letters" else 0  # its labels count from 1
+    return images.reshape(-1, PIXELS).contiguous(), labels.contiguous() - first
 
 
-def one_hot(labels: Tensor, classes: int = CLASSES, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The targets y (B, classes) of ``labels`` (B,): 1 for the class, else 0. Raises ValueError for another label."""
-    if labels.ndim != 1 or labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(f"labels are a (B,) tensor of integers, not {tuple(labels.shape)} of {labels.dtype}")
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if len(wrong):
-        raise ValueError(f"label {wrong[0].item()} is not one of 0 to {classes - 1}")
-    return _one_hot(labels, classes, dtype)
+def content_of(path: Path) -> Array:
+    """The bytes of a file, mapped into memory, or those that gzip packed in it. Raises DataError for bad ones."""
+    content: Array = np.memmap(path, np.uint8, "c") if path.stat().st_size else np.empty(0, np.uint8)
+    if content[:2].tobytes() != b"\x1f\x8b":
+        return content
+    try:
+        return np.frombuffer(bytearray(gzip.decompress(content.data)), np.uint8)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} is truncated or altered: {error}") from error
 
 
-def _one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    y = torch.zeros(len(labels), classes, dtype=dtype, device=labels.device)
-    return y.scatter_(1, labels[:, None].long(), 1)
-
-
-def permutation(n: int, seed: int, epoch: int, device: torch.device | str = "cpu") -> Tensor:
-    """The order (n,) of ``epoch``: drawn from (seed, epoch) alone, so the same in every process and resumed run."""
-    return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n)).to(device, torch.int64)
-
-
-def first_shuffled(examples: Examples, n: int, seed: int) -> Examples:
-    """The first n of the shuffled examples. Epochs count from 1; this is the shuffle of epoch 0."""
-    indices = permutation(len(examples.labels), seed, 0, examples.x.device)[:n]
-    return Examples(examples.x[indices], examples.labels[indices])
-
-
-def subsample(examples: Examples, about: int = 10_000) -> Examples:
-    """``about`` so many of the examples, evenly spaced over all of them; all of fewer."""
-    # An odd distance: in MNIST easy and hard writers alternate, and one parity is 2 points above the other.
-    every = max(1, len(examples.labels) // about) | 1
-    return Examples(*(tensor[::every] for tensor in examples))
-
-
-def batch(
-    examples: Examples, indices: Tensor | slice, dtype: torch.dtype, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """x (B, 784), scaled to 0..1, and the targets y (B, 10) of the examples at ``indices`` (B,), or in a slice.
-
-    x is written into the first rows of ``out``, if that is given.
-    """
-    x, labels = (each[indices] if isinstance(indices, slice) else each.index_select(0, indices) for each in examples)
-    return scaled(x, dtype, out=None if out is None else out[: len(x)]), _one_hot(labels, CLASSES, dtype)
-
-
-def scaled(pixels: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
-    """``pixels``, bytes, as inputs of the network: from 0 to 1; in ``out``, if that is given."""
-    x = pixels.new_empty(pixels.shape, dtype=dtype) if out is None else out
-    if pixels.device.type == "cpu":  # where two calls are quicker than one that casts as it multiplies
-        return x.copy_(pixels).mul_(PIXEL_SCALE)
-    return torch.mul(pixels, torch.tensor(PIXEL_SCALE, dtype=torch.promote_types(dtype, torch.float32)), out=x)
+def read_idx(path: Path, content: Array) -> Array:
+    """The array in the ``content`` of an IDX file: 0, 0, type, rank, 4 bytes a dimension. Raises DataError."""
+    rank, kinds = int((*content[3:4], 0)[0]), {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+    shape = [int.from_bytes(content[4 * i : 4 * i + 4].tobytes(), "big") for i in range(1, rank + 1)]
+    kind = np.dtype(kinds.get(int((*content[2:3], 8)[0]), "u1"))
+    wanted = 4 + 4 * rank + prod(shape) * kind.itemsize if rank else 4
+    if not rank or len(content) != wanted:
+        raise DataError(f"{path} is truncated: it has {len(content)} bytes, wanted {wanted}; delete it and start again")
+    return np.frombuffer(content, kind, offset=4 + 4 * rank).reshape(shape)

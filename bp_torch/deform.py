@@ -84,7 +84,8 @@ def deformed(
     They are written into ``out``, (N, 784) bytes, if that is given. ``drawn``: by ``draw``, None: now.
     """
     device, drawn = examples.x.device, drawn or draw(len(examples.labels), how, seed, epoch)
-    moved = (*motions(examples.labels, how, drawn.uniform), drawn.waves, basis_of(how))
+    labels = torch.full_like(examples.labels, -1) if examples.kind.names else examples.labels  # names: no digits
+    moved = (*motions(labels, how, drawn.uniform), drawn.waves, basis_of(how))
     matrices, shifts, waves, basis = (tensor.to(device) for tensor in moved)
     x, basis = torch.empty_like(examples.x) if out is None else out, basis * sqrt(how.alpha)
     for start in range(0, len(x), CHUNK):
@@ -93,7 +94,7 @@ def deformed(
         if how.alpha:
             sources += basis @ waves[part] @ basis.mT
         x[part] = sampled(examples.x[part], sources)
-    return Examples(x, examples.labels)
+    return examples.having(x, examples.labels)
 
 
 def draw(n: int, how: Deformation, seed: int, epoch: int) -> Drawn:

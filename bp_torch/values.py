@@ -15,7 +15,8 @@ VERSION = "0.2.0"
 ActivationName = Literal["sigmoid", "relu", "tanh", "scaled-tanh", "identity"]
 CostName = Literal["quadratic", "binary-cross-entropy", "softmax-cross-entropy"]
 InitName = Literal["lecun", "normal", "he", "uniform"]
-DatasetName = Literal["mnist", "fashion-mnist", "kmnist", "qmnist", "emnist-digits"]
+_Digits = Literal["mnist", "fashion-mnist", "kmnist", "qmnist", "emnist-digits", "emnist-mnist"]
+DatasetName = Literal[_Digits, "emnist-letters", "emnist-balanced", "emnist-bymerge", "emnist-byclass"]
 DTypeName = Literal["float32", "float64", "bfloat16", "float16"]
 
 ABSORBED = {"binary-cross-entropy": "sigmoid"}

@@ -52,7 +52,6 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterat
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bp_torch.training.run.load", read)
-        patch.setattr("bp_torch.explain.subject.load", read)
         yield directory
 
 

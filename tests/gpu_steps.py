@@ -293,8 +293,8 @@ def kernels(step: Callable[[], object], repeats: int = 5) -> Found:
 def deform(setup: Setup) -> Found:
     """Deformed images beside those of the CPU: the same but for rounding, whatever the run's precision is."""
     here = load("mnist", setup.work / "data")[0]
-    few = Examples(*(tensor[: 1_000 if setup.small else 20_000] for tensor in here))
-    there = Examples(*(tensor.to(setup.device) for tensor in few))
+    few = here.map(lambda tensor: tensor[: 1_000 if setup.small else 20_000])
+    there = few.map(lambda tensor: tensor.to(setup.device))
     expected, ink = deformed(few, Deformation(), seed=0, epoch=1).x.int(), max(1, int((few.x > 0).sum()))
     found: Found = {"ok": True}
     for precision in ("full", *["tf32"] * setup.gpu):

@@ -49,7 +49,7 @@ def test_scripts_train_as_ours_does(trained: Callable[[str], Any], mnist: tuple[
     network = config.network(torch.device("cpu"))
     start = np.concatenate([part.ravel() for part in default_run.weights()])
     network.parameters.copy_(torch.from_numpy(start))
-    step = config.training_step(network, config.optimizer(network), Examples(*(part[:FEW] for part in mnist[0])))
+    step = config.training_step(network, config.optimizer(network), mnist[0].map(lambda part: part[:FEW]))
     order = np.random.default_rng(1)
     for epoch in (1, 2):
         step.optimizer.learning_rate = config.learning_rate_at(epoch)

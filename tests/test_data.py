@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torchvision import datasets
@@ -21,6 +22,9 @@ from bp_torch.data import (
     permutation,
     subsample,
 )
+from bp_torch.kind import Kind
+from bp_torch.network import Network
+from bp_torch.training import evaluate
 from tests.harness import FORK
 
 TWO = Path("MNIST/raw/t10k-labels-idx1-ubyte")
@@ -156,7 +160,7 @@ def idx(array: torch.Tensor, kind: int) -> bytes:
 
 def archives(dataset: str, images: torch.Tensor) -> dict[str, bytes]:
     """Packed files of ``dataset`` with these images in both sets, labels 0, 1, 2, …"""
-    labels = torch.arange(len(images), dtype=torch.uint8)
+    labels = torch.arange(len(images), dtype=torch.uint8) + (dataset == "emnist-letters")  # which count from 1
     extended = torch.zeros(len(images), 8, dtype=torch.int32)
     extended[:, 0] = labels
     packed = {}
@@ -185,7 +189,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         raw.mkdir(parents=True)
         md5 = {}
         for name, content in archives(dataset, IMAGES).items():
-            if dataset == "emnist-digits":  # torchvision unpacks gzip.zip, then the files in it
+            if dataset.startswith("emnist"):  # torchvision unpacks gzip.zip, then the files in it
                 (raw / name).write_bytes(gzip.decompress(content))
             else:
                 (raw / f"{name}.gz").write_bytes(content)
@@ -194,7 +198,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str]
         if isinstance(resources, dict):
             changed = {k: [(u, md5.get(u.rsplit("/")[-1], m)) for u, m in v] for k, v in resources.items()}
             monkeypatch.setattr(family.loader, "resources", changed)
-        elif dataset != "emnist-digits":
+        elif not dataset.startswith("emnist"):
             monkeypatch.setattr(family.loader, "resources", [(url, md5[url]) for url, _ in resources])
         return raw
 
@@ -206,12 +210,12 @@ def test_other_data_sets_are_read_and_checked_at_each_use(
     dataset: str, published: Callable[[str], Path], tmp_path: Path
 ) -> None:
     raw = published(dataset)
-    upright = IMAGES.transpose(1, 2) if dataset == "emnist-digits" else IMAGES
+    upright = IMAGES.transpose(1, 2) if dataset.startswith("emnist") else IMAGES
     for _ in range(2):
         for examples in load(dataset, tmp_path):
             assert torch.equal(examples.x.view(-1, 28, 28), upright)
             assert examples.labels.tolist() == [0, 1, 2]
-    assert (raw / CHECKSUMS).read_text(encoding="utf-8").count("\n") == 4
+    assert (raw / f"{data.FAMILIES[dataset].prefix}{CHECKSUMS}").read_text(encoding="utf-8").count("\n") == 4
     damaged = raw / data.FAMILIES[dataset].files[0]
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\0")
     with pytest.raises(DataError, match=f"{damaged.name} is truncated or altered"):
@@ -224,6 +228,91 @@ def test_truncated_file_is_found_on_first_use_too(published: Callable[[str], Pat
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DataError, match=rf"{path.name} is truncated: it has 2358 bytes, wanted 2368"):
         load("emnist-digits", tmp_path)
+
+
+@pytest.mark.parametrize("left", ["read only", "with checksums"])
+def test_complete_folder_that_may_only_be_read_is_read(
+    left: str, published: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = published("kmnist")
+    load("kmnist", tmp_path)
+    if left == "read only":
+        (raw / CHECKSUMS).unlink()
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(raw))
+
+    for name in ("lock_in", "replace_file"):
+        monkeypatch.setattr(f"bp_torch.data.{name}", denied)
+    assert load("kmnist", tmp_path)[0].labels.tolist() == [0, 1, 2]
+    damaged = raw / data.FAMILIES["kmnist"].files[0]
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(DataError, match="truncated"):
+        load("kmnist", tmp_path)
+
+
+# ---- somebody else's data ----
+
+
+def put(path: Path, content: bytes = b"1,2,3\n") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["letters.csv"], "holds letters.csv, and no mnist yet: to train on it, give --dataset .*/letters.csv; for mn"),
+        (["train-images-idx3-ubyte.gz"], "holds train-images-idx3-ubyte.gz, .* move it into .*/MNIST/raw; else"),
+        (["a.npz", "notes.md"], "holds a.npz, and no mnist"),
+        (["cat/1.png", "dog/2.PNG", ".DS_Store"], "holds images, and no mnist yet: .*--dataset .*/here; for mnist"),
+        (["train/cat/1.jpg", "test/cat/2.jpg"], "holds images"),
+        (["1.jpeg"], "holds 1.jpeg"),
+    ],
+)
+def test_folder_with_data_of_ones_own_is_refused(files: list[str], message: str, tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    for name in files:
+        put(here / name)
+    with pytest.raises(DataError, match=message):
+        load("mnist", here)
+    assert {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()} == {*files}, (
+        "nothing is unpacked"
+    )
+
+
+def test_folder_with_other_things_takes_mnist(tmp_path: Path) -> None:
+    for name in ("docs/picture.png", "notes.md", "package/code.py", "FashionMNIST/raw/a.gz", "cifar-10.tar.gz"):
+        put(tmp_path / name)
+    assert len(load("mnist", tmp_path)[1].labels) == 10_000
+    put(tmp_path / "letters.csv")
+    assert load("mnist", tmp_path)[0].kind.source == str(tmp_path / "MNIST/raw"), (
+        "it is there, and what is read is said"
+    )
+
+
+def test_foreign_archives_in_the_place_of_mnist_are_refused(tmp_path: Path, data_dir: Path) -> None:
+    raw, name = tmp_path / "MNIST/raw", "t10k-labels-idx1-ubyte"
+    put(raw / f"{name}.gz", gzip.compress(b"\0\0\x08\1\0\0\0\1\5"))
+    with pytest.raises(DataError, match=rf"{name}.gz is not that of MNIST: to train on it, give --dataset .*raw"):
+        load("mnist", tmp_path)
+    put(raw / f"{name}.gz", gzip.compress((data_dir / "MNIST/raw" / name).read_bytes()))
+    assert len(load("mnist", tmp_path)[1].labels) == 10_000
+
+
+def test_archives_that_are_there_are_not_asked_for_as_if_they_were_not(
+    published: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = published("fashion-mnist")
+    monkeypatch.setattr(datasets.FashionMNIST, "mirrors", ["http://127.0.0.1:9/"])
+    (raw / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"other"))
+    with pytest.raises(DataError, match=r"raw/t10k-images-idx3-ubyte.gz is not as published: replace it") as caught:
+        load("fashion-mnist", tmp_path)
+    assert "train-images" not in str(caught.value) and "put" not in str(caught.value)
+    monkeypatch.setattr(datasets.EMNIST, "url", "http://127.0.0.1:9/gzip.zip")
+    put(tmp_path / "EMNIST/raw/gzip.zip")
+    with pytest.raises(DataError, match=r"EMNIST/raw/gzip.zip is not as published: replace it"):
+        load("emnist-letters", tmp_path)
 
 
 @pytest.mark.parametrize("kind", [0, 9, 11, 12, 13, 14, 255])
@@ -239,8 +328,9 @@ def test_numbers_of_another_type_are_refused_by_name(
     path.write_bytes(content[:2] + bytes([kind]) + content[3:16] + content[16:] * item)
     sums = [f"{hashlib.sha256(f.read_bytes()).hexdigest()}  {f.name}\n" for f in raw.glob("*ubyte")]
     (raw / CHECKSUMS).write_text("".join(sums), encoding="utf-8") if summed else (raw / CHECKSUMS).unlink()
-    says = f"has numbers of the IDX type {kind}, wanted 8" if kind not in (0, 255) else "is truncated"
-    with pytest.raises(DataError, match=f"{path.name} {says}.*delete it and start again"):
+    with pytest.raises(
+        DataError, match=f"{path.name} has numbers of the IDX type {kind}, wanted 8.*delete it and start again"
+    ):
         load("kmnist", tmp_path)
 
 
@@ -308,6 +398,41 @@ def test_one_hot_equals_that_of_torch() -> None:
 def test_invalid_labels_raise_value_error(labels: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         one_hot(labels)
+    with pytest.raises(ValueError, match=message.replace(r"(1, 1)", ".*")):
+        Examples(torch.zeros(len(labels), 784), labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64])
+def test_labels_of_every_integer_type_are_taken(dtype: torch.dtype) -> None:
+    examples = Examples(torch.zeros(3, 784), torch.tensor([3, 0, 9]).to(dtype))
+    assert examples.labels.dtype == torch.int64 and examples.labels.tolist() == [3, 0, 9]
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.full((2, 784), 255.0), "x holds floats from 255 to 255, wanted 0 to 1, or bytes of 0 to 255"),
+        (torch.tensor([[-1.0] + [0.5] * 783] * 2), "x holds floats from -1 to 0.5, wanted 0 to 1"),
+        (torch.tensor([[float("nan")] + [0.5] * 783] * 2), "x holds floats from nan to nan, wanted 0 to 1"),
+        (torch.zeros(2, 784, dtype=torch.int64), "x is torch.int64, wanted torch.uint8"),
+        (torch.zeros(2, 784, dtype=torch.bool), "x is torch.bool, wanted torch.uint8"),
+        (torch.zeros(2, 28, 28), r"x has shape \(2, 28, 28\), wanted \(2, 28\), .*x.flatten\(1\)"),
+        (torch.zeros(3, 784), r"x has shape \(3, 784\), wanted \(2, 784\), a row for each label"),
+        (np.zeros((2, 784)), r"x is a ndarray, wanted a tensor: torch.as_tensor\(x\)"),
+    ],
+)
+def test_pixels_that_are_neither_bytes_nor_0_to_1_raise_value_error(x: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Examples(x, torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_floats_from_0_to_1_score_as_the_bytes_do(mnist: tuple[Examples, Examples], dtype: torch.dtype) -> None:
+    some = first_shuffled(mnist[1], 500, seed=0)
+    network = Network((784, 30, 10), init="normal")
+    wanted = evaluate(network, some, "quadratic")
+    found = evaluate(network, Examples(some.x.to(dtype) / 255, some.labels), "quadratic")
+    assert found.accuracy == wanted.accuracy and found.cost == pytest.approx(wanted.cost, rel=1e-5)
 
 
 def test_order_of_an_epoch_depends_on_seed_and_epoch_alone() -> None:
@@ -322,7 +447,7 @@ def test_order_of_an_epoch_depends_on_seed_and_epoch_alone() -> None:
 def test_batches_hold_every_example_once_scaled_to_0_1(
     mnist: tuple[Examples, Examples], dtype: torch.dtype, device: torch.device
 ) -> None:
-    examples = Examples(*(tensor.to(device) for tensor in first_shuffled(mnist[1], 250, seed=0)))
+    examples = first_shuffled(mnist[1], 250, seed=0).map(lambda tensor: tensor.to(device))
     order = permutation(250, seed=0, epoch=1, device=device)
     batches = [batch(examples, indices, dtype) for indices in order.split(100)]
     assert [len(x) for x, _ in batches] == [100, 100, 50]
@@ -333,7 +458,7 @@ def test_batches_hold_every_example_once_scaled_to_0_1(
 
 @pytest.mark.parametrize(("n", "kept"), [(60_000, 8_572), (12_345, 12_345), (20_001, 6_667), (7, 7)])
 def test_subsample_is_evenly_spaced_at_an_odd_distance(n: int, kept: int) -> None:
-    some = subsample(Examples(torch.arange(n)[:, None], torch.arange(n)))
+    some = subsample(Examples(torch.arange(n)[:, None].double(), torch.arange(n), Kind(1, n, image=())))
     assert len(some.labels) == kept
     assert torch.equal(some.x[:, 0], some.labels)
     assert some.labels[0] == 0 and n - some.labels[-1] <= n // kept

@@ -38,7 +38,7 @@ def only(**values: float) -> Deformation:
 
 @pytest.fixture
 def examples(mnist: tuple[Examples, Examples]) -> Examples:
-    return Examples(*(tensor[:3000] for tensor in mnist[0]))
+    return mnist[0].map(lambda tensor: tensor[:3000])
 
 
 def test_nothing_is_the_identity_bit_for_bit(examples: Examples) -> None:

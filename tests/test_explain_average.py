@@ -1,12 +1,14 @@
 """The average of all per-example gradients is the gradient; the statistics match their definitions."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from bp_torch.explain import average
 from bp_torch.explain.gradient import parameter_name
 from bp_torch.explain.options import AverageOptions
-from bp_torch.explain.subject import Subject, full_gradient
+from bp_torch.explain.subject import Subject, UsageError, full_gradient
 from bp_torch.network import layer_views
 
 
@@ -45,6 +47,14 @@ def test_average_as_it_is_made_is_the_mean_of_so_many_wishes(subject: Subject) -
     cosine = torch.cosine_similarity(result.made[100], around[0], dim=0)
     share = cosine * result.made[100].norm() / around[0].norm()
     assert result.left(1) == pytest.approx(1) and result.left(100) == pytest.approx(share.item())
+
+
+def test_fewer_examples_than_columns_are_all_shown(subject: Subject) -> None:
+    few = replace(subject, training=subject.training.map(lambda tensor: tensor[:5]))
+    result = average.Average(few, AverageOptions())
+    assert result.labels == subject.training.labels[:5].tolist() and "of 5 training examples" in result.table()
+    with pytest.raises(UsageError, match="--first: wanted 0 to 3 for 2 columns, got 4"):
+        average.Average(few, AverageOptions(first=4, columns=2))
 
 
 def test_short_names_say_the_same_as_the_long_ones() -> None:

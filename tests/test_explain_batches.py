@@ -1,5 +1,7 @@
 """The mini-batches are those that training uses, and their gradients average to the true one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -34,3 +36,9 @@ def test_batch_of_all_examples_points_where_the_true_gradient_does(subject: Subj
     assert result.many == 1 and max(found[0] for found in result.angles.values()) < 1e-5
     with pytest.raises(UsageError, match="--batch-size: wanted 1 to 2,000, got 2001"):
         batches.Batches(subject, BatchesOptions(batch_size=2001))
+
+
+def test_fewer_examples_than_a_batch_has_are_one_batch(subject: Subject) -> None:
+    few = replace(subject, training=subject.training.map(lambda tensor: tensor[:5]))
+    result = batches.Batches(few, BatchesOptions())
+    assert (result.many, result.batch_size) == (1, 5)

@@ -717,6 +717,15 @@ def test_descent_stops_where_the_cost_is_no_longer_finite(opened: Page, file: Pa
     assert "No step yet" in opened.inner_text("#descentText")
 
 
+@pytest.mark.parametrize(("left", "few"), [(0, "0 of class 7"), (2, "2 of class 7")])
+def test_test_set_that_lacks_a_digit_is_refused(left: int, few: str, subject: Subject) -> None:
+    sevens = (subject.test.labels == 7).nonzero()[:, 0]
+    kept = torch.ones(len(subject.test.labels), dtype=torch.bool).index_fill(0, sevens[left:], value=False)
+    lacking = replace(subject, test=subject.test.map(lambda tensor: tensor[kept]))
+    with pytest.raises(UsageError, match=f"the page shows three test images of each class.* this test set has {few}"):
+        exporter.write_page(lacking)
+
+
 def test_three_descents_start_together_and_are_those_of_python(opened: Page, file: Path, subject: Subject) -> None:
     visit(opened, file)
     opened.locator("#rate").fill("-0.3")

@@ -112,7 +112,6 @@ def test_data_are_unpacked_only_where_the_user_says(
         json.dumps({n: v for n, v in fields.items() if n != "sha256"}), encoding="utf-8"
     )
     asked: list[Path] = []
-    monkeypatch.setattr("bp_torch.explain.subject.load", lambda dataset, directory, device: asked.append(directory))
     monkeypatch.setattr("bp_torch.training.run.load", lambda dataset, directory, device: asked.append(directory))
     saved = read_config(folder)
     for directory in (saved.data_dir, tmp_path / "named"):

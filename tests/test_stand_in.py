@@ -145,7 +145,7 @@ def test_verify_checks_elsewhere(
 def test_contenders_race_elsewhere(data_dir: Path, elsewhere: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.inference_mode", torch.no_grad)  # torch does not let such tensors leave the mode
     examples = load("mnist", data_dir, ELSEWHERE)[0]
-    few = examples._replace(x=examples.x[:500], labels=examples.labels[:500])
+    few = examples.map(lambda tensor: tensor[:500])
     names = ("autograd, TensorDataset", "NumPy by hand", "floor")
     contenders = {OURS: CONTENDERS[NOT_RECORDED]} | {name: CONTENDERS[name] for name in names}
     compare(contenders, Task(Config(data_dir=data_dir), few), rounds=1)

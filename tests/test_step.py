@@ -66,7 +66,7 @@ def three_epochs(
     """The step, and after each of its steps θ, some of δ, the first y, and the running costs."""
     network = config.network(device)
     running = torch.zeros(2, dtype=torch.float64, device=device)
-    examples = Examples(*(tensor.to(device) for tensor in examples))
+    examples = examples.map(lambda tensor: tensor.to(device))
     step = config.training_step(network, config.optimizer(network), examples, running=running)
     seen: list[Tensor] = []
     points = []
@@ -166,7 +166,7 @@ def test_step_that_cannot_be_compiled_is_reported_with_the_flag(
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 def test_steps_made_by_the_compiler_equal_those_as_written_within_rounding(examples: Examples) -> None:
     torch._dynamo.reset()
-    whole = Examples(*(tensor[:400] for tensor in examples))
+    whole = examples.map(lambda tensor: tensor[:400])
     networks = []
     for config in (Config(dtype="float64", momentum=0.9, compile=True), Config(dtype="float64", momentum=0.9)):
         network = config.network(CPU)
@@ -316,7 +316,7 @@ class OnCuda:
         device, config = torch.device("cuda"), Config()
         network = config.network(device)
         running = torch.zeros(2, dtype=torch.float64, device=device)
-        on_device = Examples(*(tensor.to(device) for tensor in examples))
+        on_device = examples.map(lambda tensor: tensor.to(device))
         step = config.training_step(network, config.optimizer(network), on_device, running=running)
         orders = [permutation(N, 0, epoch, device) for epoch in (1, 2, 3)]
         for order in orders[:2]:

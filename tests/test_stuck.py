@@ -88,7 +88,7 @@ def test_run_that_learns_nothing_says_why(
 def shuffled(data: tuple[Examples, Examples]) -> tuple[Examples, Examples]:
     training, test = data
     order = torch.randperm(len(training.labels), generator=torch.Generator().manual_seed(0))
-    return training._replace(labels=training.labels[order]), test
+    return training.having(training.x, training.labels[order]), test
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """What ``python -m bp_torch verify`` checks, and how it tells what was found."""
 
 from itertools import chain, product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -10,12 +9,14 @@ from tqdm import tqdm
 from bp_torch.activations import ACTIVATIONS
 from bp_torch.commands.verify_options import Options as Options
 from bp_torch.costs import COSTS
-from bp_torch.data import CLASSES, PIXELS, DataError, batch, first_shuffled, folder_of_run, load
+from bp_torch.data import DataError, batch, first_shuffled
 from bp_torch.device import choose_device
+from bp_torch.kind import Kind
 from bp_torch.network import Network
 from bp_torch.own_backward import check_own, check_parts
 from bp_torch.text import count, folded, table
-from bp_torch.training import TrainingError, open_run, read_config
+from bp_torch.training import Config, TrainingError, open_run, read_config
+from bp_torch.training.run import load_data
 from bp_torch.verify.report import HEADER, Comparison, Report, explanations, grouped, wrapped_lines
 
 DEPTHS = (1, 2, 3, 4)
@@ -63,19 +64,18 @@ class Case(NamedTuple):
 def verify(options: Options) -> list[Case]:
     """Check the backward of every network with every batch size. Raises TrainingError, DeviceError and DataError."""
     device = choose_device(options.device)
-    config = read_config(options.run) if options.run else None
-    dataset, directory = (config.dataset, config.data_dir) if config else (options.dataset or "mnist", Path("data"))
+    config = read_config(options.run) if options.run else Config(dataset=options.dataset or "mnist")
     if options.data_dir is not None and not options.data_dir.is_dir():
         raise DataError(f"--data-dir: there is no folder {options.data_dir}, and a check makes none")
-    test = load(dataset, options.data_dir or folder_of_run(dataset, directory), device)[1]
+    test = load_data(config, device, options.run, options.data_dir)[1]
     if (most := max(options.batch_sizes)) > len(test.labels):
         raise TrainingError(f"--batch-sizes: wanted at most the {len(test.labels):,} examples there are, got {most:,}")
     examples = first_shuffled(test, most, options.seed)
     settings = {"tolerance": options.tolerance, "coordinates": options.coordinates, "seed": options.seed}
-    todo, cases = list(product(networks(options, device), options.batch_sizes)), []
+    todo, cases = list(product(networks(options, test.kind, device), options.batch_sizes)), []
     for (network, cost), n in tqdm(todo, unit="network", leave=False, disable=None, delay=2):
         x, y = batch(examples, torch.arange(n, device=device), network.dtype)
-        y[1::2] = 0.9 * y[1::2] + 0.1 / CLASSES  # every second target is soft
+        y[1::2] = 0.9 * y[1::2] + 0.1 / test.kind.outputs  # every second target is soft
         report = check_own(network, x, y, cost, **settings)
         if n == options.batch_sizes[-1]:
             batches = [batch(examples, torch.arange(n, device=device), network.dtype) for n in options.batch_sizes]
@@ -84,15 +84,15 @@ def verify(options: Options) -> list[Case]:
     return cases
 
 
-def networks(options: Options, device: torch.device) -> list[tuple[Network, str]]:
-    """The networks to check, with their costs."""
+def networks(options: Options, kind: Kind, device: torch.device) -> list[tuple[Network, str]]:
+    """The networks to check, with their costs, for data of this ``kind``."""
     dtypes = [getattr(torch, name) for name in options.dtypes]
     if options.run is not None:
         config, trained = open_run(options.run, device)
         return [(trained.to(dtype=dtype), config.cost) for dtype in dtypes]
     found, depths = [], options.depths or DEPTHS
     for (hidden, output, cost), dtype, depth in product(combinations(), dtypes, depths):
-        sizes, seed = (PIXELS, *[16] * (depth - 1), CLASSES), options.seed
+        sizes, seed = (kind.inputs, *[16] * (depth - 1), kind.outputs), options.seed
         network = Network(sizes, activation=hidden, output_activation=output, seed=seed, dtype=dtype, device=device)
         for b in network.biases:  # which start at zero, and would hide a mistake there
             b.add_(0.1 * torch.randn(b.shape, generator=torch.Generator().manual_seed(seed)).to(b))
@@ -153,7 +153,7 @@ def diagnosis_lines(cases: list[Case]) -> list[str]:
 def conditions(cases: list[Case], options: Options) -> list[str]:
     """The networks, the comparisons, and how they were made."""
     network, comparisons = cases[0].network, [c for case in cases for c in case.report.comparisons]
-    sizes = "-".join(map(str, network.sizes)) if options.run else f"{PIXELS}-16-…-{CLASSES}"
+    sizes = "-".join(map(str, network.sizes)) if options.run else f"{network.sizes[0]}-16-…-{network.sizes[-1]}"
     shown = f"the worst error of each {'gradient' if options.run else 'combination'}; L layers, B examples; "
     limits = {case.report.dtype: f"{case.report.tolerance:.1e} in {case.report.dtype}" for case in cases}
     by_autograd = [c.identical for c in comparisons if c.reference == "autograd"]

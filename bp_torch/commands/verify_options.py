@@ -28,8 +28,8 @@ class Options:
     """Largest relative error that is allowed. None: ε^(2/3) of the dtype, and more where rounding alone causes it."""
     coordinates: Annotated[int, Within(least=0)] = 1
     """Entries of each tensor for central differences, the one that is furthest off included. 0: none."""
-    dataset: DatasetName | None = None
-    """Data set. Not with --run, which takes its own. None: mnist."""
+    dataset: DatasetName | Path | None = None
+    """Data set, by its name or the path of your own. Not with --run, which takes its own. None: mnist."""
     data_dir: Path | None = None
     """Folder of the data sets. None: data, or that of the run."""
     seed: Annotated[int, Within(least=0, most=SEEDS - 1)] = 0

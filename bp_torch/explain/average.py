@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import pairwise
 from math import ceil
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,8 +78,9 @@ def select_rows(gradient: Tensor, sizes: tuple[int, ...]) -> list[int]:
 
 def averages(network: Network, examples: Examples, cost: str, first: int) -> dict[int, Tensor]:
     """The average wish (P,) of 1, 10, … examples, by their number: from the ``first`` on, and around the end."""
-    turned = Examples(*(tensor.roll(-first, 0) for tensor in examples))
-    some = {count: Examples(*(tensor[:count] for tensor in turned)) for count in MADE_OF if count < len(turned.labels)}
+    n = len(examples.labels)
+    turned = examples.map(lambda tensor: tensor.roll(-first, 0))
+    some = {count: turned.map(itemgetter(slice(count))) for count in MADE_OF if count < n}
     return {count: -full_gradient(network, each, cost).cpu() for count, each in some.items()}
 
 
@@ -90,7 +92,7 @@ class Average(Idea):
         network, cost, training = subject.exact, subject.config.cost, subject.training
         self.caption, self.sizes = subject.caption, network.sizes
         self.examples = n = len(training.labels)
-        first, columns = options.first, options.columns
+        first, columns = options.first, options.columns or min(6, n)
         if first + columns > n:
             raise UsageError(f"--first: wanted 0 to {n - columns:,} for {columns} columns, got {first}")
         self.direct = -full_gradient(network, training, cost, chunk=n).cpu()  # −∇C by one backward pass, (P,)

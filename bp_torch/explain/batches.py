@@ -2,7 +2,7 @@
 
     python -m bp_torch explain batches
 
-The shuffle is that of training, ``data.permutation``. The gradient of each mini-batch is from ``backprop.backward``;
+The shuffle is that of training, ``examples.permutation``. The gradients are from ``backprop.backward``;
 the average of all of them is ∇C.
 """
 
@@ -32,10 +32,10 @@ class Batches(Idea):
     def __init__(self, subject: Subject, options: BatchesOptions) -> None:
         """Cut the shuffled examples into batches, and compute the gradient of each."""
         training, cost, n = subject.training, subject.config.cost, len(subject.training.labels)
-        if options.batch_size > n:
-            raise UsageError(f"--batch-size: wanted 1 to {n:,}, got {options.batch_size}")
+        self.batch_size, self.examples = options.batch_size or min(100, n), n
+        if self.batch_size > n:
+            raise UsageError(f"--batch-size: wanted 1 to {n:,}, got {self.batch_size}")
         self.caption, self.sizes = subject.caption, subject.network.sizes
-        self.batch_size, self.examples = options.batch_size, n
         batches = permutation(n, subject.config.seed, options.epoch, training.labels.device).split(self.batch_size)
         self.many = len(batches)
         self.images = [batch(training, indices, torch.float64)[0] for indices in batches[: options.shown]]

@@ -16,7 +16,7 @@ import torch
 from matplotlib.figure import SubFigure
 from tqdm.auto import tqdm
 
-from bp_torch.data import PIXEL_SCALE, Examples, first_shuffled
+from bp_torch.data import Examples, first_shuffled, scaled
 from bp_torch.deform import Deformation
 from bp_torch.explain import style
 from bp_torch.explain.drawing import decimal_ticks, mosaic
@@ -94,7 +94,7 @@ class Data(Idea):
             for kind in ("none", "both") if examples in DEFORMED else ("none",):
                 self.networks += train_on(deforming(config, kind), training, subject.test, examples, self.seeds)
         fewest = first_shuffled(training, self.counts[0], config.seed).x
-        self.images = fewest.double() * PIXEL_SCALE  # the examples of the first networks, (n, 784)
+        self.images = scaled(fewest, torch.float64)  # the examples of the first networks, (n, 784)
 
     def values(self, examples: int, scored: str, quantity: str, deformed: bool = False) -> list[float]:
         """``quantity`` ("cost" or "accuracy") on the ``scored`` ("training" or "test") set, a value for each seed."""

@@ -13,7 +13,7 @@ from matplotlib.figure import SubFigure
 from torch import Tensor
 
 from bp_torch.backprop import forward
-from bp_torch.data import CLASSES, PIXEL_SCALE, Examples
+from bp_torch.data import CLASSES, Examples, scaled
 from bp_torch.explain import style
 from bp_torch.explain.drawing import array, digit
 from bp_torch.explain.idea import Idea, Panel, Row
@@ -33,8 +33,8 @@ def train_on_digit(
 
     Returns the predictions for all N test images, first and after each step, (steps + 1, N), and the batch size.
     """
-    alone = Examples(*(tensor[training.labels == digit] for tensor in training))
-    x = test.x.to(network.dtype) * PIXEL_SCALE
+    alone = training.map(lambda tensor: tensor[training.labels == digit])
+    x = scaled(test.x, network.dtype)
     moments = chain([0], train_steps(config, network, alone, f"only {digit}s", steps))
     predictions = [forward(network, x).activations[-1].argmax(1) for _ in moments]
     return torch.stack(predictions), batch_size_of(config, alone)
@@ -62,7 +62,7 @@ class Only(Idea):
         self.fractions = torch.stack([(predictions == j).double().mean(1) for j in digits], 1).cpu()  # (steps + 1, 10)
         self.accuracy = (predictions == test.labels).double().mean(1).cpu()  # (steps + 1,)
         firsts = torch.stack([(test.labels == j).int().argmax() for j in digits])
-        self.images = test.x[firsts].double() * PIXEL_SCALE  # one of each digit, (10, 784)
+        self.images = scaled(test.x[firsts], torch.float64)  # one of each digit, (10, 784)
         self.predictions = predictions[:, firsts].cpu()  # for these images, (steps + 1, 10)
 
     def finding(self) -> str:

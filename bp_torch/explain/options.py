@@ -96,16 +96,16 @@ class AverageOptions(CommonOptions):
 
     first: Annotated[int, Within(least=0)] = 0
     """The first training example that has a column."""
-    columns: Annotated[int, Within(least=1, most=10)] = 6
-    """Number of examples that have a column, from 1 to 10."""
+    columns: Annotated[int | None, Within(least=1, most=10)] = None
+    """Number of examples that have a column, from 1 to 10. None: 6, or all of fewer."""
 
 
 @dataclass(frozen=True)
 class BatchesOptions(CommonOptions):
     """The batches."""
 
-    batch_size: Annotated[int, COUNT] = 100
-    """Examples in a mini-batch."""
+    batch_size: Annotated[int | None, COUNT] = None
+    """Examples in a mini-batch. None: 100, or all of fewer."""
     shown: Annotated[int, Within(least=1, most=6)] = 4
     """Mini-batches that are shown, from 1 to 6."""
     epoch: Annotated[int, COUNT] = 1

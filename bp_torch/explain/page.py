@@ -240,11 +240,12 @@ def check_repeatable(recording: dict[str, Any]) -> None:
 def write_page(subject: Subject) -> str:
     """The whole page. Raises UsageError for a network that it cannot show, PageError as ``recording`` does."""
     check_size(subject.network.sizes)
+    check_digits(subject.test)
     networks = {name: each.to(dtype=torch.float32, device="cpu") for name, each in subject.before_and_after.items()}
     untrained, network, cost = networks["untrained"], list(networks.values())[-1], subject.config.cost
-    shown = Examples(subject.test.x.cpu(), subject.test.labels.cpu())
+    shown = subject.test.map(Tensor.cpu)
     choice = choose_images(network, cost, shown)
-    images = {"shown": Examples(shown.x[choice], shown.labels[choice]), "training": first_images(subject.training)}
+    images = {"shown": shown.map(lambda tensor: tensor[choice]), "training": first_images(subject.training)}
     data = {
         "caption": subject.caption,
         "sizes": network.sizes,
@@ -306,6 +307,14 @@ def check_size(sizes: tuple[int, ...]) -> None:
         raise UsageError(f"the page takes up to {most}; {shape} has {parameter_count(sizes):,} in {len(sizes) - 1}")
 
 
+def check_digits(test: Examples) -> None:
+    """Raise UsageError unless these are bytes, with three images of each digit or more, to be chosen from."""
+    found = torch.bincount(test.labels, minlength=CLASSES).tolist()
+    if test.x.dtype != torch.uint8 or min(found) < 3:
+        few = "pixels that are no bytes" if min(found) >= 3 else f"{min(found)} of class {found.index(min(found))}"
+        raise UsageError(f"the page shows three test images of each class, as bytes; this test set has {few}")
+
+
 def choose_images(network: Network, cost: str, images: Examples) -> Tensor:
     """Thirty images, (30,): of each digit the two nearest to their mean, then the one with the largest cost."""
     chosen = []
@@ -321,7 +330,7 @@ def choose_images(network: Network, cost: str, images: Examples) -> Tensor:
 def first_images(examples: Examples) -> Examples:
     """The first thousand; of fewer, all of them again and again."""
     taken = torch.arange(TRAINING_IMAGES) % len(examples.labels)
-    return Examples(*(tensor.cpu()[taken] for tensor in examples))
+    return examples.map(lambda tensor: tensor.cpu()[taken])
 
 
 def packed(content: Tensor | bytes) -> str:

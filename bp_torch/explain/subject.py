@@ -18,14 +18,14 @@ from tqdm.auto import tqdm
 
 from bp_torch.backprop import backward, example_costs, forward
 from bp_torch.cli import UserError, train_command
-from bp_torch.data import Examples, batch, folder_of_run, load, one_hot, permutation
+from bp_torch.data import Examples, batch, one_hot, permutation
 from bp_torch.deform import deformed
 from bp_torch.device import choose_device
 from bp_torch.digits import ImageError, predict
 from bp_torch.explain.options import ExampleOptions, NetworkOptions
 from bp_torch.network import Network
 from bp_torch.training import NETWORK_FILE, Config, open_run
-from bp_torch.training.run import split
+from bp_torch.training.run import load_data, split
 
 CHUNK = 10_000  # examples at once: enough to keep a core busy, few enough for 64 MB of float64 pixels
 
@@ -83,8 +83,9 @@ def open_subject(options: NetworkOptions) -> Subject:
         folder, network = config.runs_dir / "untrained", config.network(device)
     else:
         folder, config, network = open_network(options.run, device)
-    directory = options.data_dir or folder_of_run(config.dataset, config.data_dir)
-    training, test = load(config.dataset, directory, device)
+    training, test = load_data(config, device, None if options.untrained else folder, options.data_dir)
+    if not training.kind.is_digits:
+        raise UsageError(f"explain draws 28×28 images of ten classes, {config.dataset} has {training.kind.words}")
     training, _ = split(training, config)
     return Subject(config, network, training, test, folder, not options.untrained)
 
@@ -215,7 +216,7 @@ def train_steps(
 ) -> Iterator[int]:
     """Train ``network`` as ``training.train`` does, for ``steps``, None: all epochs; yield their number after each."""
     n, done, optimizer = len(examples.labels), 0, config.optimizer(network)
-    used = examples._replace(x=examples.x.clone()) if config.deformation else examples
+    used = examples.having(examples.x.clone(), examples.labels) if config.deformation else examples
     step = config.training_step(network, optimizer, used)
     per_epoch = ceil(n / step.batch_size)
     config = config if steps is None else replace(config, epochs=ceil(steps / per_epoch))

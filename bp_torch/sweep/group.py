@@ -220,7 +220,7 @@ def new_group(members: list[Config], training: Examples, test: Examples, folder:
     seeds = [SeedExamples(seed, *split(training, member)) for seed, member in of_seed.items()]
     examples = training
     if first.deform != "none" or seeds[0].used is not training:
-        examples = Examples(*(torch.cat(parts) for parts in zip(*(own.used for own in seeds), strict=True)))
+        examples = training.having(*(torch.cat(parts) for parts in zip(*(own.used for own in seeds), strict=True)))
     network = first_network(first, training.x.device, members)
     optimizer = first.optimizer(network, members)
     running = torch.zeros(2, k, dtype=torch.float64, device=network.device)

@@ -26,6 +26,7 @@ from bp_torch.data import Examples
 from bp_torch.device import choose_device, set_precision, set_threads, settings_kept
 from bp_torch.distributed import World, joined, local_device
 from bp_torch.files import lock_in, read_json, remove_unfinished, told, write_json
+from bp_torch.kind import Kind
 from bp_torch.sweep import report
 from bp_torch.sweep.config import COMMAND, LISTS, SweepConfig
 from bp_torch.sweep.group import Group, GroupState, new_group
@@ -37,7 +38,7 @@ from bp_torch.training.evaluation import Score
 from bp_torch.training.interruption import Signals, Stopped
 from bp_torch.training.log import RunLog
 from bp_torch.training.loop import early_steps, synchronize
-from bp_torch.training.run import default_run_name, load_data, write_history
+from bp_torch.training.run import config_text, default_run_name, load_data, write_history
 
 GROUPS = "groups"
 PLAN = "groups.json"  # the networks that are trained at once, by name: a sweep is resumed with the groups it began with
@@ -66,12 +67,13 @@ def sweep(config: SweepConfig, store: str = "env://") -> Path:
     Raises ValueError for more networks than memory, and whatever ``training.train`` raises but WrongGradientError.
     """
     device = choose_device(local_device(config.device))
+    data = load_data(config, device)
+    config = config.fitted(data[0].kind)
     plan = groups(config, device)
     set_precision(config.precision, device)
-    data = load_data(config, device)
     with ExitStack() as stack:
         with joined(device, store) as world:  # only to agree on the folder
-            folder = stack.enter_context(opened(config, plan, world))
+            folder = stack.enter_context(opened(config, plan, data[0].kind, world))
         run = SweepRun(config, read_plan(config, folder), data, folder)
         if world.is_first:
             print(introduction(run, device, world))
@@ -83,11 +85,11 @@ def sweep(config: SweepConfig, store: str = "env://") -> Path:
 
 
 @contextmanager
-def opened(config: SweepConfig, plan: list[list[Config]], world: World) -> Iterator[Path]:
+def opened(config: SweepConfig, plan: list[list[Config]], kind: Kind, world: World) -> Iterator[Path]:
     """The sweep's folder, made anew or the one to ``resume``, which no other sweep may use meanwhile."""
     folder = config.resume or config.runs_dir / (config.run_name or default_run_name(config))
     if world.is_first and not config.resume:
-        folder = make_folder(folder, config.to_json(folder), None, numbered=config.run_name is None)
+        folder = make_folder(folder, config_text(config, folder, kind), None, numbered=config.run_name is None)
     with locked(folder) if world.is_first else nullcontext():
         if config.resume:
             make = f"{COMMAND} --learning-rate 1 3"
@@ -116,13 +118,14 @@ def read_plan(config: SweepConfig, folder: Path) -> list[list[Config]]:
 def introduction(run: SweepRun, device: torch.device, world: World) -> str:
     """The networks, and the header of the lines that follow."""
     config, plan = run.config, run.plan
-    networks, precision = sum(map(len, plan)), config.precision_on(device)
+    networks, precision, kind = sum(map(len, plan)), config.precision_on(device), run.data[0].kind
     at_once, done = max(map(len, plan)), len(list((run.folder / GROUPS).glob(f"*/{RESULTS}")))
     return (
         f"{count(networks, 'network')} {'-'.join(map(str, config.sizes))}: {count(len(config.settings), 'setting')}, "
         f"{count(config.seeds, 'seed')}, at most {at_once} at once, on {device.type}"
         + (f", in {world.size} processes" if world.size > 1 else "")
         + (f", --precision {precision}" if precision != "full" else "")
+        + (f"\ndata: {kind}" if kind.sha256 else f"; data: {kind.source}")
         + (f"\ncontinuing {run.folder}: {done} of {count(len(plan), 'group')} done" if config.resume else "")
         + f"\n  group   epoch   best {config.evaluated_on}   median   diverged   examples/s   seconds"
     )
@@ -243,7 +246,7 @@ def save_member(group: Group, k: int, folder: Path) -> None:
     if (own := folder / member.run_name).exists():
         return
     with made_whole(own) as made:
-        write_json(made / checkpoint.CONFIG, json.loads(member.to_json(own)))
+        write_json(made / checkpoint.CONFIG, json.loads(config_text(member, own, group.training.kind)))
         (state := group.member_state(k)).save(made / checkpoint.LAST)
         if state.history:
             write_history(made, member.evaluated_on, state.history)

@@ -21,7 +21,6 @@ from math import ceil, inf
 
 import torch
 
-from bp_torch.data import PIXELS
 from bp_torch.network import parameter_count
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.training.config import Config
@@ -83,7 +82,7 @@ def own_images(member: Config) -> int:
     """
     if member.deform == "none" and not member.train_examples and not member.validation:
         return 0
-    return (3 if member.deform != "none" else 2) * PIXELS * (member.train_examples or FULL_BATCH)
+    return (3 if member.deform != "none" else 2) * member.sizes[0] * (member.train_examples or FULL_BATCH)
 
 
 def free_memory(device: torch.device) -> int:

@@ -57,7 +57,7 @@ def setting_rows(config: SweepConfig, networks: list[JsonRow]) -> list[JsonRow]:
 def table(config: SweepConfig, networks: list[JsonRow]) -> str:
     """A row for each setting; below, the networks that diverged, by name."""
     shown = [name for name in LISTS if len(getattr(config, name)) > 1] or [LISTS[0]]
-    header = [*(name.replace("_", " ") for name in shown), "networks", "test accuracy", "best", "diverged"]
+    header = [*(name.replace("_", " ") for name in shown), "networks", f"test {config.measure}", "best", "diverged"]
     lines = []
     for row in setting_rows(config, networks):
         mean, best = ("–" if row[name] is None else f"{100 * row[name]:.2f}" for name in ("mean", "best"))

@@ -15,8 +15,9 @@ from bp_torch import values
 from bp_torch.cli import UserError, train_command
 from bp_torch.files import WINDOWS, read_json
 from bp_torch.flags import Flag, Role, Within, check_bounds, check_effects, check_types, flag, flags_of
+from bp_torch.kind import KINDS, Kind
 from bp_torch.training import rows
-from bp_torch.values import CLASSES, CONFIG, PIXELS, Deformation, check_positive, parameter_count
+from bp_torch.values import CONFIG, SIDE, Deformation, check_positive, parameter_count
 
 if TYPE_CHECKING:  # imported where they are used: flags are read before torch is loaded
     import torch
@@ -32,6 +33,7 @@ Schedule = Literal["inverse", "exponential", "cosine", "constant"]
 DeformName = Literal["none", "affine", "elastic", "both"]
 
 SEEDS = 2**32  # seeds are below this number
+DATA = "data"  # in a run's config.json, the kind of somebody's own data
 LONGEST_NAME = 200  # bytes of a run's name: file systems allow 255, and a folder that is being made has a longer name
 DEFAULT_NAME = 60 if WINDOWS else LONGEST_NAME  # of one that is not given: Windows has 260 for a whole path
 
@@ -46,7 +48,8 @@ class Config:
     """The settings of a run. Raises ValueError for a value out of its range."""
 
     sizes: Annotated[tuple[int, ...], Flag(first_column=True)] = (784, 16, 16, 10)
-    """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between."""
+    """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between. Of other data, inputs and classes:
+    the first and the last follow them where the default is left."""
     activation: Annotated[values.ActivationName, Flag(word="", first_column=True), ACTIVATIONS] = "sigmoid"
     """Activation of the hidden layers."""
     output_activation: Annotated[values.ActivationName | None, ACTIVATIONS] = None
@@ -73,8 +76,12 @@ class Config:
     """Weight decay of SGD, 0 or more."""
     decay_biases: bool = False
     """Apply weight decay to the biases too."""
-    dataset: values.DatasetName = "mnist"
-    """MNIST is part of the package; the others are downloaded."""
+    dataset: values.DatasetName | Path = "mnist"
+    """MNIST is part of the package; the others with a name are downloaded. PATH: your own data, an .npz, a .csv, IDX
+    files or their folder, or a folder that has a folder of images for each class."""
+    targets: Annotated[int, Within(least=0)] = 0
+    """Real targets in place of classes: so many columns of your own data, those named target or y, or else the last.
+    The outputs are then identity. 0: classes."""
     data_dir: Annotated[Path, Flag("place", may_change=True)] = Path("data")
     """Folder of the data sets; filled on first use."""
     train_examples: Annotated[int | None, Within(least=1), Flag(word="examples")] = None
@@ -155,9 +162,7 @@ class Config:
         """Check every field."""
         check_types(self)
         check_bounds(self)
-        if len(self.sizes) < 2 or min(self.sizes) < 1 or (self.sizes[0], self.sizes[-1]) != (PIXELS, CLASSES):
-            wanted = f"{PIXELS} (pixels) first, {CLASSES} (digits) last and positive numbers between"
-            raise ValueError(f"--sizes: wanted {wanted}, got {' '.join(map(str, self.sizes)) or 'none'}")
+        self._check_data()
         self._check_names()
         if self.recipe is not None:
             self._check_recipe(self.recipe)
@@ -189,6 +194,37 @@ class Config:
         except ValueError as error:
             raise ValueError(f"--learning-rate-decay: in epoch {self.epochs}, {error}") from error
 
+    def _check_data(self) -> None:
+        """Raise ValueError for sizes that are not those of the data, as far as these are known without being read."""
+        kind = None if isinstance(self.dataset, Path) else KINDS[self.dataset]
+        if kind and self.sizes == type(self).sizes:
+            object.__setattr__(self, "sizes", (kind.inputs, *self.sizes[1:-1], kind.outputs))
+        if len(self.sizes) < 2 or min(self.sizes) < 1 or (kind and not kind.fits(self.sizes)):
+            wanted = "two or more positive numbers"
+            if kind:
+                classes = "digits" if kind.is_digits else "classes"
+                wanted = f"{kind.inputs} (pixels) first, {kind.outputs} ({classes}) last and positive numbers between"
+            raise ValueError(f"--sizes: wanted {wanted}, got {' '.join(map(str, self.sizes)) or 'none'}")
+        if self.targets and (kind or self.cost != "quadratic" or self.outputs != "identity"):
+            wanted = "--dataset PATH, --cost quadratic and --output-activation identity"
+            got = f"{self.dataset}, {self.cost} and {self.outputs}"
+            raise ValueError(f"--targets: wanted {wanted}, got {got}")
+        path = self.dataset
+        if isinstance(path, Path) and len(path.parts) == 1 and not path.exists():  # that of a run is in a folder
+            names = ", ".join(KINDS)
+            raise ValueError(f"--dataset: wanted {names}, or a path; there is no {str(path)!r} here")
+
+    def fitted(self, kind: Kind) -> Self:
+        """This config for data of this ``kind``. Raises TrainingError for sizes or a deformation that do not fit it."""
+        ends = (kind.inputs, *self.sizes[1:-1], kind.outputs)
+        config = replace(self, sizes=ends) if self.sizes == type(self).sizes else self
+        if not kind.fits(config.sizes):
+            wanted = f"{kind.inputs} first and {kind.outputs} last for {kind.words}"
+            raise TrainingError(f"--sizes: wanted {wanted}, got {' '.join(map(str, self.sizes))}")
+        if self.deformation and (kind.image != (SIDE, SIDE) or kind.scale != (255.0,)):
+            raise TrainingError(f"--deform: wanted bytes of 28×28 images, {self.dataset} has {kind.words}")
+        return config
+
     def _check_recipe(self, name: str) -> None:
         """Raise ValueError for the name of no row, and for settings that are not those of the row but the defaults."""
         try:
@@ -207,7 +243,7 @@ class Config:
             raise ValueError(f"--run-name: wanted the name of one folder in --runs-dir, got {name!r}")
         if name is not None and len(name.encode(errors="replace")) > LONGEST_NAME:
             raise ValueError(f"--run-name: wanted at most {LONGEST_NAME} bytes, got {name!r}")
-        for field in ("run_name", "runs_dir", "data_dir", "resume", "start_from"):
+        for field in ("run_name", "runs_dir", "data_dir", "dataset", "resume", "start_from"):
             text = str(getattr(self, field))
             with suppress(UnicodeEncodeError):
                 if b"\0" not in os.fsencode(text):
@@ -224,9 +260,19 @@ class Config:
         return Deformation(*affine, self.sigma, self.alpha if self.deform != "affine" else 0.0)
 
     @property
+    def data_paths(self) -> list[str]:
+        """The fields that say where the data are."""
+        return ["data_dir", *["dataset"] * isinstance(self.dataset, Path)]
+
+    @property
     def evaluated_on(self) -> str:
         """The examples that are evaluated after each epoch: validation or test."""
         return "validation" if self.validation else "test"
+
+    @property
+    def measure(self) -> str:
+        """The name of a ``Score``'s accuracy: of real targets, it is the part of their variance that is explained."""
+        return "explained" if self.targets else "accuracy"
 
     @property
     def absorbed(self) -> str | None:
@@ -240,7 +286,8 @@ class Config:
     @property
     def outputs(self) -> str:
         """Name of the output activation: the one chosen, or the default of the cost."""
-        of_cost = "identity" if self.cost == "softmax-cross-entropy" else self.absorbed
+        linear = self.targets or self.cost == "softmax-cross-entropy"
+        of_cost = "identity" if linear else self.absorbed
         return self.output_activation or of_cost or "sigmoid"
 
     def network(self, device: "torch.device", members: "Sequence[Config] | None" = None) -> "Network":
@@ -336,12 +383,14 @@ class Config:
 
         Their path is relative to ``folder``, that of a run, in whose config.json the text will be; else it is absolute.
         """
-        data_dir = self.data_dir.absolute()
-        if folder:
+        fields = dataclasses.asdict(self)
+        for name in self.data_paths:
+            fields[name] = fields[name].absolute()
             with suppress(ValueError):  # Windows has no path from one drive to another
-                data_dir = Path(os.path.relpath(data_dir.resolve(), folder.resolve()))
-        first = self.start_from and self.start_from.absolute()
-        fields = dataclasses.asdict(self) | {"data_dir": data_dir, "start_from": first}
+                fields[name] = (
+                    Path(os.path.relpath(fields[name].resolve(), folder.resolve())) if folder else fields[name]
+                )
+        fields["start_from"] = self.start_from and self.start_from.absolute()
         del fields["resume"]
         return json.dumps(fields, indent=2, default=lambda path: path.as_posix()) + "\n"  # Windows takes a/b too
 
@@ -350,7 +399,10 @@ class Config:
         """The config that ``to_json`` wrote, fields that are missing at their defaults. Raises ValueError otherwise."""
         try:
             fields = json.loads(text)
+            fields.pop(DATA, None)
             paths = {name: Path(fields[name]) for name in ("data_dir", "runs_dir")}
+            if fields.get("dataset", "mnist") not in KINDS:
+                paths["dataset"] = Path(fields["dataset"])
             paths |= {"start_from": Path(start)} if (start := fields.get("start_from")) else {}
             lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
             defaults = {field.name: field.default for field in dataclasses.fields(cls)}
@@ -364,7 +416,8 @@ class Config:
         may_change = sorted((n for n in flags if flags[n].may_change), key=lambda n: roles.index(flags[n].role))
         for name in flags:
             was, now = getattr(self, name), getattr(given, name)
-            if name not in ("resume", *may_change) and was != now:
+            moved = isinstance(was, Path) and isinstance(now, Path)  # own data, which have a checksum
+            if name not in ("resume", *may_change) and was != now and not (moved and name == "dataset"):
                 *others, last = map(flag, may_change)
                 only = f"only {', '.join(others)} and {last} may change on resuming"
                 raise ValueError(f"{flag(name)} {now} differs from the run's {was}: {only}")
@@ -411,7 +464,7 @@ def read_config_as(kind: type[AnyConfig], folder: Path, missing: str, make: str)
     path = folder / CONFIG
     try:
         config = kind.from_json(json.dumps(read_json(path, older=True)))
-        return replace(config, data_dir=(folder / config.data_dir).resolve())
+        return replace(config, **{name: (folder / getattr(config, name)).resolve() for name in config.data_paths})
     except (OSError, ValueError) as error:
         raise TrainingError(f"{missing} ({error}); make one with: {make}") from error
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from bp_torch.backprop import Forward, example_costs, forward
 from bp_torch.convert import check_single
-from bp_torch.data import Examples, batch
 from bp_torch.distributed import ALONE, World
+from bp_torch.examples import Examples, batch
 from bp_torch.network import Network
 
 CHUNK, GPU_CHUNK = 2**19, 2**26
@@ -22,7 +22,10 @@ BeforeChunk = Callable[[int], object] | None
 
 
 class Score(NamedTuple):
-    """``cost`` is C, the mean over the examples; ``accuracy`` is the fraction classified correctly, 0..1."""
+    """``cost`` is C, the mean over the examples; ``accuracy`` is the fraction classified correctly, 0..1.
+
+    Of real targets, ``accuracy`` is R², the fraction of their variance that the outputs explain, and 0 for none.
+    """
 
     cost: float
     accuracy: float
@@ -41,7 +44,7 @@ def forward_in_chunks(
     """
     most = CHUNK if network.device.type == "cpu" else GPU_CHUNK
     size = max(1, most // (network.sizes[0] + sum(network.sizes[1:]) * prod(network.leading)))
-    shard = Examples(*map(world.shard, examples))
+    shard = examples.map(world.shard)
     memory = shard.x.new_empty(min(size, len(shard.x)), shard.x.shape[1], dtype=network.dtype)
     for number in range(ceil(len(examples.labels) / world.size / size)):
         if before_chunk:
@@ -69,12 +72,16 @@ def evaluate_each(
     outputs: list[Tensor] | None = None,
 ) -> list[Score]:
     """The score of each of K networks over all ``examples``, or of the only one. a^L is added to ``outputs``."""
-    n = len(examples.labels)
+    n, real = len(examples.labels), examples.kind.real
     sums = torch.zeros(2, *network.leading, dtype=torch.float64, device=network.device)  # of costs, of right answers
     for passed, y, labels in forward_in_chunks(network, examples, world, before_chunk):
         sums[0] += example_costs(passed, y, cost).sum(-1, dtype=torch.float64)
-        sums[1] += (passed.activations[-1].argmax(-1) == labels).sum(-1)
+        if not real:
+            sums[1] += (passed.activations[-1].argmax(-1) == labels).sum(-1)
         if outputs is not None:
             outputs.append(passed.activations[-1])
     world.all_reduce(sums)
+    if real:  # their cost is the squared error
+        spread = (examples.labels - examples.labels.mean(0)).square().sum().double()
+        sums[1] = n * (1 - sums[0] / spread).clamp(0, 1).nan_to_num()
     return [Score(cost_sum / n, correct / n) for cost_sum, correct in sums.view(2, -1).T.tolist()]

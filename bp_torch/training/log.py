@@ -11,7 +11,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
-from math import isfinite, sqrt
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +22,10 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import hparams, pr_curve
 
 from bp_torch.checkpoint import State
-from bp_torch.data import Examples
+from bp_torch.examples import Examples
 from bp_torch.files import naming
 from bp_torch.flags import flags_of
+from bp_torch.kind import Kind
 from bp_torch.network import Network, layer_views
 from bp_torch.sgd import SGD
 from bp_torch.training import images as drawn
@@ -95,12 +96,20 @@ class RunLog:
     cost: float | None = None
 
     def __init__(
-        self, folder: Path, network: Network, every: int, state: State, cost_name: str, evaluated_on: str = "test"
+        self,
+        folder: Path,
+        network: Network,
+        every: int,
+        state: State,
+        cost_name: str,
+        evaluated_on: str = "test",
+        kind: Kind | None = None,
     ) -> None:
         """Open it at the step of ``state``: what an earlier process logged beyond that step, or step 0, is purged."""
         # In the first file too: TensorBoard takes the first purge that it reads for the start of the run.
         self.file = EventFile(folder, described, purge_step=state.step + 1 if state.step else 0)
         self.network, self.every, self.cost_name, self.evaluated_on = network, every, cost_name, evaluated_on
+        self.kind = kind or Kind()
         self.running = state.running  # each step adds to it; it is saved and restored with the state
         self.at_once = network.device.type == "cpu"  # reading a number from a GPU means waiting for it
         # of the curves: step, time, η, tags, and their values on the device
@@ -183,17 +192,23 @@ class RunLog:
 
     def deformed(self, examples: Examples, step: int) -> None:
         """Log the first 30 training images as they were deformed in this epoch."""
-        names = list(map(str, examples.labels[:30].tolist()))
-        self.file.picture(DEFORMED, drawn.captioned(examples.x[:30], names), step)
+        names = list(map(self.kind.name, examples.labels[:30].tolist()))
+        self.file.picture(DEFORMED, drawn.captioned(examples.x[:30], names, self.kind.image), step)
 
     def pictures(self, step: int, images: Tensor, labels: Tensor, outputs: Tensor) -> None:
-        """Log W^1 and the mistakes; ``images`` (N, 784) bytes, ``labels`` (N,), ``outputs`` (N, 10) are on the CPU."""
+        """Log W^1 and the mistakes; ``images`` (N, n_0), ``labels`` (N,), ``outputs`` (N, n_L) are on the CPU."""
+        kind = self.kind
+        if kind.image:
+            self.file.picture(WEIGHT_MAPS, drawn.weight_maps(self.network.weights[0][:MAPS], kind.image), step)
+        if kind.real:
+            return
         said, wrong = outputs.argmax(1), drawn.most_wrong(labels, outputs)
-        captions = [f"{t}, said {s}" for t, s in zip(labels[wrong].tolist(), said[wrong].tolist(), strict=True)]
         matrix = drawn.confusion_matrix(labels, said, outputs.shape[1])
-        self.file.picture(CONFUSION, drawn.confusion_picture(matrix), step)
-        self.file.picture(WEIGHT_MAPS, drawn.weight_maps(self.network.weights[0][:MAPS]), step)
-        self.file.picture(MOST_WRONG, drawn.captioned(images[wrong], captions), step)
+        self.file.picture(CONFUSION, drawn.confusion_picture(matrix, kind.names), step)
+        if kind.image:
+            named = [map(kind.name, classes[wrong].tolist()) for classes in (labels, said)]
+            captions = [f"{t}, said {s}" for t, s in zip(*named, strict=True)]
+            self.file.picture(MOST_WRONG, drawn.captioned(images[wrong], captions, kind.image), step)
 
     def end(self, on_test: Score, step: int) -> None:
         """Log that the run is done, and its score on the test set where that was not evaluated before."""
@@ -202,19 +217,27 @@ class RunLog:
         self.file.summary(self._end)
 
     def embedding(self, step: int, images: Tensor, labels: Tensor, outputs: Tensor, hidden: Tensor) -> None:
-        """Log a PR curve for each digit, and the last hidden layer's activations (N, n) for the projector."""
-        for digit in range(outputs.shape[1]):
-            positive, scores = labels == digit, outputs[:, digit]
+        """Log a PR curve for each class, and the last hidden layer's activations (N, n) for the projector."""
+        kind = self.kind
+        for number in range(0 if kind.real else outputs.shape[1]):
+            name = f"digit {number}" if kind.is_digits and not kind.names else f"class {kind.name(number)}"
+            positive, scores = labels == number, outputs[:, number]
             precision = average_precision(positive, scores)
-            curve = pr_curve(f"precision recall/digit {digit}", positive.numpy(), scores.clamp(0, 1).numpy())
+            curve = pr_curve(f"precision recall/{name}", positive.numpy(), scores.clamp(0, 1).numpy())
             curve.value[0].metadata.summary_description = f"average precision {precision:.4f}"
             self.file.summary(curve, step)
-            self.scalars({f"{AVERAGE_PRECISION}/digit {digit}": precision}, step)
-        side, said = int(sqrt(images.shape[1])), outputs.argmax(1)
-        columns = (labels, said, np.where(labels == said, "right", "wrong"))
-        rows = [list(map(str, row)) for row in zip(*(column[:EMBEDDED].tolist() for column in columns), strict=True)]
-        sprites = 1 - images[:EMBEDDED].view(-1, 1, side, side).float() / 255
-        header = ["label", "said", "right"]
+            self.scalars({f"{AVERAGE_PRECISION}/{name}": precision}, step)
+        said = outputs if kind.real else outputs.argmax(1)
+        columns = [labels.tolist(), said.tolist()]
+        if not kind.real:
+            columns = [[kind.name(label) for label in column] for column in columns]
+            columns.append(np.where(labels == said, "right", "wrong").tolist())
+        rows = [list(map(str, row)) for row in zip(*(column[:EMBEDDED] for column in columns), strict=True)]
+        sprites = None
+        if kind.image:
+            pixels = drawn.as_bytes(images[:EMBEDDED]).view(-1, *kind.image, *[1] * (3 - len(kind.image)))
+            sprites = 1 - pixels.movedim(-1, 1).float() / 255
+        header = ["label", "said", "right"][: len(columns)]
         with naming(Path(self.file.writer.log_dir)):
             self.file.writer.add_embedding(hidden[:EMBEDDED], rows, sprites, step, "last_hidden_layer", header)
 

@@ -48,6 +48,7 @@ def train(config: Config, store: str = "env://") -> Path:
     """
     device = choose_device(local_device(config.device))
     with joined(device, store) as world, opened(config, device, world) as run:
+        config = run.config
         if world.is_first:
             print(introduction(run))
         if config.verify_every:
@@ -56,7 +57,8 @@ def train(config: Config, store: str = "env://") -> Path:
             from bp_torch.training.log import RunLog
 
             every = min(config.log_every, run.steps_per_epoch)  # a short epoch has a point too
-            run.log = RunLog(run.folder, run.network, every, run.state, config.cost, config.evaluated_on)
+            about = (config.cost, config.evaluated_on, run.training.kind)
+            run.log = RunLog(run.folder, run.network, every, run.state, *about)
         with closing(run.log) if run.log else nullcontext(), run.signals:
             if run.log:
                 run.log.begin(config, config.hyperparameters(len(run.training.labels), run.step.batch_size))
@@ -69,7 +71,7 @@ def train(config: Config, store: str = "env://") -> Path:
                 save_network(network, run.folder / NETWORK_FILE)
         if world.is_first:
             checked = f"{run.inspect}\n" if run.inspect else ""
-            print(f"{checked}{trouble(run, network)}saved {run.folder / NETWORK_FILE}\n{what_next(run)}")
+            print(f"{checked}{trouble(run, network)}saved {run.folder / NETWORK_FILE}\n{what_next(run)}".rstrip())
         return run.folder
 
 
@@ -163,7 +165,8 @@ def what_next(run: Run) -> str:
     watch = f"watch it:  tensorboard --logdir {run.folder.parent} --samples_per_plugin images=100\n"
     watch += f"           {TENSORBOARD}\n"
     show, idea = ("touch it:", "page") if fits_page(run.config.sizes) else ("see it:  ", "nudges")
-    return f"{watch if run.config.log else ''}{show}  python -m bp_torch explain {idea} --run {run.folder}"
+    explain = f"{show}  python -m bp_torch explain {idea} --run {run.folder}" if run.training.kind.is_digits else ""
+    return f"{watch if run.config.log else ''}{explain}"
 
 
 def fits_page(sizes: tuple[int, ...]) -> bool:
@@ -174,14 +177,16 @@ def fits_page(sizes: tuple[int, ...]) -> bool:
 def introduction(run: Run) -> str:
     """The network, its examples and the device, the place where a resumed run continues, and the table's header."""
     config, state, network, threads = run.config, run.state, run.network, torch.get_num_threads()
-    precision = config.precision_on(network.device)
+    precision, kind, named = config.precision_on(network.device), run.training.kind, not run.training.kind.sha256
     lines = [
         f"{'-'.join(map(str, config.sizes))}: {len(network.parameters):,} parameters, {len(run.training.labels):,} "
         f"training examples, batches of {run.step.batch_size:,}, on {network.device}"
         + (f" ({threads} thread{'s' * (threads > 1)})" if network.device.type == "cpu" else "")
         + (f", in {run.world.size} processes" if run.world.size > 1 else "")
         + (f", --precision {precision}" if precision != "full" else "")
+        + (f"; data: {kind.source}" if named else "")
     ]
+    lines += [] if named else [f"data: {kind}"]
     if precision == "bf16" and not has_bfloat16(network.device):
         lines.append("bf16 is slow here: this device has no instructions for it; try --precision auto")
     if config.device == "auto" and (hint := cpu_hint(network.device, run.step.batch_size * len(network.parameters))):
@@ -194,7 +199,7 @@ def introduction(run: Run) -> str:
         lines.append(f"all {config.epochs} epochs of {run.folder} are done: raise --epochs to continue")
     if state.epoch <= run.last_epoch:
         cost = f"{run.config.evaluated_on} cost"
-        lines.append(f"epoch   train cost  accuracy   {cost:>10}  accuracy   examples/s   seconds")
+        lines.append(f"epoch   train cost {config.measure:>9}   {cost:>10} {config.measure:>9}   examples/s   seconds")
     return "\n".join(lines)
 
 
@@ -276,7 +281,7 @@ def report(run: Run, score: Score | None = None, before_chunk: BeforeChunk = Non
     if run.world.is_first:
         write_json(run.folder / RESULT, json.loads(result.to_json()))
         if run.validation:
-            tqdm.write(result.sentence(len(run.validation.labels)))
+            tqdm.write(result.sentence(len(run.validation.labels), config.measure))
     if log and config.log_embedding:
         alone = run.world.size == 1  # the other processes do not come here
         outputs = outputs_for(run, network, run.test, before_chunk if alone else None, hidden=True)
@@ -294,7 +299,7 @@ def outputs_for(
     known: Sequence[Tensor] = (),
 ) -> list[Tensor]:
     """The first 10,000 images, labels, outputs (if not ``known``), and if asked for those before them; on the CPU."""
-    examples, kept = Examples(examples.x[:10_000], examples.labels[:10_000]), -2 if hidden else -1
+    examples, kept = examples.map(lambda tensor: tensor[:10_000]), -2 if hidden else -1
     known = known if run.world.size == 1 else ()  # of several processes, each knows those of its shard
     passes = () if known else forward_in_chunks(network, examples, before_chunk=before_chunk)
     chunks = [[outputs] for outputs in known] or [[a.clone() for a in done.activations[kept:]] for done, _, _ in passes]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from bp_torch import own_data
 from bp_torch.checkpoint import BEST, CONFIG, HISTORY, LAST, NETWORK_FILE, CheckpointError, State, locked, make_folder
 from bp_torch.cli import train_command
 from bp_torch.convert import SAVED
@@ -23,10 +24,19 @@ from bp_torch.data import Examples, folder_of_run, load, permutation, subsample
 from bp_torch.deform import EachEpoch, Part
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import World
-from bp_torch.files import is_utf8, replace_file, write_json
+from bp_torch.files import is_utf8, read_json, replace_file, write_json
 from bp_torch.flags import flags_of
+from bp_torch.kind import KINDS, Kind
 from bp_torch.network import Network
-from bp_torch.training.config import DEFAULT_NAME, Config, TrainingError, check_resumed, read_config, read_config_as
+from bp_torch.training.config import (
+    DATA,
+    DEFAULT_NAME,
+    Config,
+    TrainingError,
+    check_resumed,
+    read_config,
+    read_config_as,
+)
 from bp_torch.training.evaluation import BeforeChunk, Score, evaluate, evaluate_each
 from bp_torch.training.interruption import Signals
 from bp_torch.training.step import Inspect, StepResult, TrainingStep
@@ -156,6 +166,7 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     if config.resume:
         check_resumed(config, read_config(config.resume))
     training, test = load_data(config, device)
+    kind, config = training.kind, config.fitted(training.kind)
     training, validation = split(training, config)
     network = first_network(dataclasses.replace(config, start_from=None) if config.resume else config, device)
     optimizer = config.optimizer(network)
@@ -163,7 +174,7 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
     state = State(network.parameters, optimizer.velocity, running, network=config.network_name)
     used, deforming = training, None
     if how := config.deformation:
-        used = training._replace(x=training.x.clone())
+        used = training.having(training.x.clone(), training.labels)
         deforming = EachEpoch(how, [Part(training, config.seed, used.x)], config.epochs)
     step = config.training_step(network, optimizer, used, running=running if config.log else None, world=world)
     set_precision(config.precision, device)
@@ -179,9 +190,9 @@ def start_run(config: Config, device: torch.device, world: World) -> Run:
         if config.epochs < begun:
             raise TrainingError(f"--epochs {config.epochs}: epoch {begun} of {folder} is done or begun already")
     if world.is_first and config.resume:
-        write_json(folder / CONFIG, json.loads(config.to_json(folder)))
+        write_json(folder / CONFIG, json.loads(config_text(config, folder, kind)))
     elif world.is_first:
-        folder = make_folder(folder, config.to_json(folder), state, numbered=config.run_name is None)
+        folder = make_folder(folder, config_text(config, folder, kind), state, numbered=config.run_name is None)
     run.folder = Path(world.same(str(folder)))
     world.broadcast([tensor for tensor in (state.parameters, state.velocity) if tensor is not None])
     return run
@@ -225,9 +236,9 @@ class RunResult(NamedTuple):
     precision: str  # of the passes
     device: str
 
-    def sentence(self, held_out: int) -> str:
+    def sentence(self, held_out: int, measure: str = "accuracy") -> str:
         """The result in words, of a run with so many examples held out."""
-        found = f"test accuracy {100 * self.test_accuracy:.2f} %, cost {self.test_cost:.4f}"
+        found = f"test {measure} {100 * self.test_accuracy:.2f} %, cost {self.test_cost:.4f}"
         best = f"the best of {self.epochs} on {held_out:,} held-out examples"
         return f"{found}, by the network of epoch {self.epoch}, {best}"
 
@@ -237,12 +248,20 @@ class RunResult(NamedTuple):
         return json.dumps(values | {"threads": torch.get_num_threads(), "torch": torch.__version__}, indent=2) + "\n"
 
 
-def load_data(config: Config, device: torch.device) -> tuple[Examples, Examples]:
-    """The training and the test set, whole. Raises DataError, or TrainingError for more examples than there are."""
-    directory = config.data_dir
-    if config.resume and directory == read_config_as(type(config), config.resume, "no run", train_command()).data_dir:
-        directory = folder_of_run(config.dataset, directory)
-    training, test = load(config.dataset, directory, device)
+def load_data(
+    config: Config, device: torch.device, folder: Path | None = None, directory: Path | None = None
+) -> tuple[Examples, Examples]:
+    """The training and the test set, whole: of the run in ``folder``, None: the one to resume, or a new one.
+
+    ``directory`` holds them, None: the config's. Raises DataError, or TrainingError for more examples than there are.
+    """
+    folder, directory = folder or config.resume, directory or config.data_dir
+    if isinstance(config.dataset, Path):
+        training, test = load_own(config, folder, directory, device)
+    else:
+        if folder and directory == read_config_as(type(config), folder, "no run", train_command()).data_dir:
+            directory = folder_of_run(config.dataset, directory)
+        training, test = load(config.dataset, directory, device)
     wanted, n = config.train_examples or 1, len(training.labels)
     if wanted + config.validation > n:
         if not config.validation:
@@ -253,6 +272,32 @@ def load_data(config: Config, device: torch.device) -> tuple[Examples, Examples]
     return training, test
 
 
+def load_own(config: Config, folder: Path | None, directory: Path, device: torch.device) -> tuple[Examples, Examples]:
+    """Somebody's own data, which for the run in ``folder`` have to be those that it began with."""
+    assert isinstance(config.dataset, Path)
+    known = kind_of_run(folder) if folder else None
+    elsewhere = directory / config.dataset.name
+    path = elsewhere if known and not config.dataset.exists() and elsewhere.exists() else config.dataset
+    sets = own_data.load(path, config.targets, config.seed, known)
+    training, test = (examples.map(lambda tensor: tensor.to(device)) for examples in sets)
+    return training, test
+
+
+def config_text(config: Config, folder: Path, kind: Kind) -> str:
+    """The config.json of a run in ``folder``; with somebody's own data, their kind is in it."""
+    own = {DATA: dataclasses.asdict(kind)} if isinstance(config.dataset, Path) else {}
+    return json.dumps(json.loads(config.to_json(folder)) | own)
+
+
+def kind_of_run(folder: Path) -> Kind:
+    """The kind of the data of the run or sweep in ``folder``. Raises TrainingError where it is not said."""
+    try:
+        found = read_json(folder / CONFIG, older=True)
+        return Kind.from_dict(found[DATA]) if DATA in found else KINDS[found["dataset"]]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{folder / CONFIG} does not say what its data are: {error!r}") from error
+
+
 def split(training: Examples, config: Config) -> tuple[Examples, Examples | None]:
     """The examples to train on, and those held out: the first and the last of the shuffled ones; None for none."""
     if config.train_examples is None and not config.validation:
@@ -260,7 +305,7 @@ def split(training: Examples, config: Config) -> tuple[Examples, Examples | None
     order = permutation(len(training.labels), config.seed, 0, training.x.device)  # epochs count from 1
     rest = len(order) - config.validation
     parts = order[: config.train_examples or rest], order[rest:]
-    used, held_out = (Examples(training.x[indices], training.labels[indices]) for indices in parts)
+    used, held_out = (training.having(training.x[rows], training.labels[rows]) for rows in parts)
     return used, held_out if config.validation else None
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bp_torch.backprop import Backward, Forward, backward, example_costs, forward
-from bp_torch.data import CLASSES, Examples, one_hot, scaled
 from bp_torch.device import DeviceError
 from bp_torch.distributed import ALONE, World
+from bp_torch.examples import Examples, scaled, targets
 from bp_torch.network import Network
 from bp_torch.recorder import Recorder
 from bp_torch.sgd import SGD
@@ -25,8 +25,8 @@ from bp_torch.sgd import SGD
 class StepResult(NamedTuple):
     """The results of a step, overwritten by the next."""
 
-    x: Tensor  # of the batch, (…, B, 784)
-    y: Tensor  # (…, B, 10)
+    x: Tensor  # of the batch, (…, B, n_0)
+    y: Tensor  # (…, B, n_L)
     forward: Forward
     backward: Backward
 
@@ -67,8 +67,9 @@ class TrainingStep:
         self.slope = whole[:n].view(network.parameters.shape)
         self.cost_and_one = whole[n:].view(2, *network.leading)
         # the targets of every class, which a CPU has in its cache; or of every example, which a GPU finds in one kernel
-        of = torch.arange(CLASSES) if network.device.type == "cpu" else examples.labels
-        self.targets = one_hot(of, dtype=self.working.dtype)
+        self.of_classes = network.device.type == "cpu" and not examples.kind.real
+        of = torch.arange(examples.kind.outputs) if self.of_classes else examples.labels
+        self.targets = targets(of, examples.kind, self.working.dtype)
         lines: list[Any] = [self.step, self.gradient, self.update]
         if compiled:
             lines = list(map(compiled_lines, lines))
@@ -106,7 +107,7 @@ class TrainingStep:
             self.working.parameters.copy_(self.network.parameters)
         n, shard = indices.shape[-1], indices if self.world.size == 1 else self.world.shard(indices)
         flat = shard.reshape(-1)
-        rows = self.examples.labels.index_select(0, flat) if self.targets.device.type == "cpu" else flat
+        rows = self.examples.labels.index_select(0, flat) if self.of_classes else flat
         x, y = scaled(self.examples.x.index_select(0, flat), self.working.dtype), self.targets.index_select(0, rows)
         x, y = (tensor.view(*shard.shape, tensor.shape[-1]) for tensor in (x, y))
         forward_pass = forward(self.working, x)

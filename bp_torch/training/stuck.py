@@ -42,6 +42,8 @@ def is_chance(accuracy: float, labels: Tensor) -> bool:
     One answer to all is right for the part p that the largest class has. N answers at random have the standard error
     √(p (1 − p) / N). Of few examples, an accuracy that is nearer to 1 than to p is not taken for chance.
     """
+    if labels.is_floating_point():  # real targets
+        return False
     p = largest(labels)
     return accuracy < min(p + ERRORS * error(p, labels), (1 + p) / 2)
 
@@ -100,7 +102,7 @@ def at_the_end(
 ) -> str:
     """A sentence on a network that has learned nothing, by its ``accuracy`` on the ``test`` set; "" of all others."""
     chance = is_chance(accuracy, test.labels)
-    if not config.epochs or not (chance or accuracy < 0.5) or is_gone(config.start_from):
+    if not config.epochs or config.targets or not (chance or accuracy < 0.5) or is_gone(config.start_from):
         return ""
     first, some, p = start(), subsample(training), largest(test.labels)
     shown = f"{100 * accuracy:.2f} % of the test images are right"
