@@ -122,14 +122,14 @@ def test_training_prints_what_the_readme_shows(
 ) -> None:
     train(Config(runs_dir=tmp_path, data_dir=data_dir, device="cpu"))
     out = capsys.readouterr().out.replace(str(data_dir), "data")
-    about, header, *epochs, saved, watch, touch = out.splitlines()
+    about, header, *epochs, saved, watch, address, touch = out.splitlines()
     (shown,) = [block.text.splitlines() for block in blocks(ROOT / "README.md") if block.text.startswith(about)]
     assert shown[1] == header
-    for ours, readme in zip((saved, watch, touch), shown[-3:], strict=True):
+    for ours, readme in zip((saved, watch, address, touch), shown[-4:], strict=True):
         name = r"784-16-16-10_\d{4}-\d{6}"
         assert re.sub(name, "NAME", ours.replace(str(tmp_path), "runs")) == re.sub(name, "NAME", readme)
     rows = {line.split()[0]: numbers(line) for line in epochs}
-    for line in shown[2:-3]:
+    for line in shown[2:-4]:
         if line != "…":
             found, stated = rows[line.split()[0]], numbers(line)
             assert found[0:3:2] == pytest.approx(stated[0:3:2], rel=0.1), "costs"
