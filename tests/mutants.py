@@ -171,11 +171,11 @@ examples.py: test_data.py -k "neither or floats"
     if not (0 <= low <= high <= 1 if unit              =>  if not (0 <= low <= high <= 255 if unit
     else out.copy_(pixels)                             =>  else out.copy_(pixels).mul_(PIXEL_SCALE)
 data.py: test_data.py -k "other_data_sets or truncated or only_be_read"
-    images = images.swapaxes(1, -1)                    =>  images = images[:, ::-1]
+    images = images.transpose(1, 2)                    =>  images = images.flip(1)
     labels = labels[:, 0]                              =>  labels = labels[:, 1]
     first = 1 if                                       =>  first = 0 if
     len(content) != wanted                             =>  len(content) > wanted
-    if sums and hashlib.sha256(content.data)           =>  if not sums and hashlib.sha256(content.data)
+    if sums and _sha256(raw / name)                    =>  if not sums and _sha256(raw / name)
     if not family.is_in(raw):                          =>  if True:
 data.py: test_data.py -k "refused or other_things"
     refuse_others(dataset, directory)                  =>  is_data(directory)

@@ -24,7 +24,7 @@ def test_one_training_step_runs_in_seven_files_and_its_recording_in_one_more(mni
         with torch.inference_mode():
             return files_run(lambda: list(step.run(torch.arange(100))))
 
-    assert files(replay=False) == MATHEMATICS | {"data.py", "sgd.py", "training/step.py"}
+    assert files(replay=False) == MATHEMATICS | {"examples.py", "sgd.py", "training/step.py"}
     assert files() - files(replay=False) == {"recorder.py"}
 
 
