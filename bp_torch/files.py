@@ -102,7 +102,10 @@ def moved(made: Path, place: Path) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write ``values``, and the SHA-256 of their JSON, to ``path``, whole. Raises OSError."""
-    replace_file(path, (json.dumps(with_sum(values), indent=2) + "\n").encode())
+    content = (json.dumps(with_sum(values), indent=2) + "\n").encode()
+    if len(content) > LARGEST:
+        raise OSError(f"{path} would have {len(content):,} bytes, and no more than {LARGEST:,} are read again")
+    replace_file(path, content)
 
 
 def with_sum(values: dict[str, Any]) -> dict[str, Any]:
@@ -121,9 +124,7 @@ def without_sum(found: dict[str, Any]) -> dict[str, Any]:
 
 def read_json(path: Path, *, older: bool = False) -> dict[str, Any]:
     """The values in a JSON file, which with ``older`` may lack a checksum. Raises OSError, or ValueError."""
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is not a regular file")
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         content = file.read(LARGEST + 1)
     if len(content) > LARGEST:
         raise ValueError(f"{path} has more than {LARGEST:,} bytes")
@@ -134,6 +135,13 @@ def read_json(path: Path, *, older: bool = False) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("it holds no names with values")
     return found if older and SUM not in found else without_sum(found)
+
+
+def regular(path: Path) -> Path:
+    """``path``, unless a pipe or a device is there, which may have no end. Raises ValueError."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a regular file")
+    return path
 
 
 def causes(error: BaseException) -> list[BaseException]:

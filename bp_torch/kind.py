@@ -4,6 +4,7 @@ A ``Kind`` goes with the examples of a data set. That of somebody's own data is 
 """
 
 from dataclasses import dataclass
+from math import isfinite
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import Any, Self
 
@@ -30,6 +31,12 @@ class Kind:
     seed: int | None = None  # the seed that drew the test set out of the training set; None: it is not from there
     sha256: str = ""  # of all examples; "" for the data sets that have a name
     source: str = ""  # what was read, in words
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for numbers by which nothing can be shifted or scaled."""
+        scales = self.scale + self.target_scale
+        if 0 in scales or not all(map(isfinite, self.shift + self.target_shift + scales)):
+            raise ValueError("the numbers are so large, or so small, that their mean or their range cannot be computed")
 
     @property
     def is_digits(self) -> bool:

@@ -23,12 +23,14 @@ import torch
 
 from bp_torch.data import IMAGES, Array, DataError, content_of, read_idx
 from bp_torch.examples import Examples
+from bp_torch.files import regular
 from bp_torch.kind import Kind
 from bp_torch.text import count
 
 FEWEST = 20  # examples of which some are held out as the test set
 PART, MOST = 5, 10_000  # one in so many is held out, but no more than this
 SMALLEST = 7  # pixels along each side of an image that comes as a row of numbers
+SHOWN = 50  # characters of what is wrong
 DARK = 127  # where no pixel is above this, the brightest becomes 1, and not 255
 
 LABELS = ("label", "labels", "class", "target", "y", "digit", "letter", "species", "category")  # columns of a CSV
@@ -38,7 +40,7 @@ TRAINING_ARRAYS = ("x_train y_train", "X_train y_train", "train_images train_lab
 TEST_ARRAYS = ("x_test y_test", "X_test y_test", "test_images test_labels")
 TRAINING, TEST = ("train", "training"), ("test", "testing", "t10k", "val", "valid", "validation")  # files and folders
 CHANGED = "{} is not what the run was trained on: it has another checksum"
-WANTED = "wanted an .npz with x and y, a .csv, IDX files, or a folder with a folder of images for each class"
+WANTED = "wanted an .npz with x and y, a .csv in UTF-8, IDX files, or a folder with a folder of images for each class"
 
 
 class Table(NamedTuple):
@@ -60,7 +62,7 @@ def load(path: Path, targets: int = 0, seed: int = 0, known: Kind | None = None)
     try:
         whole, test = read(path, targets)
     except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
-        raise DataError(f"cannot read {path}: {error}; {WANTED}") from error
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; {WANTED}") from error
     n, source, drawn_by = len(whole.x), whole.source, None
     if test:
         source += f", tested on {count(len(test.x), 'example')} of {test.source}"
@@ -71,7 +73,11 @@ def load(path: Path, targets: int = 0, seed: int = 0, known: Kind | None = None)
         parts = (np.sort(order[held:]), np.sort(order[:held]))
         whole, test = (whole._replace(x=whole.x[rows], y=whole.y[rows]) for rows in parts)
         source += f", tested on {held:,} of the {n:,} examples, drawn by --seed {seed}"
-    sets = made(whole, test, targets, known, source=source, seed=drawn_by)
+    try:
+        with np.errstate(all="ignore"):  # what comes of it is checked
+            sets = made(whole, test, targets, known, source=source, seed=drawn_by)
+    except ValueError as error:
+        raise DataError(f"cannot use {path}: {error}") from error
     if known and known.sha256 != sets[0].kind.sha256:
         raise DataError(CHANGED.format(path))
     return sets
@@ -151,8 +157,10 @@ def classes(labels: Array, source: str) -> tuple[list[str], Array]:
     names = [str(label).strip() for label in found.tolist()]
     numbers = [float(name) if is_number(name) else None for name in names]
     if bad := [name for name, n in zip(names, numbers, strict=True) if not name or (n is not None and n % 1 != 0)]:
-        raise DataError(f"{source} has the label {bad[0]!r}: wanted whole numbers or names; or give --targets 1")
-    names = [name if n is None else str(int(n)) for name, n in zip(names, numbers, strict=True)]
+        raise DataError(
+            f"{source} has the label {bad[0][:SHOWN]!r}: wanted whole numbers or names; or give --targets 1"
+        )
+    names = [name if n is None else str(as_integer(name)) for name, n in zip(names, numbers, strict=True)]
     order = sorted(set(names), key=lambda name: (not is_number(name), float(name) if is_number(name) else 0, name))
     if len(order) == 1:
         raise DataError(f"{source} holds one class only, {order[0]}: there is nothing to tell apart")
@@ -160,6 +168,14 @@ def classes(labels: Array, source: str) -> tuple[list[str], Array]:
         way = "the label is the column named label, or else the first; for real targets, give --targets 1"
         raise DataError(f"{source} has {len(order):,} labels for {len(labels):,} examples: {way}")
     return order, np.array([order.index(name) for name in names])[indices.reshape(-1)]
+
+
+def as_integer(number: str) -> int:
+    """The integer that is written so, or as 3.0: a float does not hold all digits of a long one."""
+    try:
+        return int(number)
+    except ValueError:
+        return int(float(number))
 
 
 def table(x: Array, y: Array, source: str, targets: int, names: Collection[str] = ()) -> Table:
@@ -196,7 +212,8 @@ def read(path: Path, targets: int) -> tuple[Table, Table | None]:
         start = file.read(4)
     if start.startswith(b"PK"):
         return read_npz(path, targets)
-    if (not start.isascii() and not start.startswith(b"\xef\xbb\xbf")) or (b"\0" in start and start[:2] != b"\0\0"):
+    text = start.decode(errors="replace")
+    if text.startswith("\ufffd") or (b"\0" in start and start[:2] != b"\0\0"):
         raise DataError(f"{path} is not a data set: {WANTED}")
     reader = read_idx_pair if b"\0" in start else read_csv
     names = [re.sub("train(ing)?", word, path.name) for word in TEST]  # mnist_test.csv beside mnist_train.csv
@@ -208,7 +225,7 @@ def read(path: Path, targets: int) -> tuple[Table, Table | None]:
 
 def opened(path: Path) -> Any:
     """The file, to read bytes; unpacked, if gzip packed it."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if packed else path.open("rb")
 
@@ -219,8 +236,11 @@ def read_npz(path: Path, targets: int) -> tuple[Table, Table | None]:
         with np.load(path, allow_pickle=False) as file:
             found = [[n for n in names if {*n.split()} <= {*file.files}] for names in (TRAINING_ARRAYS, TEST_ARRAYS)]
             pairs = [[file[name] for name in names[0].split()] for names in found if names]
-    except (ValueError, EOFError, BadZipFile, zlib.error) as error:
-        reason = "it holds pickled objects, which are never run" if "pickle" in str(error) else error
+            if not all(isinstance(part, np.ndarray) for part in chain(*pairs)):  # else the bytes of the file
+                raise ValueError("it holds other files than arrays")
+    except (ValueError, EOFError, BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        pickled = re.search("pickled|Object arrays", str(error))
+        reason = "it holds pickled objects, which are never run" if pickled else error
         raise DataError(f"cannot read {path}: {reason}; wanted arrays of numbers, saved by np.savez") from error
     if not found[0]:
         raise DataError(f"{path} has {', '.join(file.files)}: wanted x_train, y_train, x_test and y_test, or x and y")
@@ -274,7 +294,7 @@ def pixels(file: Path) -> Array:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        with Image.open(regular(file)) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"its pixels are of mode {image.mode}, wanted 8 bits")
             whole = image.convert("RGBA")
@@ -301,7 +321,7 @@ def read_csv(path: Path, targets: int) -> Table:
     if not targets:
         chosen = [next((names.index(label) for label in LABELS if label in names), columns[0])]
     found = dict[str, int]()
-    texts: dict[Any, Callable[[str], float]] = {k: lambda _: 0 for k in range(len(names)) if k not in columns}
+    texts: dict[Any, Callable[[str], float]] = {k: lambda _: 0 for k, name in enumerate(names) if name in IDS}
     if not targets:
         texts[chosen[0]] = lambda text: found.setdefault(text, len(found))
     dtype = np.dtype(np.float32 if len(names) > SMALLEST**2 else np.float64)  # bytes are exact in both
@@ -309,14 +329,14 @@ def read_csv(path: Path, targets: int) -> Table:
         how: dict[str, Any] = {"skiprows": int(header), "quotechar": '"', "comments": None, "ndmin": 2}
         try:
             numbers = np.loadtxt(file, dtype, delimiter=separator, converters=texts, **how)
-            if not numbers.size or not np.isfinite(numbers).all():
+            if not numbers.size or numbers.shape[1] != len(names) or not np.isfinite(numbers).all():
                 raise ValueError
         except ValueError as error:
             if isinstance(error, UnicodeDecodeError):
                 raise
             file.seek(0)
             raise DataError(f"{path}{fault(file, separator, header, texts)}") from error
-    inputs = [k for k in columns if k not in chosen]
+    inputs = sorted({*columns} - {*chosen})
     source = f"{path} without {', '.join(head[k] or 'the first' for k in texts if k not in chosen)}"
     y = numbers[:, chosen] if targets else np.array(list(found))[numbers[:, chosen[0]].astype(int)]
     targeted = [head[k] for k in chosen] if header and targets else ()
@@ -342,13 +362,13 @@ def fault(file: TextIO, separator: str, header: bool, texts: Collection[Any]) ->
             if k not in texts and not is_number(cell, finite=True):
                 name = f" ({head[k].strip()})" if header else ""
                 way = "wanted a finite number; the label is the column named label, or else the first"
-                return f", row {number}, column {k + 1}{name}, has {cell!r}: {way}"
+                return f", row {number}, column {k + 1}{name}, has {cell[:SHOWN]!r}: {way}"
     return " holds no rows of numbers"
 
 
 def is_number(cell: str, *, finite: bool = False) -> bool:
-    """Whether it can be read as a number."""
+    """Whether it can be read as a number: by more than Python, which reads 1_0 too."""
     try:
-        return isfinite(float(cell)) or not finite
+        return (isfinite(float(cell)) or not finite) and cell.isascii() and "_" not in cell
     except ValueError:
         return False

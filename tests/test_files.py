@@ -93,6 +93,12 @@ def test_json_that_nobody_wrote_raises_value_error(content: bytes, older: bool, 
         read_json(tmp_path / "a.json", older=older)
 
 
+def test_json_that_would_not_be_read_again_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"a\.json would have 1\d,\d{3},\d{3} bytes"):
+        write_json(tmp_path / "a.json", {"names": "n" * LARGEST})
+    assert not (tmp_path / "a.json").exists()
+
+
 @posix
 def test_only_regular_files_are_read_as_json(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")

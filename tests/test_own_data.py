@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from bp_torch.sweep.loop import sweep
 from bp_torch.training import Config, TrainingError, open_run, read_config, train
 from bp_torch.training.evaluation import evaluate
 from bp_torch.training.run import kind_of_run, load_data
-from tests.harness import FORK
+from tests.harness import FORK, posix
 
 Array = np.ndarray[Any, Any]
 CHANCE = np.random.default_rng(0)
@@ -302,8 +303,17 @@ def sixteen_bits(folder: Path) -> Path:
     return folder
 
 
+def zip_of_text(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "a.npz", "w") as file:
+        for name in ("x.npy", "y.npy"):
+            file.writestr(name, pickle.dumps(Harmful()))
+    return folder / "a.npz"
+
+
 GOOD = [[n % 2, n, n * n] for n in range(30)]
 ZERO = np.zeros((4, 2))
+HUGE = np.full((30, 7, 7), 1.5e308) * np.where(np.arange(49).reshape(7, 7) % 2, 1, -1)
+FAR = np.full((2, 2), 1e300)
 HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing there": (lambda folder: folder / "no.csv", "no.csv.*No such file"),
     "empty folder": (lambda folder: folder, "holds nothing: wanted an .npz"),
@@ -343,6 +353,14 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "IDX without labels": (save("a-images-idx3-ubyte", idx(X)), "no labels beside it: .*a-labels-idx1-ubyte"),
     "IDX of labels": (save("a-labels-idx1-ubyte", idx(X[:, 0, 0])), "no labels beside it: wanted a file of images"),
     "IDX cut": (save("a-images-idx3-ubyte", idx(X)[:-1]), "no labels beside it"),
+    "an open quote": (save("a.csv", 'label,x,y\n"' + "0,1,2\n" * 30), "row 2, has 1 column, the first row 3"),
+    "1_0": (save("a.csv", [*GOOD, [1, "1_0", 3]]), "row 31, column 2, has '1_0'"),
+    "1,000 digits": (save("a.csv", [*GOOD, [1, "9" * 1000, 3]]), "has '9{50}': wanted a finite number"),
+    "no arrays, but files": (zip_of_text, "it holds other files than arrays; wanted arrays of numbers"),
+    "squares too large": (save("a.csv", [[n % 2, 1e300 * n, n] for n in range(30)]), "so large, or so small"),
+    "squares too small": (save("a.csv", [[n % 2, 1e-320 * n, n] for n in range(30)]), "so large, or so small"),
+    "range too large": (save("a.npz", {"x": HUGE, "y": np.arange(30) % 2}), "so large, or so small"),
+    "test too far": (save("a.npz", {"x": X[:, 0, :2], "y": Y, "x_test": FAR, "y_test": Y[:2]}), "finite ones"),
 }  # fmt: skip
 
 
@@ -355,6 +373,28 @@ def test_what_cannot_be_read_is_a_sentence(name: str, tmp_path: Path, monkeypatc
     with pytest.raises(DataError, match=message) as caught:
         own_data.load(write(inside))
     assert "\n" not in str(caught.value) and not (tmp_path / "executed").exists()
+
+
+@posix
+@pytest.mark.parametrize("name", ["a.csv", "a.npz", "a/1.png", "train-images-idx3-ubyte"])
+def test_pipe_is_refused_in_the_place_of_any_file(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="is not a regular file"):  # to open it would wait for somebody who writes
+        own_data.load(tmp_path if name == "a/1.png" else tmp_path / name)
+
+
+def test_labels_of_many_digits_stay_apart(tmp_path: Path) -> None:
+    labels = [str(2**53), str(2**53 + 1), "1_0", "10"]
+    training, _ = own_data.load(write_csv(tmp_path / "a.csv", [[labels[n % 4], n, n * n] for n in range(40)]))
+    assert set(training.kind.names) == set(labels)
+
+
+def test_csv_may_begin_with_a_letter_that_is_not_ascii(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", [["Größe", "label"], *([n, n % 2] for n in range(30))])
+    assert own_data.load(path)[0].kind.inputs == 1
+    path = write_csv(tmp_path / "b.csv", [["äöü", "label"], *([n, n % 2] for n in range(30))])
+    assert own_data.load(path)[0].kind.inputs == 1
 
 
 def test_training_and_test_set_of_different_shapes_are_a_sentence(tmp_path: Path) -> None:
