@@ -321,7 +321,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "NaN": (save("a.csv", [*GOOD[:2], [1, "nan", 3]]), "row 3, column 2, has 'nan'"),
     "ragged": (save("a.csv", [*GOOD[:2], [1, 2]]), "row 3, has 2 columns, the first row 3"),
     "long row": (save("a.csv", [*GOOD[:2], [1, 2, 3, 4]]), "row 3, has 4 columns, the first row 3"),
-    "latin-1": (save("a.csv", "1,2\n3,\xe9".encode("latin-1")), "cannot read .*a.csv.*codec"),
+    "latin-1": (save("a.csv", "1,2\n3,\xe9".encode("latin-1")), "cannot read .*a.csv: its text is not in UTF-8"),
     "label 1.5": (save("a.csv", [*GOOD, [1.5, 2, 3]]), "has the label '1.5': wanted whole numbers or names"),
     "no label": (save("a.csv", [*GOOD, ["", 2, 3]]), "has the label ''"),
     "one class": (save("a.csv", [[7, n, n] for n in range(30)]), "holds one class only, 7"),
@@ -344,6 +344,33 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "IDX of labels": (save("a-labels-idx1-ubyte", idx(X[:, 0, 0])), "no labels beside it: wanted a file of images"),
     "IDX cut": (save("a-images-idx3-ubyte", idx(X)[:-1]), "no labels beside it"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("head", "row", "said"),
+    [
+        ([], lambda k: [k / 8, k * k, "ab"[k % 2]], ", its label in column 3, tested"),
+        (["width", "variety", "height"], lambda k: [k, "ab"[k % 2], k], ", its label in column 2 (variety), tested"),
+        ([], lambda k: [k % 4 / 8, k / 7, k % 2], ", its label in column 3, tested"),
+        ([], lambda k: [k % 2, k / 7, k % 4], ", its label in column 1, tested"),
+        (["digit", "a", "b"], lambda k: [k % 2, k / 7, "0"], ", tested"),
+    ],
+)
+def test_column_of_labels_is_found_and_said_where_no_name_says_it(
+    head: list[str], row: Callable[[int], list[Any]], said: str, tmp_path: Path
+) -> None:
+    file = write_csv(tmp_path / "a.csv", [head] * bool(head) + [row(k) for k in range(40)])
+    training, test = own_data.load(file)
+    labels = torch.cat([training.labels, test.labels])
+    assert training.kind.source.startswith(f"{file}{said}")
+    assert (training.kind.inputs, training.kind.outputs, int(labels.sum())) == (2, 2, 20)
+
+
+@pytest.mark.parametrize("names", ["images labels", "X Y", "X_Train Y_Train"])
+def test_arrays_of_an_npz_are_known_by_other_names(names: str, tmp_path: Path) -> None:
+    arrays: dict[str, Any] = dict(zip(names.split(), (SQUARE, Y), strict=True))
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert own_data.load(tmp_path / "a.npz")[0].kind.words == "8×8 images, 3 classes"
 
 
 @pytest.mark.parametrize("name", HOSTILE)
