@@ -209,7 +209,7 @@ def ink_of_digit(grey: Tensor) -> Tensor:
         missing = 1 - (seen + DARK) / (paper + DARK)  # the part of the light, in a shadow too
         ink = cleaned(missing[margin:-margin, margin:-margin])
         alone, digits = digit_alone(ink)
-        found.append((like_a_digit(ink, alone), digits, alone))
+        found.append((like_a_digit(ink, alone) * sharp(grey, alone) ** 8, digits, alone))  # counts most
     _, digits, alone = max(found, key=lambda each: each[0])
     if digits != 1:
         some = f"there are {digits} digits in it: wanted one, cut the others off"
@@ -224,6 +224,14 @@ def like_a_digit(ink: Tensor, alone: Tensor) -> float:
     at_edges = float(torch.cat([ink[0], ink[-1], ink[:, 0], ink[:, -1]]).mean())
     full = float(alone.square().sum()) / max(area, 1)  # strokes have ink throughout, shadows fade
     return float(full * edge**2 / max(area, 1) * size**0.5 * (1 - at_edges) ** 3)
+
+
+def sharp(grey: Tensor, alone: Tensor) -> float:
+    """How much the picture changes at the edge of ink, by its largest change: paper between digits just ends there."""
+    mask = (alone > 0.5).float()[None]
+    edge = (mask + max_pool2d(-mask, 3, 1, 1))[0] > 0
+    change = (max_pool2d(grey[None], 9, 1, 4) + max_pool2d(-grey[None], 9, 1, 4))[0][edge]
+    return float(change.mean() / change.max()) if len(change) else 0.0
 
 
 def area_and_edge(ink: Tensor) -> tuple[float, float]:
