@@ -569,6 +569,18 @@ def test_unknown_name_of_a_data_set_is_bad_usage(
 # ---- real targets ----
 
 
+@pytest.mark.parametrize(
+    ("rate", "reason"),
+    [(1.0, ".* saturated.* a much smaller --learning-rate than 1"), (1e-6, "the weights moved by .*")],
+)
+def test_real_targets_of_which_nothing_is_explained_are_told(
+    rate: float, reason: str, houses: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config_of(houses, tmp_path, targets=2, epochs=3, learning_rate=rate, log=False))
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(f"the network explains nothing of its targets: {reason}", said)
+
+
 @pytest.fixture(scope="module")
 def houses(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two targets that follow from three columns, in units of their own."""
@@ -583,6 +595,7 @@ def test_real_targets_are_learned(houses: Path, tmp_path: Path, capsys: pytest.C
     folder = train(config_of(houses, tmp_path, **fields, log_embedding=True))
     said = capsys.readouterr().out
     assert "3 columns, 2 targets (price, age); each column and target minus its mean" in said and "explained" in said
+    assert "explains nothing" not in said
     config, network = open_run(folder)
     assert network.sizes == (3, 16, 16, 2) and network.output_activation == "identity"
     _, test = load_data(config, network.device, folder)
