@@ -21,6 +21,7 @@ from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad
 from bp_torch.backprop import forward
 from bp_torch.cli import UserError
 from bp_torch.data import scaled
+from bp_torch.examples import check_inputs
 from bp_torch.network import Network
 from bp_torch.values import CLASSES, PIXELS, SIDE
 
@@ -59,6 +60,8 @@ def predict(network: Network, images: Any) -> list[Prediction]:
     from 784 pixels to 10 outputs, and for what is no image.
     """
     check_digits(network)
+    if isinstance(images, np.ndarray) and images.ndim == 2 and images.shape[1] == PIXELS:
+        raise ValueError(f"is {images.shape} prepared images, or one? give torch.from_numpy(x), or an image of Pillow")
     if not isinstance(images, Tensor):
         several = isinstance(images, list | tuple) or (
             isinstance(images, np.ndarray) and images.ndim > 2 and not is_image(images)
@@ -68,8 +71,7 @@ def predict(network: Network, images: Any) -> list[Prediction]:
         x = images
         if x.shape[1:] != (PIXELS,):
             raise ValueError(f"a tensor of prepared images is (N, {PIXELS}), not {tuple(x.shape)}")
-        if x.dtype != torch.uint8 and not ((x >= 0) & (x <= 1)).all():
-            raise ValueError("prepared images are bytes, or numbers from 0 to 1; some of these are not")
+        check_inputs(x, unit=True)
     x = (scaled(x, network.dtype) if x.dtype == torch.uint8 else x.to(network.dtype)).to(network.device)
     outputs = forward(network, x).activations[-1]
     return list(map(Prediction, outputs.argmax(1).tolist(), outputs, x))

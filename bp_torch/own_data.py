@@ -29,6 +29,7 @@ from bp_torch.text import count
 FEWEST = 20  # examples of which some are held out as the test set
 PART, MOST = 5, 10_000  # one in so many is held out, but no more than this
 SMALLEST = 7  # pixels along each side of an image that comes as a row of numbers
+TWICE = 1.01 / 255  # where no pixel is above this, somebody divided by 255 twice
 DARK = 127  # where no pixel is above this, the brightest becomes 1, and not 255
 
 LABELS = ("label", "labels", "class", "target", "y", "digit", "letter", "species", "category")  # columns of a CSV
@@ -128,7 +129,7 @@ def are_bytes(x: Array) -> bool:
 def pixel_range(x: Array) -> tuple[tuple[float], tuple[float]]:
     """Shift and scale by which pixels become 0 to 1, one for all: of bytes 0 and 255."""
     low, high = min(0.0, float(x.min())), float(x.max())
-    high = 255.0 if low == 0 and DARK < high <= 255 else max(high, low + 1.0) if high <= 1 else high
+    high = 255.0 if low == 0 and DARK < high <= 255 else max(high, low + 1.0) if TWICE < high <= 1 else high
     return (low,), (high - low,)
 
 

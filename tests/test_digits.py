@@ -345,7 +345,7 @@ def test_predict_takes_prepared_tensors_as_they_are(
     [
         (torch.zeros(784), r"a tensor of prepared images is \(N, 784\), not \(784,\)"),
         (torch.zeros(2, 28, 28), r"a tensor of prepared images is \(N, 784\), not \(2, 28, 28\)"),
-        (torch.full((1, 784), 255.0), "from 0 to 1"),
+        (torch.full((1, 784), 255.0), "wanted 0 to 1"),
         (np.zeros(784), r"an array \(H, W\) or \(H, W, 3 or 4\), got ndarray \(784,\) of float64"),
         (7, r"an array \(H, W\) or \(H, W, 3 or 4\), got int \(\) of int64"),
     ],

@@ -324,9 +324,9 @@ def default_run_name(config: Config) -> str:
     return (name if len(name) <= most else f"{name[: most - 9]}-{digest}") + time
 
 
-def open_run(folder: Path, device: torch.device | str = "cpu") -> tuple[Config, Network]:
+def open_run(folder: Path | str, device: torch.device | str = "cpu") -> tuple[Config, Network]:
     """The config and the trained network of a run. Raises TrainingError if ``folder`` holds no finished run."""
-    config = read_config(folder)
+    config = read_config(folder := Path(folder))
     try:
         return config, load_network(folder / NETWORK_FILE, device)
     except (OSError, ValueError) as error:
