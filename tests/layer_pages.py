@@ -21,9 +21,9 @@ from bp_torch.verify.report import Report
 DOCS = Path(__file__).parent.parent / "docs"
 MADE = "<!-- python -m tests.layer_pages wrote this, except the parts marked as written by hand -->"
 HAND = "<!-- written by hand: {} -->\n\n{}\n\n<!-- end -->"
-SIGNS = """$C$ is a cost that is computed from the output $y$, and $dx$ stands for $\\partial C / \\partial x$: the backward takes $dy$
-and returns $dx$. $[a \\lt b]$ is 1 if this is true, else 0. Indices count from 0, and an entry outside of a tensor is 0.
-Tests compare the formulas and the code with autograd and with central differences."""
+SIGNS = """$C$ is a cost that is computed from the output $y$, and $dx$ stands for $\\partial C / \\partial x$:
+the backward takes $dy$ and returns $dx$. $[a \\lt b]$ is 1 if this is true, else 0. Indices count from 0, and an entry
+outside of a tensor is 0. Tests compare the formulas and the code with autograd and with central differences."""
 START = "The code on this page needs this line:\n\n```python\nimport torch\n```"
 Said = Callable[[Layer, int], str]
 

@@ -29,7 +29,7 @@ class Run(Options):
     json: Path = Path("runs/ladder") / results.FILE.name
     """File to which the results are added; python -m bp_torch ladder --json FILE shows them."""
     seeds: Annotated[int | None, Within(least=1)] = None
-    """Networks: seeds --first-seed, --first-seed + 1, … None: as many as the row has, 5, or 3 for a large one."""
+    """Number of networks: their seeds are --first-seed, --first-seed + 1, … None: 5, or 3 for a large row."""
     first_seed: int = 0
     """The first seed."""
     threads: int | None = None
