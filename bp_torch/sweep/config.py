@@ -26,8 +26,8 @@ class SweepConfig(Config):
     weight_decay: tuple[float, ...] = (0.0,)  # type: ignore[assignment]
     """Weight decays of SGD, 0 or more."""
     init: tuple[InitName, ...] = ("lecun",)  # type: ignore[assignment]
-    """Distributions of the initial weights. Standard deviation: lecun 1/√n_in, he √(2/n_in), normal 1. uniform: from
-    −1/√n_in to 1/√n_in. The biases are zero, but normal draws them too."""
+    """Standard deviations of the initial weights: lecun 1/√n_in, he √(2/n_in), normal 1. uniform: from −1/√n_in to
+    1/√n_in. The biases are zero; only normal draws them too."""
     seeds: Annotated[int, Within(least=1), Flag("seed")] = 1
     """Networks of each combination: their seeds are --seed, --seed + 1 and so on."""
     at_once: Annotated[int | None, Within(least=1), Flag("machine")] = None

@@ -55,8 +55,8 @@ class Config:
     output_activation: Annotated[values.ActivationName | None, ACTIVATIONS] = None
     """Activation of the last layer. None: sigmoid, or identity for the softmax cost, which contains the softmax."""
     init: values.InitName = "lecun"
-    """Distribution of the initial weights. Standard deviation: lecun 1/√n_in, he √(2/n_in), normal 1. uniform: from
-    −1/√n_in to 1/√n_in. The biases are zero, but normal draws them too."""
+    """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in), normal 1. uniform: from −1/√n_in to
+    1/√n_in. The biases are zero; only normal draws them too."""
     cost: Annotated[values.CostName, Flag(word="", first_column=True), COSTS] = "quadratic"
     """Cost of one example; the cost of a batch is the mean over its examples."""
     learning_rate: Annotated[float, Flag(word="lr", first_column=True)] = 3.0
