@@ -23,7 +23,7 @@ from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.options import BatchesOptions
 from bp_torch.explain.subject import Subject, UsageError, full_gradient
 from bp_torch.network import layer_views
-from bp_torch.text import column_table, count
+from bp_torch.text import column_table, count, number
 
 
 class Batches(Idea):
