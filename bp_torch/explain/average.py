@@ -152,14 +152,14 @@ class Average(Idea):
         )
         made = column_table(
             ("average of", ",", self.made),
-            ("its length", ".4e", [average.norm() for average in self.made.values()]),
+            ("its length", "4 digits", [average.norm() for average in self.made.values()]),
             ("left of the first wish", ".2%", [self.left(count) for count in self.made]),
         )
         return (
             f"What each of {self.examples:,} training examples wishes for before training, and the average. "
             f"{self.caption}.\n\n"
             f"{shown}\n\n{made}\n\nOver all {len(self.direct):,} parameters, the average of the wishes and −∇C from "
-            f"one backward pass differ by {self.error:.1e} at most."
+            f"one backward pass differ by {number(self.error, 2)} at most."
         )
 
     def rows(self, narrow: bool) -> list[Row]:

@@ -89,7 +89,7 @@ class Backwards(Idea):
             parts += [
                 f"{network.capitalize()}: what layer {step.layer} asks of {target}{what}{power}:\n\n{table}",
                 f"The sum of the {neurons} rows and −∂C/∂a of layer {step.layer - 1} differ by at most "
-                f"{step.error:.1e}.",
+                f"{number(step.error, 2)}.",
             ]
         return "\n\n".join(parts)
 

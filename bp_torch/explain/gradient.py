@@ -135,17 +135,17 @@ class Gradient(Idea):
         moved = [whole for whole, _ in self.wiggles]
         wiggles = column_table(
             (f"moved by ±{self.step:g}", "", [parameter_name(self.sizes, w.position) for w in moved]),
-            ("∂C/∂θ", "+.4e", [self.gradient[w.position] for w in moved]),
-            ("foretold", "+.4e", [w.predicted for w in moved]),
-            ("cost changes by", "+.4e", [w.change for w in moved]),
-            ("off by", ".1e", [abs(w.change / w.predicted - 1) for w in moved]),
+            ("∂C/∂θ", "+5 digits", [self.gradient[w.position] for w in moved]),
+            ("foretold", "+5 digits", [w.predicted for w in moved]),
+            ("cost changes by", "+5 digits", [w.change for w in moved]),
+            ("off by", "2 digits", [abs(w.change / w.predicted - 1) for w in moved]),
         )
         shown = [*self.order[:12].tolist(), int(self.order[len(self.order) // 2])]
         names, values = [parameter_name(self.sizes, i) for i in shown], self.gradient.cpu()[shown]
         less = (values[0] / values).abs()
         sensitive = column_table(
             ("the most sensitive, and the one in the middle", "", [*names[:-1], "…", names[-1]]),
-            ("∂C/∂θ", "+.4e", [*values[:-1], "", values[-1]]),
+            ("∂C/∂θ", "+5 digits", [*values[:-1], "", values[-1]]),
             ("times less than the first", ",.3g", [*less[:-1], "", less[-1]]),
         )
         return (

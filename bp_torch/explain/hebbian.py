@@ -103,25 +103,25 @@ class Hebbian(Idea):
         """The neurons of the layer with their factors, and the strongest connections."""
         neurons = column_table(
             (f"layer {self.layer}", "", [f"neuron {j}" for j in range(len(self.wanted))]),
-            ("wanted, −∂C/∂a", "+.4e", self.wanted),
-            ("φ′", ".4e", self.phi_prime),
-            ("wanted × φ′", "+.4e", self.wanted * self.phi_prime),
-            ("largest nudge of a weight", "+.4e", [row[row.abs().argmax()] for row in self.nudges]),
+            ("wanted, −∂C/∂a", "+4 digits", self.wanted),
+            ("φ′", "4 digits", self.phi_prime),
+            ("wanted × φ′", "+4 digits", self.wanted * self.phi_prime),
+            ("largest nudge of a weight", "+4 digits", [row[row.abs().argmax()] for row in self.nudges]),
         )
         order = self.nudges.flatten().abs().sort(descending=True, stable=True).indices[:10]
         j, k = order // len(self.a), order % len(self.a)
         strongest = column_table(
             ("the strongest nudges", "", [f"from neuron {k} to neuron {j}" for j, k in zip(j, k, strict=True)]),
-            ("a before", "+.4e", self.a[k]),
-            ("wanted", "+.4e", self.wanted[j]),
-            ("φ′", "+.4e", self.phi_prime[j]),
-            ("−∂C/∂W", "+.4e", self.nudges[j, k]),
+            ("a before", "+4 digits", self.a[k]),
+            ("wanted", "+4 digits", self.wanted[j]),
+            ("φ′", "+4 digits", self.phi_prime[j]),
+            ("−∂C/∂W", "+4 digits", self.nudges[j, k]),
         )
         error = max((each.exact - each.nudges).abs().max().item() for each in self.factors.values())
         return (
             f"What {self.example.name} wants of the weights of layer {self.layer} before training. {self.caption}.\n\n"
             f"{neurons}\n\n{strongest}\n\n"
-            f"activation × wanted × φ′ and −∂C/∂W differ by at most {error:.1e}.{self.blocked}"
+            f"activation × wanted × φ′ and −∂C/∂W differ by at most {number(error, 2)}.{self.blocked}"
         )
 
     def rows(self, narrow: bool) -> list[Row]:

@@ -122,12 +122,12 @@ class Minimum(Idea):
         history = column_table(epochs, ("cost", ".5f", self.costs), ("‖∇C‖", ".5f", self.norms))
         lines = column_table(
             ("direction", "", [line.name for line in self.lines]),
-            ("slope, d·∇C", "+.4e", [line.slope for line in self.lines]),
-            ("curvature, dᵀHd", "+.4e", [line.curvature for line in self.lines]),
-            ("cost can fall by", ".2e", [line.decrease for line in self.lines]),
+            ("slope, d·∇C", "+4 digits", [line.slope for line in self.lines]),
+            ("curvature, dᵀHd", "+4 digits", [line.curvature for line in self.lines]),
+            ("cost can fall by", "3 digits", [line.decrease for line in self.lines]),
         )
         ends = "The repeated run ends at the run's network: the largest difference in θ is"
-        repeated = "" if self.difference is None else f"\n{ends} {self.difference:.1e}."
+        repeated = "" if self.difference is None else f"\n{ends} {number(self.difference, 2)}."
         return (
             f"The run by epochs, and the cost around its end. {self.caption}.\n\n{history}{repeated}\n\n"
             f"At the network: cost {self.cost:.6f}, ‖∇C‖ {self.gradient_norm:.6f}.\n\n{lines}"

@@ -96,10 +96,10 @@ class Nudges(Idea):
         columns: list[Column] = [("output", "d", range(10)), ("wanted", ".0f", self.example.y[0])]
         for name, outputs in self.outputs.items():
             columns.append((f"{name}: is", ".4f", outputs))
-            columns.append((f"{name}: nudge", "", [signed(nudge, 3) for nudge in self.nudges[name].tolist()]))
+            columns.append((f"{name}: nudge", "+3 digits", self.nudges[name]))
         ways, nudges = zip(*self.ways.ranked(), strict=True)
         title = f"untrained: bang for the buck at output {self.ways.neuron}"
-        ranked = column_table((title, "", ways), ("nudge", "", [signed(nudge, 3) for nudge in nudges]))
+        ranked = column_table((title, "", ways), ("nudge", "+3 digits", nudges))
         meant = f"A nudge is of the output's {self.quantity}"
         return f"What {self.example.name} wants. {self.caption}. {meant}.\n\n{column_table(*columns)}\n\n{ranked}"
 
