@@ -41,6 +41,7 @@ class SweepConfig(Config):
     None: a new sweep."""
 
     groups: ClassVar[dict[str, str]] = {"seeds": "the sweep"}
+    refused: ClassVar[tuple[str, ...]] = ("verify_every", "log_embedding", "recipe", "patience")  # for one network
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -52,7 +53,7 @@ class SweepConfig(Config):
                 raise ValueError(f"{flag(name)}: wanted one value or more, got none")
             if repeated := [value for n, value in enumerate(values) if value in values[:n]]:
                 raise ValueError(f"{flag(name)}: wanted each value once, got {repeated[0]} twice")
-        for name in ("verify_every", "log_embedding", "recipe", "patience"):
+        for name in self.refused:
             if getattr(self, name):
                 raise ValueError(f"{flag(name)} is for one network: train it alone, with train.py")
         networks = prod(len(getattr(self, name)) for name in LISTS) * self.seeds
