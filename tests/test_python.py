@@ -178,9 +178,8 @@ def test_notebook_shows_bars_tables_and_pictures(tmp_path: Path, data_dir: Path)
     imported, trained, network, report, idea = ([*cell.outputs] for cell in book.cells)
     assert imported == [] and [len(shown) for shown in (network, report, idea)] == [1, 1, 1], "no warning"
     said = "".join(output.get("text", "") for output in trained)
-    assert re.fullmatch(
-        r"784-16-16-10: .*\nepoch .*\n    1 .*\n    2 .*\n(.*\n)*saved .*\nwatch .*\n .*\ntouch .*\n", said
-    )
+    lines = r"784-16-16-10: .*\nepoch .*\n    1 .*\n    2 .*\n(.*\n)*saved .*\nwatch .*\n .*\ntouch .*\n"
+    assert re.fullmatch(lines, said)
     assert ["application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in trained].count(True) == 1
     assert rows(network[0]["data"]["text/html"])[3] == ["1", "784", "16", "12,560", "sigmoid"]
     assert "RIGHT</b>: 1 gradient right" in report[0]["data"]["text/html"]

@@ -21,11 +21,11 @@ from bp_torch.files import naming
 COMMANDS = {  # each command, a module of this package, and what it does
     "train": "train a network on handwritten digits (the same as python train.py)",
     "sweep": "train networks of many settings and seeds at once, and compare them",
-    "ladder": "published results of plain networks, and ours by the same recipes",
+    "ladder": "compare published results of plain networks with ours",
     "verify": "check the backward against autograd and central differences",
-    "predict": "tell which digit a picture of your own shows",
+    "predict": "say which digit your own picture shows",
     "explain": "show every idea of backpropagation on a trained network",
-    "benchmark": "time training against the usual ways to do it",
+    "benchmark": "compare the speed of training with the usual ways to write it",
 }
 
 LOADING = "loading torch …"

@@ -22,7 +22,7 @@ from bp_torch.text import columns, number
 from bp_torch.values import SIDE
 
 COMMAND = "python -m bp_torch predict FILE ..."
-DESCRIPTION = "Tell which digit each picture shows: a drawing, a scan or a photo, in a file or, as -, from stdin."
+DESCRIPTION = "Say which digit each picture shows: a drawing, a scan or a photo, in a file or, as -, from stdin."
 SHADES = (" ░▒▓█", " .:*#")  # from paper to ink; the second for encodings that lack the first
 BAR = 10  # characters of an output that is 1
 
@@ -36,7 +36,7 @@ class Options:
     json: bool = False
     """Print a list of {file, answer, outputs} as JSON."""
     save: Path | None = None
-    """Folder to which each picture is saved as the network gets it, a PNG of 28×28 pixels. None: nowhere."""
+    """Folder for the prepared pictures, the 28×28 pixels that the network gets, as PNG. None: they are not saved."""
 
 
 def main(arguments: list[str]) -> None:
