@@ -88,7 +88,7 @@ class SweepConfig(Config):
         return [self.member(setting, self.seed + n) for n in range(self.seeds) for setting in self.settings]
 
 
-LISTS = tuple(name for name in SweepConfig.__annotations__ if isinstance(getattr(SweepConfig, name), tuple))
+LISTS = ("learning_rate", "momentum", "weight_decay", "init")
 """The fields that are lists: a sweep tries every combination of their values."""
 
 
