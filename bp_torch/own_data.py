@@ -160,7 +160,7 @@ def classes(labels: Array, source: str) -> tuple[list[str], Array]:
     if len(order) == 1:
         raise DataError(f"{source} holds one class only, {order[0]}: there is nothing to tell apart")
     if len(labels) >= FEWEST and 2 * len(order) > len(labels):
-        way = "name the column of the label label; for real targets, give --targets 1"
+        way = "name the column of the labels: label; for real targets, give --targets 1"
         raise DataError(f"{source} has {len(order):,} labels for {len(labels):,} examples: {way}")
     return order, np.array([order.index(name) for name in names])[indices.reshape(-1)]
 
