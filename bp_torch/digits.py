@@ -21,6 +21,7 @@ from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad
 from bp_torch.backprop import forward
 from bp_torch.cli import UserError
 from bp_torch.data import scaled
+from bp_torch.examples import check_inputs
 from bp_torch.network import Network
 from bp_torch.values import CLASSES, PIXELS, SIDE
 
@@ -59,6 +60,8 @@ def predict(network: Network, images: Any) -> list[Prediction]:
     from 784 pixels to 10 outputs, and for what is no image.
     """
     check_digits(network)
+    if isinstance(images, np.ndarray) and images.ndim == 2 and images.shape[1] == PIXELS:
+        raise ValueError(f"is {images.shape} prepared images, or one? give torch.from_numpy(x), or an image of Pillow")
     if not isinstance(images, Tensor):
         several = isinstance(images, list | tuple) or (
             isinstance(images, np.ndarray) and images.ndim > 2 and not is_image(images)
@@ -68,8 +71,7 @@ def predict(network: Network, images: Any) -> list[Prediction]:
         x = images
         if x.shape[1:] != (PIXELS,):
             raise ValueError(f"a tensor of prepared images is (N, {PIXELS}), not {tuple(x.shape)}")
-        if x.dtype != torch.uint8 and not ((x >= 0) & (x <= 1)).all():
-            raise ValueError("prepared images are bytes, or numbers from 0 to 1; some of these are not")
+        check_inputs(x, unit=True)
     x = (scaled(x, network.dtype) if x.dtype == torch.uint8 else x.to(network.dtype)).to(network.device)
     outputs = forward(network, x).activations[-1]
     return list(map(Prediction, outputs.argmax(1).tolist(), outputs, x))
@@ -209,7 +211,7 @@ def ink_of_digit(grey: Tensor) -> Tensor:
         missing = 1 - (seen + DARK) / (paper + DARK)  # the part of the light, in a shadow too
         ink = cleaned(missing[margin:-margin, margin:-margin])
         alone, digits = digit_alone(ink)
-        found.append((like_a_digit(ink, alone), digits, alone))
+        found.append((like_a_digit(ink, alone) * sharp(grey, alone) ** 8, digits, alone))  # counts most
     _, digits, alone = max(found, key=lambda each: each[0])
     if digits != 1:
         some = f"there are {digits} digits in it: wanted one, cut the others off"
@@ -224,6 +226,14 @@ def like_a_digit(ink: Tensor, alone: Tensor) -> float:
     at_edges = float(torch.cat([ink[0], ink[-1], ink[:, 0], ink[:, -1]]).mean())
     full = float(alone.square().sum()) / max(area, 1)  # strokes have ink throughout, shadows fade
     return float(full * edge**2 / max(area, 1) * size**0.5 * (1 - at_edges) ** 3)
+
+
+def sharp(grey: Tensor, alone: Tensor) -> float:
+    """How much the picture changes at the edge of ink, by its largest change: paper between digits just ends there."""
+    mask = (alone > 0.5).float()[None]
+    edge = (mask + max_pool2d(-mask, 3, 1, 1))[0] > 0
+    change = (max_pool2d(grey[None], 9, 1, 4) + max_pool2d(-grey[None], 9, 1, 4))[0][edge]
+    return float(change.mean() / change.max()) if len(change) else 0.0
 
 
 def area_and_edge(ink: Tensor) -> tuple[float, float]:

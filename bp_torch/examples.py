@@ -6,7 +6,7 @@ Pixels are kept as bytes, 0..255, until ``batch`` scales them. Nothing here know
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
-from math import inf
+from math import inf, prod
 
 import numpy as np
 import torch
@@ -36,7 +36,7 @@ class Examples:
         for name, tensor in (("x", x), ("labels", labels)):
             if not isinstance(tensor, Tensor):
                 raise ValueError(f"{name} is a {type(tensor).__name__}, wanted a tensor: torch.as_tensor({name})")
-        inputs, rows = (*x.shape, 0)[-2], (*labels.shape, 1)[0]
+        inputs, rows = prod(x.shape[1:]), (*labels.shape, 1)[0]
         kind = self.kind or (KINDS["mnist"] if inputs == PIXELS else Kind(inputs=inputs, image=()))
         if x.shape != (rows, kind.inputs):
             wanted = f"wanted ({rows}, {kind.inputs}), a row for each label"
@@ -74,6 +74,8 @@ def check_inputs(x: Tensor, *, unit: bool) -> None:
     if not (0 <= low <= high <= 1 if unit else -inf < low <= high < inf):  # NaN is not between either
         wanted = "wanted 0 to 1, or bytes of 0 to 255" if unit else "wanted finite ones"
         raise ValueError(f"x holds floats from {low:g} to {high:g}, {wanted}")
+    if unit and 0 < high < 1.01 * PIXEL_SCALE:
+        raise ValueError(f"x holds floats from {low:g} to {high:g}, as of pixels divided by 255 twice: wanted 0 to 1")
 
 
 def one_hot(labels: Tensor, classes: int = CLASSES, dtype: torch.dtype = torch.float32) -> Tensor:

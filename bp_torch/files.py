@@ -104,7 +104,7 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write ``values``, and the SHA-256 of their JSON, to ``path``, whole. Raises OSError."""
     content = (json.dumps(with_sum(values), indent=2) + "\n").encode()
     if len(content) > LARGEST:
-        raise OSError(f"{path} would have {len(content):,} bytes, and no more than {LARGEST:,} are read again")
+        raise OSError(f"{path.name} would have {len(content):,} bytes, and no more than {LARGEST:,} are read again")
     replace_file(path, content)
 
 

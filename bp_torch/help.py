@@ -31,13 +31,16 @@ def help_text(config: type[Any], prog: str, description: str) -> str:
 
 
 def grouped(config: type[Any]) -> "dict[str, list[Field[Any]]]":
-    """The fields by group. A class's own come before those of its base classes; without a name they are "options"."""
+    """The fields by group. A class's own come before those of its base classes; without a name they are "options".
+
+    Those of its ``refused``, which only its base class takes, are left out.
+    """
     found: dict[str, list[Field[Any]]] = {}
     owners = {name: owner for owner in config.__mro__ for name in vars(owner).get("__annotations__", {})}
     for owner in config.__mro__:
         name, names = "options", vars(owner).get("groups", {})
         for field in fields(config):
-            if owners[field.name] is owner:
+            if owners[field.name] is owner and field.name not in getattr(config, "refused", ()):
                 name = names.get(field.name, name)
                 found.setdefault(name, []).append(field)
     return found

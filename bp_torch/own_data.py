@@ -12,7 +12,7 @@ import re
 import warnings
 import zlib
 from collections.abc import Callable, Collection
-from itertools import chain
+from itertools import chain, islice
 from math import isfinite, isqrt, prod
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -31,16 +31,17 @@ FEWEST = 20  # examples of which some are held out as the test set
 PART, MOST = 5, 10_000  # one in so many is held out, but no more than this
 SMALLEST = 7  # pixels along each side of an image that comes as a row of numbers
 SHOWN = 50  # characters of what is wrong
+TWICE = 1.01 / 255  # where no pixel is above this, somebody divided by 255 twice
 DARK = 127  # where no pixel is above this, the brightest becomes 1, and not 255
 
 LABELS = ("label", "labels", "class", "target", "y", "digit", "letter", "species", "category")  # columns of a CSV
 TARGETS = r"(target|y)s?[ _]?\d*"
 IDS = ("", "id", "index", "unnamed: 0")  # columns that only number the rows
-TRAINING_ARRAYS = ("x_train y_train", "X_train y_train", "train_images train_labels", "x y", "X y", "data target")
-TEST_ARRAYS = ("x_test y_test", "X_test y_test", "test_images test_labels")
+TRAINING_ARRAYS = ("x_train y_train", "train_images train_labels", "x y", "data target", "images labels")
+TEST_ARRAYS = ("x_test y_test", "test_images test_labels")
 TRAINING, TEST = ("train", "training"), ("test", "testing", "t10k", "val", "valid", "validation")  # files and folders
 CHANGED = "{} is not what the run was trained on: it has another checksum"
-WANTED = "wanted an .npz with x and y, a .csv in UTF-8, IDX files, or a folder with a folder of images for each class"
+WANTED = "wanted an .npz with x and y, a .csv, IDX files, or a folder with a folder of images for each class"
 
 
 class Table(NamedTuple):
@@ -61,6 +62,8 @@ def load(path: Path, targets: int = 0, seed: int = 0, known: Kind | None = None)
     seed = known.seed if known and known.seed is not None else seed
     try:
         whole, test = read(path, targets)
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {path}: its text is not in UTF-8; save it so") from error
     except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}; {WANTED}") from error
     n, source, drawn_by = len(whole.x), whole.source, None
@@ -132,7 +135,7 @@ def are_bytes(x: Array) -> bool:
 def pixel_range(x: Array) -> tuple[tuple[float], tuple[float]]:
     """Shift and scale by which pixels become 0 to 1, one for all: of bytes 0 and 255."""
     low, high = min(0.0, float(x.min())), float(x.max())
-    high = 255.0 if low == 0 and DARK < high <= 255 else max(high, low + 1.0) if high <= 1 else high
+    high = 255.0 if low == 0 and DARK < high <= 255 else max(high, low + 1.0) if TWICE < high <= 1 else high
     return (low,), (high - low,)
 
 
@@ -165,7 +168,7 @@ def classes(labels: Array, source: str) -> tuple[list[str], Array]:
     if len(order) == 1:
         raise DataError(f"{source} holds one class only, {order[0]}: there is nothing to tell apart")
     if len(labels) >= FEWEST and 2 * len(order) > len(labels):
-        way = "the label is the column named label, or else the first; for real targets, give --targets 1"
+        way = "name the column of the labels: label; for real targets, give --targets 1"
         raise DataError(f"{source} has {len(order):,} labels for {len(labels):,} examples: {way}")
     return order, np.array([order.index(name) for name in names])[indices.reshape(-1)]
 
@@ -234,8 +237,9 @@ def read_npz(path: Path, targets: int) -> tuple[Table, Table | None]:
     """The arrays of ``TRAINING_ARRAYS``, and of ``TEST_ARRAYS`` if they are there, as keras has them."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = [[n for n in names if {*n.split()} <= {*file.files}] for names in (TRAINING_ARRAYS, TEST_ARRAYS)]
-            pairs = [[file[name] for name in names[0].split()] for names in found if names]
+            inside = {name.lower(): name for name in file.files}
+            found = [[n for n in names if {*n.split()} <= {*inside}] for names in (TRAINING_ARRAYS, TEST_ARRAYS)]
+            pairs = [[file[inside[name]] for name in names[0].split()] for names in found if names]
             if not all(isinstance(part, np.ndarray) for part in chain(*pairs)):  # else the bytes of the file
                 raise ValueError("it holds other files than arrays")
     except (ValueError, EOFError, BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
@@ -294,7 +298,7 @@ def pixels(file: Path) -> Array:
     from PIL import Image
 
     try:
-        with Image.open(regular(file)) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(regular(file)) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"its pixels are of mode {image.mode}, wanted 8 bits")
             whole = image.convert("RGBA")
@@ -308,7 +312,7 @@ def pixels(file: Path) -> Array:
 
 
 def read_csv(path: Path, targets: int) -> Table:
-    """A row for each example, its label first or in a column of ``LABELS``; or real targets, named so or last."""
+    """A row for each example, its label in the ``label_column``; or real targets, named so or last."""
     separator, head = first_row(path)
     header = not any(map(is_number, head)) or any(cell.lower() in (*LABELS[:3], *IDS[1:]) for cell in head)
     names = [cell.lower() if header else "-" for cell in head]
@@ -318,8 +322,11 @@ def read_csv(path: Path, targets: int) -> Table:
         raise DataError(f"{path} has {count(len(columns), 'column')}: wanted {wanted} and numbers, with , between")
     named = [k for k in columns if re.fullmatch(TARGETS, names[k])]
     chosen = named if len(named) == targets else columns[-targets:]
+    said = ""
     if not targets:
-        chosen = [next((names.index(label) for label in LABELS if label in names), columns[0])]
+        chosen = [label_column(path, separator, names, columns)]
+        name = f" ({head[chosen[0]]})" if header else ""
+        said = "" if names[chosen[0]] in LABELS else f", its label in column {chosen[0] + 1}{name}"
     found = dict[str, int]()
     texts: dict[Any, Callable[[str], float]] = {k: lambda _: 0 for k, name in enumerate(names) if name in IDS}
     if not targets:
@@ -337,10 +344,26 @@ def read_csv(path: Path, targets: int) -> Table:
             file.seek(0)
             raise DataError(f"{path}{fault(file, separator, header, texts)}") from error
     inputs = sorted({*columns} - {*chosen})
-    source = f"{path} without {', '.join(head[k] or 'the first' for k in texts if k not in chosen)}"
+    source = f"{path}{said} without {', '.join(head[k] or 'the first' for k in texts if k not in chosen)}"
     y = numbers[:, chosen] if targets else np.array(list(found))[numbers[:, chosen[0]].astype(int)]
     targeted = [head[k] for k in chosen] if header and targets else ()
     return table(numbers[:, inputs], y, source.removesuffix(" without "), targets, targeted)
+
+
+def label_column(path: Path, separator: str, names: list[str], columns: list[int]) -> int:
+    """The column of ``LABELS``, or the only one of text; or else the first.
+
+    Where the first has fractions and the last whole numbers that recur, in the first hundred rows, it is the last.
+    """
+    if named := [names.index(label) for label in LABELS if label in names]:
+        return named[0]
+    with io.TextIOWrapper(opened(path), "utf-8-sig", newline="") as file:
+        rows = [cells for cells in islice(csv.reader(file, delimiter=separator), 1, 100) if len(cells) == len(names)]
+    numbers = {k: [float(cells[k]) for cells in rows if is_number(cells[k], finite=True)] for k in columns}
+    texts = [k for k in columns if not numbers[k]]
+    whole = [all(number % 1 == 0 for number in numbers[k]) for k in columns]
+    few = 2 * len({*numbers[columns[-1]]}) <= len(rows)
+    return texts[0] if len(texts) == 1 else columns[-1 if whole[-1] and few and not whole[0] else 0]
 
 
 def first_row(path: Path) -> tuple[str, list[str]]:
@@ -361,7 +384,7 @@ def fault(file: TextIO, separator: str, header: bool, texts: Collection[Any]) ->
         for k, cell in enumerate(cells):
             if k not in texts and not is_number(cell, finite=True):
                 name = f" ({head[k].strip()})" if header else ""
-                way = "wanted a finite number; the label is the column named label, or else the first"
+                way = "wanted a finite number; or name this column label, if it is that"
                 return f", row {number}, column {k + 1}{name}, has {cell[:SHOWN]!r}: {way}"
     return " holds no rows of numbers"
 

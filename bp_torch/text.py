@@ -112,9 +112,12 @@ def column_table(*columns: Column) -> str:
 
 
 def _cell(value: Any, form: str) -> str:
-    """A value of a table in its format."""
-    number = value.item() if hasattr(value, "item") else value
-    return number if isinstance(number, str) else format(number, form)
+    """A value of a table in its format: one of Python's, or "4 digits", "+4 digits" for ``number`` and ``signed``."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, str):
+        return value
+    digits, _, named = form.partition(" ")
+    return (signed if digits[0] == "+" else number)(value, int(digits)) if named == "digits" else format(value, form)
 
 
 def fitted(text: str) -> str:

@@ -19,12 +19,12 @@ from bp_torch.verify.bank.sections import change
 from bp_torch.verify.report import Report
 
 DOCS = Path(__file__).parent.parent / "docs"
-MADE = "<!-- python -m tests.layer_pages wrote this, but for what is marked as written by hand -->"
+MADE = "<!-- python -m tests.layer_pages wrote this, except the parts marked as written by hand -->"
 HAND = "<!-- written by hand: {} -->\n\n{}\n\n<!-- end -->"
-SIGNS = """$C$ is a cost that comes later, and $dx$ stands for $\\partial C / \\partial x$: the backward gets $dy$ and
-gives $dx$. $[a \\lt b]$ is 1 where this is true, else 0. Indices count from 0, and an entry outside of a tensor is 0.
-Tests evaluate the formulas and run the code, and hold both against autograd and central differences."""
-START = "Paste a backward below this line, and call it.\n\n```python\nimport torch\n```"
+SIGNS = """$C$ is a cost that is computed from the output $y$, and $dx$ stands for $\\partial C / \\partial x$:
+the backward takes $dy$ and returns $dx$. $[a \\lt b]$ is 1 if this is true, else 0. Indices count from 0, and an entry
+outside of a tensor is 0. Tests compare the formulas and the code with autograd and with central differences."""
+START = "The code on this page needs this line:\n\n```python\nimport torch\n```"
 Said = Callable[[Layer, int], str]
 
 
@@ -66,7 +66,7 @@ def by_hand(path: Path) -> dict[str, str]:
 
 def page(family: Family, kept: dict[str, str], checks: str, words: Said) -> str:
     """The page of a family. ``checks`` comes before the layers if one of them is derived."""
-    names = index(family, "", set(kept)) + (". What is marked with † is derived." if kept else ".")
+    names = index(family, "", set(kept)) + (". † marks layers with a derivation." if kept else ".")
     sections = [markdown(layers[name], kept.get(name, ""), words) for name in family.records]
     start = [START, checks] if kept and checks else [START]
     return "\n\n".join([MADE, f"# {family.title}", family.about, SIGNS, names, *start, *sections]) + "\n"
@@ -85,12 +85,12 @@ def markdown(layer: Layer, kept: str, words: Said) -> str:
     return "\n\n".join(
         [
             f"## {layer.name}",
-            f"{record.use} Also called {record.also}. Shapes: {record.shapes}.",
+            f"**Use:** {record.use} **Also called** {record.also}. **Shapes:** {record.shapes}.",
             *formulas,
             f"```python\n{layer.code}\n```",
             f"Source: {record.source}.",
             *([HAND.format(layer.name, kept)] if kept else []),
-            table(["", "mistake", "in place of", "is", "`verify` says"], rows, right=(), markdown=True),
+            table(["", "mistake", "right code", "wrong code", "`verify` says"], rows, right=(), markdown=True),
         ]
     )
 

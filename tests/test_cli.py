@@ -242,3 +242,10 @@ def test_ctrl_c_is_as_usual_after_a_command() -> None:
 def test_command_starts_without_torch() -> None:
     code = "import sys, bp_torch.cli; assert not {'torch', 'tyro'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_no_command_warns_of_a_home_in_which_matplotlib_keeps_no_fonts(tmp_path: Path) -> None:
+    variables = os.environ | {"MPLCONFIGDIR": os.devnull, "MPLBACKEND": "none"}
+    words = [sys.executable, "-m", "bp_torch", "ladder"]
+    done = subprocess.run(words, cwd=tmp_path, env=variables | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -416,7 +416,7 @@ def test_labels_of_every_integer_type_are_taken(dtype: torch.dtype) -> None:
         (torch.tensor([[float("nan")] + [0.5] * 783] * 2), "x holds floats from nan to nan, wanted 0 to 1"),
         (torch.zeros(2, 784, dtype=torch.int64), "x is torch.int64, wanted torch.uint8"),
         (torch.zeros(2, 784, dtype=torch.bool), "x is torch.bool, wanted torch.uint8"),
-        (torch.zeros(2, 28, 28), r"x has shape \(2, 28, 28\), wanted \(2, 28\), .*x.flatten\(1\)"),
+        (torch.zeros(2, 28, 28), r"x has shape \(2, 28, 28\), wanted \(2, 784\), .*x.flatten\(1\)"),
         (torch.zeros(3, 784), r"x has shape \(3, 784\), wanted \(2, 784\), a row for each label"),
         (np.zeros((2, 784)), r"x is a ndarray, wanted a tensor: torch.as_tensor\(x\)"),
     ],

@@ -248,6 +248,20 @@ def test_picture_without_one_digit_is_refused(seen: Any, said: str) -> None:
         prepared(seen)
 
 
+def test_several_digits_beside_one_another_are_refused(mnist: tuple[Examples, Examples]) -> None:
+    """The paper between them looks like strokes, and has to be told from ink: nearly always, in either colour."""
+    images, chance, refused = mnist[1].x.view(-1, 28, 28).numpy(), np.random.default_rng(0), 0
+    for _ in range(6):
+        for down, across, dark in ((1, 2, 1), (1, 2, 0), (1, 3, 1), (1, 3, 0), (2, 2, 1), (2, 2, 0)):
+            grid = images[chance.integers(0, 10_000, (down, across))].transpose(0, 2, 1, 3)
+            page = np.pad(grid.reshape(28 * down, 28 * across), 6)
+            try:
+                prepared(Image.fromarray(255 - page if dark else page).resize((120 * across, 120 * down)))
+            except ImageError as error:
+                refused += "wanted one" in str(error)
+    assert refused >= 35, f"{refused} of 36"
+
+
 def png(image: Image.Image) -> bytes:
     image.save(file := io.BytesIO(), "PNG")
     return file.getvalue()
@@ -331,7 +345,7 @@ def test_predict_takes_prepared_tensors_as_they_are(
     [
         (torch.zeros(784), r"a tensor of prepared images is \(N, 784\), not \(784,\)"),
         (torch.zeros(2, 28, 28), r"a tensor of prepared images is \(N, 784\), not \(2, 28, 28\)"),
-        (torch.full((1, 784), 255.0), "from 0 to 1"),
+        (torch.full((1, 784), 255.0), "wanted 0 to 1"),
         (np.zeros(784), r"an array \(H, W\) or \(H, W, 3 or 4\), got ndarray \(784,\) of float64"),
         (7, r"an array \(H, W\) or \(H, W, 3 or 4\), got int \(\) of int64"),
     ],

@@ -39,7 +39,8 @@ def test_mean_without_the_last_examples_is_not_the_gradient(subject: Subject) ->
 
 def test_average_as_it_is_made_is_the_mean_of_so_many_wishes(subject: Subject) -> None:
     result = average.Average(subject, AverageOptions(first=1500))
-    wishes = torch.cat(list(average.negative_gradients(subject.exact, subject.training, "quadratic", 500)))
+    untrained = subject.before_and_after["untrained"]
+    wishes = torch.cat(list(average.negative_gradients(untrained, subject.training, "quadratic", 500)))
     around = torch.cat([wishes[1500:], wishes[:1500]])
     assert list(result.made) == [1, 10, 100, 1000, 2000]
     for count, made in result.made.items():
@@ -47,6 +48,16 @@ def test_average_as_it_is_made_is_the_mean_of_so_many_wishes(subject: Subject) -
     cosine = torch.cosine_similarity(result.made[100], around[0], dim=0)
     share = cosine * result.made[100].norm() / around[0].norm()
     assert result.left(1) == pytest.approx(1) and result.left(100) == pytest.approx(share.item())
+
+
+def test_finding_tells_how_much_cancels_in_both_networks(subject: Subject) -> None:
+    result = average.Average(subject, AverageOptions())
+    shares = []
+    for network in subject.before_and_after.values():
+        wishes = torch.cat(list(average.negative_gradients(network, subject.training, "quadratic", 500)))
+        shares.append(f"{1 - (wishes.mean(0).norm() / wishes.norm(dim=1).mean()).item():.0%}")
+    assert result.finding().startswith(f"At the start {shares[0]} of the wishes of 2,000 examples cancel")
+    assert f"after training {shares[1]}, because" in result.finding() and shares[0] != shares[1]
 
 
 def test_fewer_examples_than_columns_are_all_shown(subject: Subject) -> None:

@@ -53,8 +53,8 @@ def test_parameter_names_match_their_indices() -> None:
     weights, biases = layer_views(numbered, sizes)
     name = gradient.parameter_name
     assert name(sizes, int(weights[0][3, 14 * 28 + 9])) == "weight from pixel (14, 9) to neuron 3 of layer 1"
-    assert name(sizes, int(weights[2][8, 5])) == "weight from neuron 5 of layer 2 to neuron 8 of layer 3"
-    assert name(sizes, int(biases[2][2])) == "bias of neuron 2 of layer 3"
+    assert name(sizes, int(weights[2][8, 5])) == "weight from neuron 5 of layer 2 to output 8"
+    assert name(sizes, int(biases[2][2])) == "bias of output 2"
     assert len({name(sizes, i) for i in range(13_002)}) == 13_002
     for wrong in (-1, 13_002):
         with pytest.raises(ValueError, match="no parameter"):

@@ -277,7 +277,7 @@ def test_table_shows_what_was_measured_and_what_was_not(monkeypatch: pytest.Monk
 def test_rows_above_the_published_error_are_named_unless_that_is_a_best() -> None:
     errors = {"simard-elastic": 0.7049, "simard-affine": 1.11, "ciresan-9x1000": 0.45, "nielsen-quadratic-30": 5.0}
     found = {name: Measured({0: SEED | {"test_error": error}}, {}) for name, error in errors.items()}
-    sentence = "ours is above the published error in simard-affine, ciresan-9x1000."
+    sentence = "our error is above the published one: simard-affine, ciresan-9x1000."
     assert sentence in report.listing(found).replace("\n", " ") and sentence in report.table(found)
     del found["simard-affine"], found["ciresan-9x1000"]
     assert "is above" not in report.table(found)

@@ -331,7 +331,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "NaN": (save("a.csv", [*GOOD[:2], [1, "nan", 3]]), "row 3, column 2, has 'nan'"),
     "ragged": (save("a.csv", [*GOOD[:2], [1, 2]]), "row 3, has 2 columns, the first row 3"),
     "long row": (save("a.csv", [*GOOD[:2], [1, 2, 3, 4]]), "row 3, has 4 columns, the first row 3"),
-    "latin-1": (save("a.csv", "1,2\n3,\xe9".encode("latin-1")), "cannot read .*a.csv.*codec"),
+    "latin-1": (save("a.csv", "1,2\n3,\xe9".encode("latin-1")), "cannot read .*a.csv: its text is not in UTF-8"),
     "label 1.5": (save("a.csv", [*GOOD, [1.5, 2, 3]]), "has the label '1.5': wanted whole numbers or names"),
     "no label": (save("a.csv", [*GOOD, ["", 2, 3]]), "has the label ''"),
     "one class": (save("a.csv", [[7, n, n] for n in range(30)]), "holds one class only, 7"),
@@ -362,6 +362,33 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "range too large": (save("a.npz", {"x": HUGE, "y": np.arange(30) % 2}), "so large, or so small"),
     "test too far": (save("a.npz", {"x": X[:, 0, :2], "y": Y, "x_test": FAR, "y_test": Y[:2]}), "finite ones"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("head", "row", "said"),
+    [
+        ([], lambda k: [k / 8, k * k, "ab"[k % 2]], ", its label in column 3, tested"),
+        (["width", "variety", "height"], lambda k: [k, "ab"[k % 2], k], ", its label in column 2 (variety), tested"),
+        ([], lambda k: [k % 4 / 8, k / 7, k % 2], ", its label in column 3, tested"),
+        ([], lambda k: [k % 2, k / 7, k % 4], ", its label in column 1, tested"),
+        (["digit", "a", "b"], lambda k: [k % 2, k / 7, "0"], ", tested"),
+    ],
+)
+def test_column_of_labels_is_found_and_said_where_no_name_says_it(
+    head: list[str], row: Callable[[int], list[Any]], said: str, tmp_path: Path
+) -> None:
+    file = write_csv(tmp_path / "a.csv", [head] * bool(head) + [row(k) for k in range(40)])
+    training, test = own_data.load(file)
+    labels = torch.cat([training.labels, test.labels])
+    assert training.kind.source.startswith(f"{file}{said}")
+    assert (training.kind.inputs, training.kind.outputs, int(labels.sum())) == (2, 2, 20)
+
+
+@pytest.mark.parametrize("names", ["images labels", "X Y", "X_Train Y_Train"])
+def test_arrays_of_an_npz_are_known_by_other_names(names: str, tmp_path: Path) -> None:
+    arrays: dict[str, Any] = dict(zip(names.split(), (SQUARE, Y), strict=True))
+    np.savez(tmp_path / "a.npz", **arrays)
+    assert own_data.load(tmp_path / "a.npz")[0].kind.words == "8×8 images, 3 classes"
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -582,6 +609,18 @@ def test_unknown_name_of_a_data_set_is_bad_usage(
 # ---- real targets ----
 
 
+@pytest.mark.parametrize(
+    ("rate", "reason"),
+    [(1.0, ".* saturated.* a much smaller --learning-rate than 1"), (1e-6, "the weights moved by .*")],
+)
+def test_real_targets_of_which_nothing_is_explained_are_told(
+    rate: float, reason: str, houses: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config_of(houses, tmp_path, targets=2, epochs=3, learning_rate=rate, log=False))
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(f"the network explains nothing of its targets: {reason}", said)
+
+
 @pytest.fixture(scope="module")
 def houses(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two targets that follow from three columns, in units of their own."""
@@ -596,6 +635,7 @@ def test_real_targets_are_learned(houses: Path, tmp_path: Path, capsys: pytest.C
     folder = train(config_of(houses, tmp_path, **fields, log_embedding=True))
     said = capsys.readouterr().out
     assert "3 columns, 2 targets (price, age); each column and target minus its mean" in said and "explained" in said
+    assert "explains nothing" not in said
     config, network = open_run(folder)
     assert network.sizes == (3, 16, 16, 2) and network.output_activation == "identity"
     _, test = load_data(config, network.device, folder)

@@ -55,6 +55,37 @@ def test_answer_comes_with_the_picture_and_the_ten_outputs(
         ]
 
 
+def images_by_name(folder: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8)
+    names = np.array([f"{'zyxwvutsrq'[k % 10]}-kind" for k in range(40)])
+    np.savez(folder / "own.npz", x=pixels, y=names)
+    return folder / "own.npz"
+
+
+def test_answer_is_the_name_of_the_class(seven: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = train(Config(dataset=images_by_name(tmp_path), runs_dir=tmp_path, epochs=1, log=False, device="cpu"))
+    best = int(forward(open_run(own)[1], prepared(seven)[None]).activations[-1].argmax())
+    name = sorted(f"{letter}-kind" for letter in "zyxwvutsrq")[best]
+    capsys.readouterr()
+    predict.main([str(seven), "--run", str(own)])
+    said = capsys.readouterr().out
+    assert f"\n{seven}: {name}" in said and "light on black, as MNIST's" in said
+    assert [line.split()[-1] for line in said.splitlines() if "-kind" in line][1:] == [
+        f"{letter}-kind" for letter in "qrstuvwxyz"
+    ]
+    predict.main([str(seven), "--run", str(own), "--json"])
+    assert json.loads(capsys.readouterr().out)[0]["answer"] == name
+
+
+def test_network_of_other_inputs_is_refused(seven: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = np.random.default_rng(0).normal(size=(40, 784))
+    np.savez(tmp_path / "own.npz", x=pixels, y=np.arange(40) % 10)  # standardised: not what a picture becomes
+    own = train(Config(dataset=tmp_path / "own.npz", runs_dir=tmp_path, epochs=1, log=False, device="cpu"))
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(seven), "--run", str(own)])
+    assert stop.value.code == 2 and "has 784 columns, 10 classes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_shades_are_those_that_the_encoding_has(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding, errors="strict")

@@ -11,17 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
 
 import bp_torch
-from bp_torch import Network, from_sequential, load, open_run, save, to_sequential, train, verify
+from bp_torch import Network, from_sequential, load, open_run, own_data, save, to_sequential, train, verify
 from bp_torch.activations import ACTIVATIONS, Activation
 from bp_torch.backprop import forward
 from bp_torch.convert import MODULES
 from bp_torch.costs import COSTS, Cost
+from bp_torch.data import Examples
 from bp_torch.explain import compute
 from bp_torch.sweep.config import SweepConfig
 from bp_torch.sweep.loop import sweep
@@ -176,8 +178,37 @@ def test_notebook_shows_bars_tables_and_pictures(tmp_path: Path, data_dir: Path)
     imported, trained, network, report, idea = ([*cell.outputs] for cell in book.cells)
     assert imported == [] and [len(shown) for shown in (network, report, idea)] == [1, 1, 1], "no warning"
     said = "".join(output.get("text", "") for output in trained)
-    assert re.fullmatch(r"784-16-16-10: .*\nepoch .*\n    1 .*\n    2 .*\n(.*\n)*saved .*\nwatch .*\n .*\ntouch .*\n", said)
+    lines = r"784-16-16-10: .*\nepoch .*\n    1 .*\n    2 .*\n(.*\n)*saved .*\nwatch .*\n .*\ntouch .*\n"
+    assert re.fullmatch(lines, said)
     assert ["application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in trained].count(True) == 1
     assert rows(network[0]["data"]["text/html"])[3] == ["1", "784", "16", "12,560", "sigmoid"]
     assert "RIGHT</b>: 1 gradient right" in report[0]["data"]["text/html"]
     assert Image.open(io.BytesIO(base64.b64decode(idea[0]["data"]["image/png"]))).width > 1000
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda net, x: bp_torch.evaluate(net, x, "quadratic"), r"wanted Examples\(x, labels\), got a Tensor"),
+        (lambda net, x: bp_torch.predict(net, x.numpy()), r"is \(3, 784\) prepared images, or one\? give torch"),
+        (lambda net, x: bp_torch.predict(net, x / 255), "divided by 255 twice: wanted 0 to 1"),
+        (lambda net, x: bp_torch.predict(net, 2 * x), "x holds floats from 0 to 2, wanted 0 to 1"),
+        (lambda net, x: Examples(x / 255, torch.arange(3)), "divided by 255 twice: wanted 0 to 1"),
+        (lambda net, x: Examples(x.view(3, 28, 28), torch.arange(3)), r"wanted \(3, 784\), .*rows by x.flatten\(1\)"),
+    ],
+)
+def test_what_is_given_in_another_form_is_a_sentence(call: Any, said: str) -> None:
+    x = torch.linspace(0, 1, 3 * 784).view(3, 784)
+    with pytest.raises(ValueError, match=said):
+        call(bp_torch.Network(), x)
+
+
+def test_run_is_opened_by_the_text_of_its_path(run: Path) -> None:
+    assert torch.equal(bp_torch.open_run(str(run))[1].parameters, bp_torch.open_run(run)[1].parameters)
+
+
+def test_pixels_that_a_file_has_divided_by_255_twice_become_0_to_1(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8))
+    np.savez(tmp_path / "twice.npz", x=pixels / 255 / 255, y=np.arange(40) % 2)
+    training, _ = own_data.load(tmp_path / "twice.npz")
+    assert float(training.x.max()) == 1

@@ -40,6 +40,14 @@ def test_default_name_that_is_too_long_is_cut_and_has_a_hash_before_the_time(dat
     assert default_run_name(config)[:-12] != default_run_name(replace(config, seed=1))[:-12]
 
 
+@pytest.mark.parametrize("stem", [b"caf\xe9", b"a\nb", b"\xc2\xa0\x1b[31m", "δ".encode() * 120])
+def test_default_name_can_be_written_whatever_the_name_of_the_data(stem: bytes, tmp_path: Path) -> None:
+    name = default_run_name(Config(dataset=tmp_path / os.fsdecode(stem + b".csv")))
+    assert len(name.encode()) <= LONGEST_NAME
+    assert name.isprintable()
+    assert "dataset-" in name
+
+
 def test_default_name_begins_with_every_setting_that_is_not_the_default() -> None:
     name = default_run_name(Config(seed=1, cost="binary-cross-entropy", learning_rate=1.0))
     assert re.fullmatch(r"binary-cross-entropy_lr-1_seed-1_784-16-16-10_\d{4}-\d{6}", name)

@@ -233,7 +233,9 @@ class InProcess:
         except Exception as error:
             raise Failure(f"{tried}: {error!r}") from error
         again = kind.from_json(made.to_json())
-        if again != replace(made, resume=None, data_dir=made.data_dir.absolute()):
+        paths = {name: getattr(made, name) for name in ("data_dir", "dataset", "start_from")}
+        absolute = {name: path.absolute() for name, path in paths.items() if isinstance(path, Path)}
+        if again != replace(made, resume=None, **absolute):
             raise Failure(f"{tried}: another after JSON")
         row = next((row for row in ROWS if row.name == made.recipe), None)
         if row and any(getattr(made, name) != value for name, value in row.fields.items() if name not in given):
@@ -259,8 +261,8 @@ class InProcess:
         except Exception as error:
             raise Failure(f"config.json, {field} {values.get(field)!r}: {error!r}"[:300]) from error
         wanted = json.loads(text).get(field, getattr(Config(), field))
-        if field not in ("data_dir", "runs_dir", "resume") and json.dumps(getattr(made, field)) != json.dumps(wanted):
-            raise Failure(f"config.json, {field} {wanted!r}: became {getattr(made, field)!r}"[:300])
+        if not isinstance(found := getattr(made, field), Path) and json.dumps(found) != json.dumps(wanted):
+            raise Failure(f"config.json, {field} {wanted!r}: became {found!r}"[:300])
         return f"config.json, {field}"
 
     def state(self) -> str:

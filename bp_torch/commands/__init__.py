@@ -21,11 +21,11 @@ from bp_torch.files import naming
 COMMANDS = {  # each command, a module of this package, and what it does
     "train": "train a network on handwritten digits (the same as python train.py)",
     "sweep": "train networks of many settings and seeds at once, and compare them",
-    "ladder": "published results of plain networks, and ours by the same recipes",
+    "ladder": "compare published results of plain networks with ours",
     "verify": "check the backward against autograd and central differences",
-    "predict": "tell which digit a picture of your own shows",
+    "predict": "say which digit your own picture shows",
     "explain": "show every idea of backpropagation on a trained network",
-    "benchmark": "time training against the usual ways to do it",
+    "benchmark": "compare the speed of training with the usual ways to write it",
 }
 
 LOADING = "loading torch …"
@@ -35,6 +35,8 @@ def start(command: str, arguments: list[str] | None) -> None:
     """Import and run the command of this name with its ``arguments``. None: those of ``sys.argv``, for train.py."""
     open_missing_streams()
     replace_what_cannot_be_shown()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home in which it can keep no fonts
+    os.environ["MPLBACKEND"] = "agg"  # pictures are files: a window, or a name that is none, has no part in them
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, stop_at_once)
     with one_line_errors():
@@ -52,8 +54,6 @@ def load_torch(threads: int | None = None) -> None:
     with naming(Path()):
         Path.cwd()  # of a folder that is gone, torch would end the process
     try_threads((os.cpu_count() or 1) + (threads or 0) + 2)
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns of a home in which it can keep no fonts
-    os.environ["MPLBACKEND"] = "agg"  # pictures are files: a window, or a name that is none, has no part in them
     gc.disable()  # what is imported stays: to search it for garbage, now and at the end, takes half as long again
     importlib.import_module("torch")
     gc.freeze()

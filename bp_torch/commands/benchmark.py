@@ -44,7 +44,7 @@ class Options:
     sweep: bool = False
     """Measure four sizes, from small to large. Not with --sizes and --batch-size. Takes minutes."""
     networks: Annotated[int | None, Within(least=2)] = None
-    """Instead, train so many networks at once, as the sweep does, and time them beside one alone. No picture. None:
+    """Number of networks that are trained at once, as in a sweep, and compared with one alone, without a picture. None:
     time the contenders."""
     device: str = "cpu"
     """cpu, cuda, cuda:N, or auto for the first GPU there is."""

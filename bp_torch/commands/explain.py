@@ -63,6 +63,8 @@ def show(name: str, options: Any) -> None:
     out = options.out or subject.folder / "explained" / f"{name}.png"
     check_writable(out, "--out")
     idea = compute(name, subject, options)
+    if names := subject.training.kind.names:
+        print(wrapped(f"classes: {', '.join(f'{label} {name}' for label, name in enumerate(names))}\n"))
     print(fitted(f"{idea.table()}\n\n{idea.finding()}.\n"))
     replace_file(out, file_content(idea.figure(), out.suffix))
     if options.log:

@@ -18,8 +18,8 @@ from bp_torch.training.rows import find
 class Options:
     """The flags of ``ladder``, which prints the table."""
 
-    json: Path = results.FILE
-    """File of the results."""
+    json: Path | None = None
+    """File of the results. None: those of the project."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Run(Options):
     json: Path = Path("runs/ladder") / results.FILE.name
     """File to which the results are added; python -m bp_torch ladder --json FILE shows them."""
     seeds: Annotated[int | None, Within(least=1)] = None
-    """Networks: seeds --first-seed, --first-seed + 1, … None: as many as the row has, 5, or 3 for a large one."""
+    """Number of networks: their seeds are --first-seed, --first-seed + 1, … None: 5, or 3 for a large row."""
     first_seed: int = 0
     """The first seed."""
     threads: int | None = None
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
                 docs = parse(Docs, prog=f"{COMMAND} docs", description="Write docs/ladder.md.", args=rest)
                 from bp_torch.ladder.report import PAGE, PICTURE, write
 
-                write(results.read(docs.json), docs.out)
+                write(results.read(docs.json or results.FILE), docs.out)
                 print(f"saved {docs.out / PAGE} and {docs.out / PICTURE}")
             elif name and not name.startswith("-"):
                 fail(f"{COMMAND}: wanted run ROW, docs or nothing, got {name!r}", 2)
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
                 options = parse(Options, prog=COMMAND, description=about, args=arguments)
                 from bp_torch.ladder.report import listing
 
-                print(listing(results.read(options.json)))
+                print(listing(results.read(options.json or results.FILE)))
         except ValueError as error:
             fail(str(error), 2)
 

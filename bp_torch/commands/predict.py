@@ -22,7 +22,7 @@ from bp_torch.text import columns, number
 from bp_torch.values import SIDE
 
 COMMAND = "python -m bp_torch predict FILE ..."
-DESCRIPTION = "Tell which digit each picture shows: a drawing, a scan or a photo, in a file or, as -, from stdin."
+DESCRIPTION = "Say which digit each picture shows: a drawing, a scan or a photo, in a file or, as -, from stdin."
 SHADES = (" ░▒▓█", " .:*#")  # from paper to ink; the second for encodings that lack the first
 BAR = 10  # characters of an output that is 1
 
@@ -36,7 +36,7 @@ class Options:
     json: bool = False
     """Print a list of {file, answer, outputs} as JSON."""
     save: Path | None = None
-    """Folder to which each picture is saved as the network gets it, a PNG of 28×28 pixels. None: nowhere."""
+    """Folder for the prepared pictures, the 28×28 pixels that the network gets, as PNG. None: they are not saved."""
 
 
 def main(arguments: list[str]) -> None:
@@ -71,18 +71,18 @@ def answer(files: Sequence[str], options: Options) -> int:
     import torch
     from PIL import Image
 
-    from bp_torch.digits import LARGEST_FILE, ImageError, check_digits, decoded, predict, prepared
+    from bp_torch.digits import LARGEST_FILE, ImageError, decoded, predict, prepared
     from bp_torch.explain.subject import UsageError, open_network
+    from bp_torch.training.run import kind_of_run
 
     torch.set_num_threads(1)
     folder, config, network = open_network(options.run)
-    try:
-        check_digits(network)
-    except ValueError as error:
-        raise UsageError(f"{folder}: {error}") from error
-    answers = []
+    kind, answers = kind_of_run(folder), []
+    if not kind.is_digits:
+        raise UsageError(f"predict reads 28×28 images of ten classes, that of {folder} has {kind.words}")
     if not options.json:
-        print(f"network: {folder}, {'-'.join(map(str, network.sizes))}, {config.dataset}")
+        like = "; pictures become light on black, as MNIST's" if isinstance(config.dataset, Path) else ""
+        print(f"network: {folder}, {'-'.join(map(str, network.sizes))}, {config.dataset}{like}")
     for file in files:
         try:
             x = prepared(decoded(sys.stdin.buffer.read(LARGEST_FILE + 1)) if file == "-" else Path(file))
@@ -91,9 +91,10 @@ def answer(files: Sequence[str], options: Options) -> int:
             continue
         (found,) = predict(network, x[None])
         outputs = found.outputs.softmax(0) if config.cost == "softmax-cross-entropy" else found.outputs
-        answers.append({"file": file, "answer": found.answer, "outputs": outputs.tolist()})
+        name = kind.names[found.answer] if kind.names else found.answer
+        answers.append({"file": file, "answer": name, "outputs": outputs.tolist()})
         if not options.json:
-            print(f"\n{file}: {found.answer}{doubt(outputs.tolist())}\n{shown(x.tolist(), outputs.tolist())}")
+            print(f"\n{file}: {name}{doubt(outputs.tolist())}\n{shown(x.tolist(), outputs.tolist(), kind.names)}")
         if options.save:
             options.save.mkdir(parents=True, exist_ok=True)
             name = f"{len(answers)}-{'stdin' if file == '-' else Path(file).stem}.png"
@@ -113,8 +114,11 @@ def doubt(outputs: Sequence[float]) -> str:
     return f", but not convincing: output {first} is {number(largest, 2)}, output {second} {number(next_one, 2)}"
 
 
-def shown(x: Sequence[float], outputs: Sequence[float]) -> str:
-    """The prepared picture in shades, as wide as the terminal has room for, and the ten outputs beside it."""
+def shown(x: Sequence[float], outputs: Sequence[float], names: Sequence[str] = ()) -> str:
+    """The prepared picture in shades, as wide as the terminal has room for, and the ten outputs beside it.
+
+    At the end of an output is the name of its class, if the classes have ``names``.
+    """
     try:
         shades = SHADES[0]
         shades.encode(sys.stdout.encoding or "ascii")
@@ -122,7 +126,8 @@ def shown(x: Sequence[float], outputs: Sequence[float]) -> str:
         shades = SHADES[1]
     times = 2 if columns() >= 2 * SIDE + BAR + 12 else 1
     beside = {
-        SIDE // 3 + digit: f"{digit} {output:5.2f} {shades[-1] * round(BAR * min(max(output, 0), 1))}"
+        SIDE // 3 + digit: f"{digit} {output:5.2f} {shades[-1] * round(BAR * min(max(output, 0), 1))} "
+        + "".join(names[digit : digit + 1])
         for digit, output in enumerate(outputs)
     }
     rows = [x[start : start + SIDE] for start in range(0, len(x), SIDE)]

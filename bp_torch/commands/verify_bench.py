@@ -28,11 +28,11 @@ class Options:
     layers: tuple[str, ...] = ()
     """Names of layers in the bank. None: all, and the cases from outside."""
     rights: Annotated[int, Within(least=0)] = 0
-    """Also check so many random right backwards in each dtype, by verify alone."""
+    """Number of random right backwards that verify also checks, in each dtype."""
     markdown: bool = False
     """Print the table as in docs/verify.md."""
     missed: bool = False
-    """Print the faults that verify does not find or explains wrongly, and the cases without the verdict due."""
+    """Print the faults that verify misses or explains wrongly, and the cases with a wrong verdict."""
     json: Path | None = None
     """Write everything to this file. None: no file is written."""
 
@@ -46,7 +46,8 @@ class Options:
 
 def main(arguments: list[str]) -> None:
     """Print the scores."""
-    options = parse(Options, prog="python -m bp_torch verify bench", description="Score the checkers.", args=arguments)
+    about = "Count the faults that verify and other checkers find in the bank of layers."
+    options = parse(Options, prog="python -m bp_torch verify bench", description=about, args=arguments)
     if options.json:
         check_writable(options.json, "--json")
     load_torch()

@@ -11,7 +11,7 @@ from bp_torch.commands.verify_options import LayerOptions
 def main(arguments: list[str]) -> None:
     """Print the list, or a layer and the verdict on it. Exit code 1 if a fault was asked for, and is found."""
     words = list(takewhile(lambda word: not word.startswith("-"), arguments))
-    about = "Backward passes of common layers: a list; or of one the formulas, the code, its faults and its check."
+    about = "List the layers with a backward pass to copy; with NAME, show its formulas, code and faults, and check it."
     command, rest = "python -m bp_torch verify layer", arguments[len(words) :]
     options = parse(LayerOptions, prog=f"{command} [NAME]", description=about, args=rest)
     if options.fault and not words:

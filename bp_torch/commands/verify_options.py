@@ -14,8 +14,8 @@ class Options:
     """The checks: without --run, of networks of every activation, output activation and cost on real digits."""
 
     run: Path | None = None
-    """Folder of a run: check with its trained network, on the test examples of its data.
-    None: check untrained networks of every kind."""
+    """Folder of a run: check with its trained network, on its test examples. None: check untrained networks of
+    every kind."""
     depths: Annotated[tuple[int, ...] | None, Within(least=1, most=100)] = None
     """Layers with weights; hidden ones have 16 neurons. Not with --run. None: 1 2 3 4."""
     batch_sizes: Annotated[tuple[int, ...], Within(least=1)] = (1, 2, 7, 100)
@@ -25,11 +25,12 @@ class Options:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N, for the backward and autograd."""
     tolerance: float | None = None
-    """Largest relative error that is allowed. None: ε^(2/3) of the dtype, and more where rounding alone causes it."""
+    """Largest relative error that is allowed. None: ε^(2/3) of the dtype, and more where rounding
+    alone can cause it."""
     coordinates: Annotated[int, Within(least=0)] = 1
-    """Entries of each tensor for central differences, the one that is furthest off included. 0: none."""
+    """Entries of each tensor that central differences check, starting with the one that is furthest off. 0: none."""
     dataset: DatasetName | Path | None = None
-    """Data set, by its name or the path of your own. Not with --run, which takes its own. None: mnist."""
+    """Name of a data set, or path of your own data. Not with --run, which has its own. None: mnist."""
     data_dir: Path | None = None
     """Folder of the data sets. None: data, or that of the run."""
     seed: Annotated[int, Within(least=0, most=SEEDS - 1)] = 0
@@ -57,21 +58,22 @@ class FileOptions:
     """The reference, the inputs, and the limits of every candidate."""
 
     reference: tuple[str, ...] = ()
-    """FILE:NAME of the same in plain operations, one for all or one for each. None: reference in the candidate's file,
-    which is imported here then."""
+    """FILE:NAME of the same function in plain operations, for all candidates or for each. None: reference in the
+    candidate's file, which the judging process then imports too."""
     inputs: tuple[str, ...] = ()
     """FILE:NAME of inputs, or of a function of a seed or a shape that draws them. None: make_inputs in the
     reference's file."""
     dtypes: tuple[str, ...] = ("float32",)
-    """float64, float32, bfloat16, float16: what inputs of real numbers are brought to."""
+    """Dtypes of the inputs with real numbers: float64, float32, bfloat16, float16."""
     shapes: tuple[str, ...] = ()
-    """Numbers that the function of the inputs is called with, such as 4x8 16x129. None: it is called with the seed."""
+    """Shapes, such as 4x8 16x129: the function of --inputs is called with their numbers. None: it is called
+    with the seed."""
     strided: bool = False
-    """Check with inputs that are not contiguous, too."""
+    """Also check with inputs that are not contiguous."""
     seconds: Annotated[float, Within(above=0)] = 60.0
     """Time that a candidate has for each check."""
     memory: Annotated[float, Within(above=0)] = 8.0
-    """GiB that a candidate may take, beyond what torch takes. Linux alone enforces it."""
+    """GiB that a candidate may use, in addition to what torch uses. Enforced only on Linux."""
     tolerance: float | None = None
     """Largest relative error that is allowed. None: that of the dtype."""
     seed: Annotated[int, Within(least=0, most=SEEDS - 1)] = 0
@@ -98,7 +100,7 @@ class LayerOptions:
     """The fault of a layer, and the dtype of its check."""
 
     fault: Annotated[int | None, Within(least=1)] = None
-    """Number of a fault in the list of the layer: check its backward with it. None: check it as it is."""
+    """Check the backward with this fault, a number from the layer's list. None: check the right backward."""
     dtype: DTypeName = "float64"
     """Type of the inputs."""
 

@@ -2,7 +2,8 @@
 
     python -m bp_torch explain average
 
-The negative gradients of single examples come from ``backprop.per_example_gradients``, ∇C from one ``backward``.
+The negative gradients of single examples come from ``backprop.per_example_gradients``, ∇C from one ``backward``. They
+are those of the untrained network: in a trained one nearly every image is content, and its column nearly zero.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,11 +11,10 @@ from functools import partial
 from itertools import pairwise
 from math import ceil
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from bp_torch.backprop import per_example_gradients
 from bp_torch.data import Examples, batch
 from bp_torch.explain import style
-from bp_torch.explain.drawing import decimal_ticks, digit, diverging, hide_ticks, map_grid, percent_histogram
+from bp_torch.explain.drawing import digit, diverging, hide_ticks, map_grid, percent_histogram
 from bp_torch.explain.gradient import parameter_name
 from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.options import AverageOptions
@@ -85,21 +85,26 @@ def averages(network: Network, examples: Examples, cost: str, first: int) -> dic
 
 
 class Average(Idea):
-    """The wishes of single examples, their average as it is made, and the statistics of all."""
+    """The untrained network's wishes for single examples, and their average as it is made; the statistics of all."""
 
     def __init__(self, subject: Subject, options: AverageOptions) -> None:
         """Compute the negative gradients of all training examples; the columns are those that ``options`` choose."""
-        network, cost, training = subject.exact, subject.config.cost, subject.training
-        self.caption, self.sizes = subject.caption, network.sizes
+        cost, training, networks = subject.config.cost, subject.training, subject.before_and_after
+        network, self.caption, self.sizes = networks["untrained"], subject.caption, subject.exact.sizes
         self.examples = n = len(training.labels)
         first, columns = options.first, options.columns or min(6, n)
         if first + columns > n:
             raise UsageError(f"--first: wanted 0 to {n - columns:,} for {columns} columns, got {first}")
-        self.direct = -full_gradient(network, training, cost, chunk=n).cpu()  # −∇C by one backward pass, (P,)
-        chunk = max(1, KEPT // len(self.direct))
-        parts = negative_gradients(network, training, cost, chunk)
-        self.statistics = statistics(tqdm(parts, desc="all examples", total=ceil(n / chunk), leave=False, disable=None))
-        self.error = (self.statistics.mean - self.direct).abs().max().item()
+        self.statistics, self.error = dict[str, Statistics](), 0.0  # by network
+        for name, each in networks.items():
+            direct = -full_gradient(each, training, cost, chunk=n).cpu()  # −∇C by one backward pass, (P,)
+            chunk = max(1, KEPT // len(direct))
+            parts = negative_gradients(each, training, cost, chunk)
+            bar = tqdm(parts, desc=f"{name}: all examples", total=ceil(n / chunk), leave=False, disable=None)
+            self.statistics[name] = found = statistics(bar)
+            self.error = max(self.error, (found.mean - direct).abs().max().item())
+            if each is network:
+                self.direct = direct
         self.error_in_words = number(self.error, 1)
         shown = torch.arange(first, first + columns, device=training.labels.device)
         self.images, y = batch(training, shown, network.dtype)  # (M, 784)
@@ -114,17 +119,21 @@ class Average(Idea):
         return float(self.made[count] @ first / (first @ first)) if first.any() else 0.0
 
     def finding(self) -> str:
-        """How much of the wishes cancels, and why."""
-        agreement = 100 * self.statistics.agreement.nanmedian().item()
+        """How much of the wishes cancels before training and after it, and why."""
+        before, *after = self.statistics.values()
+        many = f"{self.examples:,} examples"
+        start = f"At the start {before.cancelled:.0%} of the wishes of {many} cancel in the average"
+        if not after:
+            return start
+        agree = 100 * after[0].agreement.nanmedian().item()
         return (
-            f"Averaged over {self.examples:,} examples, {self.statistics.cancelled:.0%} of what they wish for cancels, "
-            f"because their signs nearly balance: for a typical parameter {agreement:.0f} of 100 pull one way, "
-            f"{100 - agreement:.0f} the other. What is left is −∇C"
+            f"{start}; after training {after[0].cancelled:.0%}, because {agree:.0f} of 100 examples pull a typical "
+            f"parameter one way and {100 - agree:.0f} the other"
         )
 
     def table(self) -> str:
         """Parameters as rows, examples as columns, the average over all and −∇C; then the average as it is made."""
-        mean, deviation, agreement = (each[self.parameters] for each in self.statistics[:3])
+        mean, deviation, agreement = (each[self.parameters] for each in self.statistics["untrained"][:3])
         units, powers = zip(*map(unit, torch.cat([self.values, deviation[:, None]], 1)), strict=True)
         scale = torch.tensor(units, dtype=torch.float64)
         names = [parameter_name(self.sizes, i) + power for i, power in zip(self.parameters, powers, strict=True)]
@@ -143,27 +152,31 @@ class Average(Idea):
         )
         made = column_table(
             ("average of", ",", self.made),
-            ("its length", ".4e", [average.norm() for average in self.made.values()]),
+            ("its length", "4 digits", [average.norm() for average in self.made.values()]),
             ("left of the first wish", ".2%", [self.left(count) for count in self.made]),
         )
         return (
-            f"What each of {self.examples:,} training examples wishes for, and the average. {self.caption}.\n\n"
+            f"What each of {self.examples:,} training examples wishes for before training, and the average. "
+            f"{self.caption}.\n\n"
             f"{shown}\n\n{made}\n\nOver all {len(self.direct):,} parameters, the average of the wishes and −∇C from "
-            f"one backward pass differ by {self.error:.1e} at most."
+            f"one backward pass differ by {number(self.error, 2)} at most."
         )
 
     def rows(self, narrow: bool) -> list[Row]:
         """The average as it is made; the table under the examples' images; how much the examples disagree."""
         j = int(layer_views(self.made[1], self.sizes)[0][0].norm(dim=1).argmax())
         shown = min(3 if narrow else 10, len(self.labels))
-        made = f"The average as it is made: what the images want of the pixels' weights to neuron {j}"
-        table = f"What each of {shown} images wants, and the average over all {self.examples:,}"
+        made = f"Untrained: the average as it is made. What the images want of the pixels' weights to neuron {j}"
+        table = f"Untrained: what each of {shown} images wants, and the average over all {self.examples:,}"
         high = 1.4 + 0.42 * len(self.parameters)
-        agreement = Panel("How many agree with the sign of the average", self.draw_agreement)
+        agreements = [
+            Panel(f"{name.capitalize()}: how many agree with the average's sign", partial(self.draw_agreement, name))
+            for name in self.statistics
+        ]
         return [
             (3.0, [Panel(made, partial(self.draw_made, j, 2 if narrow else 6), 1, 6.6)]),
             (high, [Panel(table, partial(self.draw_table, shown, narrow), 1, high)]),
-            (3.6, [agreement, Panel("How far the wishes scatter", self.draw_scatter)]),
+            (3.6, agreements),
         ]
 
     def draw_made(self, j: int, columns: int, part: SubFigure) -> None:
@@ -185,7 +198,7 @@ class Average(Idea):
             digit(place, pixels)
         images[-1].text(0.5, 0, "average", ha="center", weight="bold", size=9)
         images[-1].set_axis_off()
-        values = torch.cat([self.values[:, :shown], self.statistics.mean[self.parameters, None]], 1)
+        values = torch.cat([self.values[:, :shown], self.statistics["untrained"].mean[self.parameters, None]], 1)
         units, powers = zip(*map(unit, values), strict=True)
         scaled = values / torch.tensor(units, dtype=torch.float64)[:, None]
         full = scaled / scaled.abs().amax(1, keepdim=True).clamp_min(1e-300)  # the largest of a row has the full colour
@@ -201,27 +214,13 @@ class Average(Idea):
         axes[0].set_yticks(range(len(names)), names)
         axes[0].tick_params(axis="y", length=0)
 
-    def draw_agreement(self, part: SubFigure) -> None:
-        """How many examples agree with the average."""
-        axes = part.subplots()
-        draw_layers(axes, 100 * self.statistics.agreement, np.linspace(0, 100, 41), self.sizes)
+    def draw_agreement(self, name: str, part: SubFigure) -> None:
+        """How many examples agree with the average in one network: a line for each layer's parameters."""
+        axes, agreement = part.subplots(), 100 * self.statistics[name].agreement
+        for layer, found in enumerate(agreement.split([parameter_count(pair) for pair in pairwise(self.sizes)])):
+            look = {"color": style.LINES[layer % len(style.LINES)], "label": f"layer {layer + 1}"}
+            bins = np.linspace(0, 100, 41)
+            percent_histogram(axes, found[found.isfinite()], bins, histtype="step", linewidth=1.8, **look)
         axes.axvline(50, color=style.INK, linewidth=1, linestyle=":")
-        axes.set_xlabel("% that agree (50: a coin toss)")
-        axes.legend()
-
-    def draw_scatter(self, part: SubFigure) -> None:
-        """How far the examples scatter around the average."""
-        axes, noise = part.subplots(), self.statistics.deviation / self.statistics.mean.abs()
-        drawn = noise[noise.isfinite() & (noise > 0)]
-        bins = np.geomspace(drawn.min().item(), drawn.quantile(0.999).item() * (1 + 1e-9), 41)
-        draw_layers(axes, noise, bins, self.sizes)
-        axes.set(xlabel="standard deviation ÷ |average|", xscale="log")
-        decimal_ticks(axes.xaxis)
-
-
-def draw_layers(axes: Axes, values: Tensor, bins: "np.ndarray[Any, Any]", sizes: tuple[int, ...]) -> None:
-    """A line for each layer: how many of its parameters have which of the ``values`` (P,)."""
-    for layer, found in enumerate(values.split([parameter_count(pair) for pair in pairwise(sizes)])):
-        look = {"color": style.LINES[layer % len(style.LINES)], "label": f"layer {layer + 1}"}
-        percent_histogram(axes, found[found.isfinite()], bins, histtype="step", linewidth=1.8, **look)
-    axes.set_ylabel("% of the layer's parameters")
+        axes.set(xlabel="% of the examples that agree (50: a coin toss)", ylabel="% of the layer's parameters")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=3, columnspacing=1.2)  # over the bars

@@ -53,10 +53,7 @@ class Backwards(Idea):
     def __init__(self, subject: Subject, options: ExampleOptions) -> None:
         """Compute the ways back."""
         self.caption, self.example = subject.caption, subject.example
-        self.passed, self.ways = (
-            dict[str, Forward](),
-            dict[str, list[Step]](),
-        )  # the steps from the outputs to the pixels
+        self.passed, self.ways = dict[str, Forward](), dict[str, list[Step]]()  # the steps from outputs to pixels
         for name, network in subject.before_and_after.items():
             self.passed[name] = passed = forward(network, self.example.x)
             back = backward(network, passed, self.example.y, subject.config.cost)
@@ -92,12 +89,15 @@ class Backwards(Idea):
             parts += [
                 f"{network.capitalize()}: what layer {step.layer} asks of {target}{what}{power}:\n\n{table}",
                 f"The sum of the {neurons} rows and −∂C/∂a of layer {step.layer - 1} differ by at most "
-                f"{step.error:.1e}.",
+                f"{number(step.error, 2)}.",
             ]
         return "\n\n".join(parts)
 
     def rows(self, narrow: bool) -> list[Row]:
-        """The networks with all wishes; for each layer its table of wishes, as colours; for the pixels as images."""
+        """The networks with all wishes; for each layer its table of wishes, as colours; for the pixels as images.
+
+        A narrow picture has the network and the tables of the first network only, and the pixels of the last.
+        """
         networks, tables, sums = [], [], []
         for name, steps in self.ways.items():
             title, asks = name.capitalize(), f"{name.capitalize()}: what each asks of layer"
@@ -107,10 +107,12 @@ class Backwards(Idea):
             asked = [Panel(f"{asks} {step.layer - 1}", partial(self.draw_wishes, step), 1, 4.0) for step in steps[:-1]]
             tables += [(3.4, asked)] if asked else []
             sums.append(Panel(f"{title}: the sum", partial(self.draw_sum, steps[-1]), 3.2, 3.6))
-        neurons, columns = len(steps[-1].rows), 2 if narrow else 4
-        few = "" if neurons <= SHOWN else f"{SHOWN} largest "
-        maps = partial(self.draw_maps, steps[-1], columns)
-        pixels = Panel(f"{title}: the {few}wishes of layer 1 at the pixels", maps, 5, 1.6 * SHOWN / columns)
+        if narrow:
+            networks, tables, sums = networks[:1], tables[:1], sums[-1:]
+        neurons, columns, most = len(steps[-1].rows), 2 if narrow else 4, 4 if narrow else SHOWN
+        few = "" if neurons <= most else f"{most} largest "
+        maps = partial(self.draw_maps, steps[-1], columns, most)
+        pixels = Panel(f"{title}: the {few}wishes of layer 1 at the pixels", maps, 5, 1.6 * most / columns)
         return [(2.7, networks), *tables, (3.2, [pixels, *sums])]
 
     def draw_wishes(self, step: Step, part: SubFigure) -> None:
@@ -134,10 +136,10 @@ class Backwards(Idea):
         bars.set(yticks=[tick for tick in bars.get_yticks() if 0 <= tick < neurons], ylim=rows.get_ylim())
         colourbar(drawn, rows, "wanted change")
 
-    def draw_maps(self, step: Step, columns: int, part: SubFigure) -> None:
+    def draw_maps(self, step: Step, columns: int, most: int, part: SubFigure) -> None:
         """The wishes of the neurons of layer 1 for the pixels, the largest first."""
         peaks = step.rows.abs().amax(1)
-        shown = peaks.sort(descending=True, stable=True).indices[:SHOWN].tolist()
+        shown = peaks.sort(descending=True, stable=True).indices[:most].tolist()
         maps = [(f"{k}: ±{number(peaks[k].item(), 2)}", step.rows[k], peaks[k].item()) for k in shown]
         for axes in map_grid(part, maps, columns, pad=4)[1]:
             axes.set_anchor("N")

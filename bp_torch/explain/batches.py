@@ -23,7 +23,7 @@ from bp_torch.explain.idea import Idea, Panel, Row
 from bp_torch.explain.options import BatchesOptions
 from bp_torch.explain.subject import Subject, UsageError, full_gradient
 from bp_torch.network import layer_views
-from bp_torch.text import column_table, count
+from bp_torch.text import column_table, count, number
 
 
 class Batches(Idea):
@@ -70,7 +70,7 @@ class Batches(Idea):
         shown, angles = len(self.wishes), self.angles.values()
         first = column_table(
             ("mini-batch", "d", [*range(1, shown + 1), "all examples"]),
-            ("length of ∇C", ".4e", [*self.wishes.norm(dim=1), self.whole.norm()]),
+            ("length of ∇C", "4 digits", [*self.wishes.norm(dim=1), self.whole.norm()]),
             ("off the true one by", "", [*(f"{off:.1f}°" for off in self.angles["untrained"][:shown]), "0°"]),
         )
         every = column_table((f"all {self.many:,} mini-batches", "", self.angles), *spread(angles))
@@ -78,7 +78,7 @@ class Batches(Idea):
         return (
             f"{self.examples:,} examples, shuffled and cut into {self.many:,} mini-batches. {self.caption}.\n\n"
             f"{first}\n\n{every}\n\n"
-            f"The average over all mini-batches and ∇C over all examples differ by {error:.1e} at most."
+            f"The average over all mini-batches and ∇C over all examples differ by {number(error, 2)} at most."
         )
 
     def rows(self, narrow: bool) -> list[Row]:

@@ -76,7 +76,7 @@ class Cost(Idea):
         ]
         for name, costs in self.networks.items():
             columns.append((f"{name}: is", ".4f", [*costs.passed.activations[-1][0], "", ""]))
-            columns.append((self.kind, ".4e", [*costs.terms, costs.total, costs.everyone.mean()]))
+            columns.append((self.kind, "5 digits", [*costs.terms, costs.total, costs.everyone.mean()]))
         return (
             f"What {self.example.name} costs. {self.caption}.\n\n{column_table(*columns)}\n\n"
             f"The average is over {len(self.networks['untrained'].everyone):,} training examples."

@@ -14,7 +14,6 @@ from functools import partial
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
@@ -219,43 +218,40 @@ class Descent(Idea):
         contours(axes, self.surface, digits=2)
         for i, (path, colour) in enumerate(zip(self.paths, COLOURS, strict=True)):
             points = array(self.plane.project(path.points))
-            axes.plot(*points.T, "o-", color=colour, zorder=5 - i, linewidth=1.8, markersize=2.6, path_effects=OUTLINE)
+            name = f"{path.steps[-1]:,} steps: {path.name}"
+            look: dict[str, Any] = {"color": colour, "label": name, "path_effects": OUTLINE}
+            axes.plot(*points.T, "o-", zorder=5 - i, linewidth=1.8, markersize=2.6, **look)
             axes.plot(*points[-1], "o", color=colour, markersize=9, markeredgecolor="white", zorder=6)
-            side, offset = ("right", -8) if points[-1][0] > np.mean(axes.get_xlim()) else ("left", 8)
-            name = f"{path.steps[-1]:,} steps:\n{path.name}"
-            label(axes, tuple(points[-1]), name, colour, xytext=(offset, 6), ha=side)
         axes.plot(*points[0], "*", color=style.INK, markersize=17, markeredgecolor="white", zorder=7)
         label(axes, tuple(points[0]), "start", style.INK, xytext=(0, -20))
+        legend(axes)
         axes.set(xlabel="first principal direction of the paths", ylabel="second principal direction")
 
     def draw_close(self, part: SubFigure) -> None:
         """The steps of both men, one by one."""
         axes, close = part.subplots(), self.close
         contours(axes, close.surface, digits=3)
-        for path, colour, name, order, up in (
-            (close.drunk, COLOURS[1], "mini-batches", 4, 10),
-            (close.careful, COLOURS[0], "all examples", 5, -22),
+        for path, colour, name, order in (
+            (close.drunk, COLOURS[1], "mini-batches", 4),
+            (close.careful, COLOURS[0], "all examples", 5),
         ):
-            flat = array(close.plane.project(path.points))
-            axes.plot(*flat.T, "o-", color=colour, zorder=order, linewidth=1.3, markersize=3.2, path_effects=OUTLINE)
-            side = "right" if flat[-1][0] > np.mean(axes.get_xlim()) else "left"
-            label(axes, tuple(flat[-1]), f"{name}, {number(path.seconds[-1], 2)} s", colour, xytext=(0, up), ha=side)
+            flat, took = array(close.plane.project(path.points)), number(path.seconds[-1], 2)
+            look: dict[str, Any] = {"color": colour, "label": f"{name}, {took} s", "path_effects": OUTLINE}
+            axes.plot(*flat.T, "o-", zorder=order, linewidth=1.3, markersize=3.2, **look)
         axes.plot(*flat[0], "*", color=style.INK, markersize=15, markeredgecolor="white", zorder=7)
+        legend(axes)
         axes.set(xlabel="the careful way", ylabel="where the quick steps differ most")
 
     def draw_costs(self, across: list[list[float]], unit: str, part: SubFigure) -> None:
-        """The cost of each path against what it took so far, with the curve's name where it is half the way down."""
+        """The cost of each path against what it took so far."""
         axes = part.subplots()
-        for place, (path, xs, colour) in enumerate(zip(self.paths, across, COLOURS, strict=True)):
-            axes.plot(xs[1:], path.costs[1:], color=colour, linewidth=1.8)
-            middle = (path.costs[0] + min(path.costs)) / (2.6, 2.0, 1.5)[place]
-            i = next(i for i, cost in enumerate(path.costs) if i and cost <= max(middle, min(path.costs)))
-            offset = (0, -14) if place == 0 else (6, 4)
-            label(axes, (xs[i], path.costs[i]), path.name.removesuffix(" examples"), colour, xytext=offset, ha="left")
+        for path, xs, colour in zip(self.paths, across, COLOURS, strict=True):
+            axes.plot(xs[1:], path.costs[1:], color=colour, linewidth=1.8, label=path.name)
         highest = max(max(path.costs) for path in self.paths)
         axes.set(xscale="log", xlabel=unit, ylabel="cost", ylim=(0, 1.12 * highest))
         decimal_ticks(axes.xaxis)
         axes.grid()
+        legend(axes)
 
     def draw_angles(self, part: SubFigure) -> None:
         """Every measured angle by batch size."""
@@ -277,6 +273,11 @@ class Descent(Idea):
         axes.set(xlim=(None, 3.2 * sizes[-1]), ylim=(-4, None))
         axes.grid(axis="y")
         decimal_ticks(axes.xaxis)
+
+
+def legend(axes: Axes) -> None:
+    """The names of the curves, where they cover none."""
+    axes.legend(loc="best", labelcolor="linecolor", prop={"size": 9, "weight": "bold"}).set_zorder(9)
 
 
 def label(axes: Axes, where: tuple[float, float], written: str, colour: str, **place: Any) -> None:

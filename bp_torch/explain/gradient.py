@@ -41,6 +41,8 @@ class Wiggle(NamedTuple):
 def parameter_name(sizes: tuple[int, ...], index: int, short: bool = False) -> str:
     """The parameter at ``index`` of θ: "weight from pixel (14, 9) to neuron 3 of layer 1", or "W1: (14, 9) → 3".
 
+    The neurons of the last layer are the outputs: "bias of output 2".
+
     Pixels are (row, column), and neurons count from 0, layers from 1. Raises ValueError where there is no parameter.
     """
     if not 0 <= index < parameter_count(sizes):
@@ -50,13 +52,18 @@ def parameter_name(sizes: tuple[int, ...], index: int, short: bool = False) -> s
         index, layer = index - size, layer + 1
     n_in, n_out = sizes[layer - 1 : layer + 1]
     if (j := index - n_in * n_out) >= 0:
-        return f"b{layer}: {j}" if short else f"bias of neuron {j} of layer {layer}"
+        return f"b{layer}: {j}" if short else f"bias of {neuron_name(sizes, layer, j)}"
     j, k = divmod(index, n_in)
     pixel = f"({k // 28}, {k % 28})" if layer == 1 and n_in == 784 else ""
     if short:
         return f"W{layer}: {pixel or k} → {j}"
     source = f"pixel {pixel}" if pixel else f"neuron {k} of layer {layer - 1}"
-    return f"weight from {source} to neuron {j} of layer {layer}"
+    return f"weight from {source} to {neuron_name(sizes, layer, j)}"
+
+
+def neuron_name(sizes: tuple[int, ...], layer: int, j: int) -> str:
+    """Neuron j of a layer, which in the last layer is an output."""
+    return f"output {j}" if layer == len(sizes) - 1 else f"neuron {j} of layer {layer}"
 
 
 def sensitivity_order(gradient: Tensor) -> Tensor:
@@ -117,11 +124,10 @@ class Gradient(Idea):
         self.passed = forward(network, subject.example.x)
 
     def finding(self) -> str:
-        """How much more sensitive the cost is to one weight than to the other."""
-        first, second = (parameter_name(self.sizes, i) for i in self.pair)
+        """How much more one weight moves the cost than the other, measured and foretold."""
         return (
-            f"The cost is {times(self.ratio)} as sensitive to the {first} as to the {second}: the same wiggle moves "
-            f"it {times(self.measured_ratio)} as much"
+            f"A wiggle of one weight moves the cost {times(self.measured_ratio)} as much as of another; ∇C foretells "
+            f"{times(self.ratio)}"
         )
 
     def table(self) -> str:
@@ -129,17 +135,17 @@ class Gradient(Idea):
         moved = [whole for whole, _ in self.wiggles]
         wiggles = column_table(
             (f"moved by ±{self.step:g}", "", [parameter_name(self.sizes, w.position) for w in moved]),
-            ("∂C/∂θ", "+.4e", [self.gradient[w.position] for w in moved]),
-            ("foretold", "+.4e", [w.predicted for w in moved]),
-            ("cost changes by", "+.4e", [w.change for w in moved]),
-            ("off by", ".1e", [abs(w.change / w.predicted - 1) for w in moved]),
+            ("∂C/∂θ", "+5 digits", [self.gradient[w.position] for w in moved]),
+            ("foretold", "+5 digits", [w.predicted for w in moved]),
+            ("cost changes by", "+5 digits", [w.change for w in moved]),
+            ("off by", "2 digits", [abs(w.change / w.predicted - 1) for w in moved]),
         )
         shown = [*self.order[:12].tolist(), int(self.order[len(self.order) // 2])]
         names, values = [parameter_name(self.sizes, i) for i in shown], self.gradient.cpu()[shown]
         less = (values[0] / values).abs()
         sensitive = column_table(
             ("the most sensitive, and the one in the middle", "", [*names[:-1], "…", names[-1]]),
-            ("∂C/∂θ", "+.4e", [*values[:-1], "", values[-1]]),
+            ("∂C/∂θ", "+5 digits", [*values[:-1], "", values[-1]]),
             ("times less than the first", ",.3g", [*less[:-1], "", less[-1]]),
         )
         return (
@@ -153,8 +159,8 @@ class Gradient(Idea):
         values = layer_views(-self.gradient, self.sizes)[0][-1]
         network = partial(draw_network, passed=self.passed, layer=depth, values=values, edges=self.edges)
         pair = [
-            Panel(f"Two weights of layer {depth}", network, 4.4, 3.2),
-            Panel(f"How sensitive the cost is to each weight of layer {depth}", self.draw_among, 3.2, 3.2),
+            Panel("Two weights into the outputs", network, 4.4, 3.2),
+            Panel("How sensitive the cost is to each weight into the outputs", self.draw_among, 3.2, 3.2),
             Panel(f"The same wiggle of each: {times(self.measured_ratio)} the change", self.draw_wiggles, 3.6, 3.6),
         ]
         neurons, lines = self.sizes[1], -(-min(MOST, self.sizes[1]) // columns)
@@ -162,7 +168,9 @@ class Gradient(Idea):
         draw = partial(self.draw_first_layer, columns)
         first = Panel(f"Layer 1: weights from all pixels to each neuron{few}", draw, 1, 0.6 + 0.95 * lines)
         title, layers = "weights, and biases at the right", range(2, depth + 1)
-        later = [Panel(f"Layer {l}: {title}", partial(self.draw_later_layer, l)) for l in layers]
+        names = [f"Layer {l}" if l < depth else "Outputs" for l in layers]
+        drawn = [partial(self.draw_later_layer, l) for l in layers]
+        later = [Panel(f"{name}: {title}", draw) for name, draw in zip(names, drawn, strict=True)]
         return [(3.8, pair), (0.5 + 1.45 * lines, [first]), *([(3.4, later)] if later else [])]
 
     def draw_among(self, part: SubFigure) -> None:
@@ -206,7 +214,8 @@ class Gradient(Idea):
         limit = max(weights.abs().max().item(), biases.abs().max().item())
         diverging(left, weights, limit, aspect="auto")
         drawn = diverging(right, biases[:, None], limit, aspect="auto")
-        left.set(xlabel=f"from neuron of layer {layer - 1}", ylabel=f"to neuron of layer {layer}")
+        into = "output" if layer == len(self.sizes) - 1 else f"neuron of layer {layer}"
+        left.set(xlabel=f"from neuron of layer {layer - 1}", ylabel=f"to {into}")
         left.locator_params(integer=True)
         right.set(xticks=[], yticks=[])
         for axes in (left, right):

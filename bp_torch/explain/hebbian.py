@@ -6,7 +6,7 @@ The nudges to the weights of a layer (BP4) against activation × wanted increase
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import SubFigure
@@ -50,67 +50,78 @@ def factors(passed: Forward, back: Backward, y: Tensor, cost: str, layer: int) -
     return Factors(-weights[layer - 1], a, wanted, phi_prime, together, exact)
 
 
-def blocked(wanted: Tensor, phi_prime: Tensor) -> str:
+def blocked(wanted: Tensor, phi_prime: Tensor, when: str) -> str:
     """The neuron whose wish φ′ holds back most, in words; nothing where all have the same φ′."""
     if phi_prime.min() == phi_prime.max() or not wanted.any():
         return ""
     j = int(wanted.abs().mul(1 - phi_prime / phi_prime.max()).argmax())
     return (
-        f" Neuron {j} is wanted {'up' if wanted[j] > 0 else 'down'} by {number(abs(wanted[j].item()), 2)}, but its φ′ "
-        f"lets {number(100 * phi_prime[j].item(), 2)}% of that pass."
+        f" {when} training neuron {j} is wanted {'up' if wanted[j] > 0 else 'down'} by "
+        f"{number(abs(wanted[j].item()), 2)}, but its φ′ lets {number(100 * phi_prime[j].item(), 2)}% of that pass."
     )
 
 
+def correlation(found: Factors) -> float | None:
+    """The correlation of wanted × a with the nudges; None where one of them is the same everywhere."""
+    pair = torch.stack([found.together.flatten(), found.nudges.flatten()])
+    return float(torch.corrcoef(pair)[0, 1]) if pair.std(1).all() else None
+
+
 class Hebbian(Idea):
-    """The nudges of the weights of one layer for one example, against their factors."""
+    """The nudges of one layer's weights for one example, untrained and trained, against their factors."""
 
     def __init__(self, subject: Subject, options: HebbianOptions) -> None:
         """Compute the nudges and their factors, in the layer that ``options`` name."""
-        network, cost = subject.exact, subject.config.cost
+        network, cost = subject.before_and_after["untrained"], subject.config.cost
         self.caption, self.example = subject.caption, subject.example
         self.layer = max(network.depth - 1, 1) if options.layer is None else options.layer
         if not 1 <= self.layer <= network.depth:
             raise UsageError(f"--layer: wanted 1 to {network.depth}, got {self.layer}")
         self.passed = forward(network, self.example.x)
-        back = backward(network, self.passed, self.example.y, cost)
-        self.factors = factors(self.passed, back, self.example.y, cost, self.layer)
-        self.nudges, self.a, self.wanted, self.phi_prime, *_ = self.factors
-        self.blocked = blocked(self.wanted, self.phi_prime)
+        self.factors = dict[str, Factors]()  # by network
+        for name, each in subject.before_and_after.items():
+            passed = forward(each, self.example.x)
+            back = backward(each, passed, self.example.y, cost)
+            self.factors[name] = factors(passed, back, self.example.y, cost, self.layer)
+        self.nudges, self.a, self.wanted, self.phi_prime, *_ = self.factors["untrained"]
+        *_, last = self.factors.values()
+        self.blocked = blocked(last.wanted, last.phi_prime, "After" if subject.trained else "Before")
 
     def finding(self) -> str:
-        """The correlation of the loose analogy with the nudges."""
-        together, nudges = self.factors.together.flatten(), self.nudges.flatten()
-        if together.std() == 0 or nudges.std() == 0:
+        """The correlations of the loose analogy with the nudges."""
+        found = [correlation(each) for each in self.factors.values()]
+        if found[0] is None:
             return f"This {self.example.label} asks nothing of the weights of layer {self.layer}"
-        correlation = torch.corrcoef(torch.stack([together, nudges]))[0, 1].item()
+        when = ("before training", "after it")
+        parts = [f"{value:.2f} {then}" for value, then in zip(found, when, strict=False) if value is not None]
         return (
             'Neurons that fire, and neurons that should, are wired together: the correlation of "activation × wanted" '
-            f"with the nudge of the weight is {number(correlation, 2)}"
+            f"with the nudge of the weight is {', '.join(parts)}"
         )
 
     def table(self) -> str:
         """The neurons of the layer with their factors, and the strongest connections."""
         neurons = column_table(
             (f"layer {self.layer}", "", [f"neuron {j}" for j in range(len(self.wanted))]),
-            ("wanted, −∂C/∂a", "+.4e", self.wanted),
-            ("φ′", ".4e", self.phi_prime),
-            ("wanted × φ′", "+.4e", self.wanted * self.phi_prime),
-            ("largest nudge of a weight", "+.4e", [row[row.abs().argmax()] for row in self.nudges]),
+            ("wanted, −∂C/∂a", "+4 digits", self.wanted),
+            ("φ′", "4 digits", self.phi_prime),
+            ("wanted × φ′", "+4 digits", self.wanted * self.phi_prime),
+            ("largest nudge of a weight", "+4 digits", [row[row.abs().argmax()] for row in self.nudges]),
         )
         order = self.nudges.flatten().abs().sort(descending=True, stable=True).indices[:10]
         j, k = order // len(self.a), order % len(self.a)
         strongest = column_table(
             ("the strongest nudges", "", [f"from neuron {k} to neuron {j}" for j, k in zip(j, k, strict=True)]),
-            ("a before", "+.4e", self.a[k]),
-            ("wanted", "+.4e", self.wanted[j]),
-            ("φ′", "+.4e", self.phi_prime[j]),
-            ("−∂C/∂W", "+.4e", self.nudges[j, k]),
+            ("a before", "+4 digits", self.a[k]),
+            ("wanted", "+4 digits", self.wanted[j]),
+            ("φ′", "+4 digits", self.phi_prime[j]),
+            ("−∂C/∂W", "+4 digits", self.nudges[j, k]),
         )
-        error = (self.factors.exact - self.nudges).abs().max().item()
+        error = max((each.exact - each.nudges).abs().max().item() for each in self.factors.values())
         return (
-            f"What {self.example.name} wants of the weights of layer {self.layer}. {self.caption}.\n\n"
+            f"What {self.example.name} wants of the weights of layer {self.layer} before training. {self.caption}.\n\n"
             f"{neurons}\n\n{strongest}\n\n"
-            f"activation × wanted × φ′ and −∂C/∂W differ by at most {error:.1e}.{self.blocked}"
+            f"activation × wanted × φ′ and −∂C/∂W differ by at most {number(error, 2)}.{self.blocked}"
         )
 
     def rows(self, narrow: bool) -> list[Row]:
@@ -119,14 +130,16 @@ class Hebbian(Idea):
         wishes = {self.layer: self.wanted}
         network = partial(draw_network, passed=self.passed, layer=self.layer, values=self.nudges, wishes=wishes)
         where = [
-            Panel(f"Layer {self.layer}: its wishes, and nudges of its weights", network, 5, 3.1),
+            Panel(f"Untrained: the wishes of layer {self.layer}, and nudges of its weights", network, 5, 3.1),
             Panel(f"{source}, and the nudges", self.draw_factors, 6, 4.4),
         ]
         scatters = [
-            Panel("Loosely: activation × wanted increase", partial(self.draw_scatter, False), 1, 3.4),
-            Panel("Exactly: activation × wanted increase × φ′", partial(self.draw_scatter, True), 1.1, 3.4),
+            Panel(f"{name.capitalize()}: activation × wanted", partial(self.draw_scatter, name, False), 1, 3.4)
+            for name in self.factors
         ]
-        return [(4.2, where), (4.0, scatters)]
+        exactly = partial(self.draw_scatter, name := list(self.factors)[-1], True)
+        scatters.append(Panel(f"{name.capitalize()}: activation × wanted × φ′", exactly, 1.2, 3.4))
+        return [(4.2, where), (3.8, scatters)]
 
     def draw_factors(self, part: SubFigure) -> None:
         """The nudges as a map; above it the activations before, left of it the wishes, right of it φ′."""
@@ -150,16 +163,18 @@ class Hebbian(Idea):
         axes["phi_prime"].set_xticks([peak], [number(peak, 2)])
         colourbar(drawn, axes["phi_prime"], "nudge, −∂C/∂W", 0.2)
 
-    def draw_scatter(self, exact: bool, part: SubFigure) -> None:
-        """The nudges against activation × wanted, or × φ′ as well: a dot a weight, dark where φ′ is small."""
-        axes, x = part.subplots(), self.factors.exact if exact else self.factors.together
+    def draw_scatter(self, name: str, exact: bool, part: SubFigure) -> None:
+        """A network's nudges against activation × wanted, or × φ′ too: a dot a weight, dark where φ′ is small."""
+        axes, found = part.subplots(), self.factors[name]
+        x = found.exact if exact else found.together
         axes.axhline(0, color=style.FAINT, linewidth=0.8, zorder=0)
         axes.axvline(0, color=style.FAINT, linewidth=0.8, zorder=0)
         axes.set(xlabel=f"activation × wanted{' × φ′' * exact}", ylabel="nudge, −∂C/∂W")
-        axes.locator_params(axis="x", nbins=5)
-        colours = array(self.phi_prime[:, None].expand_as(x))
-        drawn = axes.scatter(array(x), array(self.nudges), c=colours, cmap=style.SEQUENTIAL, s=26, vmin=0)
-        drawn.set(linewidth=0.4, edgecolor="white")
+        axes.locator_params(axis="x", nbins=4)
+        colours = array(found.phi_prime[:, None].expand_as(x))
+        peak = max(each.phi_prime.max().item() for each in self.factors.values())
+        look: dict[str, Any] = {"cmap": style.SEQUENTIAL, "vmin": 0, "vmax": peak, "edgecolor": "white"}
+        drawn = axes.scatter(array(x), array(found.nudges), c=colours, s=26, linewidth=0.4, **look)
         if exact:
             axes.axline((0, 0), slope=1, color=style.SOFT, linewidth=0.9, zorder=0)
             colourbar(drawn, axes, "φ′ where the weight leads", 0.03)

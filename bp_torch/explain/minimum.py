@@ -9,12 +9,12 @@ gradient: dᵀHd ≈ d·(∇C(θ + εd) − ∇C(θ − εd)) / 2ε.
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from math import ceil
+from math import ceil, log10, sqrt
 from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import SubFigure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -122,12 +122,12 @@ class Minimum(Idea):
         history = column_table(epochs, ("cost", ".5f", self.costs), ("‖∇C‖", ".5f", self.norms))
         lines = column_table(
             ("direction", "", [line.name for line in self.lines]),
-            ("slope, d·∇C", "+.4e", [line.slope for line in self.lines]),
-            ("curvature, dᵀHd", "+.4e", [line.curvature for line in self.lines]),
-            ("cost can fall by", ".2e", [line.decrease for line in self.lines]),
+            ("slope, d·∇C", "+4 digits", [line.slope for line in self.lines]),
+            ("curvature, dᵀHd", "+4 digits", [line.curvature for line in self.lines]),
+            ("cost can fall by", "3 digits", [line.decrease for line in self.lines]),
         )
         ends = "The repeated run ends at the run's network: the largest difference in θ is"
-        repeated = "" if self.difference is None else f"\n{ends} {self.difference:.1e}."
+        repeated = "" if self.difference is None else f"\n{ends} {number(self.difference, 2)}."
         return (
             f"The run by epochs, and the cost around its end. {self.caption}.\n\n{history}{repeated}\n\n"
             f"At the network: cost {self.cost:.6f}, ‖∇C‖ {self.gradient_norm:.6f}.\n\n{lines}"
@@ -175,15 +175,21 @@ class Minimum(Idea):
     def draw_curvatures(self, part: SubFigure) -> None:
         """A dot for each direction: at a minimum no dot is left of zero."""
         axes, values = part.subplots(), [line.curvature for line in self.lines]
-        largest, least = max(map(abs, values)) or 1.0, min(map(abs, values)) or 1.0
-        axes.set_xscale("symlog", linthresh=max(least, largest * 1e-6), linscale=0.6)
+        sizes = [abs(value) for value in values if value] or [1.0]
+        largest, least = max(sizes), max(min(sizes), 1e-6 * max(sizes))
+        if min(values) > 0:
+            axes.set(xscale="log", xlim=(least / 4, 60 * largest))
+        else:
+            axes.set_xscale("symlog", linthresh=least, linscale=0.6)
+            axes.set(xlim=(-60 * largest, 60 * largest))
+            powers = [10.0 ** round(log10(size)) for size in (sqrt(least * largest), largest)]
+            axes.set_xticks(sorted({0.0, *powers, *(-power for power in powers)}))
+            axes.axvline(0, color=style.SOFT, linewidth=0.9)
+        axes.minorticks_off()
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value, 1)))
         for row, value in enumerate(values):
             axes.plot([value], [row], "o", color=style.INK if value >= 0 else style.LOWER, markersize=7)
             label_end(axes, value, row, number(value, 2))
-        axes.axvline(0, color=style.SOFT, linewidth=0.9)
-        left = -20 * largest if min(values) < 0 else -0.3 * least
-        axes.set(xlabel="curvature, dᵀHd (logarithmic)", xlim=(left, 60 * largest), ylim=(len(values) - 0.5, -0.5))
+        axes.set(xlabel="curvature, dᵀHd, on a logarithmic scale", ylim=(len(values) - 0.5, -0.5))
         axes.set_yticks(range(len(values)), [line.name for line in self.lines])
-        axes.set_xticks([0, largest], ["0", number(largest, 2)])
-        axes.minorticks_off()
-        axes.grid(axis="y")
+        axes.grid()

@@ -86,7 +86,9 @@ class Data(Idea):
         """Train every network."""
         training, n = subject.training, len(subject.training.labels)
         self.caption, self.seeds = subject.caption, options.seeds
-        self.seeds_in_words = count(self.seeds, "seed")
+        self.seeds_in_words, self.passes_in_words = count(self.seeds, "seed"), count(options.epochs, "pass", "passes")
+        trained = subject.config.epochs if subject.trained else 0
+        self.longer = f" The run itself made {trained}, and so gets further." if trained > options.epochs else ""
         self.counts = [few for few in COUNTS if few < n] + [n]
         self.networks = list[Trained]()  # the fewest examples first
         config = replace(subject.config, epochs=options.epochs)
@@ -107,9 +109,9 @@ class Data(Idea):
         seen, unseen = (mean(self.values(fewest, scored, "accuracy")) for scored in ("training", "test"))
         made = mean(self.values(fewest, "test", "accuracy", deformed=True))
         return (
-            f"From {fewest:,} examples the network gets {seen:.0%} of those right, but only {unseen:.0%} of the test "
-            f"images, or {made:.0%} if it sees them deformed anew each time; from {most:,} it gets "
-            f"{mean(self.values(most, 'test', 'accuracy')):.1%} of the test images right"
+            f"From {fewest:,} examples: {seen:.0%} of those right, but only {unseen:.0%} of the test images, "
+            f"or {made:.0%} if they are deformed anew each time. From {most:,}: "
+            f"{mean(self.values(most, 'test', 'accuracy')):.1%}, after {self.passes_in_words}"
         )
 
     def table(self) -> str:

@@ -87,8 +87,8 @@ class Nudges(Idea):
         others = [j for j in range(len(nudges)) if j != self.label]
         furthest, down = min(others, key=lambda j: nudges[j]), sum(nudges[j] < 0 for j in others)
         return (
-            f"This {self.label} wants output {self.label} up and {down} others down, output {furthest} most: each in "
-            "proportion to how far off it is"
+            f"This {self.label} wants output {self.label} up and {down} others down, output {furthest} most: each by "
+            "how far off it is"
         )
 
     def table(self) -> str:
@@ -96,10 +96,10 @@ class Nudges(Idea):
         columns: list[Column] = [("output", "d", range(10)), ("wanted", ".0f", self.example.y[0])]
         for name, outputs in self.outputs.items():
             columns.append((f"{name}: is", ".4f", outputs))
-            columns.append((f"{name}: nudge", "", [signed(nudge, 3) for nudge in self.nudges[name].tolist()]))
+            columns.append((f"{name}: nudge", "+3 digits", self.nudges[name]))
         ways, nudges = zip(*self.ways.ranked(), strict=True)
         title = f"untrained: bang for the buck at output {self.ways.neuron}"
-        ranked = column_table((title, "", ways), ("nudge", "", [signed(nudge, 3) for nudge in nudges]))
+        ranked = column_table((title, "", ways), ("nudge", "+3 digits", nudges))
         meant = f"A nudge is of the output's {self.quantity}"
         return f"What {self.example.name} wants. {self.caption}. {meant}.\n\n{column_table(*columns)}\n\n{ranked}"
 
@@ -136,12 +136,13 @@ class Nudges(Idea):
         output_dots(dots, outputs, self.example.y[0].tolist() if within else None)
         if within:
             dots.set(xlim=(-0.09, 1.09), xticks=[0, 0.5, 1])
-        reach = 2.1 * max(each.abs().max().item() for each in self.nudges.values()) or 1.0
+        reach = 3 * max(each.abs().max().item() for each in self.nudges.values()) or 1.0
         for j, nudge in enumerate(nudges):
-            arrow(arrows, nudge, j, signed(nudge), small=0.03 * reach)
+            twice = f"{signed(nudge)[0]}2 × {number(abs(nudge) / 2, 2)}"
+            arrow(arrows, nudge, j, twice if self.cost == "quadratic" else signed(nudge), small=0.03 * reach)
         arrows.axvline(0, color=style.SOFT, linewidth=0.8)
-        twice = "\n= 2 (wanted − is)" if self.cost == "quadratic" else ""
-        arrows.set(xlabel=f"nudge, −∂C/∂{'z' if COSTS[self.cost].absorbs else 'a'}{twice}", xlim=(-reach, reach))
+        meaning = "\n= 2 × (wanted − is)" if self.cost == "quadratic" else ""
+        arrows.set(xlabel=f"nudge, −∂C/∂{'z' if COSTS[self.cost].absorbs else 'a'}{meaning}", xlim=(-reach, reach))
         arrows.locator_params(axis="x", nbins=4)
         for axes in (dots, arrows):
             axes.set(ylim=(len(rows) - 0.5, -0.5), yticks=rows)

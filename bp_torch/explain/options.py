@@ -53,20 +53,20 @@ class ExampleOptions(CommonOptions):
     """The flags of the ideas that explain one example."""
 
     digit: Annotated[int | None, DIGIT] = None
-    """Take an example of this digit. None: of a 2, or of any where --index or --mistakes is given."""
+    """Take an example of this digit. None: a 2, or any digit with --index or --mistakes."""
     index: int | None = None
-    """Which one, from 0: of those that --digit and --mistakes leave, else of all. None: a plainly written one, or the
-    first mistake."""
+    """Number of the example, from 0, among those that --digit and --mistakes choose, or among all. None: a plainly
+    written example, or the first mistake."""
     loudest: bool = False
-    """Take the example with the largest δ^L, the one that wants the most."""
+    """Take the example with the largest δ^L, which wants the most."""
     test: bool = False
     """Take a test example instead of a training example."""
     mistakes: bool = False
     """Take an example that the network gets wrong."""
     image: Path | None = None
-    """Explain a picture of a digit of your own, a drawing, a scan or a photo in a file. None: an example."""
+    """File of your own picture of a digit to explain: a drawing, a scan or a photo. None: an example."""
     label: Annotated[int | None, DIGIT] = None
-    """With --image: the digit that it shows. None: what the network answers."""
+    """With --image: the digit that it shows. None: the network's answer."""
 
     groups: ClassVar[dict[str, str]] = {"digit": "the example"}
 
@@ -97,7 +97,7 @@ class AverageOptions(CommonOptions):
     first: Annotated[int, Within(least=0)] = 0
     """The first training example that has a column."""
     columns: Annotated[int | None, Within(least=1, most=10)] = None
-    """Number of examples that have a column, from 1 to 10. None: 6, or all of fewer."""
+    """Number of examples that have a column, from 1 to 10. None: 6, or all if there are fewer."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,11 @@ class BatchesOptions(CommonOptions):
     """The batches."""
 
     batch_size: Annotated[int | None, COUNT] = None
-    """Examples in a mini-batch. None: 100, or all of fewer."""
+    """Examples in a mini-batch. None: 100, or all if there are fewer."""
     shown: Annotated[int, Within(least=1, most=6)] = 4
-    """Mini-batches that are shown, from 1 to 6."""
+    """Number of mini-batches to show, from 1 to 6."""
     epoch: Annotated[int, COUNT] = 1
-    """The shuffle of this epoch."""
+    """Epoch whose shuffle is shown."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class DescentOptions(CommonOptions):
     single_learning_rate: Annotated[float | None, Within(above=0)] = None
     """Learning rate on single examples. None: a tenth of the run's, which is too large for one example."""
     close_steps: Annotated[int, Within(least=2)] = 60
-    """Steps on mini-batches, and on all examples, that are seen from close."""
+    """Steps on mini-batches, and on all examples, that the close view shows."""
     grid: Annotated[int, Within(least=2)] = 25
     """Points of a surface along each side."""
     seed: Annotated[int, SEED] = 0
@@ -139,9 +139,9 @@ class GradientOptions(CommonOptions):
     """Which two weights are compared, and how far they are moved."""
 
     ratio: Annotated[float, Within(above=1)] = 32
-    """The first of the two weights is about so many times as sensitive as the second."""
+    """About how many times as sensitive the cost is to the first weight as to the second."""
     step: Annotated[float, Within(above=0, below=1)] = 1e-3
-    """How far a wiggle goes, up and down."""
+    """How far each weight is moved, up and down."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class MinimumOptions(CommonOptions):
     """How much of the run is repeated, and where the curvature is measured."""
 
     epochs: Annotated[int | None, Within(least=0)] = None
-    """Repeat this many of the run's epochs. None: all, but 40 at most, and none of an untrained network's."""
+    """Number of the run's epochs to repeat. None: all, but at most 40, and none for an untrained network."""
     directions: Annotated[int, Within(least=1)] = 6
     """Random directions in which the curvature is measured."""
     seed: Annotated[int, SEED] = 0
@@ -169,9 +169,9 @@ class DataOptions(CommonOptions):
     """How long each network is trained, and how many are trained for each number of examples."""
 
     epochs: Annotated[int, COUNT] = 5
-    """Each network sees as many images as this many passes over all training examples."""
+    """Training time of each network: as many images as in this many passes over all training examples."""
     seeds: Annotated[int, COUNT] = 3
-    """Networks for each number of examples: other initial values, other examples, other shuffles."""
+    """Networks for each number of examples, with different initial values, examples and shuffles."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class NudgesOptions(ExampleOptions):
     """The example, and the output whose three ways are ranked."""
 
     neuron: Annotated[int | None, DIGIT] = None
-    """The output, 0 to 9. None: the one for the digit that the image shows."""
+    """The output, 0 to 9. None: the output of the digit that the image shows."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class OnlyOptions(CommonOptions):
     """The digit, and the number of steps."""
 
     digit: Annotated[int, DIGIT] = 2
-    """The digit whose images are the only ones."""
+    """The only digit that the network sees."""
     steps: Annotated[int, COUNT] = 400
     """Training steps, each on a mini-batch as large as the run's."""
 

@@ -23,8 +23,8 @@ PAGE, PICTURE = "ladder.md", "ladder.png"
 MARKS: dict[Kind, str] = {"best of several": " ᵇ", "best of several epochs": " ᵉ", "on validation data": " ᵛ"}
 FOOTNOTES = (
     "ᵇ the best of several runs, at their best epoch on the test set; ᵉ at the best epoch on the test set; ᵛ on "
-    "validation data. Ours are chosen in none of these ways: mean ± standard deviation over the seeds, on the test "
-    "set, at the epoch chosen on held-out training examples."
+    "validation data. Ours are not chosen in these ways: they are mean ± standard deviation over the seeds, on the "
+    "test set, at the epoch that is best on held-out training examples."
 )
 NOT_YET = "not run yet"
 NUMBERS = ("published, %", "ours, % (seeds)", "minutes each")
@@ -91,7 +91,7 @@ def above(results: Mapping[str, Measured]) -> str:
     """The rows without a mark whose published error is below our mean, both as shown; nothing without any."""
     pairs = [(row, results[row.name].mean) for row in ROWS if row.name in results and row.kind not in MARKS]
     names = ", ".join(row.name for row, mean in pairs if row.published < round(mean, 2))
-    return f" Of the rows without such a mark, ours is above the published error in {names}." if names else ""
+    return f" In these rows without a mark, our error is above the published one: {names}." if names else ""
 
 
 def machines(results: Mapping[str, Measured]) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from itertools import product
 from math import prod
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from bp_torch.flags import Flag, Within, check_bounds, check_types, flag
@@ -25,18 +26,22 @@ class SweepConfig(Config):
     weight_decay: tuple[float, ...] = (0.0,)  # type: ignore[assignment]
     """Weight decays of SGD, 0 or more."""
     init: tuple[InitName, ...] = ("lecun",)  # type: ignore[assignment]
-    """Standard deviations of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform:
-    from −1/√n_in to 1/√n_in. Other biases are zero."""
+    """Standard deviations of the initial weights: lecun 1/√n_in, he √(2/n_in), normal 1. uniform: from −1/√n_in to
+    1/√n_in. The biases are zero; only normal draws them too."""
     seeds: Annotated[int, Within(least=1), Flag("seed")] = 1
     """Networks of each combination: their seeds are --seed, --seed + 1 and so on."""
     at_once: Annotated[int | None, Within(least=1), Flag("machine")] = None
     """Networks that are trained at a time. None: as many as memory and cache make quick."""
     save: Annotated[Literal["all", "best", "none"], Flag("place")] = "all"
-    """Networks that are saved, each in its own folder. best: of each combination, the seed with the best accuracy."""
+    """Which networks are saved, each in its own folder. best: for each combination, the seed with the best accuracy."""
 
     epochs: Annotated[int, Flag(may_change=False)] = Config.epochs
+    resume: Annotated[Path | None, Flag("place")] = None
+    """Folder of a sweep to continue from its last checkpoint. Only --replay, --data-dir and --device may change.
+    None: a new sweep."""
 
     groups: ClassVar[dict[str, str]] = {"seeds": "the sweep"}
+    refused: ClassVar[tuple[str, ...]] = ("verify_every", "log_embedding", "recipe", "patience")  # for one network
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -48,7 +53,7 @@ class SweepConfig(Config):
                 raise ValueError(f"{flag(name)}: wanted one value or more, got none")
             if repeated := [value for n, value in enumerate(values) if value in values[:n]]:
                 raise ValueError(f"{flag(name)}: wanted each value once, got {repeated[0]} twice")
-        for name in ("verify_every", "log_embedding", "recipe", "patience"):
+        for name in self.refused:
             if getattr(self, name):
                 raise ValueError(f"{flag(name)} is for one network: train it alone, with train.py")
         networks = prod(len(getattr(self, name)) for name in LISTS) * self.seeds
@@ -83,7 +88,7 @@ class SweepConfig(Config):
         return [self.member(setting, self.seed + n) for n in range(self.seeds) for setting in self.settings]
 
 
-LISTS = tuple(name for name in SweepConfig.__annotations__ if isinstance(getattr(SweepConfig, name), tuple))
+LISTS = ("learning_rate", "momentum", "weight_decay", "init")
 """The fields that are lists: a sweep tries every combination of their values."""
 
 

@@ -48,23 +48,23 @@ class Config:
     """The settings of a run. Raises ValueError for a value out of its range."""
 
     sizes: Annotated[tuple[int, ...], Flag(first_column=True)] = (784, 16, 16, 10)
-    """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between. Of other data, inputs and classes:
-    the first and the last follow them where the default is left."""
+    """Neurons per layer: 784 pixels first, 10 digits last, hidden layers between. For other data, the first and last
+    entries of the default become the numbers of inputs and classes."""
     activation: Annotated[values.ActivationName, Flag(word="", first_column=True), ACTIVATIONS] = "sigmoid"
     """Activation of the hidden layers."""
     output_activation: Annotated[values.ActivationName | None, ACTIVATIONS] = None
     """Activation of the last layer. None: sigmoid, or identity for the softmax cost, which contains the softmax."""
     init: values.InitName = "lecun"
-    """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in); normal 1, biases as well. uniform: from
-    −1/√n_in to 1/√n_in. Other biases are zero."""
+    """Standard deviation of the initial weights: lecun 1/√n_in, he √(2/n_in), normal 1. uniform: from −1/√n_in to
+    1/√n_in. The biases are zero; only normal draws them too."""
     cost: Annotated[values.CostName, Flag(word="", first_column=True), COSTS] = "quadratic"
-    """Cost of one example; it is averaged over examples."""
+    """Cost of one example; the cost of a batch is the mean over its examples."""
     learning_rate: Annotated[float, Flag(word="lr", first_column=True)] = 3.0
     """Learning rate of the first epoch."""
     learning_rate_decay: Annotated[float, Within(least=0), Flag(word="lr-decay")] = 0.1
     """How fast the learning rate falls: the decay of --schedule inverse and exponential."""
     schedule: Schedule = "inverse"
-    """Learning rate of epoch e, as a part of that of the first: inverse 1 / (1 + decay (e − 1)); exponential
+    """Learning rate of epoch e, divided by that of the first epoch: inverse 1 / (1 + decay (e − 1)); exponential
     (1 − decay)^(e − 1); cosine (1 + cos(π (e − 1) / epochs)) / 2; constant 1."""
     batch_size: Annotated[int | Literal["full"], Within(least=1), Flag(word="batch", first_column=True)] = 100
     """Examples per step. full: all training examples in each step, true gradient descent."""
@@ -80,22 +80,22 @@ class Config:
     """MNIST is part of the package; the others with a name are downloaded. PATH: your own data, an .npz, a .csv, IDX
     files or their folder, or a folder that has a folder of images for each class."""
     targets: Annotated[int, Within(least=0)] = 0
-    """Real targets in place of classes: so many columns of your own data, those named target or y, or else the last.
-    The outputs are then identity. 0: classes."""
+    """Number of columns of your own data that are real targets: those named target or y, or else the last. The output
+    activation is then identity. 0: the data have classes."""
     data_dir: Annotated[Path, Flag("place", may_change=True)] = Path("data")
     """Folder of the data sets; filled on first use."""
     train_examples: Annotated[int | None, Within(least=1), Flag(word="examples")] = None
     """Train on this many of the shuffled training examples. None: on all."""
     validation: Annotated[int, Within(least=0)] = 0
-    """Hold out this many: the last of the shuffled training examples. They are evaluated after each epoch in the place
-    of the test set, which is evaluated once, with the network that did best on them."""
+    """Number of training examples to hold out, the last of the shuffled ones. Each epoch ends with an evaluation on
+    these. The network that does best on them is saved, and evaluated once on the test set."""
     patience: Annotated[int, Within(least=0)] = 0
-    """With --validation: end the run once so many epochs in a row are not better than the best before. 0: never."""
+    """With --validation: end the run after this many epochs in a row without a new best accuracy. 0: never."""
     deform: DeformName = "none"
     """Deform the training images, anew in each epoch: affine turns, shears, scales and shifts them, elastic bends them,
     both does both."""
     rotation: Annotated[float, AFFINE] = Deformation.rotation
-    """With --deform affine or both: largest angle in degrees; half as large for 1 and 7, as --shear is."""
+    """With --deform affine or both: largest angle in degrees. For a 1 or a 7, rotation and shear are half as large."""
     shear: Annotated[float, AFFINE] = Deformation.shear
     """Largest angle in degrees by which vertical lines lean."""
     scale: Annotated[float, AFFINE] = Deformation.scale
@@ -109,23 +109,22 @@ class Config:
     seed: Annotated[int, Within(least=0), Flag("seed")] = 0
     """Seed of the initial values, of every shuffle and of every deformation."""
     start_from: Annotated[Path | None, Flag("place", word="from")] = None
-    """Network to go on training, a .safetensors file of the same --sizes and activations. None: initial values are
-    drawn."""
+    """Network to train further, a .safetensors file of the same --sizes and activations. None: a new network."""
     recipe: Annotated[str | None, Flag("place")] = None
-    """A row of the ladder (python -m bp_torch ladder), whose settings the other flags then have. None: the defaults."""
+    """A row of the ladder (python -m bp_torch ladder): its settings replace the defaults of the
+    other flags. None: no row."""
     runs_dir: Annotated[Path, Flag("place")] = Path("runs")
     """Folder of the runs."""
     run_name: Annotated[str | None, Flag("place")] = None
-    """Name of the run's folder. None: the settings that are not the default and change the network, the sizes,
-    and the time."""
+    """Name of the run's folder. None: the settings that differ from the defaults, the sizes, and the time."""
     resume: Annotated[Path | None, Flag("place")] = None
     """Folder of a run to continue from its last checkpoint. Only --epochs (but not with --schedule cosine),
     --replay, --data-dir and --device may change. None: a new run."""
     checkpoint_every: Annotated[int | None, Within(least=1), Flag("place", word="checkpoint-every")] = None
-    """Also save a checkpoint every so many steps. None: after each epoch only."""
+    """Also save a checkpoint after every so many steps. None: only after each epoch."""
     verify_every: Annotated[int | None, Within(least=1), Flag("machine", word="verify-every")] = None
-    """Check the gradient against autograd every so many steps, and stop with a report if they disagree. None:
-    never."""
+    """Steps between two checks of the gradient against autograd; the run stops with a report if they disagree. None:
+    no checks."""
     log: Annotated[bool, Flag("log")] = True
     """Write the event file that TensorBoard reads."""
     log_every: Annotated[int, Within(least=1), LOG] = 100
@@ -140,12 +139,11 @@ class Config:
     """Type of every number in the network."""
     precision: PrecisionName = "full"
     """Precision of both passes. full: that of the parameters; tf32: TF32 in matrix products, on a GPU; bf16: bfloat16
-    throughout; auto: bf16 where the device has instructions for it, else full. The parameters stay float32."""
+    throughout; auto: bf16 if the device has instructions for it, else full. The parameters stay float32."""
     replay: Annotated[bool, Flag("machine", may_change=True)] = True
     """Record the operations of a step once and replay them, on a GPU as a CUDA graph. --no-replay is for debugging."""
     compile: Annotated[bool, Flag("machine")] = False
-    """Compile the step with torch.compile first, which takes up to a minute. Made for GPUs: a small step on a CPU is
-    faster without."""
+    """Compile the step with torch.compile first, which takes up to a minute. For GPUs: on a CPU the step is slower."""
     threads: Annotated[int | None, Flag("machine")] = None
     """CPU threads. None: one for a small network, else torch's default."""
 

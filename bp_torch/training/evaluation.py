@@ -59,6 +59,8 @@ def evaluate(
 ) -> Score:
     """Cost and accuracy over all ``examples``; each process computes its shard. Raises ValueError for networks=K."""
     check_single(network)
+    if not isinstance(examples, Examples):
+        raise ValueError(f"wanted Examples(x, labels), got a {type(examples).__name__}")
     return evaluate_each(network, examples, cost, world, before_chunk)[0]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -316,17 +317,18 @@ def default_run_name(config: Config) -> str:
         value, flag = getattr(config, each.name), flags_of(type(config))[each.name]
         word = each.name.replace("_", "-") if flag.word is None and flag.decides else flag.word
         if word is not None and value != each.default and each.name != "sizes":
-            value = value.stem if isinstance(value, Path) else value
+            value = re.sub(r"[^\w.+-]", "-", value.stem) if isinstance(value, Path) else value
             values = map(str, value if isinstance(value, tuple) else [value])
             parts.append("-".join(filter(None, [word, *(value.removesuffix(".0") for value in values)])))
     name, time = "_".join([*parts, "-".join(map(str, config.sizes))]), datetime.now().strftime("_%m%d-%H%M%S")
     most, digest = DEFAULT_NAME - len(time), hashlib.sha256(name.encode()).hexdigest()[:8]
-    return (name if len(name) <= most else f"{name[: most - 9]}-{digest}") + time
+    cut = name.encode()[: most - 9].decode(errors="ignore")  # file systems count bytes
+    return (name if len(name.encode()) <= most else f"{cut}-{digest}") + time
 
 
-def open_run(folder: Path, device: torch.device | str = "cpu") -> tuple[Config, Network]:
+def open_run(folder: Path | str, device: torch.device | str = "cpu") -> tuple[Config, Network]:
     """The config and the trained network of a run. Raises TrainingError if ``folder`` holds no finished run."""
-    config = read_config(folder)
+    config = read_config(folder := Path(folder))
     try:
         return config, load_network(folder / NETWORK_FILE, device)
     except (OSError, ValueError) as error:

@@ -102,9 +102,15 @@ def at_the_end(
 ) -> str:
     """A sentence on a network that has learned nothing, by its ``accuracy`` on the ``test`` set; "" of all others."""
     chance = is_chance(accuracy, test.labels)
-    if not config.epochs or config.targets or not (chance or accuracy < 0.5) or is_gone(config.start_from):
+    if not config.epochs or not (chance or accuracy < 0.5) or is_gone(config.start_from):
         return ""
-    first, some, p = start(), subsample(training), largest(test.labels)
+    first, some = start(), subsample(training)
+    if config.targets:
+        if max(accuracy, evaluate(network, some, config.cost).accuracy) > 0:
+            return ""
+        layers = look(network, config, training, config.epochs)
+        return f"the network explains nothing of its targets: {why(config, network, first, training, layers)}"
+    p = largest(test.labels)
     shown = f"{100 * accuracy:.2f} % of the test images are right"
     if chance:
         shown += f", and one answer to all gets {100 * p:.2f} %"
