@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from bp_torch.flags import Within, check_bounds
 
-VERSION = "0.2.0"
+VERSION = "0.3.0"
 
 ActivationName = Literal["sigmoid", "relu", "tanh", "scaled-tanh", "identity"]
 CostName = Literal["quadratic", "binary-cross-entropy", "softmax-cross-entropy"]
