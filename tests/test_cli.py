@@ -244,6 +244,14 @@ def test_command_starts_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
+def test_variable_that_a_library_of_torch_cannot_read_is_a_line(tmp_path: Path) -> None:
+    variables = os.environ | {"TQDM_MININTERVAL": "x", "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "bp_torch", "train", "--epochs", "0"]
+    done = subprocess.run(words, cwd=tmp_path, env=variables, capture_output=True, check=False)
+    assert (done.returncode, done.stderr.count(b"\n")) == (1, 1)
+    assert done.stderr.startswith(b"error: cannot load torch: ")
+
+
 def test_no_command_warns_of_a_home_in_which_matplotlib_keeps_no_fonts(tmp_path: Path) -> None:
     variables = os.environ | {"MPLCONFIGDIR": os.devnull, "MPLBACKEND": "none"}
     words = [sys.executable, "-m", "bp_torch", "ladder"]

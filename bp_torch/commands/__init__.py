@@ -55,7 +55,10 @@ def load_torch(threads: int | None = None) -> None:
         Path.cwd()  # of a folder that is gone, torch would end the process
     try_threads((os.cpu_count() or 1) + (threads or 0) + 2)
     gc.disable()  # what is imported stays: to search it for garbage, now and at the end, takes half as long again
-    importlib.import_module("torch")
+    try:
+        importlib.import_module("torch")
+    except ValueError as error:  # one of its libraries reads a variable of the environment, TQDM_MININTERVAL, say
+        raise ImportError(str(error), name="torch") from error
     gc.freeze()
     gc.enable()
     if sys.stderr.isatty():
