@@ -70,6 +70,7 @@ def test_each_device_has_a_pool_of_its_own(gpu: Gpu) -> None:
     assert list(gpu.graphs.values()) == [1, 1]
 
 
+@pytest.mark.long
 def test_networks_are_verified_one_after_another(data_dir: Path, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bp_torch.commands.verify_networks.combinations", lambda: [("tanh", "sigmoid", "quadratic")])
     cases = verify.verify(verify.Options(depths=(1, 2), batch_sizes=(3,), data_dir=data_dir))
