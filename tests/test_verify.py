@@ -838,6 +838,40 @@ def test_command_judges_a_replayed_recording(digits: tuple[str, ...], monkeypatc
     assert code == 1 and "recorded" in text
 
 
+SATURATING = (30, 39, 40)  # seeds for which φ′ of some output has few digits left
+
+
+def saturating(seed: int) -> tuple[Network, Tensor, Tensor]:
+    network = Network((16, 16, 16, 16, 26), activation="identity", output_activation="scaled-tanh", seed=seed)
+    network = network.to(dtype=torch.float64)
+    network.parameters.mul_(4.0)
+    labels = torch.randint(26, (100,), generator=torch.Generator().manual_seed(seed))
+    return network, 3 * randn(100, 16, seed=seed), functional.one_hot(labels, 26).double()
+
+
+@pytest.mark.parametrize("seed", SATURATING)
+def test_right_gradients_of_saturated_outputs_are_called_right(seed: int) -> None:
+    network, x, y = saturating(seed)
+    report = own_backward.check_parts(network, [(x, y)], "quadratic")
+    assert str(report).startswith("RIGHT"), report
+
+
+@pytest.mark.parametrize("seed", SATURATING)
+def test_gradient_of_saturated_outputs_that_is_off_by_a_millionth_is_wrong(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, x, y = saturating(seed)
+    right = backward
+
+    def a_little_off(*given: Any, **options: Any) -> Any:
+        found = right(*given, **options)
+        return found._replace(gradient=found.gradient * (1 + 1e-6))
+
+    monkeypatch.setattr(own_backward, "backward", a_little_off)
+    report = own_backward.check_parts(network, [(x, y)], "quadratic")
+    assert str(report).startswith("WRONG"), report
+
+
 def test_check_makes_no_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("", "--data-dir", str(tmp_path / "nowhere"))[1] == 1
     assert "there is no folder" in capsys.readouterr().err and not list(tmp_path.iterdir())
