@@ -222,5 +222,5 @@ class Average(Idea):
             bins = np.linspace(0, 100, 41)
             percent_histogram(axes, found[found.isfinite()], bins, histtype="step", linewidth=1.8, **look)
         axes.axvline(50, color=style.INK, linewidth=1, linestyle=":")
-        axes.set(xlabel="% of the examples that agree (50: a coin toss)", ylabel="% of the layer's parameters")
+        axes.set(xlabel="% that agree (50: a coin toss)", ylabel="% of the layer's parameters")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 0.98), ncols=3, columnspacing=1.2)  # over the bars
