@@ -20,8 +20,7 @@ from torch.nn.functional import avg_pool2d, interpolate, max_pool2d, pad
 
 from bp_torch.backprop import forward
 from bp_torch.cli import UserError
-from bp_torch.data import scaled
-from bp_torch.examples import check_inputs
+from bp_torch.examples import check_inputs, scaled
 from bp_torch.network import Network
 from bp_torch.values import CLASSES, PIXELS, SIDE
 

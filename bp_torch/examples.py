@@ -16,6 +16,7 @@ from bp_torch.kind import KINDS, Kind
 from bp_torch.values import CLASSES, PIXELS
 
 PIXEL_SCALE = 1 / 255  # takes a pixel byte, 0..255, to an input of the network, 0..1
+TWICE = 1.01 * PIXEL_SCALE  # where no pixel of 0..1 is above this, somebody divided by 255 twice
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ def check_inputs(x: Tensor, *, unit: bool) -> None:
     if not (0 <= low <= high <= 1 if unit else -inf < low <= high < inf):  # NaN is not between either
         wanted = "wanted 0 to 1, or bytes of 0 to 255" if unit else "wanted finite ones"
         raise ValueError(f"x holds floats from {low:g} to {high:g}, {wanted}")
-    if unit and 0 < high < 1.01 * PIXEL_SCALE:
+    if unit and 0 < high < TWICE:
         raise ValueError(f"x holds floats from {low:g} to {high:g}, as of pixels divided by 255 twice: wanted 0 to 1")
 
 

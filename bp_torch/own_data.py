@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from bp_torch.data import IMAGES, Array, DataError, content_of, read_idx
-from bp_torch.examples import Examples
+from bp_torch.examples import TWICE, Examples
 from bp_torch.files import regular
 from bp_torch.kind import Kind
 from bp_torch.text import count
@@ -31,7 +31,6 @@ FEWEST = 20  # examples of which some are held out as the test set
 PART, MOST = 5, 10_000  # one in so many is held out, but no more than this
 SMALLEST = 7  # pixels along each side of an image that comes as a row of numbers
 SHOWN = 50  # characters of what is wrong
-TWICE = 1.01 / 255  # where no pixel is above this, somebody divided by 255 twice
 DARK = 127  # where no pixel is above this, the brightest becomes 1, and not 255
 
 LABELS = ("label", "labels", "class", "target", "y", "digit", "letter", "species", "category")  # columns of a CSV

@@ -91,10 +91,10 @@ def answer(files: Sequence[str], options: Options) -> int:
             continue
         (found,) = predict(network, x[None])
         outputs = found.outputs.softmax(0) if config.cost == "softmax-cross-entropy" else found.outputs
-        name = kind.names[found.answer] if kind.names else found.answer
-        answers.append({"file": file, "answer": name, "outputs": outputs.tolist()})
+        said = kind.name(found.answer)
+        answers.append({"file": file, "answer": said if kind.names else found.answer, "outputs": outputs.tolist()})
         if not options.json:
-            print(f"\n{file}: {name}{doubt(outputs.tolist())}\n{shown(x.tolist(), outputs.tolist(), kind.names)}")
+            print(f"\n{file}: {said}{doubt(outputs.tolist())}\n{shown(x.tolist(), outputs.tolist(), kind.names)}")
         if options.save:
             options.save.mkdir(parents=True, exist_ok=True)
             name = f"{len(answers)}-{'stdin' if file == '-' else Path(file).stem}.png"
