@@ -69,9 +69,9 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def told(error: OSError) -> str:
+def told(error: Exception) -> str:
     """The file, what went wrong, and what to do: runs/a/last.pt: No space left on device: make room on the disk."""
-    if error.errno is None or error.strerror is None:
+    if not isinstance(error, OSError) or error.errno is None or error.strerror is None:
         return str(error)
     file = [] if error.filename is None else [os.fsdecode(error.filename)]
     return ": ".join([*file, error.strerror, *filter(None, [WAYS.get(error.errno)])])
@@ -135,6 +135,14 @@ def read_json(path: Path, *, older: bool = False) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("it holds no names with values")
     return found if older and SUM not in found else without_sum(found)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is something at ``path``, which may be longer than a path can be."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def regular(path: Path) -> Path:

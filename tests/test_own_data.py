@@ -713,3 +713,8 @@ def test_examples_of_a_table_take_any_finite_float() -> None:
     assert Examples(torch.tensor([[-5.0, 7.0]]), torch.tensor([2]), kind).x.shape == (1, 2)
     with pytest.raises(ValueError, match="x holds floats from -inf to 7, wanted finite ones"):
         Examples(torch.tensor([[-torch.inf, 7.0]]), torch.tensor([2]), kind)
+
+
+def test_path_that_is_longer_than_a_path_can_be_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"--dataset: wanted mnist, .* there is no '999"):
+        Config(dataset=Path("9" * 401))

@@ -17,7 +17,7 @@ from bp_torch.files import is_utf8
 from bp_torch.network import Network
 from bp_torch.training import Config, TrainingError, open_run, read_config, train
 from bp_torch.training.config import LONGEST_NAME
-from bp_torch.training.run import default_run_name, start_run
+from bp_torch.training.run import default_run_name, first_network, start_run
 from tests.harness import FORK, linux
 
 
@@ -172,3 +172,14 @@ def test_file_of_another_network_is_refused_with_the_flags_that_it_needs(data_di
         with pytest.raises(TrainingError, match=f"--start-from: .*{message}"):
             train(replace(config, start_from=tmp_path / name))
     assert not (tmp_path / "one").exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere", "9" * 401])
+def test_what_the_system_says_of_a_file_comes_without_its_number(name: str, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError) as of_run:
+        open_run(tmp_path / name)
+    config = Config(epochs=0, start_from=tmp_path / name, log=False, runs_dir=tmp_path / "runs", device="cpu")
+    with pytest.raises(TrainingError) as of_start:
+        first_network(config, torch.device("cpu"))
+    for error in (of_run, of_start):
+        assert name in str(error.value) and "Errno" not in str(error.value)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 
 from bp_torch import values
 from bp_torch.cli import UserError, train_command
-from bp_torch.files import WINDOWS, read_json
+from bp_torch.files import WINDOWS, is_there, read_json, told
 from bp_torch.flags import Flag, Role, Within, check_bounds, check_effects, check_types, flag, flags_of
 from bp_torch.kind import KINDS, Kind
 from bp_torch.training import rows
@@ -208,7 +208,7 @@ class Config:
             got = f"{self.dataset}, {self.cost} and {self.outputs}"
             raise ValueError(f"--targets: wanted {wanted}, got {got}")
         path = self.dataset
-        if isinstance(path, Path) and len(path.parts) == 1 and not path.exists():  # that of a run is in a folder
+        if isinstance(path, Path) and len(path.parts) == 1 and not is_there(path):  # that of a run is in a folder
             names = ", ".join(KINDS)
             raise ValueError(f"--dataset: wanted {names}, or a path; there is no {str(path)!r} here")
 
@@ -464,7 +464,7 @@ def read_config_as(kind: type[AnyConfig], folder: Path, missing: str, make: str)
         config = kind.from_json(json.dumps(read_json(path, older=True)))
         return replace(config, **{name: (folder / getattr(config, name)).resolve() for name in config.data_paths})
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{missing} ({error}); make one with: {make}") from error
+        raise TrainingError(f"{missing} ({told(error)}); make one with: {make}") from error
 
 
 def scalar_or_column(values: Sequence[float]) -> "float | Tensor":

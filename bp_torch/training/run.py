@@ -25,7 +25,7 @@ from bp_torch.data import Examples, folder_of_run, load, permutation, subsample
 from bp_torch.deform import EachEpoch, Part
 from bp_torch.device import set_precision, set_threads
 from bp_torch.distributed import World
-from bp_torch.files import is_utf8, read_json, replace_file, write_json
+from bp_torch.files import is_utf8, read_json, replace_file, told, write_json
 from bp_torch.flags import flags_of
 from bp_torch.kind import KINDS, Kind
 from bp_torch.network import Network
@@ -209,7 +209,7 @@ def first_network(config: Config, device: torch.device, *members: Sequence[Confi
         try:
             found = load_network(config.start_from, device)
         except (OSError, ValueError) as error:
-            raise TrainingError(f"--start-from: {error}") from error
+            raise TrainingError(f"--start-from: {told(error)}") from error
         if any(getattr(found, name) != getattr(network, name) for name in SAVED):
             way = f"--sizes {' '.join(map(str, found.sizes))} --activation {found.activation}"
             way += f" --output-activation {found.output_activation}"
@@ -333,4 +333,4 @@ def open_run(folder: Path | str, device: torch.device | str = "cpu") -> tuple[Co
         return config, load_network(folder / NETWORK_FILE, device)
     except (OSError, ValueError) as error:
         way = f"finish it with: {train_command()} --resume {folder}"
-        raise TrainingError(f"no trained network in {folder} ({error}); {way}") from error
+        raise TrainingError(f"no trained network in {folder} ({told(error)}); {way}") from error
