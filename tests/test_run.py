@@ -89,7 +89,7 @@ def test_run_and_its_data_may_be_moved_together(
 @pytest.mark.parametrize(
     "name",
     ["no\u00a0break", "wide\u3000space", "-dash"]
-    + [pytest.param(name, marks=linux) for name in ("a\ttab", "new\nline", "latin-\udce9", "  ")],
+    + [pytest.param(name, marks=linux) for name in ("a\ttab", "\x07bell", "new\nline", "latin-\udce9", "  ")],
 )
 def test_run_in_a_folder_of_any_name_is_opened_again(name: str, data_dir: Path, tmp_path: Path) -> None:
     place, log = tmp_path / name, is_utf8(Path(name))
